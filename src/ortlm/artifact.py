@@ -1,0 +1,311 @@
+"""The artifact: a folder that onnxruntime-genai loads as it is, plus ``ortlm.json``.
+
+This file alone knows the keys of ``genai_config.json`` and ``ortlm.json``; both halves of ortlm meet here.
+It imports nothing heavy: reading an artifact must be quick.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ortlm.errors import BadArtifact, nearest
+
+MANIFEST_FILE = "ortlm.json"
+GENAI_FILE = "genai_config.json"
+FORMAT = 1
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One tensor that a graph carries from step to step.
+
+    ``kind`` says how it changes: ``"grow"`` gains one position per token along ``axis`` and may be one
+    buffer that the graph updates in place; ``"append"`` gains positions too, but must be handed over as a
+    new tensor each step.
+    """
+
+    past: str
+    present: str
+    kind: str = "grow"
+    axis: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One ONNX graph: its file and what each of its tensors is for.
+
+    ``inputs`` and ``outputs`` map a role (``input_ids``, ``attention_mask``, ``position_ids``, ``logits``)
+    to the tensor's name. ``optional`` does the same for inputs with a default value
+    (``logits_to_keep``, ``query_lengths``).
+    """
+
+    file: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    states: tuple[State, ...]
+    optional: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything a runtime must know about an artifact; no model family is named on the way.
+
+    ``rope_switch_tokens`` is the total length above which every position is rotated by another table, so
+    that a cache filled below it has to be computed anew once (Phi-3's longrope); None if there is none.
+    ``generation`` holds the publisher's sampling defaults under Hugging Face's names.
+    ``info`` is for people: source, recipe, sizes, target, provenance. A runtime ignores it.
+    """
+
+    graphs: Mapping[str, Graph]
+    context_tokens: int
+    vocab_size: int
+    stop_token_ids: tuple[int, ...]
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    rope_switch_tokens: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    session_options: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the text of ``ortlm.json``."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model folder on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    def graph_path(self, name: str = "decoder") -> Path:
+        """Return where the ONNX file of graph ``name`` lies."""
+        return self.path / self.manifest.graphs[name].file
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """Open the model folder ``path``, ours or one made for onnxruntime-genai by anybody.
+
+    Raises BadArtifact if it is no such folder, or one that is damaged.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BadArtifact(
+            f"{folder} is not a folder. An artifact is what `ortlm build -o {folder}` writes, "
+            f"or any folder that holds {GENAI_FILE}."
+        )
+    if (folder / MANIFEST_FILE).is_file():
+        manifest = _manifest(_read_json(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
+    elif (folder / GENAI_FILE).is_file():
+        manifest = from_genai(_read_json(folder / GENAI_FILE), folder / GENAI_FILE)
+    elif (folder / "config.json").is_file():
+        raise BadArtifact(
+            f"{folder} is a Hugging Face checkpoint, not an artifact. Build it first: "
+            f"ortlm build -i {folder} -o OUT -p int4 -e cpu"
+        )
+    else:
+        raise BadArtifact(f"{folder} holds neither {MANIFEST_FILE} nor {GENAI_FILE}.")
+    for graph in manifest.graphs.values():
+        if not (folder / graph.file).is_file():
+            raise BadArtifact(f"{folder / graph.file} is missing, but the artifact's configuration names it.")
+    return Artifact(folder, manifest)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BadArtifact(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise BadArtifact(f"{path} must hold a JSON object, found {type(found).__name__}.")
+    return found
+
+
+def _manifest(found: dict[str, Any], path: Path) -> Manifest:
+    if found.get("format") != FORMAT:
+        raise BadArtifact(
+            f"{path} has format {found.get('format')!r}; this ortlm reads format {FORMAT}. "
+            "Build the model again, or use the ortlm version that built it."
+        )
+    try:
+        graphs = {
+            name: Graph(
+                file=_inside(g["file"], path),
+                inputs=g["inputs"],
+                outputs=g["outputs"],
+                states=tuple(State(**s) for s in g["states"]),
+                optional=g.get("optional", {}),
+            )
+            for name, g in found["graphs"].items()
+        }
+        return Manifest(
+            graphs=graphs,
+            context_tokens=int(found["context_tokens"]),
+            vocab_size=int(found["vocab_size"]),
+            stop_token_ids=tuple(int(t) for t in found["stop_token_ids"]),
+            pad_token_id=found.get("pad_token_id"),
+            bos_token_id=found.get("bos_token_id"),
+            rope_switch_tokens=found.get("rope_switch_tokens"),
+            generation=found.get("generation", {}),
+            session_options=found.get("session_options", {}),
+            info=found.get("info", {}),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _inside(name: str, config: Path) -> str:
+    """Return ``name`` if it stays within the artifact's folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BadArtifact(f"{config} names the file {name!r}, which lies outside the artifact's folder.")
+    return name
+
+
+# --- genai_config.json ------------------------------------------------------------------------------------
+
+_GENAI_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+_GENAI_OUTPUTS = ("logits", "hidden_states")
+# genai rewinds at these lengths for these model types; the numbers are fixed in its C++ source.
+_GENAI_ROPE_SWITCH = {"phi3": 4096, "phimoe": 4096, "phi3small": 8192}
+
+
+def from_genai(found: dict[str, Any], path: Path) -> Manifest:
+    """Read a manifest out of the ``genai_config.json`` that lies at ``path``.
+
+    Raises BadArtifact for models of several graphs and for missing keys.
+    """
+    try:
+        model = found["model"]
+        decoder = model["decoder"]
+        layers = int(decoder["num_hidden_layers"])
+    except (KeyError, TypeError) as error:
+        raise BadArtifact(f"{path} has no model.decoder.num_hidden_layers: {error!r}") from error
+    if "pipeline" in decoder:
+        raise BadArtifact(f"{path} describes a model split into a pipeline, which is not supported.")
+    search = found.get("search", {})
+    names_in, names_out = decoder.get("inputs", {}), decoder.get("outputs", {})
+    kind = "grow" if search.get("past_present_share_buffer") else "append"
+    states = []
+    for layer in range(layers):
+        for part in ("key", "value"):
+            past = names_in.get(f"past_{part}_names", f"past_key_values.%d.{part}")
+            present = names_out.get(f"present_{part}_names", f"present.%d.{part}")
+            states.append(State(past % layer, present % layer, kind))
+    inputs = {role: names_in[role] for role in _GENAI_INPUTS if role in names_in} or {
+        "input_ids": "input_ids",
+        "attention_mask": "attention_mask",
+    }
+    stop = model.get("eos_token_id", model.get("pad_token_id", []))
+    context = model.get("context_length")
+    if not isinstance(context, int) or context <= 0:
+        raise BadArtifact(f"{path}: model.context_length must be a positive integer, found {context!r}.")
+    switch = _GENAI_ROPE_SWITCH.get(str(model.get("type")))
+    return Manifest(
+        graphs={
+            "decoder": Graph(
+                file=_inside(decoder.get("filename", "model.onnx"), path),
+                inputs=inputs,
+                outputs={role: names_out.get(role, role) for role in _GENAI_OUTPUTS if role in names_out}
+                or {"logits": "logits"},
+                states=tuple(states),
+            )
+        },
+        context_tokens=context,
+        vocab_size=int(model.get("vocab_size", 0)),
+        stop_token_ids=tuple(stop if isinstance(stop, list) else [stop]),
+        pad_token_id=model.get("pad_token_id"),
+        bos_token_id=model.get("bos_token_id"),
+        rope_switch_tokens=switch if switch and context > switch else None,
+        generation={
+            key: search[key]
+            for key in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+            if key in search
+        },
+        info={"model_type": model.get("type")},
+    )
+
+
+def graph_named(manifest: Manifest, name: str) -> Graph:
+    """Return the graph called ``name`` or raise BadArtifact with the names there are."""
+    if name not in manifest.graphs:
+        raise BadArtifact(
+            f"the artifact has no graph {name!r}; it has {', '.join(manifest.graphs)}."
+            + nearest(name, manifest.graphs)
+        )
+    return manifest.graphs[name]
+
+
+def genai_config(
+    manifest: Manifest, *, model_type: str, sizes: Mapping[str, int], provider: str | None
+) -> str:
+    """Return the text of ``genai_config.json``, which describes the same model to onnxruntime-genai.
+
+    ``sizes`` has head_size, hidden_size, num_attention_heads, num_key_value_heads and num_hidden_layers;
+    ``provider`` is the execution provider to name, None for the CPU.
+    """
+    decoder = manifest.graphs["decoder"]
+    stop = list(manifest.stop_token_ids)
+    first = manifest.generation
+    inputs = dict(decoder.inputs)
+    outputs = dict(decoder.outputs)
+    for part in ("key", "value"):
+        inputs[f"past_{part}_names"] = f"past_key_values.%d.{part}"
+        outputs[f"present_{part}_names"] = f"present.%d.{part}"
+    # The official runtime allocates the cache for max_length at once; the whole context of a long model
+    # would take more memory than most machines have. A caller who needs more says so.
+    length = min(manifest.context_tokens, 4096)
+    config = {
+        "model": {
+            **({} if manifest.bos_token_id is None else {"bos_token_id": manifest.bos_token_id}),
+            "context_length": manifest.context_tokens,
+            "decoder": {
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [{provider: {}}] if provider else [],
+                },
+                "filename": decoder.file,
+                **sizes,
+                "inputs": inputs,
+                "outputs": outputs,
+            },
+            "eos_token_id": stop if len(stop) != 1 else stop[0],
+            "pad_token_id": manifest.pad_token_id if manifest.pad_token_id is not None else stop[0],
+            "type": model_type,
+            "vocab_size": manifest.vocab_size,
+        },
+        "search": {
+            "diversity_penalty": 0.0,
+            "do_sample": bool(first.get("do_sample", False)),
+            "early_stopping": True,
+            "length_penalty": 1.0,
+            "max_length": length,
+            "min_length": 0,
+            "no_repeat_ngram_size": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": True,
+            "repetition_penalty": float(first.get("repetition_penalty", 1.0)),
+            "temperature": float(first.get("temperature", 1.0)),
+            "top_k": int(first.get("top_k", 50)),
+            "top_p": float(first.get("top_p", 1.0)),
+        },
+    }
+    return json.dumps(config, indent=4) + "\n"

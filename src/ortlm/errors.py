@@ -1,0 +1,56 @@
+"""Every error that ortlm raises on purpose.
+
+Error:
+     ├── BadOption         an option or argument has a value that cannot be used   (exit code 2)
+     ├── UnsupportedModel  config.json names an architecture that is not known
+     ├── BadCheckpoint     the Hugging Face folder is incomplete, damaged or contradicts itself
+     ├── BadArtifact       an ONNX model folder is incomplete or damaged
+     ├── NotEnoughSpace    the disk cannot hold what would be written
+     ├── ContextFull       a sequence reached the model's context length
+     └── CannotRewind      a cache cannot go back to a shorter length
+
+A message says what was found, where, what is allowed and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class Error(Exception):
+    """Root of all errors raised on purpose; the command line prints it without a traceback."""
+
+
+class BadOption(Error, ValueError):
+    """An option or argument has a value that cannot be used."""
+
+
+class UnsupportedModel(Error):
+    """The checkpoint's architecture is not known."""
+
+
+class BadCheckpoint(Error):
+    """A Hugging Face folder is incomplete, damaged or contradicts itself."""
+
+
+class BadArtifact(Error):
+    """An ONNX model folder is incomplete or damaged."""
+
+
+class NotEnoughSpace(Error):
+    """The disk cannot hold what would be written."""
+
+
+class ContextFull(Error):
+    """A sequence reached the model's context length."""
+
+
+class CannotRewind(Error):
+    """A cache cannot go back to a shorter length."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean: a, b?"`` for the known words most like ``word``, or an empty string."""
+    found = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f" Did you mean: {', '.join(found)}?" if found else ""

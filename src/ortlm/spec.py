@@ -1,0 +1,236 @@
+"""What a model is, as plain data: no files, no ONNX, no family names.
+
+An architecture turns ``config.json`` into a ``Decoder``; graphs, weight shapes, cache sizes, parameter
+counts and the manifest all follow from it. What varies is the *type* of a part, not a flag: a layer's
+``mixer`` may be any mixer and its ``ffn`` any feed-forward.
+
+Shapes use these letters: B batch, S new tokens, T all tokens so far, H hidden, N heads, K key/value heads,
+D head size, I intermediate size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A normalisation over the last axis.
+
+    ``kind`` is ``"rms"`` (no mean, no bias) or ``"layer"`` (mean and variance). ``bias`` says whether a
+    ``.bias`` weight exists. A stored weight that means ``1 + weight`` is corrected where weights are read.
+    """
+
+    eps: float
+    kind: str = "rms"
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding with its final frequencies.
+
+    ``inv_freq`` has ``dims / 2`` angular frequencies in radians per token, as float32 would hold them.
+    ``factor`` multiplies cos and sin. With ``long_inv_freq`` set, all positions are rotated by that table
+    (times ``long_factor``) once the total length exceeds ``switch_tokens``.
+    ``interleaved`` pairs channels (0, 1), (2, 3), … instead of (0, D/2), (1, D/2 + 1), ….
+    """
+
+    inv_freq: tuple[float, ...]
+    factor: float = 1.0
+    long_inv_freq: tuple[float, ...] | None = None
+    long_factor: float = 1.0
+    switch_tokens: int | None = None
+    interleaved: bool = False
+
+    @property
+    def dims(self) -> int:
+        """Number of channels of a head that are rotated; the rest pass through."""
+        return 2 * len(self.inv_freq)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Grouped-query attention with a growing key/value cache.
+
+    ``scale`` multiplies query·key. ``window`` is how many positions a token sees, itself included; None is
+    all. ``softcap`` c bounds scores to c·tanh(score / c). ``qk_norm`` normalises queries and keys before
+    rotation: over each head, or over the full projection if ``qk_norm_full``.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope | None
+    scale: float
+    window: int | None = None
+    softcap: float = 0.0
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: Norm | None = None
+    qk_norm_full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GatedMLP:
+    """``down(act(gate(x)) * up(x))``; ``act`` is "silu", "gelu" or "gelu_tanh"."""
+
+    intermediate: int
+    act: str
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MLP:
+    """``down(act(up(x)))``; ``act`` is "silu", "gelu", "gelu_tanh" or "relu2"."""
+
+    intermediate: int
+    act: str
+    bias: bool = False
+
+
+# The other mixers join here.
+Mixer = Attention
+FeedForward = GatedMLP | MLP
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer.
+
+    ``x += residual_scale · mixer_post(mixer(mixer_pre(x)))``, then the same with ``ffn``; a norm that is
+    None is left out. With ``parallel``, both branches read the same ``mixer_pre(x)`` and are added at once.
+    """
+
+    mixer: Mixer
+    ffn: FeedForward
+    mixer_pre: Norm | None
+    ffn_pre: Norm | None
+    mixer_post: Norm | None = None
+    ffn_post: Norm | None = None
+    parallel: bool = False
+    residual_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A causal language model.
+
+    ``embed_scale`` multiplies embeddings, ``logit_scale`` logits; ``logit_softcap`` c bounds logits to
+    c·tanh(logit / c), 0 is off. ``max_tokens`` is the context length.
+    """
+
+    vocab: int
+    hidden: int
+    layers: tuple[Layer, ...]
+    final_norm: Norm
+    max_tokens: int
+    tied_head: bool
+    head_bias: bool = False
+    embed_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One weight that the spec implies: canonical name, shape and whether it is the matrix of a linear map.
+
+    A linear weight has shape [out, in]. ``role`` groups weights for recipes: "embed", "head", "qkv", "out",
+    "gate_up", "down", "norm" or "bias".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def parameters(spec: Decoder) -> Iterator[Parameter]:
+    """Yield every weight of ``spec`` once, in the order of computation.
+
+    Canonical names: ``embed``, ``layers.{i}.{mixer_pre|q|k|v|q_norm|k_norm|o|mixer_post|ffn_pre|gate|up|down|
+    ffn_post}``, ``final_norm`` and ``head``, each with ``.weight`` or ``.bias``. A tied head is left out.
+    """
+    yield Parameter("embed.weight", (spec.vocab, spec.hidden), "embed")
+    for i, layer in enumerate(spec.layers):
+        at = f"layers.{i}"
+        yield from _norm(f"{at}.mixer_pre", layer.mixer_pre, spec.hidden)
+        yield from mixer_parameters(layer.mixer, at, spec.hidden)
+        yield from _norm(f"{at}.mixer_post", layer.mixer_post, spec.hidden)
+        yield from _norm(f"{at}.ffn_pre", layer.ffn_pre, spec.hidden)
+        yield from ffn_parameters(layer.ffn, at, spec.hidden)
+        yield from _norm(f"{at}.ffn_post", layer.ffn_post, spec.hidden)
+    yield from _norm("final_norm", spec.final_norm, spec.hidden)
+    if not spec.tied_head:
+        yield Parameter("head.weight", (spec.vocab, spec.hidden), "head")
+    if spec.head_bias:
+        yield Parameter("head.bias", (spec.vocab,), "bias")
+
+
+def mixer_parameters(mixer: Mixer, at: str, hidden: int) -> Iterator[Parameter]:
+    """Yield the weights of a mixer whose layer is called ``at``."""
+    wide, narrow = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+    for part, width in (("q", wide), ("k", narrow), ("v", narrow)):
+        yield from _linear(f"{at}.{part}", width, hidden, "qkv", bias=mixer.qkv_bias)
+    for part, width in (("q_norm", wide), ("k_norm", narrow)):
+        yield from _norm(f"{at}.{part}", mixer.qk_norm, width if mixer.qk_norm_full else mixer.head_dim)
+    yield from _linear(f"{at}.o", hidden, wide, "out", bias=mixer.out_bias)
+
+
+def ffn_parameters(ffn: FeedForward, at: str, hidden: int) -> Iterator[Parameter]:
+    """Yield the weights of a feed-forward whose layer is called ``at``."""
+    if isinstance(ffn, GatedMLP):
+        yield from _linear(f"{at}.gate", ffn.intermediate, hidden, "gate_up", bias=ffn.bias)
+    yield from _linear(f"{at}.up", ffn.intermediate, hidden, "gate_up", bias=ffn.bias)
+    yield from _linear(f"{at}.down", hidden, ffn.intermediate, "down", bias=ffn.bias)
+
+
+def _linear(name: str, out: int, width: int, role: str, *, bias: bool) -> Iterator[Parameter]:
+    yield Parameter(f"{name}.weight", (out, width), role)
+    if bias:
+        yield Parameter(f"{name}.bias", (out,), "bias")
+
+
+def _norm(name: str, norm: Norm | None, width: int) -> Iterator[Parameter]:
+    if norm is not None:
+        yield Parameter(f"{name}.weight", (width,), "norm")
+        if norm.bias:
+            yield Parameter(f"{name}.bias", (width,), "norm")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a canonical weight lies in the checkpoint.
+
+    ``rows`` takes the rows [start, stop) of a tensor that holds several weights one below the other.
+    ``add`` is added to every element: 1.0 for norms stored as ``weight - 1``.
+    """
+
+    tensor: str
+    rows: tuple[int, int] | None = None
+    add: float = 0.0
+
+
+Sources = dict[str, Source]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What an architecture file says of one checkpoint.
+
+    ``sources`` has one entry for each of ``parameters(decoder)``. ``ignored`` are tensor-name patterns
+    (``fnmatch``) that checkpoints of this family may hold and that are not part of the model.
+    ``genai_type`` is the model type that onnxruntime-genai's C++ code knows; it selects its behaviour.
+    """
+
+    decoder: Decoder
+    sources: Sources
+    genai_type: str
+    ignored: tuple[str, ...] = field(default=("*.rotary_emb.inv_freq",))
