@@ -1,0 +1,174 @@
+"""Typed reading of ``config.json``, so that a wrong value is reported by its key and not by a crash later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Final, TypeVar
+
+from ortlm.errors import BadCheckpoint, UnsupportedModel
+
+T = TypeVar("T")
+
+
+class _Missing(Enum):
+    KEY = "missing"
+
+
+_REQUIRED: Final = _Missing.KEY
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+class Config:
+    """The values of ``config.json``, or of the object ``at`` inside it.
+
+    Each reader returns the value of one key. A key that is absent or null gives ``default``; without one
+    the key must be there. Raises ``BadCheckpoint`` with the key, what was found and what is expected.
+    """
+
+    def __init__(self, values: Mapping[str, Any], *, at: str = "config.json") -> None:
+        self.values = values
+        self.at = at
+
+    def integer(self, key: str, default: int | _Missing = _REQUIRED, *, least: int = 1) -> int:
+        """Return a whole number of at least ``least``."""
+        return self._read(key, default, lambda v: _whole(v) and v >= least, f"a whole number >= {least}")
+
+    def number(self, key: str, default: float | _Missing = _REQUIRED, *, least: float = -math.inf) -> float:
+        """Return a finite number of at least ``least``."""
+        wanted = "a number" if least == -math.inf else f"a number >= {least:g}"
+        return float(self._read(key, default, lambda v: _finite(v) and v >= least, wanted))
+
+    def positive(self, key: str, default: float | _Missing = _REQUIRED) -> float:
+        """Return a finite number above zero."""
+        return float(self._read(key, default, lambda v: _finite(v) and v > 0, "a number > 0"))
+
+    def positive_or_none(self, key: str, default: float | None = None) -> float | None:
+        """Return a number above zero, None where the key is null, or ``default`` where it is absent."""
+        if key in self.values and self.values[key] is None:
+            return None
+        return default if key not in self.values and default is None else self.positive(key, default or 0.0)
+
+    def flag(self, key: str, default: bool | _Missing = _REQUIRED) -> bool:
+        """Return true or false."""
+        return self._read(key, default, lambda v: isinstance(v, bool), "true or false")
+
+    def text(self, key: str, default: str | _Missing = _REQUIRED) -> str:
+        """Return a string."""
+        return self._read(key, default, lambda v: isinstance(v, str), "a string")
+
+    def positives(self, key: str, *, length: int) -> list[float]:
+        """Return a list of ``length`` finite numbers above zero."""
+        found: list[float] = self._read(
+            key,
+            _REQUIRED,
+            lambda v: isinstance(v, list) and len(v) == length and all(_finite(x) and x > 0 for x in v),
+            f"a list of {length} numbers > 0",
+        )
+        return [float(x) for x in found]
+
+    def integers(self, key: str, *, length: int) -> list[int] | None:
+        """Return a list of ``length`` or more whole numbers cut to ``length``, or None if there is none."""
+        if self.values.get(key) is None:
+            return None
+        found: list[int] = self._read(
+            key,
+            _REQUIRED,
+            lambda v: isinstance(v, list) and len(v) >= length and all(_whole(x) for x in v),
+            f"a list of {length} whole numbers, one for each layer",
+        )
+        return found[:length]
+
+    def part(self, key: str) -> Config | None:
+        """Return the object under ``key``, or None if it is absent, null or empty."""
+        if self.values.get(key) is None:
+            return None
+        found: dict[str, Any] = self._read(key, _REQUIRED, lambda v: isinstance(v, Mapping), "an object")
+        return Config(found, at=f'{self.at}: "{key}"') if found else None
+
+    def activation(self, key: str, default: str | _Missing = _REQUIRED) -> str:
+        """Return the activation named by ``key`` as ``spec`` calls it."""
+        name = self.text(key, default)
+        if name not in _ACTIVATIONS:
+            raise UnsupportedModel(
+                f'{self.at}: "{key}" is "{name}", an activation that is not supported. '
+                f"Known: {', '.join(_ACTIVATIONS)}."
+            )
+        return _ACTIVATIONS[name]
+
+    def layer_types(self, layers: int) -> list[str] | None:
+        """Return ``FULL`` or ``SLIDING`` for each layer as ``layer_types`` says, or None if it is absent."""
+        if self.values.get("layer_types") is None:
+            return None
+        found: list[str] = self._read(
+            "layer_types",
+            _REQUIRED,
+            lambda v: isinstance(v, list) and len(v) == layers,
+            f'a list with one entry for each of the {layers} layers of "num_hidden_layers"',
+        )
+        for i, kind in enumerate(found):
+            if kind not in (FULL, SLIDING):
+                raise UnsupportedModel(
+                    f'{self.at}: "layer_types" has {kind!r} for layer {i}, which is not supported here. '
+                    f'Known: "{FULL}", "{SLIDING}".'
+                )
+        return found
+
+    def window(self, max_tokens: int, *, default: int | None = None) -> int | None:
+        """Return ``sliding_window`` in tokens, or None if it is null or not below ``max_tokens``."""
+        if self.values.get("sliding_window", default) is None:
+            return None
+        window = self.integer("sliding_window", default or 0)
+        return window if window < max_tokens else None
+
+    def refuse(self, key: str, reason: str) -> None:
+        """Raise ``UnsupportedModel`` if ``key`` is switched on."""
+        if self.values.get(key):
+            raise UnsupportedModel(f'{self.at}: "{key}" is {self.values[key]!r}: {reason}.')
+
+    def wrong(self, key: str, expected: str) -> BadCheckpoint:
+        """Return the error that the value of ``key`` is not what is ``expected``."""
+        found = _shown(self.values[key]) if key in self.values else "missing"
+        return BadCheckpoint(
+            f'{self.at}: "{key}" is {found}, expected {expected}. '
+            "Compare the file with the original of the model."
+        )
+
+    def _read(self, key: str, default: T | _Missing, good: Callable[[Any], bool], expected: str) -> T:
+        value = self.values.get(key)
+        if value is None:
+            if isinstance(default, _Missing):
+                raise self.wrong(key, expected)
+            return default
+        if not good(value):
+            raise self.wrong(key, expected)
+        found: T = value
+        return found
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    text = repr(value)
+    if len(text) > 60:
+        text = f"{text[:50]}..."
+    return f"{text} ({len(value)} entries)" if isinstance(value, list) else text

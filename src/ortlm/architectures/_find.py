@@ -1,0 +1,79 @@
+"""Which family file describes a checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from ortlm import errors
+from ortlm.errors import BadCheckpoint, UnsupportedModel
+from ortlm.spec import Architecture
+
+Describe = Callable[[Mapping[str, Any]], Architecture]
+
+
+def describe(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of the checkpoint with this ``config.json``; raises what ``find`` raises."""
+    return find(config)(config)
+
+
+def find(config: Mapping[str, Any]) -> Describe:
+    """Return the ``describe`` function of the family that ``config`` names.
+
+    Raises ``BadCheckpoint`` if there is no model type, ``UnsupportedModel`` if the type is not known, if the
+    checkpoint is not a causal language model or if its weights are quantized already.
+    """
+    name = config.get("model_type")
+    if not isinstance(name, str) or not name:
+        raise BadCheckpoint(f'config.json: "model_type" is {name!r}, expected one of: {_list(_table())}.')
+    if name not in _table():
+        raise UnsupportedModel(
+            f'config.json: "model_type" is "{name}", which is not supported.{errors.nearest(name, _table())}'
+            f" Known types: {_list(_table())}."
+        )
+    if config.get("quantization_config") is not None:
+        quantization = config["quantization_config"]
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+        raise UnsupportedModel(
+            f'config.json: "quantization_config" ({method or "unnamed method"}) says that the weights are '
+            "quantized already, which cannot be read yet. Use the original checkpoint in bf16, fp16 or fp32."
+        )
+    kinds = config.get("architectures") or []
+    if kinds and not any(str(kind).endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        raise UnsupportedModel(
+            f'config.json: "architectures" is {kinds}; only causal language models can be built, '
+            'whose name ends in "ForCausalLM".'
+        )
+    return _table()[name]
+
+
+def model_types() -> list[str]:
+    """Return every known ``model_type``, sorted."""
+    return sorted(_table())
+
+
+@functools.cache
+def _table() -> dict[str, Describe]:
+    package = importlib.import_module("ortlm.architectures")
+    names = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
+    return table(importlib.import_module(f"{package.__name__}.{name}") for name in names)
+
+
+def table(modules: Iterable[ModuleType]) -> dict[str, Describe]:
+    """Map each model type to its module's ``describe``; ``ValueError`` if two modules name the same type."""
+    result: dict[str, Describe] = {}
+    owners: dict[str, str] = {}
+    for module in modules:
+        for name in module.MODEL_TYPES:
+            if name in result:
+                raise ValueError(f'model type "{name}" is named by both {owners[name]} and {module.__name__}')
+            result[name], owners[name] = module.describe, module.__name__
+    return result
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

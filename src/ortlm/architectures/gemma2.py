@@ -1,0 +1,47 @@
+"""Gemma 2: Gemma with norms around both branches, soft caps and a sliding window in every other layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ortlm.architectures._config import FULL, SLIDING, Config
+from ortlm.architectures._parts import SANDWICH, architecture, sizes
+from ortlm.architectures._rope import rope
+from ortlm.spec import Architecture, Attention, Decoder, GatedMLP, Layer, Norm
+
+MODEL_TYPES = ("gemma2",)
+
+
+def describe(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a Gemma 2 checkpoint."""
+    c = Config(config)
+    c.refuse("use_bidirectional_attention", "only causal attention can be built")
+    s = sizes(c, head_dim=256)
+    norm = Norm(c.positive("rms_norm_eps", 1e-6))
+    bias = c.flag("attention_bias", False)
+    full = Attention(
+        heads=s.heads,
+        kv_heads=s.kv_heads,
+        head_dim=s.head_dim,
+        rope=rope(c, s.head_dim, max_tokens=s.max_tokens),
+        scale=c.positive("query_pre_attn_scalar", 256.0) ** -0.5,
+        softcap=c.positive_or_none("attn_logit_softcapping", 50.0) or 0.0,
+        qkv_bias=bias,
+        out_bias=bias,
+    )
+    mixers = {FULL: full, SLIDING: replace(full, window=c.window(s.max_tokens, default=4096))}
+    kinds = c.layer_types(s.layers) or [FULL if i % 2 else SLIDING for i in range(s.layers)]
+    ffn = GatedMLP(s.intermediate, c.activation("hidden_activation", "gelu_pytorch_tanh"))
+    decoder = Decoder(
+        vocab=s.vocab,
+        hidden=s.hidden,
+        layers=tuple(Layer(mixers[kind], ffn, norm, norm, mixer_post=norm, ffn_post=norm) for kind in kinds),
+        final_norm=norm,
+        max_tokens=s.max_tokens,
+        tied_head=c.flag("tie_word_embeddings", True),
+        embed_scale=s.hidden**0.5,
+        logit_softcap=c.positive_or_none("final_logit_softcapping", 30.0) or 0.0,
+    )
+    return architecture(decoder, "gemma2", names=SANDWICH, norm_add=1.0)

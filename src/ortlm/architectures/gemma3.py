@@ -1,0 +1,66 @@
+"""Gemma 3 text: Gemma 2 with normed heads instead of capped scores, and two rotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ortlm.architectures._config import FULL, SLIDING, Config
+from ortlm.architectures._parts import SANDWICH, Sizes, architecture, sizes
+from ortlm.architectures._rope import from_parts
+from ortlm.spec import Architecture, Attention, Decoder, GatedMLP, Layer, Norm, Rope
+
+MODEL_TYPES = ("gemma3_text",)
+
+
+def describe(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a Gemma 3 text checkpoint: 270m, 1b, or a text part saved on its own."""
+    c = Config(config)
+    c.refuse("use_bidirectional_attention", "only causal attention can be built")
+    s = sizes(c, head_dim=256)
+    norm = Norm(c.positive("rms_norm_eps", 1e-6))
+    bias = c.flag("attention_bias", False)
+    ropes = _ropes(c, s)
+    windows = {FULL: None, SLIDING: c.window(s.max_tokens, default=4096)}
+    mixers = {
+        kind: Attention(
+            heads=s.heads,
+            kv_heads=s.kv_heads,
+            head_dim=s.head_dim,
+            rope=ropes[kind],
+            scale=c.positive("query_pre_attn_scalar", 256.0) ** -0.5,
+            window=windows[kind],
+            qkv_bias=bias,
+            out_bias=bias,
+            qk_norm=norm,
+        )
+        for kind in (FULL, SLIDING)
+    }
+    ffn = GatedMLP(s.intermediate, c.activation("hidden_activation", "gelu_pytorch_tanh"))
+    every = c.integer("sliding_window_pattern", c.integer("_sliding_window_pattern", 6))
+    kinds = c.layer_types(s.layers) or [SLIDING if (i + 1) % every else FULL for i in range(s.layers)]
+    decoder = Decoder(
+        vocab=s.vocab,
+        hidden=s.hidden,
+        layers=tuple(Layer(mixers[kind], ffn, norm, norm, mixer_post=norm, ffn_post=norm) for kind in kinds),
+        final_norm=norm,
+        max_tokens=s.max_tokens,
+        tied_head=c.flag("tie_word_embeddings", True),
+        embed_scale=s.hidden**0.5,
+        logit_softcap=c.positive_or_none("final_logit_softcapping") or 0.0,
+    )
+    return architecture(decoder, "gemma3_text", names=SANDWICH, norm_add=1.0)
+
+
+def _ropes(c: Config, s: Sizes) -> dict[str, Rope]:
+    """Return the rotation of each kind of layer; the old ``rope_scaling`` is for full attention alone."""
+    both = c.part("rope_parameters") or Config({}, at=c.at)
+    nothing = Config({}, at=c.at)
+    full = c.part("rope_scaling") or both.part(FULL) or nothing
+    sliding = both.part(SLIDING) or nothing
+    theta = c.positive("rope_theta", 1e6)
+    local = c.positive("rope_local_base_freq", 1e4)
+    return {
+        FULL: from_parts(full, c, s.head_dim, max_tokens=s.max_tokens, theta=theta),
+        SLIDING: from_parts(sliding, c, s.head_dim, max_tokens=s.max_tokens, theta=local),
+    }

@@ -1,0 +1,47 @@
+"""Granite 3: Llama with a multiplier on embeddings, scores, residuals and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ortlm.architectures._config import Config
+from ortlm.architectures._parts import architecture, sizes
+from ortlm.architectures._rope import rope
+from ortlm.spec import Architecture, Attention, Decoder, GatedMLP, Layer, Norm
+
+MODEL_TYPES = ("granite",)
+
+
+def describe(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a dense Granite checkpoint; ``logits_scaling`` divides the logits."""
+    c = Config(config)
+    s = sizes(c)
+    norm = Norm(c.positive("rms_norm_eps", 1e-6))
+    bias = c.flag("attention_bias", False)
+    layer = Layer(
+        mixer=Attention(
+            heads=s.heads,
+            kv_heads=s.kv_heads,
+            head_dim=s.head_dim,
+            rope=rope(c, s.head_dim, max_tokens=s.max_tokens),
+            scale=c.positive("attention_multiplier", 1.0),
+            qkv_bias=bias,
+            out_bias=bias,
+        ),
+        ffn=GatedMLP(s.intermediate, c.activation("hidden_act", "silu"), bias=c.flag("mlp_bias", False)),
+        mixer_pre=norm,
+        ffn_pre=norm,
+        residual_scale=c.positive("residual_multiplier", 1.0),
+    )
+    decoder = Decoder(
+        vocab=s.vocab,
+        hidden=s.hidden,
+        layers=(layer,) * s.layers,
+        final_norm=norm,
+        max_tokens=s.max_tokens,
+        tied_head=c.flag("tie_word_embeddings", False),
+        embed_scale=c.positive("embedding_multiplier", 1.0),
+        logit_scale=1.0 / c.positive("logits_scaling", 1.0),
+    )
+    return architecture(decoder, "granite")

@@ -1,0 +1,55 @@
+"""Phi-1, Phi-1.5 and Phi-2: attention and MLP side by side, LayerNorm, biases everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ortlm.architectures._config import Config
+from ortlm.architectures._parts import architecture, sizes
+from ortlm.architectures._rope import rope
+from ortlm.spec import MLP, Architecture, Attention, Decoder, Layer, Norm
+
+MODEL_TYPES = ("phi",)
+
+_NAMES = {
+    "q_norm": "self_attn.q_layernorm",
+    "k_norm": "self_attn.k_layernorm",
+    "o": "self_attn.dense",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+    "final_norm": "model.final_layernorm",
+}
+
+
+def describe(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a Phi-1, 1.5 or 2 checkpoint."""
+    c = Config(config)
+    s = sizes(c)
+    norm = Norm(c.positive("layer_norm_eps", 1e-5), kind="layer", bias=True)
+    layer = Layer(
+        mixer=Attention(
+            heads=s.heads,
+            kv_heads=s.kv_heads,
+            head_dim=s.head_dim,
+            rope=rope(c, s.head_dim, max_tokens=s.max_tokens, partial=0.5),
+            scale=s.head_dim**-0.5,
+            qkv_bias=True,
+            out_bias=True,
+            qk_norm=norm if c.flag("qk_layernorm", False) else None,
+        ),
+        ffn=MLP(s.intermediate, c.activation("hidden_act", "gelu_new"), bias=True),
+        mixer_pre=norm,
+        ffn_pre=None,
+        parallel=True,
+    )
+    decoder = Decoder(
+        vocab=s.vocab,
+        hidden=s.hidden,
+        layers=(layer,) * s.layers,
+        final_norm=norm,
+        max_tokens=s.max_tokens,
+        tied_head=c.flag("tie_word_embeddings", False),
+        head_bias=True,
+    )
+    return architecture(decoder, "phi", names=_NAMES)

@@ -1,0 +1,65 @@
+"""Phi-3, Phi-3.5-mini, Phi-4 and Phi-4-mini: Llama with fused projections and LongRoPE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ortlm.architectures._config import Config
+from ortlm.architectures._parts import Sizes, architecture, sizes
+from ortlm.architectures._rope import rope
+from ortlm.spec import Architecture, Attention, Decoder, GatedMLP, Layer, Norm, Source, Sources
+
+MODEL_TYPES = ("phi3",)
+
+
+def describe(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a Phi-3 or Phi-4 text checkpoint."""
+    c = Config(config)
+    s = sizes(c)
+    norm = Norm(c.positive("rms_norm_eps", 1e-5))
+    layer = Layer(
+        mixer=Attention(
+            heads=s.heads,
+            kv_heads=s.kv_heads,
+            head_dim=s.head_dim,
+            rope=rope(
+                c,
+                s.head_dim,
+                max_tokens=s.max_tokens,
+                partial=1.0,
+                original=4096,
+                # Early revisions named LongRoPE "yarn"; no Phi-3 was trained with YaRN.
+                aliases={"yarn": "longrope"},
+            ),
+            scale=s.head_dim**-0.5,
+            window=c.window(s.max_tokens),
+        ),
+        ffn=GatedMLP(s.intermediate, c.activation("hidden_act", "silu")),
+        mixer_pre=norm,
+        ffn_pre=norm,
+    )
+    decoder = Decoder(
+        vocab=s.vocab,
+        hidden=s.hidden,
+        layers=(layer,) * s.layers,
+        final_norm=norm,
+        max_tokens=s.max_tokens,
+        tied_head=c.flag("tie_word_embeddings", False),
+    )
+    return architecture(decoder, "phi3", fused=_fused(s))
+
+
+def _fused(s: Sizes) -> Sources:
+    """Return where the parts of ``qkv_proj`` (q, k, v) and ``gate_up_proj`` (gate, up) lie, as rows."""
+    q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    result: Sources = {}
+    for i in range(s.layers):
+        qkv = f"model.layers.{i}.self_attn.qkv_proj.weight"
+        gate_up = f"model.layers.{i}.mlp.gate_up_proj.weight"
+        result[f"layers.{i}.q.weight"] = Source(qkv, rows=(0, q))
+        result[f"layers.{i}.k.weight"] = Source(qkv, rows=(q, q + kv))
+        result[f"layers.{i}.v.weight"] = Source(qkv, rows=(q + kv, q + 2 * kv))
+        result[f"layers.{i}.gate.weight"] = Source(gate_up, rows=(0, s.intermediate))
+        result[f"layers.{i}.up.weight"] = Source(gate_up, rows=(s.intermediate, 2 * s.intermediate))
+    return result

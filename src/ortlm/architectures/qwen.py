@@ -1,0 +1,47 @@
+"""Qwen2, Qwen2.5 and Qwen3: Llama with biased q, k, v (Qwen2) or normed heads (Qwen3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ortlm.architectures._config import FULL, SLIDING, Config
+from ortlm.architectures._parts import architecture, sizes
+from ortlm.architectures._rope import rope
+from ortlm.spec import Architecture, Attention, Decoder, GatedMLP, Layer, Norm
+
+MODEL_TYPES = ("qwen2", "qwen3")
+
+
+def describe(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a dense Qwen2, Qwen2.5 or Qwen3 checkpoint."""
+    c = Config(config)
+    qwen3 = c.text("model_type") == "qwen3"
+    s = sizes(c, head_dim=128 if qwen3 else None)
+    norm = Norm(c.positive("rms_norm_eps", 1e-6))
+    bias = qwen3 and c.flag("attention_bias", False)
+    full = Attention(
+        heads=s.heads,
+        kv_heads=s.kv_heads,
+        head_dim=s.head_dim,
+        rope=rope(c, s.head_dim, max_tokens=s.max_tokens),
+        scale=s.head_dim**-0.5,
+        qkv_bias=bias or not qwen3,
+        out_bias=bias,
+        qk_norm=norm if qwen3 else None,
+    )
+    window = c.window(s.max_tokens, default=4096) if c.flag("use_sliding_window", False) else None
+    mixers = {FULL: full, SLIDING: replace(full, window=window)}
+    first = c.integer("max_window_layers", 28, least=0)
+    kinds = c.layer_types(s.layers) or [SLIDING if i >= first else FULL for i in range(s.layers)]
+    ffn = GatedMLP(s.intermediate, c.activation("hidden_act", "silu"))
+    decoder = Decoder(
+        vocab=s.vocab,
+        hidden=s.hidden,
+        layers=tuple(Layer(mixers[kind], ffn, norm, norm) for kind in kinds),
+        final_norm=norm,
+        max_tokens=s.max_tokens,
+        tied_head=c.flag("tie_word_embeddings", False),
+    )
+    return architecture(decoder, "qwen3" if qwen3 else "qwen2")

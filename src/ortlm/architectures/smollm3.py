@@ -1,0 +1,49 @@
+"""SmolLM3: Llama without rotation in every fourth layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ortlm.architectures._config import FULL, SLIDING, Config
+from ortlm.architectures._parts import architecture, sizes
+from ortlm.architectures._rope import rope
+from ortlm.spec import Architecture, Attention, Decoder, GatedMLP, Layer, Norm
+
+MODEL_TYPES = ("smollm3",)
+
+
+def describe(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a SmolLM3 checkpoint; in ``no_rope_layers`` a 1 stands for rotation."""
+    c = Config(config)
+    s = sizes(c)
+    norm = Norm(c.positive("rms_norm_eps", 1e-6))
+    bias = c.flag("attention_bias", False)
+    attention = Attention(
+        heads=s.heads,
+        kv_heads=s.kv_heads,
+        head_dim=s.head_dim,
+        rope=rope(c, s.head_dim, max_tokens=s.max_tokens, theta=2e6),
+        scale=s.head_dim**-0.5,
+        qkv_bias=bias,
+        out_bias=bias,
+    )
+    every = c.integer("no_rope_layer_interval", 4)
+    rotates = c.integers("no_rope_layers", length=s.layers) or [(i + 1) % every for i in range(s.layers)]
+    kinds = c.layer_types(s.layers) or [FULL if turn else SLIDING for turn in rotates]
+    windows = {FULL: None, SLIDING: c.window(s.max_tokens) if c.flag("use_sliding_window", False) else None}
+    ffn = GatedMLP(s.intermediate, c.activation("hidden_act", "silu"), bias=c.flag("mlp_bias", False))
+    layers = []
+    for kind, turn in zip(kinds, rotates, strict=True):
+        mixer = replace(attention, rope=attention.rope if turn else None, window=windows[kind])
+        layers.append(Layer(mixer, ffn, norm, norm))
+    decoder = Decoder(
+        vocab=s.vocab,
+        hidden=s.hidden,
+        layers=tuple(layers),
+        final_norm=norm,
+        max_tokens=s.max_tokens,
+        tied_head=c.flag("tie_word_embeddings", True),
+    )
+    return architecture(decoder, "smollm3")

@@ -1,0 +1,307 @@
+"""Tiny models of every family with random weights, made by transformers: what ortlm is measured against.
+
+``save`` writes such a model as the Hugging Face folder that a user would have, and returns the torch model.
+Sizes respect what ONNX Runtime's GroupQueryAttention wants: head_dim a multiple of 16 and half of the rotated
+channels a multiple of 8.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PhiConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+Config = transformers.PreTrainedConfig
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+# 7 special tokens, 256 bytes and 10 merges make 273 ids; the rest is padding, as in most real models.
+VOCAB = 288
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+def sizes(**changes: Any) -> dict[str, Any]:
+    """Return the config values that most rows share, with ``changes``."""
+    base: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return base | changes
+
+
+def longrope(pairs: int) -> dict[str, Any]:
+    """Return LongRoPE keys for ``pairs`` frequencies whose two tables differ everywhere."""
+    return {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + 0.05 * i for i in range(pairs)],
+        "long_factor": [1.5 + 0.9 * i for i in range(pairs)],
+    }
+
+
+def phi3_longrope() -> Config:
+    return Phi3Config(**sizes(original_max_position_embeddings=64, rope_parameters=longrope(8)))
+
+
+def llama3() -> Config:
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    return LlamaConfig(
+        **sizes(head_dim=32, rms_norm_eps=1e-5, rope_parameters=rope, tie_word_embeddings=True)
+    )
+
+
+def gemma3() -> Config:
+    return Gemma3TextConfig(
+        **sizes(num_hidden_layers=4, head_dim=32, query_pre_attn_scalar=24, sliding_window=8),
+        sliding_window_pattern=3,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    )
+
+
+# What comes out of attention is small, because it is an average; a plain MLP knows the last token only, and
+# where it outweighs attention, generation runs into one token that repeats itself.
+GAINS = {"o_proj": 3.0, "dense": 4.0, "fc2": 0.5}
+
+# A row whose name ends in "-old" is saved with the config keys of transformers 4.
+FAMILIES: dict[str, Callable[[], Config]] = {
+    "phi3": lambda: Phi3Config(**sizes(num_key_value_heads=4)),
+    "phi3-window": lambda: Phi3Config(**sizes(sliding_window=8)),
+    "phi3-longrope": phi3_longrope,
+    "phi3-longrope-old": phi3_longrope,
+    "phi4-mini": lambda: Phi3Config(
+        **sizes(
+            hidden_size=128,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            tie_word_embeddings=True,
+            original_max_position_embeddings=64,
+            rope_parameters=longrope(24) | {"partial_rotary_factor": 0.75},
+            sliding_window=262144,
+        )
+    ),
+    "phi-1.5": lambda: PhiConfig(**sizes(hidden_size=128, num_key_value_heads=4)),
+    "phi-2": lambda: PhiConfig(
+        **sizes(
+            hidden_size=160,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.4},
+        )
+    ),
+    "llama": lambda: LlamaConfig(**sizes(head_dim=16)),
+    "llama3": llama3,
+    "llama3-old": llama3,
+    "llama-linear": lambda: LlamaConfig(**sizes(rope_parameters={"rope_type": "linear", "factor": 4.0})),
+    "llama-yarn": lambda: LlamaConfig(
+        **sizes(
+            head_dim=32,
+            rope_parameters={
+                "rope_type": "yarn",
+                "factor": 8.0,
+                "original_max_position_embeddings": 64,
+                "rope_theta": 1e4,
+            },
+        )
+    ),
+    "llama-bias": lambda: LlamaConfig(**sizes(attention_bias=True, mlp_bias=True)),
+    "mistral": lambda: MistralConfig(**sizes(sliding_window=8)),
+    "mistral-nemo": lambda: MistralConfig(
+        **sizes(head_dim=32, sliding_window=None, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    ),
+    "gemma": lambda: GemmaConfig(**sizes(head_dim=32, num_key_value_heads=1)),
+    "gemma2": lambda: Gemma2Config(
+        **sizes(
+            num_hidden_layers=3,
+            head_dim=32,
+            query_pre_attn_scalar=24,
+            sliding_window=8,
+            attn_logit_softcapping=4.0,
+            final_logit_softcapping=6.0,
+        )
+    ),
+    "gemma3": gemma3,
+    "gemma3-old": gemma3,
+    "qwen2": lambda: Qwen2Config(**sizes()),
+    "qwen2-tied": lambda: Qwen2Config(
+        **sizes(
+            num_hidden_layers=3,
+            tie_word_embeddings=True,
+            use_sliding_window=True,
+            sliding_window=8,
+            max_window_layers=1,
+        )
+    ),
+    "qwen3": lambda: Qwen3Config(**sizes(head_dim=32, tie_word_embeddings=True)),
+    "smollm3": lambda: SmolLM3Config(**sizes(num_hidden_layers=4)),
+    "granite": lambda: GraniteConfig(
+        **sizes(
+            embedding_multiplier=6.0,
+            logits_scaling=4.0,
+            residual_multiplier=0.4,
+            attention_multiplier=0.4,
+            tie_word_embeddings=True,
+        )
+    ),
+    "olmo2": lambda: Olmo2Config(**sizes(rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
+}
+
+
+def save(name: str, folder: str | Path, *, seed: int = 0) -> Any:
+    """Write the model of row ``name`` into ``folder`` as float32 safetensors with config and tokenizer.
+
+    Returns the torch model in eval mode with eager attention; its generation never stops at an eos token.
+    """
+    folder = Path(folder)
+    config = FAMILIES[name]()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    randomize(model, seed=seed)
+    model.generation_config.eos_token_id = [SPECIAL.index("</s>"), SPECIAL.index("<|end|>")]
+    model.save_pretrained(folder)
+    if name.endswith("-old"):
+        path = folder / "config.json"
+        path.write_text(json.dumps(old_keys(json.loads(path.read_text())), indent=2))
+    save_tokenizer(folder)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def randomize(model: Any, *, seed: int) -> None:
+    """Fill every parameter so that no part is a no-op, attention is not uniform and logits are spread.
+
+    Scores and logits get a standard deviation of about 2 to 3; no norm weight is one, no bias is zero, and
+    what layers add outweighs the embedding, or a tied model would only repeat its last token.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    centered_on_zero = type(model).__name__.startswith("Gemma")
+    embed = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    width = math.sqrt(embed.shape[1])
+    config = model.config
+    embed_std = 0.4 / (width if centered_on_zero else getattr(config, "embedding_multiplier", 1.0))
+    logit_std = 3.0 * getattr(config, "logits_scaling", 1.0)
+    final_norm = logit_std / (embed_std * width) if head is embed else 1.0
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight is embed:
+                weight.copy_(embed_std * noise)
+            elif weight is head:
+                weight.copy_(logit_std / width * noise)
+            elif weight.ndim == 2:
+                gain = GAINS.get(name.split(".")[-2], 1.5)
+                weight.copy_(gain / math.sqrt(weight.shape[1]) * noise)
+            elif name.endswith("bias"):
+                weight.copy_(0.2 * noise)
+            else:
+                mean = final_norm if name in ("model.norm.weight", "model.final_layernorm.weight") else 1.0
+                weight.copy_(mean * (1.0 + 0.2 * noise) - (1.0 if centered_on_zero else 0.0))
+
+
+def old_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with the keys of transformers 4: ``rope_theta``, ``rope_scaling``, ``torch_dtype``."""
+    old = {k: v for k, v in config.items() if k not in ("rope_parameters", "layer_types", "dtype")}
+    old["torch_dtype"] = config.get("dtype", "float32")
+    rope = config["rope_parameters"]
+    if "full_attention" in rope:
+        old["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        old["sliding_window_pattern"] = config["layer_types"].index("full_attention") + 1
+        rope = rope["full_attention"]
+    rope = dict(rope)
+    kind = rope.pop("rope_type", "default")
+    old["rope_theta"] = rope.pop("rope_theta")
+    if "partial_rotary_factor" in rope:
+        old["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+    if kind == "longrope":
+        old["original_max_position_embeddings"] = rope.pop("original_max_position_embeddings")
+        # Phi-3-mini-128k and Phi-3-vision spell the type this way.
+        old["rope_scaling"] = rope | {"type": "su"}
+    else:
+        old["rope_scaling"] = None if kind == "default" else rope | {"rope_type": kind}
+    return old
+
+
+def tokenizer() -> tokenizers.Tokenizer:
+    """Return a byte-level BPE with a few merges, special tokens first, that begins texts with ``<s>``."""
+    vocab = {token: i for i, token in enumerate(SPECIAL)}
+    for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocab[byte] = len(vocab)
+    merges = [
+        ("Ġ", "t"),
+        ("h", "e"),
+        ("Ġt", "he"),
+        ("i", "n"),
+        ("Ġ", "a"),
+        ("o", "n"),
+        ("r", "e"),
+        ("e", "r"),
+    ]
+    merges += [("in", "g"), ("l", "l")]
+    for left, right in merges:
+        vocab[left + right] = len(vocab)
+    result = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    result.decoder = decoders.ByteLevel()
+    result.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocab["<s>"])]
+    )
+    result.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    return result
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` with a chat template."""
+    tokenizer().save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 512,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
