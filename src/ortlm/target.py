@@ -1,0 +1,162 @@
+"""Where a model runs: each target is one row of data, and no other file tests a target's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ortlm.errors import BadOption, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a place to run on can do, and what is fast there.
+
+    ``precisions`` maps each valid precision to the element type of activations and cache.
+    ``packed_projections``: one product for queries, keys and values, and one for gate and up. Off where a
+    fused kernel of the target wants them apart. ``rotary_inside``: GroupQueryAttention rotates by itself;
+    otherwise RotaryEmbedding does, from a ``position_ids`` input. ``query_lengths``: GroupQueryAttention
+    takes the number of new tokens per row (input 16; ONNX Runtime 1.31 and later on CPU and CUDA).
+    ``block``, ``symmetric``, ``accuracy_level``, ``head_bits``, ``embed_bits`` are what ``-p int4`` means
+    here; ``int8`` takes the same with 8 bits. ``shared_cache``: past and present may be one buffer.
+    """
+
+    name: str
+    description: str
+    precisions: dict[str, str]
+    provider: str | None
+    packed_projections: bool
+    rotary_inside: bool
+    query_lengths: bool
+    block: int
+    symmetric: bool
+    accuracy_level: int
+    head_bits: int
+    embed_bits: int
+    weight_bits: tuple[int, ...] = (2, 4, 8)
+    shared_cache: bool = True
+
+
+_TARGETS = (
+    Target(
+        name="cpu",
+        description="ONNX Runtime's CPU kernels on x86-64 and ARM64 computers",
+        # fp32 activations: the x86 kernels convert fp16 to fp32 and back around every operator.
+        precisions={"int4": "fp32", "int8": "fp32", "fp32": "fp32"},
+        provider=None,
+        packed_projections=True,
+        rotary_inside=True,
+        query_lengths=True,
+        block=128,
+        symmetric=False,
+        accuracy_level=4,
+        head_bits=8,
+        embed_bits=4,
+    ),
+    Target(
+        name="cuda",
+        description="NVIDIA GPUs",
+        precisions={"int4": "fp16", "int8": "fp16", "fp16": "fp16", "bf16": "bf16"},
+        provider="cuda",
+        packed_projections=True,
+        rotary_inside=True,
+        query_lengths=True,
+        block=32,
+        symmetric=True,
+        accuracy_level=0,
+        head_bits=8,
+        embed_bits=4,
+        weight_bits=(4, 8),
+    ),
+    Target(
+        name="dml",
+        description="DirectX 12 GPUs on Windows (DirectML)",
+        # DirectML's MatMulNBits knows 4 bits only.
+        precisions={"int4": "fp16", "fp16": "fp16"},
+        provider="dml",
+        packed_projections=False,
+        rotary_inside=False,
+        query_lengths=False,
+        block=32,
+        symmetric=True,
+        accuracy_level=0,
+        head_bits=4,
+        embed_bits=4,
+        weight_bits=(4,),
+    ),
+    Target(
+        name="webgpu",
+        description="browsers and native WebGPU",
+        precisions={"int4": "fp16", "int8": "fp16", "fp16": "fp16"},
+        provider="webgpu",
+        # WebGPU fuses three separate projections (and gate and up) by itself, at 4 bits and block 32 only.
+        packed_projections=False,
+        rotary_inside=True,
+        query_lengths=False,
+        block=32,
+        symmetric=True,
+        accuracy_level=4,
+        head_bits=4,
+        embed_bits=4,
+        weight_bits=(4, 8),
+    ),
+    Target(
+        name="mobile",
+        description="ONNX Runtime's ARM CPU kernels on phones and small devices",
+        # KleidiAI's int4 kernels want symmetric blocks of 32; everything at 4 bits keeps the download small.
+        precisions={"int4": "fp32", "int8": "fp32"},
+        provider=None,
+        packed_projections=True,
+        rotary_inside=True,
+        query_lengths=False,
+        block=32,
+        symmetric=True,
+        accuracy_level=4,
+        head_bits=4,
+        embed_bits=4,
+    ),
+)
+
+TARGETS = {t.name: t for t in _TARGETS}
+PRECISIONS = ("int4", "int8", "fp16", "bf16", "fp32")
+
+# Other names that users of peers type, and the nearest target.
+_ALIASES = {"directml": "dml", "gpu": "cuda", "web": "webgpu", "android": "mobile", "ios": "mobile"}
+# The precision to offer instead of one that a target cannot do, best first.
+_NEAREST_PRECISION = {
+    "fp16": ("bf16", "fp32", "int8"),
+    "bf16": ("fp16", "fp32", "int8"),
+    "fp32": ("fp16", "int8"),
+    "int8": ("int4", "fp16"),
+    "int4": ("int8",),
+}
+
+
+def find_target(name: str) -> Target:
+    """Return the target called ``name``; raises BadOption with the nearest known name."""
+    if name in TARGETS:
+        return TARGETS[name]
+    if name.lower() in TARGETS or name.lower() in _ALIASES:
+        meant = _ALIASES.get(name.lower(), name.lower())
+        raise BadOption(f"there is no execution provider {name!r}. Did you mean: {meant}?")
+    raise BadOption(
+        f"there is no execution provider {name!r}; there are {', '.join(TARGETS)}."
+        + nearest(name.lower(), [*TARGETS, *_ALIASES])
+    )
+
+
+def check_precision(precision: str, target: Target) -> None:
+    """Raise BadOption, naming the nearest valid choice, if ``target`` cannot run ``precision``."""
+    if precision in target.precisions:
+        return
+    if precision not in PRECISIONS:
+        raise BadOption(
+            f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}."
+            + nearest(precision, PRECISIONS)
+        )
+    near = next(p for p in _NEAREST_PRECISION[precision] if p in target.precisions)
+    others = [t.name for t in _TARGETS if precision in t.precisions]
+    also = f", or -p {precision} with -e {' or '.join(others)}" if others else ""
+    raise BadOption(
+        f"precision {precision} cannot run on {target.name} ({target.description}); it takes "
+        f"{', '.join(target.precisions)}. Nearest: -p {near}{also}."
+    )
