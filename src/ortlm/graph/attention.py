@@ -1,0 +1,139 @@
+"""Attention with a cache, through ONNX Runtime's GroupQueryAttention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ortlm.errors import UnsupportedModel
+from ortlm.graph.builder import MICROSOFT, Builder, Value
+from ortlm.graph.linear import Parameters, linear, node_path
+from ortlm.graph.norm import norm
+from ortlm.graph.rope import RopeTables, rotate
+from ortlm.graph.step import Step
+from ortlm.spec import Attention, Norm
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """The keys and values of one layer, each [B, K, length, D]; keys are stored rotated."""
+
+    key: Value
+    value: Value
+
+
+def attention(
+    g: Builder,
+    spec: Attention,
+    x: Value,
+    past: KeyValue,
+    *,
+    layer: int,
+    step: Step,
+    tables: RopeTables,
+    parameters: Parameters,
+    hidden: int,
+) -> tuple[Value, KeyValue]:
+    """Attend ``x`` [B, S, H] to all positions so far; returns [B, S, N · D], before the output projection."""
+    if spec.head_dim % 8:
+        raise UnsupportedModel(
+            f"attention heads of size {spec.head_dim} cannot run: GroupQueryAttention needs a multiple of 8."
+        )
+    at, module = f"layers.{layer}", f"layers.{layer}.attn"
+    path = node_path(module)
+    wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    inputs = ("batch", "sequence", hidden)
+    rope = spec.rope
+    inside = (
+        rope is not None and g.target.rotary_inside and spec.head_dim % 16 == 0 and (rope.dims // 2) % 8 == 0
+    )
+    q: Value
+    k: Value | None
+    v: Value | None
+    if g.target.packed_projections:
+        names = [f"{at}.{part}" for part in "qkv"]
+        q = linear(g, x, names, parameters=parameters, module=f"{module}.qkv_proj", shape=inputs, layer=layer)
+        k = v = None
+        if spec.qk_norm is not None or (rope is not None and not inside):
+            sizes = (wide, narrow, narrow)
+            q, k, v = g.ops(
+                "Split",
+                [q, g.integers(*sizes)],
+                outputs=[(g.dtype, ("batch", "sequence", n)) for n in sizes],
+                name=path,
+                attributes={"axis": -1},
+            )
+    else:
+        q, k, v = (
+            linear(
+                g,
+                x,
+                [f"{at}.{p}"],
+                parameters=parameters,
+                module=f"{module}.{p}_proj",
+                shape=inputs,
+                layer=layer,
+            )
+            for p in "qkv"
+        )
+    if spec.qk_norm is not None and k is not None:
+        q = _head_norm(g, q, spec, spec.qk_norm, f"{at}.q_norm", spec.heads, parameters, f"{module}.q_norm")
+        k = _head_norm(
+            g, k, spec, spec.qk_norm, f"{at}.k_norm", spec.kv_heads, parameters, f"{module}.k_norm"
+        )
+    cos = sin = positions = None
+    if rope is not None:
+        cos, sin = tables(rope)
+        if inside:
+            positions = step.switched(rope)
+        elif k is not None:
+            where = step.switched(rope) or step.positions()
+            q = rotate(
+                g, q, where, (cos, sin), rope, heads=spec.heads, head_dim=spec.head_dim, path=f"{path}/q"
+            )
+            k = rotate(
+                g, k, where, (cos, sin), rope, heads=spec.kv_heads, head_dim=spec.head_dim, path=f"{path}/k"
+            )
+    cache = ("batch", spec.kv_heads, "total_length", spec.head_dim)
+    y, key, value = g.ops(
+        "GroupQueryAttention",
+        [
+            q, k, v, past.key, past.value, step.last_key, step.total,
+            cos if inside else None, sin if inside else None, positions,
+            None, None, None, None, None, None, step.query_lengths,
+        ],
+        outputs=[(g.dtype, ("batch", "sequence", wide)), (g.dtype, cache), (g.dtype, cache)],
+        name=path,
+        domain=MICROSOFT,
+        attributes={
+            "num_heads": spec.heads,
+            "kv_num_heads": spec.kv_heads,
+            "scale": spec.scale,
+            "local_window_size": spec.window or -1,
+            "softcap": spec.softcap,
+            "do_rotary": int(inside),
+            "rotary_interleaved": int(rope is not None and rope.interleaved),
+        },
+    )  # fmt: skip
+    return y, KeyValue(key, value)
+
+
+def _head_norm(
+    g: Builder,
+    x: Value,
+    spec: Attention,
+    kind: Norm,
+    name: str,
+    heads: int,
+    parameters: Parameters,
+    module: str,
+) -> Value:
+    """Normalise queries or keys [B, S, heads · D], over each head or over the whole width."""
+    width = heads * spec.head_dim
+    flat = ("batch", "sequence", width)
+    if spec.qk_norm_full:
+        return norm(g, x, kind, name, parameters=parameters, module=module, shape=flat)
+    split = ("batch", "sequence", heads, spec.head_dim)
+    path = node_path(module)
+    x = g.op("Reshape", x, g.integers(0, 0, heads, spec.head_dim), shape=split, name=path)
+    x = norm(g, x, kind, name, parameters=parameters, module=module, shape=split)
+    return g.op("Reshape", x, g.integers(0, 0, width), shape=flat, name=path)

@@ -1,0 +1,265 @@
+"""A thin layer over onnx-ir: the rest of the code sees operators and values, not the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ortlm.dtypes import BY_NAME, Array, dtype
+from ortlm.graph.storage import Plain, Plan, Quantized, Tensor
+from ortlm.quant.recipe import Place, Recipe
+from ortlm.quant.scheme import Scheme
+from ortlm.spec import Parameter
+from ortlm.target import Target
+
+Value = ir.Value
+Dim = int | str
+Shape = Sequence[Dim]
+Attribute = int | float | str | Sequence[int]
+
+MICROSOFT = "com.microsoft"
+# 23 is the first operator set with RMSNormalization.
+OPSET = 23
+IR_VERSION = 10
+# onnx knows only its own operators; these are ONNX Runtime's.
+_CONTRIB = frozenset(
+    {
+        "GatherBlockQuantized",
+        "GroupQueryAttention",
+        "MatMulNBits",
+        "RotaryEmbedding",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+    }
+)
+
+
+class Builder:
+    """Collects the nodes, inputs and weights of one graph.
+
+    ``dtype`` is the element type of activations. ``recipe`` decides how each matrix is stored; ``plan``
+    gathers what has to be written. Every value carries its type and shape, since ONNX infers none through
+    ONNX Runtime's own operators.
+    """
+
+    def __init__(self, *, target: Target, dtype: str, recipe: Recipe, layers: int) -> None:
+        self.target = target
+        self.dtype = dtype
+        self.recipe = recipe
+        self.layers = layers
+        self.plan = Plan()
+        self.asked: set[str] = set()
+        self._nodes: list[ir.Node] = []
+        self._inputs: list[Value] = []
+        self._outputs: list[Value] = []
+        self._initializers: dict[str, Value] = {}
+        self._used: dict[str, int] = {}
+
+    # --- values -------------------------------------------------------------------------------------------
+
+    def input(self, name: str, kind: str, shape: Shape) -> Value:
+        """Declare a graph input of element type ``kind``."""
+        value = _value(name, kind, shape)
+        self._inputs.append(value)
+        return value
+
+    def optional_input(self, name: str, default: Array, shape: Shape) -> Value:
+        """Declare an input that may be left out: its default is an initializer of the same name."""
+        value = _value(name, _name_of(default), shape)
+        value.const_value = ir.tensor(default, name=name)
+        self._inputs.append(value)
+        self._initializers[name] = value
+        return value
+
+    def output(self, value: Value, name: str, shape: Shape) -> None:
+        """Make ``value`` a graph output called ``name`` that is declared with ``shape``."""
+        value.name = name
+        value.shape = ir.Shape(shape)
+        self._outputs.append(value)
+
+    def constant(self, array: Array, name: str) -> Value:
+        """Return a small constant; the same name stands for the same value."""
+        if name not in self._initializers:
+            value = _value(name, _name_of(array), array.shape)
+            value.const_value = ir.tensor(array, name=name)
+            self._initializers[name] = value
+        return self._initializers[name]
+
+    def integers(self, *numbers: int) -> Value:
+        """Return the constant int64 vector of ``numbers``."""
+        return self.constant(np.array(numbers, np.int64), "int64/" + "_".join(map(str, numbers)))
+
+    def integer(self, number: int, kind: str = "int64") -> Value:
+        """Return the constant scalar ``number``."""
+        return self.constant(np.array(number, dtype(kind).numpy), f"{kind}/scalar_{number}")
+
+    def number(self, number: float, kind: str | None = None) -> Value:
+        """Return the constant scalar ``number`` in the element type of activations, or in ``kind``."""
+        kind = kind or self.dtype
+        return self.constant(np.array(number, np.float32).astype(dtype(kind).numpy), f"{kind}/{number!r}")
+
+    # --- operators ----------------------------------------------------------------------------------------
+
+    def op(
+        self,
+        kind: str,
+        *inputs: Value | None,
+        shape: Shape,
+        name: str,
+        dtype: str | None = None,
+        domain: str = "",
+        **attributes: Attribute,
+    ) -> Value:
+        """Add a node with one output of ``shape`` and element type ``dtype`` (default: activations)."""
+        return self.ops(
+            kind,
+            inputs,
+            outputs=[(dtype or self.dtype, shape)],
+            name=name,
+            domain=domain,
+            attributes=attributes,
+        )[0]
+
+    def ops(
+        self,
+        kind: str,
+        inputs: Sequence[Value | None],
+        *,
+        outputs: Sequence[tuple[str, Shape] | None],
+        name: str,
+        domain: str = "",
+        attributes: Mapping[str, Attribute] | None = None,
+    ) -> list[Value]:
+        """Add a node with several outputs, each (element type, shape) or None if it is left out."""
+        known = kind in _CONTRIB if domain == MICROSOFT else onnx.defs.has(kind, domain)
+        if not known:
+            raise AssertionError(f"there is no operator {domain or 'ai.onnx'}.{kind}; node {name}")
+        name = self._unique(f"{name}/{kind}")
+        values = [
+            _value(name if i == 0 else f"{name}/{i}", *out) if out else Value(name="")
+            for i, out in enumerate(outputs)
+        ]
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
+        self._nodes.append(
+            ir.node(kind, list(inputs), dict(attributes or {}), domain=domain, outputs=values, name=name)
+        )
+        return values
+
+    def cast(self, x: Value, kind: str, shape: Shape, name: str) -> Value:
+        """Return ``x`` in element type ``kind``."""
+        return self.op("Cast", x, shape=shape, name=name, dtype=kind, to=dtype(kind).onnx)
+
+    # --- weights ------------------------------------------------------------------------------------------
+
+    def weight(self, parameter: Parameter) -> Value:
+        """Return the initializer for a float weight in the element type of activations."""
+        return self._plain((parameter,), parameter.name, parameter.shape)
+
+    def matrix(self, parameters: Sequence[Parameter], name: str, *, transposed: bool) -> Value:
+        """Return float matrices [out, in] one below the other, as [in, out] if ``transposed``."""
+        rows, inputs = sum(p.shape[0] for p in parameters), parameters[0].shape[1]
+        shape = (inputs, rows) if transposed else (rows, inputs)
+        return self._plain(parameters, name, shape, transposed=transposed)
+
+    def vector(self, parameters: Sequence[Parameter], name: str) -> Value:
+        """Return vectors (biases) one behind the other."""
+        return self._plain(parameters, name, (sum(p.shape[0] for p in parameters),))
+
+    def scheme(self, role: str, node: str, layer: int | None) -> Scheme | None:
+        """Ask the recipe how the matrix of operator ``node`` is stored; ``asked`` remembers the name."""
+        self.asked.add(node)
+        return self.recipe(Place(role, node, layer, self.layers))
+
+    def quantized(
+        self,
+        parameters: Sequence[Parameter],
+        name: str,
+        scheme: Scheme,
+        *,
+        gather: bool = False,
+        matmul: bool = True,
+    ) -> tuple[Value | None, Value | None, Value, Value | None]:
+        """Return initializers for a quantized matrix: codes for a product, codes for a lookup, scales, zeros.
+
+        Both views of the codes, [out, blocks, bytes] and [out, row_bytes], show the same bytes in the file.
+        """
+        rows, inputs = sum(p.shape[0] for p in parameters), parameters[0].shape[1]
+        blocks, row = scheme.blocks(inputs), scheme.row_bytes(inputs)
+        views = []
+        if matmul:
+            views.append(Tensor(f"{name}.codes", "uint8", (rows, blocks, row // blocks)))
+        if gather:
+            views.append(Tensor(f"{name}.rows", "uint8", (rows, row)))
+        scales = Tensor(f"{name}.scales", self.dtype, (rows, blocks))
+        zeros = (
+            None
+            if scheme.symmetric
+            else Tensor(f"{name}.zeros", "uint8", (rows, scheme.zero_row_bytes(inputs)))
+        )
+        item = Quantized(tuple(p.name for p in parameters), scheme, rows, inputs, tuple(views), scales, zeros)
+        self.plan.items.append(item)
+        made = [self._initializer(t) for t in views]
+        return (
+            made[0] if matmul else None,
+            made[-1] if gather else None,
+            self._initializer(scales),
+            self._initializer(zeros) if zeros else None,
+        )
+
+    def _plain(
+        self, parameters: Sequence[Parameter], name: str, shape: tuple[int, ...], *, transposed: bool = False
+    ) -> Value:
+        if name in self._initializers:
+            return self._initializers[name]
+        tensor = Tensor(name, self.dtype, shape)
+        self.plan.items.append(Plain(tuple(p.name for p in parameters), tensor, transposed))
+        return self._initializer(tensor)
+
+    def _initializer(self, tensor: Tensor) -> Value:
+        value = _value(tensor.name, tensor.dtype, tensor.shape)
+        self._initializers[tensor.name] = value
+        return value
+
+    # --- the whole ----------------------------------------------------------------------------------------
+
+    def model(self, placed: Mapping[str, tuple[str, int]], producer_version: str) -> ir.Model:
+        """Return the finished model; ``placed`` says for each stored tensor (file, offset in bytes)."""
+        for item in self.plan.items:
+            for tensor in (*item.tensors, *(item.views[1:] if isinstance(item, Quantized) else ())):
+                file, offset = placed[tensor.name]
+                self._initializers[tensor.name].const_value = ir.ExternalTensor(
+                    file,
+                    offset,
+                    tensor.bytes,
+                    ir.DataType(dtype(tensor.dtype).onnx),
+                    shape=ir.Shape(tensor.shape),
+                    name=tensor.name,
+                )
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._nodes,
+            initializers=list(self._initializers.values()),
+            opset_imports={"": OPSET, MICROSOFT: 1},
+            name="decoder",
+        )
+        return ir.Model(
+            graph, ir_version=IR_VERSION, producer_name="ortlm", producer_version=producer_version
+        )
+
+    def _unique(self, name: str) -> str:
+        count = self._used.get(name, 0)
+        self._used[name] = count + 1
+        return f"{name}_{count}" if count else name
+
+
+def _value(name: str, kind: str, shape: Shape) -> Value:
+    return Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType(dtype(kind).onnx)))
+
+
+def _name_of(array: Array) -> str:
+    return next(d.name for d in BY_NAME.values() if d.numpy == array.dtype)

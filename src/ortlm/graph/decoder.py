@@ -1,0 +1,187 @@
+"""The whole decoder: embeddings, layers, head, and the contract of inputs and outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ortlm.graph.attention import KeyValue, attention
+from ortlm.graph.builder import Builder, Value
+from ortlm.graph.linear import Parameters, Vocabulary, linear, node_path
+from ortlm.graph.mlp import feed_forward
+from ortlm.graph.norm import Residual, Selection, norm
+from ortlm.graph.rope import RopeTables
+from ortlm.graph.step import Step
+from ortlm.quant.recipe import Recipe
+from ortlm.spec import Decoder, Layer, parameters
+from ortlm.target import Target
+
+CACHE_NAMES = ("past_key_values.%d.key", "past_key_values.%d.value", "present.%d.key", "present.%d.value")
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A finished graph and what its tensors are for (role to name)."""
+
+    builder: Builder
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    optional: dict[str, str]
+
+
+def emit_decoder(
+    spec: Decoder,
+    *,
+    target: Target,
+    dtype: str,
+    recipe: Recipe,
+    all_logits: bool = False,
+    hidden_states: bool = False,
+) -> Emitted:
+    """Return the graph of ``spec`` for ``target`` with activations and cache of element type ``dtype``.
+
+    Inputs: ``input_ids`` int64 [B, S], ``attention_mask`` int64 [B, T], ``position_ids`` int64 [B, S] where
+    the target rotates outside attention, and ``past_key_values.{i}.key|value`` [B, K, past, D].
+    Outputs: ``logits`` [B, 1, V] of each row's last token ([B, S, V] with ``all_logits``) and
+    ``present.{i}.key|value`` [B, K, total, D]; with ``hidden_states`` also the final norm's output [B, S, H].
+    """
+    g = Builder(target=target, dtype=dtype, recipe=recipe, layers=len(spec.layers))
+    weights: Parameters = {p.name: p for p in parameters(spec)}
+    lead: tuple[int | str, ...] = ("batch", "sequence")
+    ids = g.input("input_ids", "int64", lead)
+    mask = g.input("attention_mask", "int64", ("batch", "total_length"))
+    inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
+    positions = None
+    if not target.rotary_inside:
+        positions = g.input("position_ids", "int64", lead)
+        inputs["position_ids"] = "position_ids"
+    caches = [_past(g, i, layer) for i, layer in enumerate(spec.layers)]
+    step = Step(g, ids, mask, positions, all_logits=all_logits)
+    select = step.selection()
+    tables = RopeTables(g, spec.max_tokens)
+    vocabulary = Vocabulary(g, spec, weights)
+    shape = (*lead, spec.hidden)
+
+    x = vocabulary.embed(ids, shape)
+    if spec.embed_scale != 1.0:
+        x = g.op("Mul", x, g.number(spec.embed_scale), shape=shape, name="/model/embed_tokens")
+    stream = Residual(g, x, shape, weights)
+    presents = []
+    for i, layer in enumerate(spec.layers):
+        # Only the last layer's queries are wanted of the last positions; its keys and values of all.
+        last = select if i == len(spec.layers) - 1 and not hidden_states else None
+        presents.append(
+            _layer(
+                g,
+                layer,
+                stream,
+                caches[i],
+                index=i,
+                step=step,
+                tables=tables,
+                weights=weights,
+                hidden=spec.hidden,
+                last=last,
+            )
+        )
+    x = stream.normed(spec.final_norm, "final_norm", module="layers.norm")
+    shape = (*stream.shape,)
+    outputs = {}
+    if hidden_states:
+        every = g.op("Identity", x, shape=shape, name="/model/hidden_states")
+        g.output(every, "hidden_states", shape)
+        outputs["hidden_states"] = "hidden_states"
+        if select is not None:
+            x = select(x, spec.hidden, "/lm_head")
+            shape = (*select.lead, spec.hidden)
+    logits = _logits(g, spec, vocabulary, x, shape)
+    # onnxruntime-genai allocates [B, S, V] unless it reads a static 1 here.
+    g.output(logits, "logits", ("batch", "sequence" if all_logits else 1, spec.vocab))
+    outputs["logits"] = "logits"
+    for i, present in enumerate(presents):
+        for value, name in ((present.key, CACHE_NAMES[2]), (present.value, CACHE_NAMES[3])):
+            mixer = spec.layers[i].mixer
+            g.output(value, name % i, ("batch", mixer.kv_heads, "total_length", mixer.head_dim))
+    return Emitted(g, inputs, outputs, step.optional)
+
+
+def _past(g: Builder, i: int, layer: Layer) -> KeyValue:
+    shape = ("batch", layer.mixer.kv_heads, "past_length", layer.mixer.head_dim)
+    return KeyValue(g.input(CACHE_NAMES[0] % i, g.dtype, shape), g.input(CACHE_NAMES[1] % i, g.dtype, shape))
+
+
+def _layer(
+    g: Builder,
+    spec: Layer,
+    stream: Residual,
+    past: KeyValue,
+    *,
+    index: int,
+    step: Step,
+    tables: RopeTables,
+    weights: Parameters,
+    hidden: int,
+    last: Selection | None,
+) -> KeyValue:
+    """Emit one layer onto ``stream``; ``last`` drops the positions that nothing after it needs."""
+    at, module = f"layers.{index}", f"layers.{index}"
+    mixer = spec.mixer
+    x = stream.normed(spec.mixer_pre, f"{at}.mixer_pre", module=f"{module}.input_layernorm")
+    y, present = attention(
+        g, mixer, x, past,
+        layer=index, step=step, tables=tables, parameters=weights, hidden=hidden,
+    )  # fmt: skip
+    wide = mixer.heads * mixer.head_dim
+    if last is not None:
+        path = node_path(module)
+        y = last(y, wide, f"{path}/attn")
+        if spec.parallel:
+            x = last(x, hidden, path)
+        stream.keep(last, module)
+    lead = stream.shape[:-1]
+    y = linear(
+        g,
+        y,
+        [f"{at}.o"],
+        parameters=weights,
+        module=f"{module}.attn.o_proj",
+        shape=(*lead, wide),
+        layer=index,
+    )
+    if spec.mixer_post is not None:
+        y = norm(
+            g, y, spec.mixer_post, f"{at}.mixer_post",
+            parameters=weights, module=f"{module}.post_attention_layernorm", shape=stream.shape,
+        )  # fmt: skip
+    stream.add(y, scale=spec.residual_scale, module=module)
+    if not spec.parallel:
+        x = stream.normed(spec.ffn_pre, f"{at}.ffn_pre", module=f"{module}.pre_feedforward_layernorm")
+    y = feed_forward(g, spec.ffn, x, layer=index, parameters=weights, shape=stream.shape)
+    if spec.ffn_post is not None:
+        y = norm(
+            g, y, spec.ffn_post, f"{at}.ffn_post",
+            parameters=weights, module=f"{module}.post_feedforward_layernorm", shape=stream.shape,
+        )  # fmt: skip
+    stream.add(y, scale=spec.residual_scale, module=module)
+    return present
+
+
+def _logits(
+    g: Builder, spec: Decoder, vocabulary: Vocabulary, x: Value, shape: tuple[int | str, ...]
+) -> Value:
+    path = "/lm_head"
+    out = (*shape[:-1], spec.vocab)
+    scale = g.number(spec.logit_scale) if spec.logit_scale != 1.0 else None
+    if scale is not None and not spec.head_bias:
+        # Scaling the narrow side is cheaper than scaling the logits, and the same.
+        x = g.op("Mul", x, scale, shape=shape, name=path)
+    y = vocabulary.head(x, shape)
+    if scale is not None and spec.head_bias:
+        y = g.op("Mul", y, scale, shape=out, name=path)
+    if spec.logit_softcap:
+        y = g.op("Div", y, g.number(spec.logit_softcap), shape=out, name=path)
+        y = g.op("Tanh", y, shape=out, name=path)
+        y = g.op("Mul", y, g.number(spec.logit_softcap), shape=out, name=path)
+    if g.dtype == "bf16":
+        # onnxruntime-genai reads logits as fp32 or fp16.
+        y = g.cast(y, "fp32", out, path)
+    return y

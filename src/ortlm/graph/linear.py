@@ -1,0 +1,158 @@
+"""Linear maps and embeddings, in whichever form the recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
+from ortlm.quant.scheme import BLOCKS, Scheme
+from ortlm.spec import Decoder, Parameter
+
+Parameters = Mapping[str, Parameter]
+
+
+def linear(
+    g: Builder,
+    x: Value,
+    names: Sequence[str],
+    *,
+    parameters: Parameters,
+    module: str,
+    shape: Shape,
+    layer: int | None = None,
+) -> Value:
+    """Multiply ``x`` [B, S, in] by the matrices ``names`` ([out, in] each), giving [B, S, sum of out].
+
+    ``module`` is the operator's name, "layers.0.attn.qkv_proj" for example. Biases are added if they exist.
+    """
+    weights = [parameters[f"{name}.weight"] for name in names]
+    biases = [parameters[f"{name}.bias"] for name in names if f"{name}.bias" in parameters]
+    path = node_path(module)
+    rows = sum(p.shape[0] for p in weights)
+    out = (*shape[:-1], rows)
+    scheme = g.scheme(weights[0].role, f"{path}/MatMul", layer)
+    if scheme is None:
+        w = g.matrix(weights, f"{module}.weight", transposed=True)
+        y = g.op("MatMul", x, w, shape=out, name=path)
+    else:
+        codes, _, scales, zeros = g.quantized(weights, module, scheme)
+        y = _matmul_nbits(
+            g, x, codes, scales, zeros, scheme=scheme, inputs=weights[0].shape[1], out=out, path=path
+        )
+    if biases:
+        y = g.op("Add", y, g.vector(biases, f"{module}.bias"), shape=out, name=path)
+    return y
+
+
+def node_path(module: str) -> str:
+    """Return the node name prefix of ``module``; the same as onnxruntime-genai's builder gives it."""
+    return "/" + module.replace("layers.", "layers#").replace(".", "/").replace("layers#", "model/layers.")
+
+
+def _matmul_nbits(
+    g: Builder,
+    x: Value,
+    codes: Value | None,
+    scales: Value,
+    zeros: Value | None,
+    *,
+    scheme: Scheme,
+    inputs: int,
+    out: Shape,
+    path: str,
+) -> Value:
+    return g.op(
+        "MatMulNBits",
+        x,
+        codes,
+        scales,
+        zeros,
+        shape=out,
+        name=path,
+        domain=MICROSOFT,
+        K=inputs,
+        N=int(out[-1]),
+        bits=scheme.bits,
+        block_size=scheme.block,
+        accuracy_level=scheme.accuracy_level,
+    )
+
+
+class Vocabulary:
+    """The embedding table and the head, which may be one matrix that is stored once."""
+
+    def __init__(self, g: Builder, spec: Decoder, parameters: Parameters) -> None:
+        self._g, self._spec, self._parameters = g, spec, parameters
+        self._embed = parameters["embed.weight"]
+        head_scheme = g.scheme("head", "/lm_head/MatMul", None)
+        embed_scheme = g.scheme("embed", "/model/embed_tokens/Gather", None)
+        if spec.tied_head and embed_scheme is not None and head_scheme is not None:
+            # One matrix serves both, so both take the head's scheme: the head decides the quality.
+            embed_scheme = head_scheme
+        self._scheme = _dividing(embed_scheme, spec.hidden)
+        self._shared = spec.tied_head and self._scheme == head_scheme
+        self._head_scheme = head_scheme
+        self._codes: Value | None = None
+        if self._scheme is not None:
+            self._codes, self._rows, self._scales, self._zeros = g.quantized(
+                [self._embed], "embed_tokens", self._scheme, gather=True, matmul=self._shared
+            )
+
+    def embed(self, ids: Value, shape: Shape) -> Value:
+        """Return the embeddings [B, S, H] of token ``ids`` int64 [B, S]."""
+        g, path = self._g, "/model/embed_tokens"
+        if self._scheme is None:
+            table = g.matrix([self._embed], "embed_tokens.weight", transposed=False)
+            return g.op("Gather", table, ids, shape=shape, name=path, axis=0)
+        return g.op(
+            "GatherBlockQuantized",
+            self._rows,
+            ids,
+            self._scales,
+            self._zeros,
+            shape=shape,
+            name=path,
+            domain=MICROSOFT,
+            bits=self._scheme.bits,
+            block_size=self._scheme.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def head(self, x: Value, shape: Shape) -> Value:
+        """Return logits [B, n, V] of hidden states ``x`` [B, n, H]."""
+        g, spec, path = self._g, self._spec, "/lm_head"
+        out = (*shape[:-1], spec.vocab)
+        if not spec.tied_head:
+            return linear(g, x, ["head"], parameters=self._parameters, module="lm_head", shape=shape)
+        if self._shared and self._scheme is not None:
+            y = _matmul_nbits(
+                g, x, self._codes, self._scales, self._zeros,
+                scheme=self._scheme, inputs=spec.hidden, out=out, path=path,
+            )  # fmt: skip
+        elif self._head_scheme is not None:
+            codes, _, scales, zeros = g.quantized([self._embed], "lm_head", self._head_scheme)
+            y = _matmul_nbits(
+                g, x, codes, scales, zeros,
+                scheme=self._head_scheme, inputs=spec.hidden, out=out, path=path,
+            )  # fmt: skip
+        else:
+            # Gemm reads the [V, H] table as it lies; MatMul would need a second, transposed copy.
+            table = g.matrix([self._embed], "embed_tokens.weight", transposed=False)
+            flat = g.op("Reshape", x, g.integers(-1, spec.hidden), shape=("rows", spec.hidden), name=path)
+            flat = g.op("Gemm", flat, table, shape=("rows", spec.vocab), name=path, transB=1)
+            lead = g.op("Shape", x, shape=(2,), dtype="int64", name=path, start=0, end=2)
+            sizes = g.op("Concat", lead, g.integers(spec.vocab), shape=(3,), dtype="int64", name=path, axis=0)
+            y = g.op("Reshape", flat, sizes, shape=out, name=path)
+        if "head.bias" in self._parameters:
+            y = g.op("Add", y, g.weight(self._parameters["head.bias"]), shape=out, name=path)
+        return y
+
+
+def _dividing(scheme: Scheme | None, inputs: int) -> Scheme | None:
+    """Return ``scheme`` with the largest block that divides ``inputs``: a lookup knows no padding."""
+    if scheme is None:
+        return None
+    blocks = [b for b in BLOCKS if b <= scheme.block and inputs % b == 0]
+    return replace(scheme, block=max(blocks)) if blocks else None

@@ -1,0 +1,62 @@
+"""Feed-forward blocks."""
+
+from __future__ import annotations
+
+from ortlm.graph.builder import Builder, Shape, Value
+from ortlm.graph.linear import Parameters, linear, node_path
+from ortlm.spec import MLP, FeedForward, GatedMLP
+
+
+def activate(g: Builder, x: Value, act: str, *, shape: Shape, path: str) -> Value:
+    """Apply the activation ``act`` to ``x``."""
+    if act == "silu":
+        # Sigmoid and Mul: ONNX Runtime fuses them on CPU, and every target knows them.
+        gate = g.op("Sigmoid", x, shape=shape, name=path)
+        return g.op("Mul", x, gate, shape=shape, name=path)
+    if act in ("gelu", "gelu_tanh"):
+        how = "tanh" if act == "gelu_tanh" else "none"
+        return g.op("Gelu", x, shape=shape, name=path, approximate=how)
+    if act in ("relu", "relu2"):
+        y = g.op("Relu", x, shape=shape, name=path)
+        return y if act == "relu" else g.op("Mul", y, y, shape=shape, name=path)
+    raise AssertionError(f"no emitter for activation {act}")
+
+
+def feed_forward(
+    g: Builder, spec: FeedForward, x: Value, *, layer: int, parameters: Parameters, shape: Shape
+) -> Value:
+    """Return the feed-forward block's output [B, S, H] for ``x`` [B, S, H]."""
+    module = f"layers.{layer}.mlp"
+    at, path = f"layers.{layer}", node_path(f"layers.{layer}.mlp")
+    inner = (*shape[:-1], spec.intermediate)
+    if isinstance(spec, MLP):
+        y = linear(
+            g, x, [f"{at}.up"], parameters=parameters, module=f"{module}.up_proj", shape=shape, layer=layer
+        )
+        y = activate(g, y, spec.act, shape=inner, path=path)
+    elif isinstance(spec, GatedMLP):
+        if g.target.packed_projections:
+            both = linear(
+                g, x, [f"{at}.gate", f"{at}.up"],
+                parameters=parameters, module=f"{module}.gate_up_proj", shape=shape, layer=layer,
+            )  # fmt: skip
+            gate, up = g.ops(
+                "Split",
+                [both],
+                outputs=[(g.dtype, inner), (g.dtype, inner)],
+                name=path,
+                attributes={"axis": -1, "num_outputs": 2},
+            )
+        else:
+            gate, up = (
+                linear(
+                    g, x, [f"{at}.{p}"],
+                    parameters=parameters, module=f"{module}.{p}_proj", shape=shape, layer=layer,
+                )
+                for p in ("gate", "up")
+            )  # fmt: skip
+        y = activate(g, gate, spec.act, shape=inner, path=path)
+        y = g.op("Mul", y, up, shape=inner, name=path)
+    return linear(
+        g, y, [f"{at}.down"], parameters=parameters, module=f"{module}.down_proj", shape=inner, layer=layer
+    )

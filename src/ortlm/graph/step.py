@@ -1,0 +1,138 @@
+"""What every layer needs to know of one step: lengths, positions and which positions to keep."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ortlm.graph.builder import Builder, Value
+from ortlm.graph.norm import Selection
+from ortlm.spec import Rope
+
+_PATH = "/model/step"
+
+
+class Step:
+    """Values derived once from ``attention_mask`` int64 [B, T], whose ones are each row's tokens so far.
+
+    ``last_key`` int32 [B]: index of each row's last token. ``total`` int32 []: T. ``query_lengths`` int32
+    [B]: how many of the S new positions of a row are real (rows are padded on the right), or None where
+    the target's attention does not take it.
+    """
+
+    def __init__(
+        self, g: Builder, ids: Value, mask: Value, positions: Value | None, *, all_logits: bool
+    ) -> None:
+        self._g, self._given = g, positions
+        self._all_logits = all_logits
+        self._made: dict[str, Value] = {}
+        count = g.op(
+            "ReduceSum", mask, g.integers(1), shape=("batch",), dtype="int64", name=_PATH, keepdims=0
+        )
+        self._lengths = g.cast(count, "int32", ("batch",), f"{_PATH}/lengths")
+        self.last_key = g.op(
+            "Sub",
+            self._lengths,
+            g.integer(1, "int32"),
+            shape=("batch",),
+            dtype="int32",
+            name=f"{_PATH}/last_key",
+        )
+        total = g.op("Shape", mask, shape=(1,), dtype="int64", name=_PATH, start=1, end=2)
+        total = g.op("Squeeze", total, shape=(), dtype="int64", name=_PATH)
+        self.total = g.cast(total, "int32", (), f"{_PATH}/total")
+        sequence = g.op("Shape", ids, shape=(1,), dtype="int64", name=f"{_PATH}/sequence", start=1, end=2)
+        self._sequence = g.op("Squeeze", sequence, shape=(), dtype="int64", name=f"{_PATH}/sequence")
+        # A row has at most S new tokens, and at most as many as it has tokens: that is exact for a first
+        # prompt, one token at a time, and a single row. Only an appended ragged batch has to say more.
+        s32 = g.cast(self._sequence, "int32", (), f"{_PATH}/sequence")
+        self._new = g.op("Min", self._lengths, s32, shape=("batch",), dtype="int32", name=f"{_PATH}/new")
+        self.query_lengths: Value | None = None
+        self.optional: dict[str, str] = {}
+        if g.target.query_lengths:
+            given = g.optional_input("query_lengths", np.array([-1], np.int32), ("query_rows",))
+            self.optional["query_lengths"] = "query_lengths"
+            absent = g.op(
+                "Less", given, g.integer(0, "int32"), shape=("query_rows",), dtype="bool", name=f"{_PATH}/new"
+            )
+            self._new = g.op(
+                "Where", absent, self._new, given, shape=("batch",), dtype="int32", name=f"{_PATH}/new"
+            )
+            self.query_lengths = self._new
+
+    def positions(self) -> Value:
+        """Return the position int64 [B, S] of every new token."""
+        if self._given is not None:
+            return self._given
+        if "positions" not in self._made:
+            g, path = self._g, f"{_PATH}/positions"
+            start = g.op("Sub", self._lengths, self._new, shape=("batch",), dtype="int32", name=path)
+            start = g.cast(start, "int64", ("batch",), path)
+            start = g.op("Unsqueeze", start, g.integers(1), shape=("batch", 1), dtype="int64", name=path)
+            steps = g.op(
+                "Range", g.integer(0), self._sequence, g.integer(1),
+                shape=("sequence",), dtype="int64", name=path,
+            )  # fmt: skip
+            at = g.op("Add", start, steps, shape=("batch", "sequence"), dtype="int64", name=path)
+            # Padding of a long row could point behind the table.
+            last = g.op(
+                "Sub", g.cast(self.total, "int64", (), path), g.integer(1), shape=(), dtype="int64", name=path
+            )
+            self._made["positions"] = g.op(
+                "Min", at, last, shape=("batch", "sequence"), dtype="int64", name=path
+            )
+        return self._made["positions"]
+
+    def switched(self, rope: Rope) -> Value | None:
+        """Return row numbers int64 [B, S] in a table that holds short and long rows, or None if it does not.
+
+        All positions move to the long rows once the total length of the batch exceeds the switch.
+        """
+        if rope.switch_tokens is None or rope.long_inv_freq is None:
+            return None
+        key = f"switched/{rope.switch_tokens}"
+        if key not in self._made:
+            g, path = self._g, f"{_PATH}/switch"
+            beyond = g.op(
+                "Greater",
+                self.total,
+                g.integer(rope.switch_tokens, "int32"),
+                shape=(),
+                dtype="bool",
+                name=path,
+            )
+            offset = g.op(
+                "Mul",
+                g.cast(beyond, "int64", (), path),
+                g.integer(rope.switch_tokens),
+                shape=(),
+                dtype="int64",
+                name=path,
+            )
+            self._made[key] = g.op(
+                "Add", self.positions(), offset, shape=("batch", "sequence"), dtype="int64", name=path
+            )
+        return self._made[key]
+
+    def selection(self) -> Selection | None:
+        """Return what keeps the positions whose logits are wanted; None keeps all.
+
+        The optional input ``num_logits_to_keep`` (int64, default 1) counts them from each row's last real
+        token backwards; 0 keeps every position.
+        """
+        if self._all_logits:
+            return None
+        g, path = self._g, f"{_PATH}/keep"
+        wanted = g.optional_input("num_logits_to_keep", np.array(1, np.int64), ())
+        self.optional["logits_to_keep"] = "num_logits_to_keep"
+        everything = g.op("Equal", wanted, g.integer(0), shape=(), dtype="bool", name=path)
+        count = g.op("Min", wanted, self._sequence, shape=(), dtype="int64", name=path)
+        count = g.op("Where", everything, self._sequence, count, shape=(), dtype="int64", name=path)
+        new = g.cast(self._new, "int64", ("batch",), path)
+        start = g.op("Sub", new, count, shape=("batch",), dtype="int64", name=path)
+        start = g.op("Max", start, g.integer(0), shape=("batch",), dtype="int64", name=path)
+        start = g.op("Where", everything, g.integer(0), start, shape=("batch",), dtype="int64", name=path)
+        start = g.op("Unsqueeze", start, g.integers(1), shape=("batch", 1), dtype="int64", name=path)
+        steps = g.op("Range", g.integer(0), count, g.integer(1), shape=("kept",), dtype="int64", name=path)
+        at = g.op("Add", start, steps, shape=("batch", "kept"), dtype="int64", name=path)
+        at = g.op("Unsqueeze", at, g.integers(2), shape=("batch", "kept", 1), dtype="int64", name=path)
+        return Selection(g, at)

@@ -1,0 +1,72 @@
+"""What a graph's weights are made of: which parameters go where and in which form. No data yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ortlm.dtypes import dtype
+from ortlm.quant.scheme import Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One initializer: its name, element type and shape. Several may show the same bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of its data."""
+        size = dtype(self.dtype).bytes
+        for n in self.shape:
+            size *= n
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """``parameters``, one below the other, as ``tensor``; transposed from [out, in] if ``transposed``."""
+
+    parameters: tuple[str, ...]
+    tensor: Tensor
+    transposed: bool = False
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The initializers that this writes."""
+        return (self.tensor,)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """``parameters``, one below the other (``rows`` by ``inputs``), quantized by ``scheme``.
+
+    ``views`` are the initializers that show the packed codes, in any shape; all share the same bytes.
+    """
+
+    parameters: tuple[str, ...]
+    scheme: Scheme
+    rows: int
+    inputs: int
+    views: tuple[Tensor, ...]
+    scales: Tensor
+    zeros: Tensor | None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The initializers that own bytes: codes, scales and zero points."""
+        return (self.views[0], self.scales, *([self.zeros] if self.zeros else []))
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything that has to be written beside the graph."""
+
+    items: list[Plain | Quantized] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """Total size of the data, without alignment."""
+        return sum(t.bytes for item in self.items for t in item.tensors)
