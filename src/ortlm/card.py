@@ -1,0 +1,87 @@
+"""The model card of an artifact: where it comes from, what was done to it, what it may be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_BODY = """\
+# {name}, {precision} ONNX for {target}
+
+Built by ortlm from `{source}` ({model_type}). Runs in ortlm and, unchanged, in onnxruntime-genai.
+
+| | |
+|---|---|
+| Parameters | {parameters:,} in {layers} layers |
+| Weights | {recipe} |
+| Bits per weight | {bits_per_weight:.2f} |
+| Size | {size} (checkpoint: {before}) |
+| Context | {context_tokens:,} tokens, {cache:.1f} kB of cache each |
+
+## Use
+
+```
+ortlm generate FOLDER "Once upon a time"
+ortlm chat FOLDER
+```
+
+## Limits
+
+Quantization changes what a model says, a little everywhere and sometimes a lot: test this model on your own
+task before you rely on it. All limits and biases of the base model remain.
+
+## Licence
+
+{licence}
+"""
+
+
+def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
+    """Return the text of README.md: metadata for the hub, and the facts of ``outline``."""
+    from huggingface_hub import ModelCardData
+
+    licence, name = licence_of(checkpoint), str(outline["source"]).rstrip("/").rsplit("/", 1)[-1]
+    on_hub = str(outline["source"]).count("/") == 1 and not Path(str(outline["source"])).exists()
+    data = ModelCardData(
+        license=licence,
+        library_name="ortlm",
+        pipeline_tag="text-generation",
+        base_model=str(outline["source"]) if on_hub else None,
+        base_model_relation="quantized" if on_hub else None,
+        tags=["onnx", "onnxruntime", "onnxruntime-genai", str(outline["precision"]), str(outline["target"])],
+        ignore_metadata_errors=True,
+    )
+    words = (
+        f"The base model's licence applies: {licence}."
+        if licence
+        else "The checkpoint does not state a licence. Find the base model's before you share this."
+    )
+    # A local path says nothing to a reader, and may say too much.
+    body = _BODY.format_map(
+        {
+            **outline,
+            "source": outline["source"] if on_hub else name,
+            "name": name,
+            "size": f"{outline['output_bytes'] / 1e6:,.1f} MB",
+            "before": f"{outline['checkpoint_bytes'] / 1e6:,.1f} MB",
+            "cache": outline["cache_bytes_per_token"] / 1e3,
+            "licence": words,
+        }
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def licence_of(checkpoint: Path) -> str | None:
+    """Return the licence that the checkpoint's own model card states, or None."""
+    from huggingface_hub import ModelCard
+
+    path = checkpoint / "README.md"
+    if not path.is_file():
+        return None
+    try:
+        data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    except (ValueError, UnicodeDecodeError):
+        return None
+    licence = getattr(data, "license_name", None) or data.license
+    return str(licence) if licence else None

@@ -1,0 +1,288 @@
+"""``ortlm build``: checkpoint to artifact. The flags are those of onnxruntime-genai's builder, and a few more."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ortlm.artifact import Artifact
+    from ortlm.building import Outline
+
+_EXAMPLES = """\
+examples:
+  ortlm build -m microsoft/Phi-3.5-mini-instruct -o phi -p int4 -e cpu -c cache
+  ortlm build -i ./my-fine-tune -o phi -p int4 -e cpu
+  ortlm build -i ./my-fine-tune -o phi -p int4 -e cpu --dry-run
+  ortlm build -i ./my-fine-tune -o phi -p int4 -e webgpu --extra_options block_size=32 is_symmetric=true
+
+precisions by execution provider:
+  cpu     int4 int8 fp32           dml     int4 fp16
+  cuda    int4 int8 fp16 bf16      webgpu  int4 int8 fp16
+  mobile  int4 int8
+
+extra options (KEY=VALUE; the official builder's names, old int4_* ones too):
+  block_size=16|32|64|128|256      inputs that share a scale
+  is_symmetric=true|false          zero point fixed in the middle, or stored
+  accuracy_level=0..4              MatMulNBits' activations: 4 is int8, 1 is fp32
+  algo_config=rtn|k_quant|k_quant_mixed|rtn_last|k_quant_last
+  bits= head_bits= embed_bits=     2, 4 or 8; 0 keeps head or embeddings float
+  nodes_to_exclude=NODE,NODE       keep these products float
+  matmul_mixed_precision=last_matmul:int8,mixed_layers:int8
+  op_types_to_quantize=MatMul[/Gather]
+  num_hidden_layers=N              build the first N layers only
+  prune_lm_head=false              logits of every position
+  include_hidden_states=true       one more output
+  filename=model.onnx  config_only=true  hf_token=TOKEN
+
+exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
+    parser = subparsers.add_parser(
+        "build",
+        help="turn a Hugging Face model into a quantized ONNX model",
+        description="Turn a Hugging Face model into a quantized ONNX model that ortlm and onnxruntime-genai run.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what to build")
+    what.add_argument(
+        "-m",
+        "--model_name",
+        "--model-name",
+        metavar="NAME",
+        help="model on the Hugging Face hub, or a folder",
+    )
+    what.add_argument(
+        "-i", "--input", metavar="DIR", help="local folder with config.json, *.safetensors and tokenizer"
+    )
+    what.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to create")
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "-p", "--precision", metavar="P", default="int4", help="int4 (default), int8, fp16, bf16 or fp32"
+    )
+    how.add_argument(
+        "-e",
+        "--execution_provider",
+        "--execution-provider",
+        metavar="EP",
+        default="cpu",
+        help="cpu (default), cuda, dml, webgpu or mobile",
+    )
+    how.add_argument(
+        "--extra_options", "--extra-options", metavar="K=V", nargs="+", default=[], help="see below"
+    )
+    how.add_argument(
+        "--threads", type=int, metavar="N", help="cores to quantize with (default: all physical)"
+    )
+    where = parser.add_argument_group("where and whether")
+    where.add_argument(
+        "-c",
+        "--cache_dir",
+        "--cache-dir",
+        metavar="DIR",
+        help="where downloads go (default: the hub's own cache)",
+    )
+    where.add_argument("--force", action="store_true", help="replace an artifact that is in -o already")
+    where.add_argument("--dry-run", action="store_true", help="show what would be built and write nothing")
+    where.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    where.add_argument("-q", "--quiet", action="store_true", help="no progress, no closing table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build as ``args`` say."""
+    from ortlm.errors import BadOption
+    from ortlm.options import parse_extra_options
+    from ortlm.target import check_precision, find_target
+
+    if bool(args.model_name) == bool(args.input):
+        raise BadOption(
+            "give either -m NAME for a model on the hub or -i DIR for a local folder, and not both."
+        )
+    if args.threads is not None and args.threads < 1:
+        raise BadOption(f"--threads must be at least 1; got {args.threads}.")
+    if args.input and not Path(args.input).is_dir():
+        from ortlm.errors import BadCheckpoint
+
+        raise BadCheckpoint(f"-i {args.input} is not a folder. For a model on the hub use -m NAME.")
+    target = find_target(args.execution_provider)
+    check_precision(args.precision, target)
+    options = parse_extra_options(args.extra_options, target=target)
+    out = Path(args.output)
+    signal.signal(signal.SIGTERM, _terminate)
+
+    # onnx-ir takes most of a second to import, so wrong use is told before.
+    from rich.console import Console
+
+    from ortlm import building
+
+    console = Console(stderr=True, quiet=args.quiet or args.json)
+    if not args.dry_run:
+        building.check_output(out, force=args.force)
+    began = time.monotonic()
+    prepared = building.prepare(
+        args.input or args.model_name,
+        precision=args.precision,
+        target=args.execution_provider,
+        cache=args.cache_dir,
+        options=options,
+    )
+    if args.dry_run:
+        from dataclasses import replace
+
+        outline = replace(prepared.outline, seconds=building.measure_seconds(prepared))
+        if args.json:
+            print(json.dumps({"schema": 1, "dry_run": True, "output": str(out), **asdict(outline)}, indent=2))
+        else:
+            _show_outline(Console(), outline, out)
+        return 0
+    outline = prepared.outline
+    console.print(
+        f"[bold]{outline.source}[/]: {outline.model_type}, {_count(outline.parameters)} parameters, "
+        f"to {outline.precision} for {outline.target}"
+    )
+    with _progress(console) as progress:
+        artifact = building.write(prepared, out, force=args.force, threads=args.threads, progress=progress)
+    _report(args, console, artifact, outline, time.monotonic() - began)
+    return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    # Leave through the same door as Ctrl-C, so that nothing half-written stays.
+    raise KeyboardInterrupt
+
+
+class _Bars:
+    """A rich progress bar as ``write.Progress``."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        bytes_columns = (DownloadColumn(), TransferSpeedColumn())
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            *bytes_columns,
+            TextColumn("{task.fields[tensors]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._total = self._done = 0
+
+    def __enter__(self) -> _Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def start(self, *, bytes_total: int, tensors_total: int) -> None:
+        """Show the bar."""
+        self._total = tensors_total
+        self._task = self._bars.add_task("writing", total=bytes_total, tensors=f"0/{tensors_total} tensors")
+
+    def advance(self, *, bytes_done: int, tensors_done: int) -> None:
+        """Move the bar."""
+        self._done += tensors_done
+        self._bars.update(self._task, advance=bytes_done, tensors=f"{self._done}/{self._total} tensors")
+
+
+def _progress(console: Console) -> _Bars:
+    return _Bars(console)
+
+
+def _report(
+    args: argparse.Namespace, console: Console, artifact: Artifact, outline: Outline, seconds: float
+) -> None:
+    from rich.table import Table
+
+    peak = _peak_memory_bytes()
+    size = sum(f.stat().st_size for f in artifact.path.iterdir())
+    facts = {
+        "output": str(artifact.path),
+        "checkpoint_bytes": outline.checkpoint_bytes,
+        "output_bytes": size,
+        "bits_per_weight": round(outline.bits_per_weight, 3),
+        "seconds": round(seconds, 2),
+        "peak_memory_bytes": peak,
+    }
+    if args.json:
+        print(json.dumps({"schema": 1, **asdict(outline), **facts}, indent=2))
+        return
+    table = Table(title=f"{artifact.path}", title_justify="left", show_header=False, title_style="bold")
+    table.add_row("size before", _size(outline.checkpoint_bytes))
+    table.add_row("size after", f"{_size(size)}  ({size / max(outline.checkpoint_bytes, 1):.0%})")
+    table.add_row("bits per weight", f"{outline.bits_per_weight:.2f}")
+    table.add_row("time", f"{seconds:.1f} s")
+    table.add_row("peak memory", _size(peak) if peak else "unknown")
+    console.print(table)
+    console.print(f'Run it: ortlm generate {artifact.path} "Once upon a time"', highlight=False)
+
+
+def _show_outline(console: Console, outline: Outline, out: Path) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"would build {out}", title_justify="left", show_header=False, title_style="bold")
+    for name, value in (
+        ("source", outline.source),
+        ("architecture", f"{outline.model_type}, {outline.layers} layers"),
+        ("parameters", f"{outline.parameters:,}"),
+        ("target", f"{outline.precision} for {outline.target}"),
+        ("weights", outline.recipe.replace("; ", "\n")),
+        ("bits per weight", f"{outline.bits_per_weight:.2f}"),
+        ("size", f"{_size(outline.checkpoint_bytes)} to about {_size(outline.output_bytes)}"),
+        (
+            "context",
+            f"{outline.context_tokens:,} tokens, {outline.cache_bytes_per_token / 1e3:,.1f} kB of cache each",
+        ),
+        ("peak memory", f"about {_size(outline.peak_memory_bytes)}"),
+        ("time", f"about {outline.seconds:.0f} s on this machine" if outline.seconds else "unknown"),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _peak_memory_bytes() -> int:
+    """Return the largest resident size this process had, 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"

@@ -1,0 +1,71 @@
+"""How many threads a model should compute with on this machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+_CPUS = Path("/sys/devices/system/cpu")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def physical_cores() -> int:
+    """Return the number of physical cores that this process may use.
+
+    Affinity and cgroup quota are respected on Linux. 0 elsewhere: ONNX Runtime then counts by itself.
+    """
+    if not sys.platform.startswith("linux"):
+        return 0
+    usable = sorted(os.sched_getaffinity(0))
+    cores = len({_siblings(cpu) for cpu in usable})
+    quota = _cgroup_quota()
+    if quota is not None:
+        cores = min(cores, math.ceil(quota))
+    return max(1, cores)
+
+
+def _siblings(cpu: int) -> str:
+    """Return a name for the core that logical processor ``cpu`` belongs to."""
+    for name in ("core_cpus_list", "thread_siblings_list"):
+        found = _read(_CPUS / f"cpu{cpu}" / "topology" / name)
+        if found:
+            return found
+    return str(cpu)
+
+
+def _cgroup_quota() -> float | None:
+    """Return the number of processors the tightest enclosing cgroup grants; None if there is no limit."""
+    limits = []
+    for line in (_read(Path("/proc/self/cgroup")) or "").splitlines():
+        _, controllers, inner = line.split(":", 2)
+        if not controllers:
+            limits += [_v2_limit(folder) for folder in _upwards(_CGROUP, inner)]
+        elif "cpu" in controllers.split(","):
+            limits += [_v1_limit(folder) for folder in _upwards(_CGROUP / "cpu", inner)]
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else None
+
+
+def _upwards(root: Path, inner: str) -> list[Path]:
+    at = root / inner.lstrip("/")
+    return [folder for folder in (at, *at.parents) if folder == root or root in folder.parents]
+
+
+def _v2_limit(folder: Path) -> float | None:
+    quota, _, period = (_read(folder / "cpu.max") or "max").partition(" ")
+    return None if quota == "max" else int(quota) / int(period or 100_000)
+
+
+def _v1_limit(folder: Path) -> float | None:
+    quota = int(_read(folder / "cpu.cfs_quota_us") or -1)
+    period = int(_read(folder / "cpu.cfs_period_us") or 0)
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None

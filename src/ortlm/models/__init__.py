@@ -1,0 +1,1 @@
+"""Entry points under the names that users of onnxruntime-genai type."""

@@ -1,0 +1,280 @@
+"""What a user may ask of a build, as typed values, and the official builder's spelling of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ortlm.errors import BadOption, nearest
+from ortlm.quant.recipe import EightBit, Excluding, Mixed, Recipe, Uniform, check_recipe
+from ortlm.quant.rounding import quantizer
+from ortlm.quant.scheme import Scheme
+from ortlm.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """Everything beyond precision and target; None leaves a choice to the target.
+
+    Quantization: ``block_size`` inputs share a scale; ``symmetric``; ``accuracy_level`` of MatMulNBits (4 is
+    int8 activations); ``bits`` overrides the precision's (2, 4 or 8), ``head_bits`` and ``embed_bits`` those
+    of head and embeddings, 0 keeps them float; ``algorithm`` "rtn" or "clip_search"; ``recipe`` "uniform" or
+    "mixed"; ``bits8_roles`` are kept at 8 bits; ``excluded_nodes`` keep float weights.
+
+    Graph: ``layers`` builds the first so many only; ``all_logits`` gives logits for every position;
+    ``hidden_states`` adds them as an output; ``filename`` of the graph; ``config_only`` writes everything
+    but graph and weights.
+
+    ``token``: for gated models on the hub; True takes the stored one, False sends none.
+    """
+
+    block_size: int | None = None
+    symmetric: bool | None = None
+    accuracy_level: int | None = None
+    bits: int | None = None
+    head_bits: int | None = None
+    embed_bits: int | None = None
+    algorithm: str = "rtn"
+    recipe: str = "uniform"
+    bits8_roles: tuple[str, ...] = ()
+    excluded_nodes: tuple[str, ...] = ()
+    layers: int | None = None
+    all_logits: bool = False
+    hidden_states: bool = False
+    filename: str = "model.onnx"
+    config_only: bool = False
+    token: str | bool | None = field(default=None, repr=False)
+
+
+def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe:
+    """Return the recipe that ``precision`` means on ``target`` with ``options``.
+
+    Raises BadOption for options that contradict each other, the precision or the target.
+    """
+    quantizer(options.algorithm)
+    check_recipe(options.recipe)
+    if precision not in ("int4", "int8"):
+        unused = [
+            name
+            for name in ("block_size", "symmetric", "accuracy_level", "bits", "head_bits", "embed_bits")
+            if getattr(options, name) is not None
+        ]
+        unused += [n for n in ("bits8_roles", "excluded_nodes") if getattr(options, n)]
+        unused += ["recipe"] * (options.recipe != "uniform") + ["algorithm"] * (options.algorithm != "rtn")
+        if unused:
+            raise BadOption(
+                f"{', '.join(unused)} shape quantized weights, but -p {precision} quantizes none. "
+                "Nearest: -p int4 or -p int8."
+            )
+        return Uniform(None, None, None)
+    bits = options.bits or (4 if precision == "int4" else 8)
+    body = Scheme(
+        bits=bits,
+        block=options.block_size or target.block,
+        symmetric=target.symmetric if options.symmetric is None else options.symmetric,
+        accuracy_level=target.accuracy_level if options.accuracy_level is None else options.accuracy_level,
+        algorithm=options.algorithm,
+    )
+
+    def at(wanted: int | None, default: int) -> Scheme | None:
+        chosen = default if wanted is None else wanted
+        return None if chosen == 0 else replace(body, bits=chosen)
+
+    eight = precision == "int8"
+    base = Uniform(
+        body,
+        at(options.head_bits, 8 if eight else target.head_bits),
+        at(options.embed_bits, 8 if eight else target.embed_bits),
+    )
+    recipe: Recipe = Mixed(base) if options.recipe == "mixed" else base
+    if options.bits8_roles:
+        recipe = EightBit(recipe, options.bits8_roles)
+    used = {s.bits for s in (base.body, base.head, base.embed) if s}
+    used |= {8} if options.recipe == "mixed" or options.bits8_roles else set()
+    if not used <= set(target.weight_bits):
+        wrong = sorted(used - set(target.weight_bits))[0]
+        raise BadOption(
+            f"{target.name} has no kernel for {wrong}-bit weights; it has "
+            f"{', '.join(map(str, target.weight_bits))} bits."
+        )
+    return Excluding(recipe, frozenset(options.excluded_nodes)) if options.excluded_nodes else recipe
+
+
+# --- the official builder's --extra_options -----------------------------------------------------------------
+
+
+def _flag(key: str, value: str) -> bool:
+    low = value.lower()
+    if low in ("1", "true", "yes", "on"):
+        return True
+    if low in ("0", "false", "no", "off"):
+        return False
+    raise BadOption(f"--extra_options {key} must be true or false; got {value!r}.")
+
+
+def _integer(key: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise BadOption(f"--extra_options {key} must be a whole number; got {value!r}.") from None
+
+
+# Spellings of one option, the current one last.
+_ALIASES = {
+    "int4_accuracy_level": "accuracy_level",
+    "int4_block_size": "block_size",
+    "int4_is_symmetric": "is_symmetric",
+    "int4_op_types_to_quantize": "op_types_to_quantize",
+    "int4_nodes_to_exclude": "nodes_to_exclude",
+    "int4_algo_config": "algo_config",
+    "int4_tied_embeddings": "shared_embeddings",
+    "int4_matmul_mixed_precision": "matmul_mixed_precision",
+    "num_layers": "num_hidden_layers",
+}
+# algo_config: our algorithm, recipe, roles at 8 bits.
+_ALGORITHMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "default": ("rtn", "uniform", ()),
+    "rtn": ("rtn", "uniform", ()),
+    "rtn_last": ("rtn", "uniform", ("head",)),
+    "k_quant": ("clip_search", "uniform", ()),
+    "k_quant_last": ("clip_search", "uniform", ("head",)),
+    "k_quant_mixed": ("clip_search", "mixed", ("head",)),
+    "clip_search": ("clip_search", "uniform", ()),
+}
+# Options of the official builder that hold one value here, and why: any other is refused.
+_FIXED: dict[str, tuple[str, str]] = {
+    "hf_remote": ("false", "ortlm never runs code that comes with a checkpoint"),
+    "use_qdq": ("false", "ortlm emits MatMulNBits, which every target here runs"),
+    "exclude_embeds": ("false", "graphs without embeddings are not built yet"),
+    "exclude_lm_head": ("false", "graphs without a head are not built yet; see include_hidden_states"),
+    "windowed_kv_cache": ("false", "windows are applied exactly on a full cache"),
+    "enable_cuda_graph": ("false", "graph capture is set at run time, in the provider's options"),
+    "enable_webgpu_graph": ("false", "graph capture is set at run time, in the provider's options"),
+    "use_webgpu_fp32": ("false", "the webgpu target computes in fp16"),
+    "use_cuda_bf16": ("false", "ask for it with -p bf16 -e cuda"),
+    "kv_cache_quant_scheme": ("none", "quantized caches are not built yet"),
+    "use_paged_attention": ("false", "paged attention is not built yet"),
+    "fuse_qk_norm_gqa": (
+        "false",
+        "queries and keys are normalised before attention, which every target runs",
+    ),
+}
+_KNOWN = (
+    "accuracy_level", "block_size", "is_symmetric", "op_types_to_quantize", "nodes_to_exclude", "algo_config",
+    "matmul_mixed_precision", "num_hidden_layers", "filename", "config_only", "prune_lm_head",
+    "include_hidden_states", "shared_embeddings", "fuse_qkv", "disable_qkv_fusion", "fuse_mlp_gate_up",
+    "hf_token", "bits", "head_bits", "embed_bits", "recipe", "algorithm",
+)  # fmt: skip
+
+
+def parse_extra_options(pairs: list[str], *, target: Target) -> BuildOptions:
+    """Turn ``["K=V", …]`` as the official builder takes them into options.
+
+    Old ``int4_*`` names count as the new ones. Raises BadOption for an unknown key, with the nearest known
+    one, for a value that cannot be used, and for options of the official builder that do not apply here.
+    """
+    given: dict[str, str] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise BadOption(f"--extra_options takes KEY=VALUE; got {pair!r}.")
+        name = _ALIASES.get(key, key)
+        if name in given and given[name] != value:
+            raise BadOption(f"--extra_options gives {name} twice: {given[name]!r} and {value!r}.")
+        if name not in _KNOWN and name not in _FIXED:
+            raise BadOption(
+                f"there is no extra option {key!r}."
+                + (nearest(key, (*_KNOWN, *_FIXED, *_ALIASES)) or f" There are {', '.join(_KNOWN)}.")
+            )
+        given[name] = value
+    for key, (allowed, why) in _FIXED.items():
+        if key in given and given[key].lower() not in (allowed, {"false": "0"}.get(allowed, allowed)):
+            raise BadOption(
+                f"--extra_options {key}={given[key]} does not apply: {why}. Allowed: {key}={allowed}."
+            )
+    return _options(given, target)
+
+
+def _options(given: Mapping[str, str], target: Target) -> BuildOptions:
+    options = BuildOptions()
+
+    def number(key: str) -> int | None:
+        return _integer(key, given[key]) if key in given else None
+
+    options = replace(
+        options,
+        block_size=number("block_size"),
+        accuracy_level=number("accuracy_level"),
+        bits=number("bits"),
+        head_bits=number("head_bits"),
+        embed_bits=number("embed_bits"),
+        layers=number("num_hidden_layers"),
+        symmetric=_flag("is_symmetric", given["is_symmetric"]) if "is_symmetric" in given else None,
+        filename=given.get("filename", "model.onnx"),
+        config_only=_flag("config_only", given.get("config_only", "false")),
+        hidden_states=_flag("include_hidden_states", given.get("include_hidden_states", "false")),
+        all_logits=not _flag("prune_lm_head", given.get("prune_lm_head", "true")),
+        excluded_nodes=tuple(n for n in given.get("nodes_to_exclude", "").split(",") if n),
+        algorithm=given.get("algorithm", "rtn"),
+        recipe=given.get("recipe", "uniform"),
+    )
+    if "algo_config" in given:
+        name = given["algo_config"]
+        if name not in _ALGORITHMS:
+            raise BadOption(
+                f"there is no algo_config {name!r}; there are {', '.join(_ALGORITHMS)}."
+                + nearest(name, _ALGORITHMS)
+            )
+        algorithm, recipe, roles = _ALGORITHMS[name]
+        options = replace(options, algorithm=algorithm, recipe=recipe, bits8_roles=roles)
+    if "matmul_mixed_precision" in given:
+        options = _mixed_precision(options, given["matmul_mixed_precision"])
+    if "op_types_to_quantize" in given:
+        kinds = set(given["op_types_to_quantize"].split("/"))
+        if not kinds <= {"MatMul", "Gather"} or "MatMul" not in kinds:
+            raise BadOption(
+                f"op_types_to_quantize must be MatMul or MatMul/Gather; got {given['op_types_to_quantize']!r}."
+            )
+        if "Gather" not in kinds:
+            options = replace(options, embed_bits=0)
+    if "hf_token" in given:
+        low = given["hf_token"].lower()
+        options = replace(options, token={"false": False, "true": True}.get(low, given["hf_token"]))
+    fused = {
+        "fuse_qkv": _flag("fuse_qkv", given["fuse_qkv"]) if "fuse_qkv" in given else None,
+        "disable_qkv_fusion": (
+            not _flag("disable_qkv_fusion", given["disable_qkv_fusion"])
+            if "disable_qkv_fusion" in given
+            else None
+        ),
+        "fuse_mlp_gate_up": (
+            _flag("fuse_mlp_gate_up", given["fuse_mlp_gate_up"]) if "fuse_mlp_gate_up" in given else None
+        ),
+    }
+    for key, wanted in fused.items():
+        if wanted is not None and wanted != target.packed_projections:
+            state = "one packed product" if target.packed_projections else "separate products"
+            raise BadOption(
+                f"--extra_options {key}={given[key]} does not apply: {target.name} runs {state} fastest, "
+                "and ortlm builds no other form for it."
+            )
+    if "shared_embeddings" in given and not _flag("shared_embeddings", given["shared_embeddings"]):
+        raise BadOption(
+            "--extra_options shared_embeddings=false does not apply: tied embeddings are always stored once."
+        )
+    return options
+
+
+def _mixed_precision(options: BuildOptions, text: str) -> BuildOptions:
+    for entry in text.replace("|", ",").split(","):
+        what, _, kind = entry.partition(":")
+        if kind not in ("int4", "int8") or what not in ("last_matmul", "mixed_layers"):
+            raise BadOption(
+                "matmul_mixed_precision takes last_matmul:int4|int8 and mixed_layers:int4|int8, separated by "
+                f"commas; got {entry!r}."
+            )
+        if what == "last_matmul":
+            options = replace(options, head_bits=8 if kind == "int8" else 4)
+        elif kind == "int8":
+            options = replace(options, recipe="mixed")
+    return options

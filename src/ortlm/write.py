@@ -1,0 +1,197 @@
+"""Streams weights to disk: every core quantizes its own rows and writes them where they belong.
+
+Memory is bounded by a few rows per core, whatever the size of a tensor or of the model.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ortlm.checkpoint.stack import Stack
+from ortlm.dtypes import Array, dtype
+from ortlm.errors import BadOption
+from ortlm.graph.storage import Plain, Plan, Quantized
+from ortlm.quant.rounding import quantizer
+
+# Large tensors start on a page, so that they can be mapped on their own; small ones on a cache line.
+_PAGE, _LINE, _LARGE = 4096, 64, 1 << 20
+# Elements that one core handles at once: small enough for its cache, large enough to hide Python.
+_CHUNK = 1 << 19
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each tensor lies in the data file (name to byte offset) and how long the file is."""
+
+    offsets: Mapping[str, int]
+    bytes: int
+
+
+def lay_out(plan: Plan) -> Layout:
+    """Give every tensor of ``plan`` its place, in the order of computation; views share their bytes."""
+    offsets, end = {}, 0
+    for item in plan.items:
+        for tensor in item.tensors:
+            align = _PAGE if tensor.bytes >= _LARGE else _LINE
+            end = -(-end // align) * align
+            offsets[tensor.name] = end
+            end += tensor.bytes
+        if isinstance(item, Quantized):
+            for view in item.views[1:]:
+                offsets[view.name] = offsets[item.views[0].name]
+    return Layout(offsets, end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A piece of work for one core: call it, and ``bytes`` of the output are done."""
+
+    run: Callable[[], None]
+    bytes: int
+    last: bool
+
+
+class Progress(Protocol):
+    """Is told how far the writing has come, always from the thread that called."""
+
+    def start(self, *, bytes_total: int, tensors_total: int) -> None:
+        """Begin: so much is to be written."""
+
+    def advance(self, *, bytes_done: int, tensors_done: int) -> None:
+        """Count what has been written since the last call."""
+
+
+def write_weights(
+    path: Path,
+    plan: Plan,
+    layout: Layout,
+    stacks: Mapping[str, Stack],
+    *,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Write the data file ``path``.
+
+    ``stacks`` has the weights of each item by its first tensor's name. Raises what reading or quantizing
+    raises; ``OSError`` with ENOSPC if the disk is full.
+    """
+    progress.start(bytes_total=plan.bytes, tensors_total=len(plan.items))
+    with path.open("wb") as stream:
+        file = stream.fileno()
+        if layout.bytes:
+            # Reserve all of it now: a full disk shows before any work is done.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file, 0, layout.bytes)
+            else:
+                stream.truncate(layout.bytes)
+        tasks = (
+            task for item in plan.items for task in _tasks(file, item, layout, stacks[item.tensors[0].name])
+        )
+        stop = threading.Event()
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="ortlm-write")
+        pending: dict[Future[None], _Task] = {}
+
+        def settle(done: Sequence[Future[None]]) -> None:
+            for future in done:
+                task = pending.pop(future)
+                future.result()
+                progress.advance(bytes_done=task.bytes, tensors_done=int(task.last))
+
+        try:
+            for task in tasks:
+                while len(pending) >= 2 * threads:
+                    settle(list(wait(pending, return_when=FIRST_COMPLETED).done))
+                pending[pool.submit(_unless(stop, task.run))] = task
+            while pending:
+                settle(list(wait(pending, return_when=FIRST_COMPLETED).done))
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+        stream.flush()
+        os.fsync(file)
+
+
+def _unless(stop: threading.Event, run: Callable[[], None]) -> Callable[[], None]:
+    def guarded() -> None:
+        if not stop.is_set():
+            run()
+
+    return guarded
+
+
+def _tasks(file: int, item: Plain | Quantized, layout: Layout, weights: Stack) -> list[_Task]:
+    if isinstance(item, Quantized):
+        rows, width = item.rows, item.inputs
+    else:
+        rows, width = item.tensor.shape[0], math.prod(item.tensor.shape[1:])
+    size = sum(t.bytes for t in item.tensors)
+    return [
+        _Task(
+            functools.partial(_write_rows, file, item, layout, weights, a, b),
+            # Shares that add up to the whole, whatever is lost by rounding.
+            size * b // rows - size * a // rows,
+            b == rows,
+        )
+        for a, b in _ranges(rows, width)
+    ]
+
+
+def _ranges(rows: int, width: int) -> list[tuple[int, int]]:
+    step = max(1, _CHUNK // max(width, 1))
+    return [(a, min(a + step, rows)) for a in range(0, rows, step)]
+
+
+def _write_rows(file: int, item: Plain | Quantized, layout: Layout, weights: Stack, a: int, b: int) -> None:
+    if isinstance(item, Quantized):
+        _write_quantized(file, item, layout, weights, a, b)
+    else:
+        _write_plain(file, item, layout, weights, a, b)
+
+
+def _write_quantized(file: int, item: Quantized, layout: Layout, weights: Stack, a: int, b: int) -> None:
+    packed = quantizer(item.scheme.algorithm)(weights.rows(a, b), item.scheme)
+    scales = _narrow(packed.scales, item.scales.dtype, item.scales.name)
+    parts = [(item.views[0], packed.values), (item.scales, scales)]
+    if item.zeros is not None and packed.zeros is not None:
+        parts.append((item.zeros, packed.zeros))
+    for tensor, data in parts:
+        row = tensor.bytes // item.rows
+        _write_at(file, data, layout.offsets[tensor.name] + a * row)
+
+
+def _write_plain(file: int, item: Plain, layout: Layout, weights: Stack, a: int, b: int) -> None:
+    data = weights.columns(a, b) if item.transposed else weights.rows(a, b)
+    data = _narrow(data, item.tensor.dtype, item.tensor.name)
+    row = item.tensor.bytes // item.tensor.shape[0]
+    _write_at(file, data, layout.offsets[item.tensor.name] + a * row)
+
+
+def _narrow(data: Array, kind: str, name: str) -> Array:
+    if kind == "fp32":
+        return data
+    with np.errstate(over="ignore"):
+        small = data.astype(dtype(kind).numpy)
+    if kind == "fp16" and not np.isfinite(small).all():
+        worst = float(np.abs(data).max())
+        raise BadOption(
+            f"weight {name!r} has a value of {worst:.3g}, beyond fp16's largest, 65504. "
+            "Nearest: -p bf16 -e cuda, or -p fp32 -e cpu."
+        )
+    return small
+
+
+def _write_at(file: int, data: Array, offset: int) -> None:
+    view = np.ascontiguousarray(data).view(np.uint8).reshape(-1).data
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
