@@ -1,0 +1,49 @@
+"""Shared set-up: one thread each, because the tests run side by side, and no network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import pytest
+import torch
+
+from tests.architectures import families
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+
+
+class Saved:
+    """A tiny checkpoint on disk and the transformers model that it was saved from."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self.model: Any = families.save(name, folder)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Return a function from a family row to its checkpoint; each is made once."""
+    made: dict[str, Saved] = {}
+
+    def get(name: str) -> Saved:
+        if name not in made:
+            made[name] = Saved(name, tmp_path_factory.mktemp("checkpoint") / name)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """Return the folder of the small trained model that ships with the project."""
+    return ROOT / "models" / "tiny-phi3"
