@@ -38,13 +38,15 @@ class State:
 
     ``kind`` says how it changes: ``"grow"`` gains one position per token along ``axis`` and may be one
     buffer that the graph updates in place; ``"append"`` gains positions too, but must be handed over as a
-    new tensor each step.
+    new tensor each step. Its shape is [batch, heads, length, head_dim]; None where the graph itself says.
     """
 
     past: str
     present: str
     kind: str = "grow"
     axis: int = 2
+    heads: int | None = None
+    head_dim: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,15 @@ def from_genai(found: dict[str, Any], path: Path) -> Manifest:
         for part in ("key", "value"):
             past = names_in.get(f"past_{part}_names", f"past_key_values.%d.{part}")
             present = names_out.get(f"present_{part}_names", f"present.%d.{part}")
-            states.append(State(past % layer, present % layer, kind))
+            states.append(
+                State(
+                    past % layer,
+                    present % layer,
+                    kind,
+                    heads=decoder.get("num_key_value_heads"),
+                    head_dim=decoder.get("head_size"),
+                )
+            )
     inputs = {role: names_in[role] for role in _GENAI_INPUTS if role in names_in} or {
         "input_ids": "input_ids",
         "attention_mask": "attention_mask",

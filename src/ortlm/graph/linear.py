@@ -89,7 +89,7 @@ class Vocabulary:
         embed_scheme = g.scheme("embed", "/model/embed_tokens/Gather", None)
         if spec.tied_head and embed_scheme is not None and head_scheme is not None:
             # One matrix serves both, so both take the head's scheme: the head decides the quality.
-            embed_scheme = head_scheme
+            embed_scheme = head_scheme = _dividing(head_scheme, spec.hidden) or head_scheme
         self._scheme = _dividing(embed_scheme, spec.hidden)
         self._shared = spec.tied_head and self._scheme == head_scheme
         self._head_scheme = head_scheme

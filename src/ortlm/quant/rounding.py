@@ -40,8 +40,7 @@ def rtn(weight: Array, scheme: Scheme) -> Packed:
     """
     blocks = _blocks(weight, scheme)
     if scheme.symmetric:
-        low, high = blocks.min(axis=-1), blocks.max(axis=-1)
-        scales = np.where(high > -low, high, low) / np.float32(-scheme.zero)
+        scales = _extreme(blocks) / np.float32(-scheme.zero)
         zeros = np.full(scales.shape, scheme.zero, np.float32)
     else:
         scales, zeros = _affine(*_range(blocks), scheme)
@@ -59,15 +58,14 @@ def clip_search(weight: Array, scheme: Scheme) -> Packed:
     blocks = _blocks(weight, scheme)
     importance = np.abs(blocks) + np.sqrt(np.mean(blocks * blocks, axis=-1, keepdims=True))
     low, high = _range(blocks)
-    if scheme.symmetric:
-        high = np.maximum(-low, high)
+    extreme = _extreme(blocks) if scheme.symmetric else high
     best_error = np.full(low.shape, np.inf, np.float32)
     best_scales = np.ones(low.shape, np.float32)
     best_zeros = np.full(low.shape, scheme.zero, np.float32)
     top = np.float32((1 << scheme.bits) - 1)
     for ratio in np.linspace(1.0, 0.6, 11, dtype=np.float32):
         if scheme.symmetric:
-            scales, zeros = high * (ratio / np.float32(scheme.zero - 0.5)), best_zeros
+            scales, zeros = extreme * (ratio / np.float32(-scheme.zero)), best_zeros
         else:
             scales, zeros = _affine(low * ratio, high * ratio, scheme)
         scales = np.where(scales == 0, np.float32(1), scales)
@@ -120,6 +118,12 @@ def _blocks(weight: Array, scheme: Scheme) -> Array:
     if short:
         weight = np.pad(weight, ((0, 0), (0, short)))
     return weight.reshape(rows, -1, scheme.block)
+
+
+def _extreme(blocks: Array) -> Array:
+    """Return each block's value of largest magnitude, with its sign."""
+    low, high = blocks.min(axis=-1), blocks.max(axis=-1)
+    return np.asarray(np.where(high > -low, high, low))
 
 
 def _range(blocks: Array) -> tuple[Array, Array]:

@@ -1,0 +1,58 @@
+"""Turn Hugging Face language models into quantized ONNX models and run them with ONNX Runtime.
+
+    import ortlm
+
+    ortlm.build("Phi-3.5-mini-instruct", output="phi", precision="int4", target="cpu")
+    lm = ortlm.load("phi")
+    print(lm.generate("The capital of France is", max_new_tokens=16))
+
+Nothing is imported before it is used: running a model never loads what builds one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ortlm import errors
+from ortlm._version import __version__
+
+if TYPE_CHECKING:
+    from ortlm.artifact import Artifact, open_artifact
+    from ortlm.building import build
+    from ortlm.runtime.generate import Generation, LanguageModel, load
+    from ortlm.runtime.settings import Settings
+
+_LAZY = {
+    "build": "ortlm.building",
+    "load": "ortlm.runtime.generate",
+    "LanguageModel": "ortlm.runtime.generate",
+    "Generation": "ortlm.runtime.generate",
+    "Settings": "ortlm.runtime.settings",
+    "Artifact": "ortlm.artifact",
+    "open_artifact": "ortlm.artifact",
+}
+
+__all__ = [
+    "Artifact",
+    "Generation",
+    "LanguageModel",
+    "Settings",
+    "__version__",
+    "build",
+    "errors",
+    "load",
+    "open_artifact",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ortlm' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

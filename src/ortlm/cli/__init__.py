@@ -1,0 +1,126 @@
+"""The command line: ``ortlm build | generate | chat | inspect``.
+
+Each verb is a module with ``add_parser(subparsers)`` and ``run(args) -> int``. Only the verb that is asked
+for is imported, and nothing heavy before its ``run``. Results go to stdout, all else to stderr.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 a quality gate was missed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ortlm._version import __version__
+from ortlm.errors import BadOption, Error, nearest
+
+DONE, FAILED, WRONG_USE, GATE_MISSED, INTERRUPTED = 0, 1, 2, 3, 130
+
+# verb -> (module, what it does)
+VERBS = {
+    "build": ("ortlm.cli.build", "turn a Hugging Face model into a quantized ONNX model"),
+    "generate": ("ortlm.cli.generate", "continue a prompt"),
+    "chat": ("ortlm.cli.chat", "talk with a model"),
+    "inspect": ("ortlm.cli.inspect", "show what a built model is and what it costs"),
+}
+
+_EXAMPLES = """\
+examples:
+  ortlm build -i Phi-3.5-mini-instruct -o phi -p int4 -e cpu
+  ortlm generate phi "The capital of France is" -n 32
+  ortlm chat phi
+
+`ortlm VERB --help` shows the options of a verb.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line on ``argv`` (by default the process's) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else DONE if exit_.code is None else FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough; without this, Python complains once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except BadOption as error:
+        return _complain(error, WRONG_USE)
+    except Error as error:
+        return _complain(error, FAILED)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A verb's parser: arguments may stand before, between and behind options."""
+
+    _nested = False
+
+    # The types of argparse's overloads are not worth repeating for an override that hands everything on.
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._nested:
+            return super().parse_known_args(args, namespace)
+        self._nested = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._nested = False
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Lists verbs without a line for their placeholder."""
+
+    def _format_action(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse._SubParsersAction):
+            return "".join(self._format_action(verb) for verb in action._get_subactions())
+        return super()._format_action(action)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    if verb is not None and verb not in VERBS:
+        raise BadOption(f"there is no verb {verb!r}; there is {', '.join(VERBS)}." + nearest(verb, VERBS))
+    parser = argparse.ArgumentParser(
+        prog="ortlm",
+        description="Turn Hugging Face language models into quantized ONNX models and run them.",
+        epilog=_EXAMPLES,
+        formatter_class=_Help,
+    )
+    parser.add_argument("--version", action="version", version=f"ortlm {__version__}")
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=_Parser)
+    for name, (module, summary) in VERBS.items():
+        if name == verb:
+            importlib.import_module(module).add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return WRONG_USE
+    args = parser.parse_args(arguments)
+    if args.verb is None:
+        parser.error("a verb is missing")
+    _set_up_output(verbose=bool(getattr(args, "verbose", False)))
+    code: int = importlib.import_module(VERBS[args.verb][0]).run(args)
+    sys.stdout.flush()
+    return code
+
+
+def _set_up_output(*, verbose: bool) -> None:
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", force=True)
+    logging.getLogger("ortlm").setLevel(logging.INFO if verbose else logging.WARNING)
+    # Terminals that cannot show a character get a replacement instead of an exception.
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+
+
+def _complain(error: Error, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,8 @@
+"""``python -m ortlm.cli`` is the same as ``ortlm``."""
+
+import sys
+
+from ortlm.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

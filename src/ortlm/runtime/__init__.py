@@ -1,0 +1,1 @@
+"""From an artifact to text; knows nothing of how artifacts are made."""

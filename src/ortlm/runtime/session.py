@@ -1,0 +1,258 @@
+"""ONNX Runtime behind a small surface. The only file that imports onnxruntime.
+
+``Backend`` and ``Binding`` are what the rest of the runtime relies on; tests put numpy behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from ortlm.cores import physical_cores
+from ortlm.dtypes import BY_ORT, Array, DType
+from ortlm.errors import BadArtifact, BadOption, nearest
+
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,  # what a run with bindings raises
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Name, element type and shape of a graph's input or output; a dimension that varies is None."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor that graphs read or write.
+
+    ``value`` is ONNX Runtime's handle. ``array`` is the memory that it aliases, None if it lies on a device
+    or belongs to ONNX Runtime.
+    """
+
+    value: Any
+    array: Array | None = None
+
+    def numpy(self) -> Array:
+        """Return the contents: the aliased memory itself if there is some, else a copy."""
+        if self.array is not None:
+            return self.array
+        found: Array = self.value.numpy()
+        return found
+
+
+class Binding(Protocol):
+    """Which tensors a run reads and writes. What was bound stays bound until it is bound anew."""
+
+    def input(self, name: str, tensor: Tensor) -> None:
+        """Let runs read ``tensor`` as the input ``name``."""
+
+    def output(self, name: str, tensor: Tensor | None) -> None:
+        """Let the next run write the output ``name`` to ``tensor``, or to new memory if that is None."""
+
+    def result(self, name: str) -> Tensor:
+        """Return what the last run wrote to the output ``name``."""
+
+
+class Backend(Protocol):
+    """Something that runs one graph: ``Session``, or a fake in tests."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]:
+        """Every input that must be given."""
+
+    @property
+    def outputs(self) -> Mapping[str, TensorInfo]:
+        """Every output."""
+
+    def tensor(self, array: Array) -> Tensor:
+        """Return a tensor that aliases ``array``, in main memory."""
+
+    def place(self, array: Array) -> Tensor:
+        """Return ``array`` as a tensor where the graph computes; it aliases ``array`` on a CPU."""
+
+    def binding(self) -> Binding:
+        """Return an empty binding."""
+
+    def run(self, binding: Binding) -> None:
+        """Run the graph once."""
+
+
+class Session:
+    """One ONNX graph loaded by ONNX Runtime.
+
+    ``threads`` is the number of threads for one operator, by default the physical cores this process may
+    use. ``providers`` are execution providers by name, with or without "ExecutionProvider", by default the
+    CPU. ``options`` are attributes of onnxruntime.SessionOptions or configuration entries.
+    Raises BadArtifact if the graph cannot be loaded, BadOption for an unknown provider or a bad number.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise BadOption(f"threads must be at least 1, found {threads}.")
+        self.path = path
+        self.providers = _provider_names(providers)
+        settings = _session_options(options or {}, threads)
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), settings, providers=self.providers)
+        except _ORT_ERRORS as error:
+            raise BadArtifact(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error} "
+                "If the folder was copied, check that it is complete; else build the model again."
+            ) from error
+        self.threads = settings.intra_op_num_threads
+        self._inputs = _infos(self._session.get_inputs())
+        self._outputs = _infos(self._session.get_outputs())
+        self.optional = _infos(self._session.get_overridable_initializers())
+        self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
+
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]:
+        """Every input that must be given."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorInfo]:
+        """Every output."""
+        return self._outputs
+
+    def tensor(self, array: Array) -> Tensor:
+        """Return a tensor that aliases ``array``, in main memory. ``array`` must be contiguous."""
+        return Tensor(onnxruntime.OrtValue.ortvalue_from_numpy(array), array)
+
+    def place(self, array: Array) -> Tensor:
+        """Return ``array`` as a tensor where the graph computes; it aliases ``array`` on a CPU."""
+        if self.device == "cpu":
+            return self.tensor(array)
+        return Tensor(onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0))
+
+    def binding(self) -> OrtBinding:
+        """Return an empty binding for ``run``."""
+        return OrtBinding(self._session.io_binding(), self.device)
+
+    def run(self, binding: Binding) -> None:
+        """Run the graph on what ``binding`` names. Raises BadArtifact if ONNX Runtime refuses."""
+        assert isinstance(binding, OrtBinding)
+        try:
+            self._session.run_with_iobinding(binding.io)
+        except _ORT_ERRORS as error:
+            raise BadArtifact(f"ONNX Runtime could not run {self.path}: {error}") from error
+
+
+class OrtBinding:
+    """A Binding over onnxruntime's IOBinding. It keeps alive whatever memory is bound."""
+
+    def __init__(self, io: Any, device: str) -> None:
+        self.io = io
+        self._device = device
+        self._kept: dict[str, Tensor] = {}
+        self._places: dict[str, int] = {}
+
+    def input(self, name: str, tensor: Tensor) -> None:
+        """Let runs read ``tensor`` as the input ``name``."""
+        self.io.bind_ortvalue_input(name, tensor.value)
+        self._kept[name] = tensor
+
+    def output(self, name: str, tensor: Tensor | None) -> None:
+        """Let the next run write the output ``name`` to ``tensor``, or to new memory if that is None."""
+        self._places.setdefault(name, len(self._places))
+        if tensor is None:
+            self.io.bind_output(name, self._device)
+            self._kept.pop(name, None)
+        else:
+            self.io.bind_ortvalue_output(name, tensor.value)
+            self._kept[name] = tensor
+
+    def result(self, name: str) -> Tensor:
+        """Return what the last run wrote to the output ``name``."""
+        if name in self._kept:
+            return self._kept[name]
+        # get_outputs() lists outputs in the order in which they were first bound.
+        return Tensor(self.io.get_outputs()[self._places[name]])
+
+
+def _infos(nodes: Sequence[Any]) -> dict[str, TensorInfo]:
+    found = {}
+    for node in nodes:
+        if node.type not in BY_ORT:
+            raise BadArtifact(f"the graph's tensor {node.name} has the element type {node.type}, not known.")
+        shape = tuple(d if isinstance(d, int) else None for d in node.shape)
+        found[node.name] = TensorInfo(node.name, BY_ORT[node.type], shape)
+    return found
+
+
+def _provider_names(wanted: Sequence[str] | None) -> list[str]:
+    """Return ONNX Runtime's names for ``wanted``; the CPU takes what no other provider does."""
+    available = onnxruntime.get_available_providers()
+    short = {name.lower().removesuffix("executionprovider"): name for name in available}
+    names = []
+    for name in wanted or ():
+        key = name.lower().removesuffix("executionprovider")
+        if key not in short:
+            raise BadOption(
+                f"execution provider {name!r} is not in this onnxruntime {onnxruntime.__version__}; "
+                f"it has {', '.join(short)}." + nearest(key, short)
+            )
+        names.append(short[key])
+    cpu = short["cpu"]
+    return names if cpu in names else [*names, cpu]
+
+
+_ATTRIBUTES = (
+    "enable_cpu_mem_arena",
+    "enable_mem_pattern",
+    "enable_mem_reuse",
+    "enable_profiling",
+    "inter_op_num_threads",
+    "intra_op_num_threads",
+    "log_severity_level",
+    "log_verbosity_level",
+    "use_deterministic_compute",
+)
+
+
+def _session_options(found: Mapping[str, Any], threads: int | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = physical_cores()
+    options.inter_op_num_threads = 1
+    # A pattern is kept for every new shape, so memory would grow with each token.
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    for key, value in found.items():
+        if key in _ATTRIBUTES:
+            setattr(options, key, value)
+        elif key == "graph_optimization_level":
+            options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, str(value))
+        elif isinstance(value, (str, int, float)):
+            text = str(int(value)) if isinstance(value, bool) else str(value)
+            options.add_session_config_entry(key, text)
+        else:
+            raise BadArtifact(f"session option {key!r} must be a string or a number, found {value!r}.")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
