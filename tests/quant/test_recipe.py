@@ -1,0 +1,96 @@
+"""Which matrix gets how many bits."""
+
+from __future__ import annotations
+
+import pytest
+
+from ortlm.errors import BadOption
+from ortlm.options import BuildOptions, make_recipe, parse_extra_options
+from ortlm.quant.recipe import Place
+from ortlm.target import TARGETS, find_target
+
+CPU = find_target("cpu")
+
+
+def bits(options: BuildOptions, place: Place, precision: str = "int4", target: str = "cpu") -> int:
+    scheme = make_recipe(precision, find_target(target), options)(place)
+    return 0 if scheme is None else scheme.bits
+
+
+def place(role: str, layer: int | None = None, node: str = "/n/MatMul") -> Place:
+    return Place(role, node, layer, 32)
+
+
+def test_cpu_default() -> None:
+    recipe = make_recipe("int4", CPU, BuildOptions())
+    body, head = recipe(place("qkv", 5)), recipe(place("head"))
+    assert body is not None
+    assert (body.bits, body.block, body.symmetric, body.accuracy_level) == (4, 128, False, 4)
+    assert head is not None
+    assert (head.bits, head.block) == (8, 128)
+
+
+def test_mixed_rule() -> None:
+    options = BuildOptions(recipe="mixed")
+    eight = [i for i in range(32) if bits(options, place("down", i)) == 8]
+    assert eight == [i for i in range(32) if i < 4 or i >= 28 or (i - 4) % 3 == 2]
+    assert bits(options, place("gate_up", 0)) == 4
+
+
+def test_float_precisions_quantize_nothing() -> None:
+    assert bits(BuildOptions(), place("down", 1), precision="fp32") == 0
+    with pytest.raises(BadOption, match=r"block_size shape quantized weights.*-p int4"):
+        make_recipe("fp32", CPU, BuildOptions(block_size=32))
+
+
+def test_target_without_kernel() -> None:
+    with pytest.raises(BadOption, match="dml has no kernel for 8-bit"):
+        make_recipe("int4", find_target("dml"), BuildOptions(head_bits=8))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_default_is_possible(name: str) -> None:
+    for precision in TARGETS[name].precisions:
+        make_recipe(precision, TARGETS[name], BuildOptions())
+
+
+def test_extra_options() -> None:
+    options = parse_extra_options(
+        ["int4_block_size=64", "is_symmetric=1", "int4_algo_config=k_quant_mixed", "num_hidden_layers=2"],
+        target=CPU,
+    )
+    assert options.block_size == 64
+    assert options.symmetric is True
+    assert (options.recipe, options.algorithm, options.bits8_roles) == ("mixed", "clip_search", ("head",))
+    assert options.layers == 2
+    options = parse_extra_options(["matmul_mixed_precision=last_matmul:int4,mixed_layers:int8"], target=CPU)
+    assert (options.head_bits, options.recipe) == (4, "mixed")
+    assert parse_extra_options(["op_types_to_quantize=MatMul"], target=CPU).embed_bits == 0
+    assert parse_extra_options(["prune_lm_head=false", "fuse_qkv=true", "hf_remote=0"], target=CPU).all_logits
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("foo_bar=1", r"there is no extra option 'foo_bar'"),
+        ("blocksize=1", r"Did you mean: block_size"),
+        ("block_size", r"KEY=VALUE"),
+        ("block_size=big", r"must be a whole number"),
+        ("is_symmetric=maybe", r"must be true or false"),
+        ("algo_config=gptq", r"there is no algo_config 'gptq'"),
+        ("use_qdq=true", r"use_qdq=true does not apply"),
+        ("hf_remote=true", r"never runs code"),
+        ("fuse_qkv=false", r"packed product"),
+        ("shared_embeddings=false", r"always stored once"),
+        ("op_types_to_quantize=Conv", r"MatMul or MatMul/Gather"),
+        ("matmul_mixed_precision=head:int8", r"last_matmul:int4"),
+    ],
+)
+def test_wrong_extra_options(pair: str, message: str) -> None:
+    with pytest.raises(BadOption, match=message):
+        parse_extra_options([pair], target=CPU)
+
+
+def test_one_option_under_two_names() -> None:
+    with pytest.raises(BadOption, match="twice"):
+        parse_extra_options(["block_size=32", "int4_block_size=64"], target=CPU)

@@ -1,0 +1,101 @@
+"""Who may import whom; the two halves of ortlm meet in ``artifact`` only."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ortlm
+
+SOURCE = Path(ortlm.__file__).parent
+# Everyone may use errors, dtypes and the version.
+FREE = {"errors", "dtypes", "_version"}
+ALLOWED = {
+    "errors": set(),
+    "dtypes": set(),
+    "spec": set(),
+    "architectures": {"spec"},
+    "checkpoint": set(),
+    "target": set(),
+    "cores": set(),
+    "card": set(),
+    "artifact": set(),
+    "quant": {"spec"},
+    "options": {"quant", "target"},
+    "graph": {"spec", "target", "quant"},
+    "write": {"checkpoint", "graph", "quant"},
+    "building": {
+        "architectures", "artifact", "card", "checkpoint", "cores", "graph", "options", "quant", "spec", "target",
+        "write",
+    },
+    "runtime": {"artifact", "cores"},
+    "cli": {"artifact", "building", "options", "runtime", "target"},
+    "models": {"cli"},
+}  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    """Return the parts of ortlm that the file at ``path`` imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("ortlm.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports(path: Path) -> None:
+    part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if part in ("__init__", "_version"):
+        return
+    wrong = imports(path) - ALLOWED[part] - FREE - {part}
+    assert not wrong, f"{path.name} imports {sorted(wrong)}; {part} may import {sorted(ALLOWED[part])}"
+
+
+def test_only_the_session_imports_onnxruntime() -> None:
+    users = [
+        str(p.relative_to(SOURCE))
+        for p in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(p.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and any(
+            name.split(".")[0] == "onnxruntime"
+            for name in (
+                [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            )
+        )
+    ]
+    assert set(users) == {"runtime/session.py"}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from ortlm.cli import main\n"
+        "main(['--help']); main(['build', '--help'])\n"
+        "heavy = {'onnxruntime', 'onnx_ir', 'numpy', 'onnx', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_running_does_not_load_the_builder() -> None:
+    code = (
+        "import sys, ortlm\n"
+        "ortlm.load, ortlm.Settings\n"
+        "assert 'onnx_ir' not in sys.modules and 'ortlm.spec' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names() -> None:
+    for name in ortlm.__all__:
+        assert getattr(ortlm, name) is not None
