@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime_genai as og
-
-og.disable_telemetry_events()
+import pytest
 
 
 def greedy(folder: Path, prompt: Sequence[int], *, steps: int) -> list[int]:
     """Return ``steps`` greedy tokens after ``prompt``; end tokens are never chosen."""
+    og = pytest.importorskip("onnxruntime_genai")
+    og.disable_telemetry_events()
     config = og.Config(str(folder))
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}))
     model = og.Model(config)

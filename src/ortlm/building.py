@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,10 @@ def prepare(
     _check_tokenizer(checkpoint)
     if options.layers is not None:
         architecture = _first_layers(architecture, options.layers)
+    if options.ragged_append and not where.query_lengths:
+        raise BadOption(f"ragged_append does not apply: attention on {where.name} takes no lengths per row.")
+    if not (_knows_query_lengths() if options.ragged_append is None else options.ragged_append):
+        where = replace(where, query_lengths=False)
     emitted = emit_decoder(
         architecture.decoder,
         target=where,
@@ -262,6 +267,15 @@ def _first_layers(architecture: Architecture, count: int) -> Architecture:
         )
     short = replace(spec, layers=spec.layers[:count])
     return replace(architecture, decoder=short)
+
+
+def _knows_query_lengths() -> bool:
+    """Whether the ONNX Runtime here can load attention with a length per row; an older one refuses it."""
+    for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"):
+        with contextlib.suppress(PackageNotFoundError):
+            major, minor = version(name).split(".")[:2]
+            return (int(major), int(minor)) >= (1, 31)
+    return True
 
 
 # --- the outline --------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ class BuildOptions:
 
     Graph: ``layers`` builds the first so many only; ``all_logits`` gives logits for every position;
     ``hidden_states`` adds them as an output; ``filename`` of the graph; ``config_only`` writes everything
-    but graph and weights.
+    but graph and weights; ``ragged_append`` lets a batch append different numbers of tokens per row, by default
+    where the target and the installed ONNX Runtime know how (1.31 and later; older ones cannot load it).
 
     ``token``: for gated models on the hub; True takes the stored one, False sends none.
     """
@@ -43,6 +44,7 @@ class BuildOptions:
     hidden_states: bool = False
     filename: str = "model.onnx"
     config_only: bool = False
+    ragged_append: bool | None = None
     token: str | bool | None = field(default=None, repr=False)
 
 
@@ -163,7 +165,7 @@ _KNOWN = (
     "accuracy_level", "block_size", "is_symmetric", "op_types_to_quantize", "nodes_to_exclude", "algo_config",
     "matmul_mixed_precision", "num_hidden_layers", "filename", "config_only", "prune_lm_head",
     "include_hidden_states", "shared_embeddings", "fuse_qkv", "disable_qkv_fusion", "fuse_mlp_gate_up",
-    "hf_token", "bits", "head_bits", "embed_bits", "recipe", "algorithm",
+    "hf_token", "ragged_append", "bits", "head_bits", "embed_bits", "recipe", "algorithm",
 )  # fmt: skip
 
 
@@ -214,6 +216,7 @@ def _options(given: Mapping[str, str], target: Target) -> BuildOptions:
         config_only=_flag("config_only", given.get("config_only", "false")),
         hidden_states=_flag("include_hidden_states", given.get("include_hidden_states", "false")),
         all_logits=not _flag("prune_lm_head", given.get("prune_lm_head", "true")),
+        ragged_append=_flag("ragged_append", given["ragged_append"]) if "ragged_append" in given else None,
         excluded_nodes=tuple(n for n in given.get("nodes_to_exclude", "").split(",") if n),
         algorithm=given.get("algorithm", "rtn"),
         recipe=given.get("recipe", "uniform"),

@@ -42,6 +42,7 @@ extra options (KEY=VALUE; the official builder's names, old int4_* ones too):
   num_hidden_layers=N              build the first N layers only
   prune_lm_head=false              logits of every position
   include_hidden_states=true       one more output
+  ragged_append=false              loads in ONNX Runtime before 1.31 too
   filename=model.onnx  config_only=true  hf_token=TOKEN
 
 exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted

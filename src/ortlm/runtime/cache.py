@@ -53,8 +53,8 @@ class Cache(Protocol):
 class SharedCache:
     """One buffer per state, read and written in place, grown on demand.
 
-    The buffers start at the next multiple of 256 positions and grow by at least half; they stay within
-    ``context_tokens`` unless a run itself asks for more room.
+    The buffers hold at least 128 positions more than asked for, in multiples of 256, and grow by at least
+    half; they stay within ``context_tokens`` unless a run itself asks for more room.
     """
 
     def __init__(
@@ -129,7 +129,8 @@ class SharedCache:
         self._rows, self._bound = len(rows), None
 
     def _grow(self, room: int) -> None:
-        wanted = max(room, self._capacity + self._capacity // 2)
+        # Room for an answer too: growing on its first token would copy the whole prompt's cache.
+        wanted = max(room + _GRAIN // 2, self._capacity + self._capacity // 2)
         rounded = -(-wanted // _GRAIN) * _GRAIN
         self._capacity = max(room, min(rounded, self._context))
         self._bound = None

@@ -137,15 +137,16 @@ class Loop:
         """
         ids, counts = _pad(rows)
         if len(rows) > 1 or ids.shape[1] <= 1:
-            return self._forward(ids, counts, rows, all_logits=all_logits)
+            return self._forward(ids, counts, rows, room=self.length + ids.shape[1], all_logits=all_logits)
         stepwise = all_logits and self._last_only and "logits_to_keep" not in self._graph.optional
         size = 1 if stepwise else self._chunk
         found: list[Logits] = []
-        at = 0
+        # The whole prompt's room at once: the cache is then not copied from chunk to chunk.
+        at, room = 0, self.length + ids.shape[1]
         while at < ids.shape[1]:
             end = at + max(size, first - len(self.history[0]))
             part = [list(rows[0][at:end])]
-            logits = self._forward(*_pad(part), part, all_logits=all_logits)
+            logits = self._forward(*_pad(part), part, room=room, all_logits=all_logits)
             found = [*found, logits] if all_logits else [logits]
             at = end
         if not all_logits:
@@ -161,9 +162,13 @@ class Loop:
         counts: NDArray[np.int64],
         rows: Sequence[Sequence[int]],
         *,
+        room: int,
         all_logits: bool,
     ) -> Logits:
-        """Run the graph once on ids [B, S] of which row b has ``counts[b]`` real ones."""
+        """Run the graph once on ids [B, S] of which row b has ``counts[b]`` real ones.
+
+        ``room`` is how many positions the cache will have to hold before long.
+        """
         batch, new = ids.shape
         lengths = np.array([len(row) for row in self.history], dtype=np.int64)
         ends = lengths + counts
@@ -184,7 +189,7 @@ class Loop:
         if "query_lengths" in optional:
             given = counts if ragged_append else np.array([-1])
             self._input("query_lengths", given.astype(np.int32), of=optional)
-        self.cache.bind(self._binding, int(lengths.max()) + new)
+        self.cache.bind(self._binding, max(room, int(lengths.max()) + new))
         one_only = self._last_only or "logits_to_keep" in optional
         keeps_one = new == 1 or (one_only and not all_logits)
         self._bind_logits(batch if keeps_one else None)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from ortlm.cores import physical_cores
 from ortlm.dtypes import BY_ORT, Array, DType
 from ortlm.errors import BadArtifact, BadOption, nearest
+from ortlm.runtime.pages import use_huge_pages
+
+_log = logging.getLogger(__name__)
+_LARGE_BYTES = 64 << 20
 
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.EPFail,
@@ -130,6 +135,11 @@ class Session:
         self._outputs = _infos(self._session.get_outputs())
         self.optional = _infos(self._session.get_overridable_initializers())
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
+        # Small models live in the processor's caches and gain nothing.
+        weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+        if self.device == "cpu" and weights >= _LARGE_BYTES:
+            gained = use_huge_pages(threads=self.threads or 1)
+            _log.info("%d MB of memory are on huge pages", gained // 1_000_000)
 
     @property
     def inputs(self) -> Mapping[str, TensorInfo]:
