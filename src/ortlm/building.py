@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +31,7 @@ from ortlm.artifact import (
     genai_config,
     open_artifact,
 )
-from ortlm.card import model_card
+from ortlm.card import model_card, public_name
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.checkpoint.open import Checkpoint, check_weights, read_json
 from ortlm.checkpoint.stack import Part, Stack, stack
@@ -153,17 +154,21 @@ def prepare(
     *,
     precision: str = "int4",
     target: str = "cpu",
+    name: str | None = None,
     cache: str | Path | None = None,
     options: BuildOptions | None = None,
 ) -> Prepared:
-    """Open and check ``source`` and lay out the artifact, as ``build`` does before it writes."""
+    """Open and check ``source`` and lay out the artifact, as ``build`` does before it writes.
+
+    ``name`` is what a folder's model is called on the hub, if it is there.
+    """
     options = options or BuildOptions()
     where = find_target(target)
     check_precision(precision, where)
     recipe = make_recipe(precision, where, options)
     if Path(options.filename).name != options.filename or not options.filename.endswith(".onnx"):
         raise BadOption(f"filename must be a plain name that ends in .onnx; got {options.filename!r}.")
-    checkpoint = find_checkpoint(source, cache=Path(cache) if cache else None, token=options.token)
+    checkpoint = find_checkpoint(source, name=name, cache=Path(cache) if cache else None, token=options.token)
     architecture = describe(checkpoint.config)
     _check_tensors(checkpoint, architecture)
     _check_tokenizer(checkpoint)
@@ -315,7 +320,7 @@ def _outline(
         output_bytes=layout.bytes + along + 20_000 * len(spec.layers) + 100_000,
         bits_per_weight=8 * layout.bytes / count,
         # Python with its libraries, and a few copies of the rows that each core holds.
-        peak_memory_bytes=180_000_000 + 40_000_000 * (physical_cores() or os.cpu_count() or 1),
+        peak_memory_bytes=100_000_000 + 20_000_000 * (physical_cores() or os.cpu_count() or 1),
         cache_bytes_per_token=sum(
             2 * layer.mixer.kv_heads * layer.mixer.head_dim * dtype(emitted.builder.dtype).bytes
             for layer in spec.layers
@@ -379,6 +384,8 @@ def _unfinished(out: Path) -> Iterator[Path]:
 
 
 def _alive(pid: int) -> bool:
+    if sys.platform == "win32":
+        return True  # signal 0 would end the process there
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -525,7 +532,7 @@ def _manifest(prepared: Prepared, files: Mapping[str, Any], *, seconds: float | 
             "built_with": f"ortlm {__version__}",
             **asdict(prepared.outline),
             # A path on the builder's machine says nothing to others.
-            "source": checkpoint.source if checkpoint.revision else Path(checkpoint.source).name,
+            "source": public_name(checkpoint.source),
             "seconds": None if seconds is None else round(seconds, 2),
             "revision": checkpoint.revision,
             "activations": emitted.builder.dtype,

@@ -41,13 +41,13 @@ def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
     """Return the text of README.md: metadata for the hub, and the facts of ``outline``."""
     from huggingface_hub import ModelCardData
 
-    licence, name = licence_of(checkpoint), str(outline["source"]).rstrip("/").rsplit("/", 1)[-1]
-    on_hub = str(outline["source"]).count("/") == 1 and not Path(str(outline["source"])).exists()
+    licence, source = licence_of(checkpoint), public_name(str(outline["source"]))
+    name, on_hub = source.rsplit("/", 1)[-1], "/" in source
     data = ModelCardData(
         license=licence,
         library_name="ortlm",
         pipeline_tag="text-generation",
-        base_model=str(outline["source"]) if on_hub else None,
+        base_model=source if on_hub else None,
         base_model_relation="quantized" if on_hub else None,
         tags=["onnx", "onnxruntime", "onnxruntime-genai", str(outline["precision"]), str(outline["target"])],
         ignore_metadata_errors=True,
@@ -57,11 +57,10 @@ def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
         if licence
         else "The checkpoint does not state a licence. Find the base model's before you share this."
     )
-    # A local path says nothing to a reader, and may say too much.
     body = _BODY.format_map(
         {
             **outline,
-            "source": outline["source"] if on_hub else name,
+            "source": source,
             "name": name,
             "size": f"{outline['output_bytes'] / 1e6:,.1f} MB",
             "before": f"{outline['checkpoint_bytes'] / 1e6:,.1f} MB",
@@ -70,6 +69,16 @@ def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
         }
     )
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def public_name(source: str) -> str:
+    """Return a model's name on the hub as it is, and a folder's last part only.
+
+    A path on the builder's machine says nothing to others, and may say too much.
+    """
+    if source.count("/") == 1 and not Path(source).exists() and source[0] not in "./~":
+        return source
+    return Path(source).resolve().name
 
 
 def licence_of(checkpoint: Path) -> str | None:

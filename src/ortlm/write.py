@@ -95,7 +95,7 @@ def write_weights(
             else:
                 stream.truncate(layout.bytes)
         tasks = (
-            task for item in plan.items for task in _tasks(file, item, layout, stacks[item.tensors[0].name])
+            task for item in plan.items for task in _tasks(path, item, layout, stacks[item.tensors[0].name])
         )
         stop = threading.Event()
         pool = ThreadPoolExecutor(threads, thread_name_prefix="ortlm-write")
@@ -129,7 +129,7 @@ def _unless(stop: threading.Event, run: Callable[[], None]) -> Callable[[], None
     return guarded
 
 
-def _tasks(file: int, item: Plain | Quantized, layout: Layout, weights: Stack) -> list[_Task]:
+def _tasks(path: Path, item: Plain | Quantized, layout: Layout, weights: Stack) -> list[_Task]:
     if isinstance(item, Quantized):
         rows, width = item.rows, item.inputs
     else:
@@ -137,7 +137,7 @@ def _tasks(file: int, item: Plain | Quantized, layout: Layout, weights: Stack) -
     size = sum(t.bytes for t in item.tensors)
     return [
         _Task(
-            functools.partial(_write_rows, file, item, layout, weights, a, b),
+            functools.partial(_write_rows, path, item, layout, weights, a, b),
             # Shares that add up to the whole, whatever is lost by rounding.
             size * b // rows - size * a // rows,
             b == rows,
@@ -151,14 +151,14 @@ def _ranges(rows: int, width: int) -> list[tuple[int, int]]:
     return [(a, min(a + step, rows)) for a in range(0, rows, step)]
 
 
-def _write_rows(file: int, item: Plain | Quantized, layout: Layout, weights: Stack, a: int, b: int) -> None:
+def _write_rows(path: Path, item: Plain | Quantized, layout: Layout, weights: Stack, a: int, b: int) -> None:
     if isinstance(item, Quantized):
-        _write_quantized(file, item, layout, weights, a, b)
+        _write_quantized(path, item, layout, weights, a, b)
     else:
-        _write_plain(file, item, layout, weights, a, b)
+        _write_plain(path, item, layout, weights, a, b)
 
 
-def _write_quantized(file: int, item: Quantized, layout: Layout, weights: Stack, a: int, b: int) -> None:
+def _write_quantized(path: Path, item: Quantized, layout: Layout, weights: Stack, a: int, b: int) -> None:
     packed = quantizer(item.scheme.algorithm)(weights.rows(a, b), item.scheme)
     scales = _narrow(packed.scales, item.scales.dtype, item.scales.name)
     parts = [(item.views[0], packed.values), (item.scales, scales)]
@@ -166,14 +166,14 @@ def _write_quantized(file: int, item: Quantized, layout: Layout, weights: Stack,
         parts.append((item.zeros, packed.zeros))
     for tensor, data in parts:
         row = tensor.bytes // item.rows
-        _write_at(file, data, layout.offsets[tensor.name] + a * row)
+        _write_at(path, data, layout.offsets[tensor.name] + a * row)
 
 
-def _write_plain(file: int, item: Plain, layout: Layout, weights: Stack, a: int, b: int) -> None:
+def _write_plain(path: Path, item: Plain, layout: Layout, weights: Stack, a: int, b: int) -> None:
     data = weights.columns(a, b) if item.transposed else weights.rows(a, b)
     data = _narrow(data, item.tensor.dtype, item.tensor.name)
     row = item.tensor.bytes // item.tensor.shape[0]
-    _write_at(file, data, layout.offsets[item.tensor.name] + a * row)
+    _write_at(path, data, layout.offsets[item.tensor.name] + a * row)
 
 
 def _narrow(data: Array, kind: str, name: str) -> Array:
@@ -190,8 +190,10 @@ def _narrow(data: Array, kind: str, name: str) -> Array:
     return small
 
 
-def _write_at(file: int, data: Array, offset: int) -> None:
+def _write_at(path: Path, data: Array, offset: int) -> None:
     view = np.ascontiguousarray(data).view(np.uint8).reshape(-1).data
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written
+    # A handle of its own: several threads write at once, and not every system has pwrite.
+    with path.open("r+b", buffering=0) as stream:
+        stream.seek(offset)
+        while view:
+            view = view[stream.write(view) :]

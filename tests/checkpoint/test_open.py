@@ -105,7 +105,7 @@ def test_damaged_config(folder: Path, tmp_path: Path) -> None:
 
 
 def test_not_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(BadCheckpoint, match="neither a folder on this machine nor a model name"):
+    with pytest.raises(BadCheckpoint, match="neither a folder here nor a model's name"):
         find_checkpoint(tmp_path / "nothing")
     with pytest.raises(BadCheckpoint, match=r"no config.json"):
         find_checkpoint(tmp_path)

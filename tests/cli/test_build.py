@@ -77,7 +77,6 @@ def test_json(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (("--extra_options", "int4_blok_size=32"), 2, r"Did you mean: int4_block_size"),
         (("--extra_options", "block_size=48"), 2, r"Nearest: 32"),
         (("--threads", "0"), 2, r"at least 1"),
-        (("-m", "a/b"), 2, r"not both"),
     ],
 )
 def test_wrong_use(
@@ -95,6 +94,12 @@ def test_wrong_use(
 
     assert re.search(message, captured.err)
     assert not list(tmp_path.iterdir())
+
+
+def test_folder_with_a_name(tiny: Path, tmp_path: Path) -> None:
+    """As with the official builder, both may be given; the card then names the base model."""
+    assert run("-m", "acme/tiny", "-i", tiny, "-o", tmp_path / "out") == 0
+    assert "base_model: acme/tiny" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_no_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

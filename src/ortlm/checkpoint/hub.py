@@ -13,30 +13,33 @@ _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"
 def find_checkpoint(
     source: str | Path,
     *,
+    name: str | None = None,
     cache: Path | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
 ) -> Checkpoint:
     """Open ``source``: a folder if there is one of that name, otherwise a model on the hub.
 
+    ``name`` is what a folder's model is called on the hub.
+
     Downloads into ``cache`` (default: the hub library's own cache), continues one that was interrupted and
     takes what is already there. ``token`` is for gated models; True takes the stored one, False sends none.
     Raises BadCheckpoint if neither a folder nor a model can be had.
     """
-    name = str(source)
-    if Path(name).is_dir():
-        return open_checkpoint(Path(name))
-    if name.lower().endswith(".gguf"):
+    wanted = str(source)
+    if Path(wanted).is_dir():
+        return open_checkpoint(Path(wanted), source=name)
+    if wanted.lower().endswith(".gguf"):
         raise BadOption(
-            f"{name}: GGUF files are not read yet; give the Hugging Face checkpoint it was made from."
+            f"{wanted}: GGUF files are not read yet; give the Hugging Face checkpoint it was made from."
         )
-    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    if Path(wanted).is_absolute() or wanted.startswith((".", "~")) or wanted.count("/") != 1:
         raise BadCheckpoint(
-            f"{name} is neither a folder on this machine nor a model name like 'microsoft/Phi-3.5-mini-instruct'."
+            f"{wanted} is neither a folder here nor a model's name, such as 'microsoft/Phi-3.5-mini-instruct'."
         )
-    folder = download(name, cache=cache, token=token, revision=revision)
+    folder = download(wanted, cache=cache, token=token, revision=revision)
     commit = folder.name if folder.parent.name == "snapshots" else None
-    return open_checkpoint(folder, source=name, revision=commit)
+    return open_checkpoint(folder, source=wanted, revision=commit)
 
 
 def download(

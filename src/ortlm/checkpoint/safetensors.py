@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +44,15 @@ class Weight:
         """
         width = math.prod(self.shape[1:]) * self.dtype.bytes
         raw = np.empty((stop - start) * width, np.uint8)
-        view, done = memoryview(raw.data), 0
+        view = memoryview(raw.data)
+        # A handle of its own: several threads read at once, and not every system has pread.
         with self.file.open("rb", buffering=0) as stream:
-            while done < len(raw):
-                got = os.preadv(stream.fileno(), [view[done:]], self.offset + start * width + done)
+            stream.seek(self.offset + start * width)
+            while view:
+                got = stream.readinto(view)
                 if not got:
                     raise BadCheckpoint(f"{self.file} ends inside weight {self.name!r}: it is truncated.")
-                done += got
+                view = view[got:]
         return to_float32(raw, self.dtype).reshape(stop - start, *self.shape[1:])
 
     def columns(self, start: int, stop: int, rows: slice) -> Array:

@@ -67,7 +67,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="model on the Hugging Face hub, or a folder",
     )
     what.add_argument(
-        "-i", "--input", metavar="DIR", help="local folder with config.json, *.safetensors and tokenizer"
+        "-i",
+        "--input",
+        metavar="DIR",
+        help="local folder with config.json, *.safetensors and tokenizer; with -m too, NAME is what it is",
     )
     what.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to create")
     how = parser.add_argument_group("how")
@@ -108,10 +111,8 @@ def run(args: argparse.Namespace) -> int:
     from ortlm.options import parse_extra_options
     from ortlm.target import check_precision, find_target
 
-    if bool(args.model_name) == bool(args.input):
-        raise BadOption(
-            "give either -m NAME for a model on the hub or -i DIR for a local folder, and not both."
-        )
+    if not args.model_name and not args.input:
+        raise BadOption("give -m NAME for a model on the hub, or -i DIR for a local folder.")
     if args.threads is not None and args.threads < 1:
         raise BadOption(f"--threads must be at least 1; got {args.threads}.")
     if args.input and not Path(args.input).is_dir():
@@ -137,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
         args.input or args.model_name,
         precision=args.precision,
         target=args.execution_provider,
+        # With both, the weights are local and the name says what they are.
+        name=args.model_name if args.input else None,
         cache=args.cache_dir,
         options=options,
     )
@@ -154,8 +157,15 @@ def run(args: argparse.Namespace) -> int:
         f"[bold]{outline.source}[/]: {outline.model_type}, {_count(outline.parameters)} parameters, "
         f"to {outline.precision} for {outline.target}"
     )
-    with _progress(console) as progress:
-        artifact = building.write(prepared, out, force=args.force, threads=args.threads, progress=progress)
+    try:
+        with _Bars(console) as progress:
+            artifact = building.write(
+                prepared, out, force=args.force, threads=args.threads, progress=progress
+            )
+    except KeyboardInterrupt:
+        left = "the old artifact is still there" if out.exists() else "nothing was left behind"
+        print(f"interrupted: {left}.", file=sys.stderr)
+        raise
     _report(args, console, artifact, outline, time.monotonic() - began)
     return 0
 
@@ -210,10 +220,6 @@ class _Bars:
         """Move the bar."""
         self._done += tensors_done
         self._bars.update(self._task, advance=bytes_done, tensors=f"{self._done}/{self._total} tensors")
-
-
-def _progress(console: Console) -> _Bars:
-    return _Bars(console)
 
 
 def _report(

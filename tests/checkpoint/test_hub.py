@@ -1,0 +1,147 @@
+"""Downloading, against a small server on this machine that answers as the hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """Serves the files of ``folder`` as the model acme/tiny; ``served`` lists the files that were asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = {f.name: f.read_bytes() for f in folder.iterdir()}
+        self.files["pytorch_model.bin"] = b"x" * 1000
+        self.files["onnx/model.onnx"] = b"x" * 1000
+        self.served: list[str] = []
+        self.token: str | None = None
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                self._answer(body=False)
+
+            def do_GET(self) -> None:
+                self._answer(body=True)
+
+            def _answer(self, *, body: bool) -> None:
+                path = unquote(self.path.partition("?")[0])
+                if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+                    self._send(
+                        401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}, body=body
+                    )
+                elif path.startswith("/api/models/acme/tiny/tree/"):
+                    entries = [
+                        {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
+                        for n, d in hub.files.items()
+                    ]
+                    self._send(
+                        200, json.dumps(entries).encode(), {"Content-Type": "application/json"}, body=body
+                    )
+                elif path.startswith("/api/models/acme/tiny"):
+                    found = {
+                        "id": "acme/tiny",
+                        "modelId": "acme/tiny",
+                        "sha": COMMIT,
+                        "siblings": [{"rfilename": n} for n in hub.files],
+                    }
+                    self._send(
+                        200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body=body
+                    )
+                elif path.startswith("/acme/tiny/resolve/"):
+                    name = path.split("/", 5)[5]
+                    if name not in hub.files:
+                        self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, body=body)
+                        return
+                    if body:
+                        hub.served.append(name)
+                    data = hub.files[name]
+                    headers = {
+                        "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+                        "X-Repo-Commit": COMMIT,
+                        "Accept-Ranges": "bytes",
+                    }
+                    self._send(200, data, headers, body=body)
+                else:
+                    self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
+
+            def _send(self, code: int, data: bytes, headers: dict[str, str], *, body: bool) -> None:
+                self.send_response(code)
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if body:
+                    self.wfile.write(data)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def build(
+        self, out: Path, cache: Path, *args: str, name: str = "acme/tiny"
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command as a user does, in a process whose hub is this one."""
+        return subprocess.run(
+            [sys.executable, "-m", "ortlm.cli", "build", "-m", name, "-o", str(out), "-c", str(cache), *args],
+            capture_output=True,
+            text=True,
+            env={
+                "PATH": "/usr/bin:/bin",
+                "PYTHONPATH": ":".join(sys.path),
+                "HF_ENDPOINT": self.address,
+                "HF_HOME": str(cache / "home"),
+                "HF_HUB_DISABLE_XET": "1",
+            },
+        )
+
+
+@pytest.fixture
+def hub(tiny: Path) -> Iterator[Hub]:
+    made = Hub(tiny)
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def test_download_once_and_only_what_is_needed(hub: Hub, tmp_path: Path) -> None:
+    done = hub.build(tmp_path / "out", tmp_path / "cache", "-p", "int4", "-e", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors" in hub.served
+    assert not {"pytorch_model.bin", "onnx/model.onnx"} & set(hub.served)
+    info = json.loads((tmp_path / "out" / "ortlm.json").read_text())["info"]
+    assert (info["source"], info["revision"]) == ("acme/tiny", COMMIT)
+    assert "base_model: acme/tiny" in (tmp_path / "out" / "README.md").read_text()
+    before = len(hub.served)
+    assert hub.build(tmp_path / "two", tmp_path / "cache").returncode == 0
+    assert len(hub.served) == before
+
+
+def test_gated_and_unknown(hub: Hub, tmp_path: Path) -> None:
+    done = hub.build(tmp_path / "out", tmp_path / "cache", name="acme/other")
+    assert done.returncode == 1
+    assert "no model 'acme/other'" in done.stderr
+    hub.token = "secret"
+    done = hub.build(tmp_path / "out", tmp_path / "cache")
+    assert done.returncode == 1
+    assert "acme/tiny is gated" in done.stderr
+    done = hub.build(tmp_path / "out", tmp_path / "cache", "--extra_options", "hf_token=secret")
+    assert done.returncode == 0, done.stderr
+    assert "secret" not in (tmp_path / "out" / "ortlm.json").read_text()
