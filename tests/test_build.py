@@ -22,6 +22,7 @@ import ortlm
 from ortlm import building
 from ortlm.errors import BadOption, NotEnoughSpace
 from ortlm.options import BuildOptions
+from ortlm.outline import measure_seconds
 from ortlm.target import TARGETS
 from tests.architectures import oracle
 
@@ -199,7 +200,7 @@ def test_failure_keeps_the_old_artifact(tiny: Path, tmp_path: Path, monkeypatch:
 def test_space_is_checked_first(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(NotEnoughSpace, match=r"needs 0\.00 GB, but .* has 0\.00 GB free"):
+    with pytest.raises(NotEnoughSpace, match=r"needs 2\.\d MB, but .* has 1\.0 kB free"):
         ortlm.build(tiny, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -242,4 +243,4 @@ def test_outline_matches(tiny: Path, tmp_path: Path) -> None:
     built = ortlm.build(tiny, tmp_path / "out")
     size = sum(p.stat().st_size for p in built.path.iterdir())
     assert abs(size / prepared.outline.output_bytes - 1) < 0.15
-    assert building.measure_seconds(prepared) > 0
+    assert measure_seconds(prepared.outline, prepared.emitted.builder.plan) > 0

@@ -13,10 +13,11 @@ import ortlm
 
 SOURCE = Path(ortlm.__file__).parent
 # Everyone may use errors, dtypes and the version.
-FREE = {"errors", "dtypes", "_version"}
+FREE = {"errors", "dtypes", "units", "_version"}
 ALLOWED = {
     "errors": set(),
     "dtypes": set(),
+    "units": set(),
     "spec": set(),
     "architectures": {"spec"},
     "checkpoint": set(),
@@ -24,16 +25,19 @@ ALLOWED = {
     "cores": set(),
     "card": set(),
     "artifact": set(),
+    "place": {"artifact"},
     "quant": {"spec"},
     "options": {"quant", "target"},
     "graph": {"spec", "target", "quant"},
     "write": {"checkpoint", "graph", "quant"},
+    "outline": {"checkpoint", "cores", "graph", "quant", "spec", "target"},
+    "manifest": {"artifact", "card", "checkpoint", "graph", "outline", "spec"},
     "building": {
-        "architectures", "artifact", "card", "checkpoint", "cores", "graph", "options", "quant", "spec", "target",
-        "write",
+        "architectures", "artifact", "card", "checkpoint", "cores", "graph", "manifest", "options", "outline",
+        "place", "quant", "spec", "target", "write",
     },
     "runtime": {"artifact", "cores"},
-    "cli": {"artifact", "building", "options", "runtime", "target"},
+    "cli": {"artifact", "building", "options", "outline", "place", "runtime", "target"},
     "models": {"cli"},
 }  # fmt: skip
 

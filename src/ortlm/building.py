@@ -6,11 +6,8 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,55 +22,30 @@ from ortlm.artifact import (
     MANIFEST_FILE,
     TOKENIZER_FILES,
     Artifact,
-    Graph,
     Manifest,
-    State,
     genai_config,
     open_artifact,
 )
-from ortlm.card import model_card, public_name
+from ortlm.card import model_card
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.checkpoint.open import Checkpoint, check_weights, read_json
 from ortlm.checkpoint.stack import Part, Stack, stack
 from ortlm.cores import physical_cores
-from ortlm.dtypes import dtype
 from ortlm.errors import BadCheckpoint, BadOption, NotEnoughSpace, nearest
-from ortlm.graph.decoder import CACHE_NAMES, Emitted, emit_decoder
+from ortlm.graph.decoder import Emitted, emit_decoder
 from ortlm.graph.storage import Plain, Quantized
+from ortlm.manifest import make_manifest
 from ortlm.options import BuildOptions, make_recipe
+from ortlm.outline import Outline, make_outline
+from ortlm.place import check_output, put_in_place, unfinished
 from ortlm.quant.recipe import Excluding
 from ortlm.spec import Architecture, Decoder, Parameter, parameters
 from ortlm.target import Target, check_precision, find_target
+from ortlm.units import readable_bytes
 from ortlm.write import Layout, Progress, lay_out, write_weights
 
-# Tokens that end an assistant's turn in common chat templates. A template that writes one of them means it as
-# a stop, whether or not config.json says so (several published ones do not).
-_TURN_ENDS = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end_of_text|>", "<|end_of_turn|>")
+# Files beside the weights that an artifact takes along.
 _TAKEN_ALONG = ("LICENSE*", "NOTICE*", "USE_POLICY*")
-
-
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """What a build would give, known before any weight is read.
-
-    Sizes in bytes; ``bits_per_weight`` counts scales and zero points; ``seconds`` is an estimate from a short
-    measurement on this machine, None where nothing was measured.
-    """
-
-    source: str
-    model_type: str
-    target: str
-    precision: str
-    recipe: str
-    parameters: int
-    layers: int
-    context_tokens: int
-    checkpoint_bytes: int
-    output_bytes: int
-    bits_per_weight: float
-    peak_memory_bytes: int
-    cache_bytes_per_token: int
-    seconds: float | None = None
 
 
 class Silent:
@@ -103,6 +75,13 @@ class Prepared:
         """What the model is."""
         return self.architecture.decoder
 
+    @property
+    def manifest(self) -> Manifest:
+        """What a runtime will be told of it."""
+        return make_manifest(
+            self.checkpoint, self.spec, self.emitted, self.outline, filename=self.options.filename
+        )
+
 
 def build(
     source: str | Path,
@@ -129,24 +108,6 @@ def build(
     check_output(out, force=force)
     prepared = prepare(source, precision=precision, target=target, cache=cache, options=options)
     return write(prepared, out, force=force, threads=threads, progress=progress or Silent())
-
-
-def check_output(out: Path, *, force: bool) -> None:
-    """Raise BadOption if ``out`` cannot take an artifact."""
-    if out.is_file():
-        raise BadOption(f"{out} is a file; -o takes the folder to create.")
-    if out.is_dir() and any(out.iterdir()):
-        if not any((out / name).is_file() for name in (MANIFEST_FILE, GENAI_FILE)):
-            raise BadOption(
-                f"{out} is a folder with other files in it, which a build would replace. Choose a new folder."
-            )
-        if not force:
-            raise BadOption(
-                f"{out} holds an artifact already. Add --force to replace it, or choose a new folder."
-            )
-    parent = next(p for p in out.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise BadOption(f"{out} cannot be created: {parent} is not a folder that may be written to.")
 
 
 def prepare(
@@ -189,7 +150,15 @@ def prepare(
     if isinstance(recipe, Excluding):
         _check_excluded(recipe, emitted)
     layout = lay_out(emitted.builder.plan)
-    outline = _outline(checkpoint, architecture, where, precision, emitted, layout, options)
+    outline = make_outline(
+        checkpoint,
+        architecture.decoder,
+        emitted.builder.plan,
+        target=where,
+        precision=precision,
+        data_bytes=layout.bytes,
+        other_bytes=sum(f.stat().st_size for f in _files_along(checkpoint.folder)),
+    )
     return Prepared(checkpoint, architecture, where, emitted, layout, outline, options)
 
 
@@ -201,10 +170,10 @@ def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, pr
     free = shutil.disk_usage(parent).free
     if not prepared.options.config_only and needed > free:
         raise NotEnoughSpace(
-            f"{out} needs {needed / 1e9:.2f} GB, but {parent} has {free / 1e9:.2f} GB free. "
+            f"{out} needs {readable_bytes(needed)}, but {parent} has {readable_bytes(free)} free. "
             "Free some space or choose another disk with -o."
         )
-    with _unfinished(out) as folder:
+    with unfinished(out) as folder:
         try:
             files = _write_files(
                 prepared, folder, threads or physical_cores() or os.cpu_count() or 1, progress
@@ -212,13 +181,14 @@ def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, pr
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NotEnoughSpace(
-                    f"the disk of {parent} became full while {out} was written; about {needed / 1e9:.2f} GB are "
-                    "needed. Nothing was left behind. Free some space or choose another disk with -o."
+                    f"the disk of {parent} became full while {out} was written; about "
+                    f"{readable_bytes(needed)} are needed. Nothing was left behind. Free some space or choose another disk with -o."
                 ) from error
             raise
-        manifest = _manifest(prepared, files, seconds=time.monotonic() - began)
+        made = {"seconds": round(time.monotonic() - began, 2), "files": files}
+        manifest = replace(prepared.manifest, info={**prepared.manifest.info, **made})
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
-        _put_in_place(folder, out, force=force)
+        put_in_place(folder, out, force=force)
     return Artifact(out, manifest) if prepared.options.config_only else open_artifact(out)
 
 
@@ -283,131 +253,7 @@ def _knows_query_lengths() -> bool:
     return True
 
 
-# --- the outline --------------------------------------------------------------------------------------------
-
-
-def _outline(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    target: Target,
-    precision: str,
-    emitted: Emitted,
-    layout: Layout,
-    options: BuildOptions,
-) -> Outline:
-    spec, plan = architecture.decoder, emitted.builder.plan
-    count = sum(p.size for p in parameters(spec))
-    along = sum(f.stat().st_size for f in _files_along(checkpoint.folder))
-    schemes: dict[str, int] = {}
-    for item in plan.items:
-        if isinstance(item, Quantized):
-            kind = str(item.scheme)
-            schemes[kind] = schemes.get(kind, 0) + item.rows * item.inputs
-    parts = [
-        f"{kind} ({n / count:.0%} of weights)" for kind, n in sorted(schemes.items(), key=lambda s: -s[1])
-    ]
-    return Outline(
-        source=checkpoint.source,
-        model_type=str(checkpoint.config["model_type"]),
-        target=target.name,
-        precision=precision,
-        recipe="; ".join(parts) or f"{emitted.builder.dtype} weights",
-        parameters=count,
-        layers=len(spec.layers),
-        context_tokens=spec.max_tokens,
-        checkpoint_bytes=checkpoint.bytes,
-        # Nodes and small constants take about as much as this for each layer.
-        output_bytes=layout.bytes + along + 20_000 * len(spec.layers) + 100_000,
-        bits_per_weight=8 * layout.bytes / count,
-        # Python with its libraries, and a few copies of the rows that each core holds.
-        peak_memory_bytes=100_000_000 + 20_000_000 * (physical_cores() or os.cpu_count() or 1),
-        cache_bytes_per_token=sum(
-            2 * layer.mixer.kv_heads * layer.mixer.head_dim * dtype(emitted.builder.dtype).bytes
-            for layer in spec.layers
-        ),
-    )
-
-
-def measure_seconds(prepared: Prepared) -> float:
-    """Return how long writing would take in seconds, measured on about a hundredth of a second of the work."""
-    import numpy as np
-
-    from ortlm.quant.rounding import quantizer
-
-    total, threads = 0.0, physical_cores() or 1
-    sample = np.random.default_rng(0).standard_normal((256, 2048), dtype=np.float32)
-    rates: dict[Any, float] = {}
-    for item in prepared.emitted.builder.plan.items:
-        if isinstance(item, Quantized):
-            if item.scheme not in rates:
-                run = quantizer(item.scheme.algorithm)
-                run(sample, item.scheme)
-                began = time.perf_counter()
-                run(sample, item.scheme)
-                rates[item.scheme] = (time.perf_counter() - began) / sample.size
-            total += rates[item.scheme] * item.rows * item.inputs
-    return (
-        2.0
-        + total / threads
-        + prepared.outline.checkpoint_bytes / 1.5e9
-        + prepared.outline.output_bytes / 1e9
-    )
-
-
 # --- writing ------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _unfinished(out: Path) -> Iterator[Path]:
-    """Give a folder beside ``out`` that is gone afterwards unless it was moved; remove dead builds' ones."""
-    made = [p for p in (out.absolute(), *out.absolute().parents) if not p.exists()][1:]
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        for old in out.absolute().parent.glob(f".{out.name}.partial-*"):
-            pid = old.name.rsplit("-", 1)[-1]
-            if pid.isdigit() and not _alive(int(pid)):
-                shutil.rmtree(old, ignore_errors=True)
-        folder = out.absolute().parent / f".{out.name}.partial-{os.getpid()}"
-        folder.mkdir()
-    except OSError as error:
-        raise BadOption(f"{out} cannot be created: {error.strerror or error}.") from error
-    done = False
-    try:
-        yield folder
-        done = True
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not done:
-            for parent in made:
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
-
-
-def _alive(pid: int) -> bool:
-    if sys.platform == "win32":
-        return True  # signal 0 would end the process there
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _put_in_place(folder: Path, out: Path, *, force: bool) -> None:
-    check_output(out, force=force)
-    if not out.exists():
-        folder.rename(out)
-        return
-    aside = folder.with_name(folder.name.replace(".partial-", ".replaced-"))
-    out.rename(aside)
-    try:
-        folder.rename(out)
-    except OSError:
-        aside.rename(out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_files(prepared: Prepared, folder: Path, threads: int, progress: Progress) -> dict[str, Any]:
@@ -415,8 +261,7 @@ def _write_files(prepared: Prepared, folder: Path, threads: int, progress: Progr
     checkpoint, options, emitted = prepared.checkpoint, prepared.options, prepared.emitted
     for file in _files_along(checkpoint.folder):
         shutil.copyfile(file, folder / file.name)
-    manifest = _manifest(prepared, {})
-    spec = prepared.spec
+    manifest, spec = prepared.manifest, prepared.spec
     first = spec.layers[0].mixer
     text = genai_config(
         manifest,
@@ -478,93 +323,3 @@ def _sha256(path: Path) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-# --- the manifest -------------------------------------------------------------------------------------------
-
-
-def _manifest(prepared: Prepared, files: Mapping[str, Any], *, seconds: float | None = None) -> Manifest:
-    checkpoint, spec, emitted = prepared.checkpoint, prepared.spec, prepared.emitted
-    defaults = checkpoint.json("generation_config.json")
-    states = tuple(
-        State(past % i, present % i, "grow" if prepared.target.shared_cache else "append")
-        for i in range(len(spec.layers))
-        for past, present in ((CACHE_NAMES[0], CACHE_NAMES[2]), (CACHE_NAMES[1], CACHE_NAMES[3]))
-    )
-    stop = stop_tokens(checkpoint)
-    switches = {
-        layer.mixer.rope.switch_tokens
-        for layer in spec.layers
-        if layer.mixer.rope is not None and layer.mixer.rope.switch_tokens is not None
-    }
-    pad = checkpoint.config.get("pad_token_id", defaults.get("pad_token_id"))
-    bos = checkpoint.config.get("bos_token_id", defaults.get("bos_token_id"))
-    return Manifest(
-        graphs={
-            "decoder": Graph(
-                file=prepared.options.filename,
-                inputs=emitted.inputs,
-                outputs=emitted.outputs,
-                states=states,
-                optional=emitted.optional,
-            )
-        },
-        context_tokens=spec.max_tokens,
-        vocab_size=spec.vocab,
-        stop_token_ids=stop,
-        pad_token_id=pad if isinstance(pad, int) and pad >= 0 else stop[0],
-        bos_token_id=bos if isinstance(bos, int) else None,
-        rope_switch_tokens=min(switches) if switches else None,
-        generation={
-            key: defaults[key]
-            for key in (
-                "do_sample",
-                "temperature",
-                "top_k",
-                "top_p",
-                "min_p",
-                "typical_p",
-                "repetition_penalty",
-            )
-            if defaults.get(key) is not None
-        },
-        info={
-            "built_with": f"ortlm {__version__}",
-            **asdict(prepared.outline),
-            # A path on the builder's machine says nothing to others.
-            "source": public_name(checkpoint.source),
-            "seconds": None if seconds is None else round(seconds, 2),
-            "revision": checkpoint.revision,
-            "activations": emitted.builder.dtype,
-            "files": dict(files),
-        },
-    )
-
-
-def stop_tokens(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Return every token that ends an answer: of config, generation defaults, tokenizer and chat template."""
-    found: list[int] = []
-    for holder in (checkpoint.json("generation_config.json"), checkpoint.config):
-        ids = holder.get("eos_token_id")
-        found += [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
-    tokenizer = checkpoint.json("tokenizer.json")
-    settings = checkpoint.json("tokenizer_config.json")
-    ids_by_text = {
-        t["content"]: t["id"]
-        for t in tokenizer.get("added_tokens", [])
-        if isinstance(t, dict) and "content" in t
-    }
-    template_file = checkpoint.folder / "chat_template.jinja"
-    template = template_file.read_text(encoding="utf-8") if template_file.is_file() else ""
-    template += str(settings.get("chat_template") or "")
-    eos = settings.get("eos_token")
-    words = [eos.get("content") if isinstance(eos, dict) else eos]
-    words += [word for word in _TURN_ENDS if re.search(re.escape(word), template)]
-    found += [ids_by_text[word] for word in words if word in ids_by_text]
-    unique = tuple(dict.fromkeys(found))
-    if not unique:
-        raise BadCheckpoint(
-            f"{checkpoint.folder}: neither config.json nor generation_config.json nor the tokenizer names a token "
-            'that ends an answer. Set "eos_token_id" in config.json.'
-        )
-    return unique

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ortlm.units import readable_bytes
+
 _BODY = """\
 # {name}, {precision} ONNX for {target}
 
@@ -62,8 +64,8 @@ def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
             **outline,
             "source": source,
             "name": name,
-            "size": f"{outline['output_bytes'] / 1e6:,.1f} MB",
-            "before": f"{outline['checkpoint_bytes'] / 1e6:,.1f} MB",
+            "size": readable_bytes(outline["output_bytes"]),
+            "before": readable_bytes(outline["checkpoint_bytes"]),
             "cache": outline["cache_bytes_per_token"] / 1e3,
             "licence": words,
         }

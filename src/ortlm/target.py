@@ -17,7 +17,7 @@ class Target:
     otherwise RotaryEmbedding does, from a ``position_ids`` input. ``query_lengths``: GroupQueryAttention
     takes the number of new tokens per row (input 16; ONNX Runtime 1.31 and later on CPU and CUDA).
     ``block``, ``symmetric``, ``accuracy_level``, ``head_bits``, ``embed_bits`` are what ``-p int4`` means
-    here; ``int8`` takes the same with 8 bits. ``shared_cache``: past and present may be one buffer.
+    here; ``int8`` takes the same with 8 bits. ``weight_bits`` are those that its kernels know.
     """
 
     name: str
@@ -33,7 +33,6 @@ class Target:
     head_bits: int
     embed_bits: int
     weight_bits: tuple[int, ...] = (2, 4, 8)
-    shared_cache: bool = True
 
 
 _TARGETS = (

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ortlm.artifact import Artifact
-    from ortlm.building import Outline
+    from ortlm.outline import Outline
 
 _EXAMPLES = """\
 examples:
@@ -129,10 +129,13 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ortlm import building
+    from ortlm import outline as outlines
+    from ortlm.place import check_output
+    from ortlm.units import readable_count
 
     console = Console(stderr=True, quiet=args.quiet or args.json)
     if not args.dry_run:
-        building.check_output(out, force=args.force)
+        check_output(out, force=args.force)
     began = time.monotonic()
     prepared = building.prepare(
         args.input or args.model_name,
@@ -146,7 +149,10 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from dataclasses import replace
 
-        outline = replace(prepared.outline, seconds=building.measure_seconds(prepared))
+        outline = replace(
+            prepared.outline,
+            seconds=outlines.measure_seconds(prepared.outline, prepared.emitted.builder.plan),
+        )
         if args.json:
             print(json.dumps({"schema": 1, "dry_run": True, "output": str(out), **asdict(outline)}, indent=2))
         else:
@@ -154,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     outline = prepared.outline
     console.print(
-        f"[bold]{outline.source}[/]: {outline.model_type}, {_count(outline.parameters)} parameters, "
+        f"[bold]{outline.source}[/]: {outline.model_type}, {readable_count(outline.parameters)} parameters, "
         f"to {outline.precision} for {outline.target}"
     )
     try:
@@ -184,18 +190,14 @@ class _Bars:
             DownloadColumn,
             Progress,
             TextColumn,
-            TimeElapsedColumn,
             TimeRemainingColumn,
-            TransferSpeedColumn,
         )
 
-        bytes_columns = (DownloadColumn(), TransferSpeedColumn())
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            *bytes_columns,
+            DownloadColumn(),
             TextColumn("{task.fields[tensors]}"),
-            TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
@@ -227,6 +229,8 @@ def _report(
 ) -> None:
     from rich.table import Table
 
+    from ortlm.units import readable_bytes
+
     peak = _peak_memory_bytes()
     size = sum(f.stat().st_size for f in artifact.path.iterdir())
     facts = {
@@ -241,17 +245,19 @@ def _report(
         print(json.dumps({"schema": 1, **asdict(outline), **facts}, indent=2))
         return
     table = Table(title=f"{artifact.path}", title_justify="left", show_header=False, title_style="bold")
-    table.add_row("size before", _size(outline.checkpoint_bytes))
-    table.add_row("size after", f"{_size(size)}  ({size / max(outline.checkpoint_bytes, 1):.0%})")
+    table.add_row("size before", readable_bytes(outline.checkpoint_bytes))
+    table.add_row("size after", f"{readable_bytes(size)}  ({size / max(outline.checkpoint_bytes, 1):.0%})")
     table.add_row("bits per weight", f"{outline.bits_per_weight:.2f}")
     table.add_row("time", f"{seconds:.1f} s")
-    table.add_row("peak memory", _size(peak) if peak else "unknown")
+    table.add_row("peak memory", readable_bytes(peak) if peak else "unknown")
     console.print(table)
     console.print(f'Run it: ortlm generate {artifact.path} "Once upon a time"', highlight=False)
 
 
 def _show_outline(console: Console, outline: Outline, out: Path) -> None:
     from rich.table import Table
+
+    from ortlm.units import readable_bytes
 
     table = Table(title=f"would build {out}", title_justify="left", show_header=False, title_style="bold")
     for name, value in (
@@ -261,12 +267,15 @@ def _show_outline(console: Console, outline: Outline, out: Path) -> None:
         ("target", f"{outline.precision} for {outline.target}"),
         ("weights", outline.recipe.replace("; ", "\n")),
         ("bits per weight", f"{outline.bits_per_weight:.2f}"),
-        ("size", f"{_size(outline.checkpoint_bytes)} to about {_size(outline.output_bytes)}"),
+        (
+            "size",
+            f"{readable_bytes(outline.checkpoint_bytes)} to about {readable_bytes(outline.output_bytes)}",
+        ),
         (
             "context",
             f"{outline.context_tokens:,} tokens, {outline.cache_bytes_per_token / 1e3:,.1f} kB of cache each",
         ),
-        ("peak memory", f"about {_size(outline.peak_memory_bytes)}"),
+        ("peak memory", f"about {readable_bytes(outline.peak_memory_bytes)}"),
         ("time", f"about {outline.seconds:.0f} s on this machine" if outline.seconds else "unknown"),
     ):
         table.add_row(name, value)
@@ -281,15 +290,3 @@ def _peak_memory_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
-
-
-def _count(number: int) -> str:
-    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"

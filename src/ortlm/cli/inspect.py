@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ortlm.units import readable_bytes, readable_count
+
 _EXAMPLES = """\
 examples:
   ortlm inspect phi
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         _show_table(found)
     else:
         for key, value in _rows(found):
-            print(f"{key}: {value}")
+            print(f"{key}: {value}".replace("\n", "; "))
     return 0
 
 
@@ -84,36 +86,42 @@ def _cache_bytes_per_token(path: Path, info: Mapping[str, Any]) -> int:
     return load(path).cache_bytes_per_token
 
 
-def _rows(found: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
-    """Yield name and text of every value, nested names joined by dots."""
-    for key, value in found.items():
-        name = f"{at}{key}"
-        if name == "info.files":
-            continue  # hashes are for programs; the sizes are shown already
-        if isinstance(value, Mapping):
-            yield from _rows(value, f"{name}.")
-        elif value is None or value == []:
-            continue
-        elif isinstance(value, list):
-            yield name, ", ".join(str(entry) for entry in value)
-        elif isinstance(value, int) and not isinstance(value, bool) and _is_size(name):
-            yield name.replace("_bytes", ""), _size(value)
-        else:
-            yield name, str(value)
-
-
-def _is_size(name: str) -> bool:
-    return "_bytes" in name
-
-
-def _size(count: int) -> str:
-    """Return ``count`` bytes for people, in powers of 1000 as disks are sold."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
+def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield name and text of what people want to know first; ``--json`` has everything."""
+    info = found["info"]
+    yield "path", str(found["path"])
+    if info.get("model_type"):
+        layers = f", {info['layers']} layers" if "layers" in info else ""
+        count = f", {readable_count(info['parameters'])} parameters" if "parameters" in info else ""
+        yield "architecture", f"{info['model_type']}{layers}{count}"
+    if "recipe" in info:
+        yield (
+            "target",
+            f"{info['precision']} for {info['target']}, {info['activations']} activations and cache",
+        )
+        yield "weights", "\n".join(str(info["recipe"]).split("; "))
+        yield "bits per weight", f"{info['bits_per_weight']:.2f}"
+    if "checkpoint_bytes" in info:
+        before = info["checkpoint_bytes"]
+        share = f"{found['total_bytes'] / before:.0%} of the checkpoint's {readable_bytes(before)}"
+        yield "size", f"{readable_bytes(found['total_bytes'])}, {share}"
+    else:
+        yield "size", readable_bytes(found["total_bytes"])
+    switch = found["rope_switch_tokens"]
+    switched = f", positions switch tables after {switch:,}" if switch else ""
+    yield "context", f"{found['context_tokens']:,} tokens{switched}"
+    yield "cache", f"{readable_bytes(found['cache_bytes_per_token'])} for each token"
+    yield "vocabulary", f"{found['vocab_size']:,} tokens; {found['stop_token_ids']} end an answer"
+    if found["generation"]:
+        yield "defaults", ", ".join(f"{key} {value}" for key, value in found["generation"].items())
+    for name, graph in found["graphs"].items():
+        names = ", ".join([*graph["inputs"], *(f"[{name}]" for name in graph["optional_inputs"])])
+        yield f"{name} graph", f"{graph['file']}: {names}, {graph['states']} cache tensors"
+    if "source" in info:
+        revision = f" at {info['revision']}" if info.get("revision") else ""
+        yield "built from", f"{info['source']}{revision}, by {info.get('built_with', 'an unknown builder')}"
+    for name, size in found["file_bytes"].items():
+        yield f"  {name}", readable_bytes(size)
 
 
 def _show_table(found: Mapping[str, Any]) -> None:
