@@ -181,8 +181,9 @@ def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, pr
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NotEnoughSpace(
-                    f"the disk of {parent} became full while {out} was written; about "
-                    f"{readable_bytes(needed)} are needed. Nothing was left behind. Free some space or choose another disk with -o."
+                    f"the disk of {parent} became full while {out} was written, which needs about "
+                    f"{readable_bytes(needed)}. Nothing was left behind. Free some space or choose another disk "
+                    "with -o."
                 ) from error
             raise
         made = {"seconds": round(time.monotonic() - began, 2), "files": files}
