@@ -1,9 +1,12 @@
-"""Puts a folder in place whole or not at all."""
+"""Puts a folder in place whole or not at all, and never in the place of anything but an artifact."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import json
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,73 +16,143 @@ from ortlm.artifact import GENAI_FILE, MANIFEST_FILE
 from ortlm.errors import BadOption
 
 
-def check_output(out: Path, *, force: bool) -> None:
-    """Raise BadOption if ``out`` cannot take an artifact."""
-    if out.is_file():
-        raise BadOption(f"{out} is a file; -o takes the folder to create.")
+def check_output(out: Path, *, force: bool, source: Path | None = None) -> None:
+    """Raise BadOption if ``out`` cannot take an artifact, or would take away anything that is not one.
+
+    ``source`` is the checkpoint's folder, which must not lie inside.
+    """
+    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir()):
+        raise BadOption(
+            f"{out} is not a folder (but a file, a link or a device); -o takes the folder to create."
+        )
+    if out.is_dir() and os.path.ismount(out):
+        raise BadOption(f"{out} is where a disk is mounted; give a folder inside it.")
+    if source is not None and out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise BadOption(
+            f"{out} holds the checkpoint {source}, which a build would replace. Choose a new folder."
+        )
     if out.is_dir() and any(out.iterdir()):
-        if not any((out / name).is_file() for name in (MANIFEST_FILE, GENAI_FILE)):
-            raise BadOption(
-                f"{out} is a folder with other files in it, which a build would replace. Choose a new folder."
-            )
-        if not force:
-            raise BadOption(
-                f"{out} holds an artifact already. Add --force to replace it, or choose a new folder."
-            )
+        _check_replaceable(out, force=force)
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise BadOption(f"{out} cannot be created: {parent} is not a folder that may be written to.")
 
 
+def _check_replaceable(out: Path, *, force: bool) -> None:
+    found = {p.name for p in out.iterdir()}
+    if MANIFEST_FILE not in found:
+        what = "an artifact that another tool built" if GENAI_FILE in found else "other files"
+        raise BadOption(f"{out} is a folder with {what}, which a build would replace. Choose a new folder.")
+    try:
+        written = set(json.loads((out / MANIFEST_FILE).read_text(encoding="utf-8"))["info"]["files"])
+    except (ValueError, KeyError, TypeError, OSError):
+        written = set()
+    others = sorted(found - written - {MANIFEST_FILE})
+    if others:
+        raise BadOption(
+            f"{out} holds {others[0]!r}{' and more' if others[1:] else ''}, which no build wrote and which "
+            "replacing the artifact would delete. Move it away, or choose a new folder."
+        )
+    if not force:
+        raise BadOption(
+            f"{out} holds an artifact already. Add --force to replace it, or choose a new folder."
+        )
+
+
 @contextlib.contextmanager
 def unfinished(out: Path) -> Iterator[Path]:
     """Give a folder beside ``out`` that is gone afterwards unless it was moved; remove dead builds' ones."""
-    made = [p for p in (out.absolute(), *out.absolute().parents) if not p.exists()][1:]
+    parent = out.absolute().parent
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        for old in out.absolute().parent.glob(f".{out.name}.partial-*"):
-            pid = old.name.rsplit("-", 1)[-1]
-            if pid.isdigit() and not _alive(int(pid)):
-                shutil.rmtree(old, ignore_errors=True)
-        folder = out.absolute().parent / f".{out.name}.partial-{os.getpid()}"
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        folder = parent / f"{_hidden(out)}partial-{secrets.token_hex(4)}"
         folder.mkdir()
     except OSError as error:
         raise BadOption(f"{out} cannot be created: {error.strerror or error}.") from error
+    lock = _lock(folder)
     done = False
     try:
         yield folder
         done = True
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _unlock(lock)
         if not done:
-            for parent in made:
+            for empty in made:
                 with contextlib.suppress(OSError):
-                    parent.rmdir()
-
-
-def _alive(pid: int) -> bool:
-    if sys.platform == "win32":
-        return True  # signal 0 would end the process there
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+                    empty.rmdir()
 
 
 def put_in_place(folder: Path, out: Path, *, force: bool) -> None:
     """Rename ``folder`` to ``out``; an artifact that is there goes only once that is done, if ``force`` allows."""
     check_output(out, force=force)
-    if not out.exists():
-        folder.rename(out)
-        return
-    aside = folder.with_name(folder.name.replace(".partial-", ".replaced-"))
-    out.rename(aside)
     try:
-        folder.rename(out)
-    except OSError:
-        aside.rename(out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+        if not out.exists():
+            folder.rename(out)
+            return
+        aside = folder.with_name(folder.name.replace("partial-", "replaced-"))
+        lock = _lock(out)
+        try:
+            out.rename(aside)
+            try:
+                folder.rename(out)
+            except OSError:
+                aside.rename(out)
+                raise
+            shutil.rmtree(aside, ignore_errors=True)
+        finally:
+            _unlock(lock)
+    except OSError as error:
+        raise BadOption(f"{out} cannot be put in place: {error.strerror or error}.") from error
+
+
+def _hidden(out: Path) -> str:
+    """Begin the names of folders beside ``out``; cut, because names may not grow without end."""
+    return f".{out.name[:60]}."
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed builds of ``out`` left, and bring back an artifact that one had just moved aside."""
+    parent, start = out.absolute().parent, glob.escape(_hidden(out))
+    for aside in parent.glob(f"{start}replaced-*"):
+        if _dead(aside):
+            if os.path.lexists(out):
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.rename(out)
+    for partial in parent.glob(f"{start}partial-*"):
+        if _dead(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+if sys.platform == "win32":
+
+    def _lock(folder: Path) -> int | None:
+        return None  # folders cannot be locked there; what a killed build left behind stays
+
+else:
+    import fcntl
+
+    def _lock(folder: Path) -> int | None:
+        """Lock ``folder`` while this process lives; None if another holds the lock or the disk has none."""
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            return None
+        return handle
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
+
+
+def _dead(folder: Path) -> bool:
+    """Whether no living process holds the lock of ``folder``."""
+    lock = _lock(folder)
+    _unlock(lock)
+    return lock is not None
