@@ -11,6 +11,9 @@ from ortlm.quant.rounding import quantizer
 from ortlm.quant.scheme import Scheme
 from ortlm.target import Target
 
+# Roles of matrices, as in ``spec.Parameter``.
+ROLES = ("embed", "head", "qkv", "out", "gate_up", "down")
+
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
@@ -69,10 +72,18 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
                 "Nearest: -p int4 or -p int8."
             )
         return Uniform(None, None, None)
-    bits = options.bits or (4 if precision == "int4" else 8)
+    eight = precision == "int8"
+    if eight and (options.bits not in (None, 8) or options.recipe != "uniform"):
+        raise BadOption(
+            "-p int8 means 8 bits everywhere; bits and mixed recipes shape int4. "
+            "Nearest: -p int4 with the same options."
+        )
+    unknown = set(options.bits8_roles) - set(ROLES)
+    if unknown:
+        raise BadOption(f"bits8_roles has {sorted(unknown)[0]!r}; there are {', '.join(ROLES)}.")
     body = Scheme(
-        bits=bits,
-        block=options.block_size or target.block,
+        bits=(8 if eight else 4) if options.bits is None else options.bits,
+        block=target.block if options.block_size is None else options.block_size,
         symmetric=target.symmetric if options.symmetric is None else options.symmetric,
         accuracy_level=target.accuracy_level if options.accuracy_level is None else options.accuracy_level,
         algorithm=options.algorithm,
@@ -82,17 +93,18 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
         chosen = default if wanted is None else wanted
         return None if chosen == 0 else replace(body, bits=chosen)
 
-    eight = precision == "int8"
     base = Uniform(
         body,
         at(options.head_bits, 8 if eight else target.head_bits),
         at(options.embed_bits, 8 if eight else target.embed_bits),
     )
     recipe: Recipe = Mixed(base) if options.recipe == "mixed" else base
-    if options.bits8_roles:
-        recipe = EightBit(recipe, options.bits8_roles)
+    # A width that was asked for wins over one that a named recipe implies.
+    roles = tuple(r for r in options.bits8_roles if r != "head" or options.head_bits is None)
+    if roles:
+        recipe = EightBit(recipe, roles)
     used = {s.bits for s in (base.body, base.head, base.embed) if s}
-    used |= {8} if options.recipe == "mixed" or options.bits8_roles else set()
+    used |= {8} if options.recipe == "mixed" or roles else set()
     if not used <= set(target.weight_bits):
         wrong = sorted(used - set(target.weight_bits))[0]
         raise BadOption(
@@ -228,6 +240,11 @@ def _options(given: Mapping[str, str], target: Target) -> BuildOptions:
                 f"there is no algo_config {name!r}; there are {', '.join(_ALGORITHMS)}."
                 + nearest(name, _ALGORITHMS)
             )
+        for key in ("algorithm", "recipe"):
+            if key in given:
+                raise BadOption(
+                    f"--extra_options algo_config={name} sets the {key} too; give one of the two."
+                )
         algorithm, recipe, roles = _ALGORITHMS[name]
         options = replace(options, algorithm=algorithm, recipe=recipe, bits8_roles=roles)
     if "matmul_mixed_precision" in given:
@@ -278,6 +295,6 @@ def _mixed_precision(options: BuildOptions, text: str) -> BuildOptions:
             )
         if what == "last_matmul":
             options = replace(options, head_bits=8 if kind == "int8" else 4)
-        elif kind == "int8":
-            options = replace(options, recipe="mixed")
+        else:
+            options = replace(options, recipe="mixed" if kind == "int8" else "uniform")
     return options

@@ -150,7 +150,7 @@ def check_precision(precision: str, target: Target) -> None:
     if precision not in PRECISIONS:
         raise BadOption(
             f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}."
-            + nearest(precision, PRECISIONS)
+            + nearest(precision.lower(), PRECISIONS)
         )
     near = next(p for p in _NEAREST_PRECISION[precision] if p in target.precisions)
     others = [t.name for t in _TARGETS if precision in t.precisions]

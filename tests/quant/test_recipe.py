@@ -91,6 +91,28 @@ def test_wrong_extra_options(pair: str, message: str) -> None:
         parse_extra_options([pair], target=CPU)
 
 
+def test_explicit_widths_win() -> None:
+    options = parse_extra_options(["algo_config=k_quant_mixed", "head_bits=4"], target=CPU)
+    assert bits(options, place("head")) == 4
+    mixed = "matmul_mixed_precision=last_matmul:int4,mixed_layers:int4"
+    options = parse_extra_options(["algo_config=k_quant_mixed", mixed], target=CPU)
+    assert {bits(options, place("head")), bits(options, place("down", 0))} == {4}
+
+
+def test_contradictions() -> None:
+    for options in (BuildOptions(bits=4), BuildOptions(recipe="mixed")):
+        with pytest.raises(BadOption, match="8 bits everywhere"):
+            make_recipe("int8", CPU, options)
+    with pytest.raises(BadOption, match="bits must be one of"):
+        make_recipe("int4", CPU, BuildOptions(bits=0))
+    with pytest.raises(BadOption, match="block_size must be one of"):
+        make_recipe("int4", CPU, BuildOptions(block_size=0))
+    with pytest.raises(BadOption, match="there are embed, head"):
+        make_recipe("int4", CPU, BuildOptions(bits8_roles=("heads",)))
+    with pytest.raises(BadOption, match="one of the two"):
+        parse_extra_options(["algo_config=k_quant", "algorithm=rtn"], target=CPU)
+
+
 def test_one_option_under_two_names() -> None:
     with pytest.raises(BadOption, match="twice"):
         parse_extra_options(["block_size=32", "int4_block_size=64"], target=CPU)
