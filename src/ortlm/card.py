@@ -85,6 +85,7 @@ def public_name(source: str) -> str:
 
 def licence_of(checkpoint: Path) -> str | None:
     """Return the licence that the checkpoint's own model card states, or None."""
+    import yaml
     from huggingface_hub import ModelCard
 
     path = checkpoint / "README.md"
@@ -92,7 +93,9 @@ def licence_of(checkpoint: Path) -> str | None:
         return None
     try:
         data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    except (ValueError, UnicodeDecodeError):
-        return None
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return (
+            None  # other people's front matter is often broken; the card then says that no licence is stated
+        )
     licence = getattr(data, "license_name", None) or data.license
     return str(licence) if licence else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from ortlm._version import __version__
 from ortlm.artifact import Graph, Manifest, State
@@ -28,7 +30,7 @@ def make_manifest(
         for i in range(len(spec.layers))
         for past, present in ((CACHE_NAMES[0], CACHE_NAMES[2]), (CACHE_NAMES[1], CACHE_NAMES[3]))
     )
-    stop = stop_tokens(checkpoint)
+    stop = stop_tokens(checkpoint, spec.vocab)
     switches = {
         layer.mixer.rope.switch_tokens
         for layer in spec.layers
@@ -49,22 +51,10 @@ def make_manifest(
         context_tokens=spec.max_tokens,
         vocab_size=spec.vocab,
         stop_token_ids=stop,
-        pad_token_id=pad if isinstance(pad, int) and pad >= 0 else stop[0],
-        bos_token_id=bos if isinstance(bos, int) else None,
+        pad_token_id=pad if _is_token(pad, spec.vocab) else stop[0],
+        bos_token_id=_token_or_none(bos, spec.vocab),
         rope_switch_tokens=min(switches) if switches else None,
-        generation={
-            key: defaults[key]
-            for key in (
-                "do_sample",
-                "temperature",
-                "top_k",
-                "top_p",
-                "min_p",
-                "typical_p",
-                "repetition_penalty",
-            )
-            if defaults.get(key) is not None
-        },
+        generation=_generation_defaults(checkpoint),
         info={
             "built_with": f"ortlm {__version__}",
             **asdict(outline),
@@ -76,30 +66,115 @@ def make_manifest(
     )
 
 
-def stop_tokens(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Return every token that ends an answer: of config, generation defaults, tokenizer and chat template."""
+def stop_tokens(checkpoint: Checkpoint, vocab: int) -> tuple[int, ...]:
+    """Return every token that ends an answer: of config, generation defaults, tokenizer and chat template.
+
+    Raises BadCheckpoint if there is none, or one that is not a token of the ``vocab``.
+    """
     found: list[int] = []
-    for holder in (checkpoint.json("generation_config.json"), checkpoint.config):
+    for name in ("generation_config.json", "config.json"):
+        holder = checkpoint.config if name == "config.json" else checkpoint.json(name)
         ids = holder.get("eos_token_id")
-        found += [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
-    tokenizer = checkpoint.json("tokenizer.json")
+        for token in ids if isinstance(ids, list) else [ids]:
+            if token is None or token == -1:
+                continue  # both are common ways to say none
+            if not _is_token(token, vocab):
+                raise BadCheckpoint(
+                    f'{checkpoint.folder / name}: "eos_token_id" has {token!r}, '
+                    f"expected numbers from 0 to {vocab - 1}."
+                )
+            found.append(token)
+    ids_by_text = _added_tokens(checkpoint)
     settings = checkpoint.json("tokenizer_config.json")
-    ids_by_text = {
-        t["content"]: t["id"]
-        for t in tokenizer.get("added_tokens", [])
-        if isinstance(t, dict) and "content" in t
-    }
-    template_file = checkpoint.folder / "chat_template.jinja"
-    template = template_file.read_text(encoding="utf-8") if template_file.is_file() else ""
-    template += str(settings.get("chat_template") or "")
     eos = settings.get("eos_token")
     words = [eos.get("content") if isinstance(eos, dict) else eos]
-    words += [word for word in _TURN_ENDS if word in template]
-    found += [ids_by_text[word] for word in words if word in ids_by_text]
+    words += [word for word in _TURN_ENDS if word in _template_text(checkpoint, settings)]
+    found += [
+        ids_by_text[word]
+        for word in words
+        if isinstance(word, str) and _is_token(ids_by_text.get(word), vocab)
+    ]
     unique = tuple(dict.fromkeys(found))
     if not unique:
         raise BadCheckpoint(
-            f"{checkpoint.folder}: neither config.json nor generation_config.json nor the tokenizer names a token "
-            'that ends an answer. Set "eos_token_id" in config.json.'
+            f"{checkpoint.folder}: neither config.json nor generation_config.json nor the tokenizer names a "
+            'token that ends an answer. Set "eos_token_id" in config.json.'
         )
     return unique
+
+
+def plain_tokenizer_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``tokenizer_config.json`` as every runtime reads it.
+
+    onnxruntime-genai wants the file to be there, and takes neither null for a chat template nor several under
+    names: of those the default one is kept under the usual key, and all of them under ``named_chat_templates``.
+    """
+    plain = dict(settings) or {"tokenizer_class": "PreTrainedTokenizerFast"}
+    template = plain.get("chat_template")
+    if "chat_template" in plain and template is None:
+        del plain["chat_template"]
+    elif isinstance(template, list):
+        named = {
+            t["name"]: t["template"]
+            for t in template
+            if isinstance(t, dict) and {"name", "template"} <= set(t)
+        }
+        plain["named_chat_templates"] = template
+        plain["chat_template"] = named.get("default", next(iter(named.values()), ""))
+    return plain
+
+
+def _is_token(found: Any, vocab: int) -> bool:
+    return isinstance(found, int) and not isinstance(found, bool) and 0 <= found < vocab
+
+
+def _token_or_none(found: Any, vocab: int) -> int | None:
+    return found if _is_token(found, vocab) else None
+
+
+def _added_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
+    entries = checkpoint.json("tokenizer.json").get("added_tokens")
+    return {
+        entry["content"]: entry.get("id")
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, dict) and isinstance(entry.get("content"), str)
+    }
+
+
+def _template_text(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:
+    path = checkpoint.folder / "chat_template.jinja"
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise BadCheckpoint(f"{path} is not text in UTF-8: {error}.") from error
+    return text + str(settings.get("chat_template") or "")
+
+
+# Sampling defaults that are taken along, with the range that any runtime takes.
+_DEFAULTS: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 1e6),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "typical_p": (0.0, 1.0),
+    "repetition_penalty": (1e-6, 1e6),
+}
+
+
+def _generation_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
+    found = checkpoint.json("generation_config.json")
+    path = checkpoint.folder / "generation_config.json"
+    kept: dict[str, Any] = {}
+    sampled = found.get("do_sample")
+    if sampled is not None:
+        if not isinstance(sampled, bool):
+            raise BadCheckpoint(f'{path}: "do_sample" is {sampled!r}, expected true or false.')
+        kept["do_sample"] = sampled
+    for key, (low, high) in _DEFAULTS.items():
+        value = found.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise BadCheckpoint(f'{path}: "{key}" is {value!r}, expected a number from {low:g} to {high:g}.')
+        kept[key] = value
+    return kept

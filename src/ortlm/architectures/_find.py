@@ -42,7 +42,8 @@ def find(config: Mapping[str, Any]) -> Describe:
             f'config.json: "quantization_config" ({method or "unnamed method"}) says that the weights are '
             "quantized already, which cannot be read yet. Use the original checkpoint in bf16, fp16 or fp32."
         )
-    kinds = config.get("architectures") or []
+    kinds = config.get("architectures")
+    kinds = kinds if isinstance(kinds, list) else []
     if kinds and not any(str(kind).endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
         raise UnsupportedModel(
             f'config.json: "architectures" is {kinds}; only causal language models can be built, '

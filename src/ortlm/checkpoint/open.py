@@ -44,8 +44,9 @@ class Checkpoint:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in ``path``; raises BadCheckpoint if it holds none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        # Some editors put a byte order mark first.
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError, RecursionError) as error:
         raise BadCheckpoint(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise BadCheckpoint(f"{path} must hold a JSON object, found {type(found).__name__}.")
@@ -112,7 +113,8 @@ def _indexed(folder: Path) -> dict[str, Weight]:
             raise BadCheckpoint(
                 f"{index} names the file {file!r}; only plain file names within {folder} are allowed."
             )
-        if not (folder / file).is_file():
+        # Longer names do not exist on any common disk, and asking for them is an error of its own.
+        if len(file) > 255 or not (folder / file).is_file():
             wanted = next(name for name, where in names.items() if where == file)
             raise BadCheckpoint(
                 f"{folder / file} is missing; {index.name} says it holds {wanted!r} and "

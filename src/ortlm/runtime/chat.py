@@ -93,11 +93,12 @@ def _templates(folder: Path) -> dict[str, str]:
     """Return templates by name; a file of its own wins over what stands in a configuration."""
     found: dict[str, str] = {}
     for source in ("chat_template.json", "tokenizer_config.json"):
-        value = read_json(folder / source).get("chat_template")
-        if isinstance(value, str):
-            found["default"] = value
-        elif isinstance(value, list):
-            found.update({entry["name"]: entry["template"] for entry in value})
+        settings = read_json(folder / source)
+        for value in (settings.get("named_chat_templates"), settings.get("chat_template")):
+            if isinstance(value, str):
+                found["default"] = value
+            elif isinstance(value, list):
+                found.update({entry["name"]: entry["template"] for entry in value})
     path = folder / "chat_template.jinja"
     if path.is_file():
         found["default"] = path.read_text(encoding="utf-8")
