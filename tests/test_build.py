@@ -19,8 +19,8 @@ import onnxruntime as ort
 import pytest
 
 import ortlm
-from ortlm import building
-from ortlm.errors import BadOption, NotEnoughSpace
+from ortlm import building, place
+from ortlm.errors import BadCheckpoint, BadOption, NotEnoughSpace
 from ortlm.options import BuildOptions
 from ortlm.outline import measure_seconds
 from ortlm.target import TARGETS
@@ -169,7 +169,7 @@ def test_other_files_are_never_replaced(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "diary.txt").write_text("dear")
     with pytest.raises(BadOption, match="other files"):
         ortlm.build(tiny, tmp_path / "out", force=True)
-    with pytest.raises(BadOption, match="is a file"):
+    with pytest.raises(BadOption, match="is not a folder"):
         ortlm.build(tiny, tmp_path / "out" / "diary.txt")
     assert (tmp_path / "out" / "diary.txt").read_text() == "dear"
 
@@ -207,12 +207,10 @@ def test_space_is_checked_first(tiny: Path, tmp_path: Path, monkeypatch: pytest.
 
 def test_dead_builds_are_swept(tiny: Path, tmp_path: Path) -> None:
     """What a killed build left behind goes with the next one; a living build's folder stays."""
-    child = subprocess.Popen([sys.executable, "-c", "pass"])
-    child.wait()
-    (tmp_path / f".out.partial-{child.pid}").mkdir()
-    (tmp_path / f".out.partial-{os.getppid()}").mkdir()
-    ortlm.build(tiny, tmp_path / "out")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f".out.partial-{os.getppid()}", "out"]
+    (tmp_path / ".out.partial-dead0000").mkdir()
+    with place.unfinished(tmp_path / "out") as living:
+        ortlm.build(tiny, tmp_path / "out")
+        assert sorted(p.name for p in tmp_path.iterdir()) == [living.name, "out"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -244,3 +242,127 @@ def test_outline_matches(tiny: Path, tmp_path: Path) -> None:
     size = sum(p.stat().st_size for p in built.path.iterdir())
     assert abs(size / prepared.outline.output_bytes - 1) < 0.15
     assert measure_seconds(prepared.outline, prepared.emitted.builder.plan) > 0
+
+
+# --- nothing of the user's is taken away -------------------------------------------------------------------
+
+
+def test_checkpoint_is_never_replaced(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "art"
+    ortlm.build(tiny, out)
+    source = Path(shutil.copytree(tiny, out / "src"))
+    for output in (out, source):
+        with pytest.raises(BadOption, match="holds the checkpoint"):
+            ortlm.build(source, output, force=True)
+    assert (source / "model.safetensors").is_file()
+
+
+def test_files_that_no_build_wrote_are_never_deleted(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ortlm.build(tiny, out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(BadOption, match=r"'notes.txt', which no build wrote"):
+        ortlm.build(tiny, out, force=True)
+    official = tmp_path / "official"
+    official.mkdir()
+    (official / "genai_config.json").write_text("{}")
+    with pytest.raises(BadOption, match="another tool built"):
+        ortlm.build(tiny, official, force=True)
+
+
+def test_links_and_devices_are_refused(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "broken").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "broken", "fifo"):
+        with pytest.raises(BadOption, match="is not a folder"):
+            ortlm.build(tiny, tmp_path / name, force=True)
+    with pytest.raises(BadOption, match="disk is mounted"):
+        ortlm.build(tiny, "/proc")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "fifo", "link", "real"]
+
+
+def test_artifact_that_was_moved_aside_comes_back(tiny: Path, tmp_path: Path) -> None:
+    """A build that was killed between its two renames leaves the old artifact under a hidden name."""
+    ortlm.build(tiny, tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.replaced-1234abcd")
+    with pytest.raises(BadOption, match="holds an artifact"):
+        ortlm.build(tiny, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+# --- odd checkpoints ----------------------------------------------------------------------------------------
+
+
+def odd(tiny: Path, tmp_path: Path, name: str, **changes: Any) -> Path:
+    """Copy the small model with changed values in the JSON file ``name``."""
+    folder = Path(shutil.copytree(tiny, tmp_path / "odd"))
+    values = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**values, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("generation_config.json", {"temperature": "hot"}, "\"temperature\" is 'hot', expected a number"),
+        ("generation_config.json", {"top_k": True}, '"top_k" is True'),
+        ("generation_config.json", {"top_k": 2**40}, '"top_k" is'),
+        ("generation_config.json", {"temperature": float("nan")}, '"temperature" is nan'),
+        ("generation_config.json", {"do_sample": "yes"}, "expected true or false"),
+        ("generation_config.json", {"eos_token_id": [0, "x"]}, "\"eos_token_id\" has 'x'"),
+        ("config.json", {"eos_token_id": True}, '"eos_token_id" has True'),
+        ("config.json", {"eos_token_id": 99999}, '"eos_token_id" has 99999, expected numbers from 0 to 2047'),
+        ("tokenizer.json", {"model": None}, "is no tokenizer"),
+    ],
+)
+def test_bad_metadata(name: str, changes: dict[str, Any], message: str, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpoint, match=message):
+        building.prepare(odd(tiny, tmp_path, name, **changes))
+
+
+@pytest.mark.parametrize(
+    "front", ["license: : :", "license: !!python/object:os.system x", "tags: 5", "- a\n- b"]
+)
+def test_odd_model_cards_do_not_matter(front: str, tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "odd"))
+    (folder / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
+    building.prepare(folder)
+
+
+def test_odd_tokens_do_not_matter(tiny: Path, tmp_path: Path) -> None:
+    folder = odd(tiny, tmp_path, "tokenizer_config.json", eos_token=["a"])
+    assert building.prepare(folder).manifest.stop_token_ids
+
+
+@pytest.mark.parametrize(
+    "template", [None, [{"name": "default", "template": "A"}, {"name": "tool_use", "template": "B"}]]
+)
+def test_chat_templates_that_the_official_runtime_refuses(template: Any, tiny: Path, tmp_path: Path) -> None:
+    folder = odd(tiny, tmp_path, "tokenizer_config.json", chat_template=template)
+    (folder / "chat_template.jinja").unlink()
+    ortlm.build(folder, tmp_path / "out")
+    og = pytest.importorskip("onnxruntime_genai")
+    assert og.Tokenizer(og.Model(str(tmp_path / "out"))).encode("a").size
+    found = ortlm.load(tmp_path / "out", threads=1).chat_template
+    assert (found.templates if found else None) == ({"default": "A", "tool_use": "B"} if template else None)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_tied_checkpoint_with_a_head_of_its_own(equal: bool, saved: Any, tmp_path: Path) -> None:
+    """The configuration says tied, the weights say otherwise: transformers goes by the weights, and so do we."""
+    from safetensors.numpy import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(shutil.copytree(saved("qwen2-tied").folder, tmp_path / "checkpoint"))
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].copy()
+    if not equal:
+        head += np.random.default_rng(0).standard_normal(head.shape).astype(np.float32)
+    save_file({**tensors, "lm_head.weight": head}, folder / "model.safetensors", metadata={"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    ortlm.build(folder, tmp_path / "out", precision="fp32")
+    tokens = oracle.random_tokens(20)
+    got = ortlm.load(tmp_path / "out", threads=1).logits(tokens)
+    assert oracle.relative_error(got, oracle.prompt_logits(model, tokens)) < 1e-4

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import re
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,17 +32,17 @@ from ortlm.artifact import (
 from ortlm.card import model_card
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.checkpoint.open import Checkpoint, check_weights, read_json
-from ortlm.checkpoint.stack import Part, Stack, stack
+from ortlm.checkpoint.stack import Part, Stack, same, stack
 from ortlm.cores import physical_cores
 from ortlm.errors import BadCheckpoint, BadOption, NotEnoughSpace, nearest
 from ortlm.graph.decoder import Emitted, emit_decoder
 from ortlm.graph.storage import Plain, Quantized
-from ortlm.manifest import make_manifest
+from ortlm.manifest import make_manifest, plain_tokenizer_config
 from ortlm.options import BuildOptions, make_recipe
 from ortlm.outline import Outline, make_outline
 from ortlm.place import check_output, put_in_place, unfinished
 from ortlm.quant.recipe import Excluding
-from ortlm.spec import Architecture, Decoder, Parameter, parameters
+from ortlm.spec import Architecture, Decoder, Parameter, Source, parameters
 from ortlm.target import Target, check_precision, find_target
 from ortlm.units import readable_bytes
 from ortlm.write import Layout, Progress, lay_out, write_weights
@@ -60,7 +63,10 @@ class Silent:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A build that is ready to write: everything is checked, no weight is read."""
+    """A build that is ready to write: everything is checked, no weight is read.
+
+    ``texts`` are the small files that are written beside graph and weights, by name.
+    """
 
     checkpoint: Checkpoint
     architecture: Architecture
@@ -68,19 +74,14 @@ class Prepared:
     emitted: Emitted
     layout: Layout
     outline: Outline
+    manifest: Manifest
+    texts: Mapping[str, str]
     options: BuildOptions
 
     @property
     def spec(self) -> Decoder:
         """What the model is."""
         return self.architecture.decoder
-
-    @property
-    def manifest(self) -> Manifest:
-        """What a runtime will be told of it."""
-        return make_manifest(
-            self.checkpoint, self.spec, self.emitted, self.outline, filename=self.options.filename
-        )
 
 
 def build(
@@ -105,7 +106,7 @@ def build(
     Raises BadOption, UnsupportedModel, BadCheckpoint and NotEnoughSpace; nothing is left behind.
     """
     out = Path(output)
-    check_output(out, force=force)
+    check_output(out, force=force, source=Path(source) if Path(source).is_dir() else None)
     prepared = prepare(source, precision=precision, target=target, cache=cache, options=options)
     return write(prepared, out, force=force, threads=threads, progress=progress or Silent())
 
@@ -127,10 +128,13 @@ def prepare(
     where = find_target(target)
     check_precision(precision, where)
     recipe = make_recipe(precision, where, options)
-    if Path(options.filename).name != options.filename or not options.filename.endswith(".onnx"):
-        raise BadOption(f"filename must be a plain name that ends in .onnx; got {options.filename!r}.")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.onnx", options.filename):
+        raise BadOption(
+            "filename must be a plain name that ends in .onnx, of letters, digits, '.', '_' and '-'; "
+            f"got {options.filename!r}."
+        )
     checkpoint = find_checkpoint(source, name=name, cache=Path(cache) if cache else None, token=options.token)
-    architecture = describe(checkpoint.config)
+    architecture = _own_head(checkpoint, describe(checkpoint.config))
     _check_tensors(checkpoint, architecture)
     _check_tokenizer(checkpoint)
     if options.layers is not None:
@@ -159,7 +163,9 @@ def prepare(
         data_bytes=layout.bytes,
         other_bytes=sum(f.stat().st_size for f in _files_along(checkpoint.folder)),
     )
-    return Prepared(checkpoint, architecture, where, emitted, layout, outline, options)
+    manifest = make_manifest(checkpoint, architecture.decoder, emitted, outline, filename=options.filename)
+    texts = _texts(checkpoint, architecture, where, outline, manifest)
+    return Prepared(checkpoint, architecture, where, emitted, layout, outline, manifest, texts, options)
 
 
 def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, progress: Progress) -> Artifact:
@@ -206,7 +212,24 @@ def _check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
         tall[source.tensor] = max(tall.get(source.tensor, 0), stop)
         wide[source.tensor] = parameter.shape[1:]
     expected = {name: (tall[name], *wide[name]) for name in tall}
-    check_weights(checkpoint, expected, architecture.ignored)
+    copies = (architecture.head_copy,) if architecture.decoder.tied_head else ()
+    check_weights(checkpoint, expected, (*architecture.ignored, *copies))
+
+
+def _own_head(checkpoint: Checkpoint, architecture: Architecture) -> Architecture:
+    """Return ``architecture`` untied if the checkpoint, though tied by its configuration, holds another head.
+
+    Fine-tunes leave such heads behind, and transformers uses them.
+    """
+    spec, weights = architecture.decoder, checkpoint.weights
+    head, embed = (
+        weights.get(architecture.head_copy),
+        weights.get(architecture.sources["embed.weight"].tensor),
+    )
+    if not spec.tied_head or head is None or embed is None or same(head, embed):
+        return architecture
+    sources = {**architecture.sources, "head.weight": Source(architecture.head_copy)}
+    return replace(architecture, decoder=replace(spec, tied_head=False), sources=sources)
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> None:
@@ -223,7 +246,11 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
         raise BadCheckpoint(
             f"{checkpoint.folder} has no tokenizer.json, without which text cannot be read. {way}"
         )
-    read_json(checkpoint.folder / "tokenizer.json")
+    if not isinstance(read_json(checkpoint.folder / "tokenizer.json").get("model"), dict):
+        raise BadCheckpoint(
+            f'{checkpoint.folder / "tokenizer.json"} has no object "model", so it is no tokenizer. '
+            "Copy the file of the base model into the folder."
+        )
 
 
 def _check_excluded(recipe: Excluding, emitted: Emitted) -> None:
@@ -262,21 +289,8 @@ def _write_files(prepared: Prepared, folder: Path, threads: int, progress: Progr
     checkpoint, options, emitted = prepared.checkpoint, prepared.options, prepared.emitted
     for file in _files_along(checkpoint.folder):
         shutil.copyfile(file, folder / file.name)
-    manifest, spec = prepared.manifest, prepared.spec
-    first = spec.layers[0].mixer
-    text = genai_config(
-        manifest,
-        model_type=prepared.architecture.genai_type,
-        sizes={
-            "head_size": first.head_dim,
-            "hidden_size": spec.hidden,
-            "num_attention_heads": first.heads,
-            "num_hidden_layers": len(spec.layers),
-            "num_key_value_heads": first.kv_heads,
-        },
-        provider=prepared.target.provider,
-    )
-    (folder / GENAI_FILE).write_text(text, encoding="utf-8")
+    for name, text in prepared.texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
     if not options.config_only:
         data = f"{options.filename}.data"
         write_weights(
@@ -289,13 +303,38 @@ def _write_files(prepared: Prepared, folder: Path, threads: int, progress: Progr
         )
         placed = {name: (data, offset) for name, offset in prepared.layout.offsets.items()}
         ir.save(emitted.builder.model(placed, __version__), folder / options.filename)
-    (folder / "README.md").write_text(
-        model_card(asdict(prepared.outline), checkpoint.folder), encoding="utf-8"
-    )
     return {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.iterdir())
     }
+
+
+def _texts(
+    checkpoint: Checkpoint, architecture: Architecture, target: Target, outline: Outline, manifest: Manifest
+) -> dict[str, str]:
+    """Return the small files of an artifact: configuration, model card, and a tokenizer file made plain."""
+    spec = architecture.decoder
+    first = spec.layers[0].mixer
+    texts = {
+        GENAI_FILE: genai_config(
+            manifest,
+            model_type=architecture.genai_type,
+            sizes={
+                "head_size": first.head_dim,
+                "hidden_size": spec.hidden,
+                "num_attention_heads": first.heads,
+                "num_hidden_layers": len(spec.layers),
+                "num_key_value_heads": first.kv_heads,
+            },
+            provider=target.provider,
+        ),
+        "README.md": model_card(asdict(outline), checkpoint.folder),
+    }
+    settings = checkpoint.json("tokenizer_config.json")
+    plain = plain_tokenizer_config(settings)
+    if plain != settings:
+        texts["tokenizer_config.json"] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+    return texts
 
 
 def _stacks(prepared: Prepared) -> dict[str, Stack]:
@@ -314,7 +353,8 @@ def _files_along(folder: Path) -> list[Path]:
     """Return the files of a checkpoint that an artifact takes along: tokenizer, defaults, licence."""
     found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     for pattern in _TAKEN_ALONG:
-        found += [f for f in sorted(folder.glob(pattern)) if f.is_file()]
+        # A name that is no text (broken bytes) could not be recorded in the manifest.
+        found += [f for f in sorted(folder.glob(pattern)) if f.is_file() and f.name.isprintable()]
     return found
 
 

@@ -227,6 +227,7 @@ class Architecture:
 
     ``sources`` has one entry for each of ``parameters(decoder)``. ``ignored`` are tensor-name patterns
     (``fnmatch``) that checkpoints of this family may hold and that are not part of the model.
+    ``head_copy`` names the tensor that a tied checkpoint may hold as a copy of its embeddings.
     ``genai_type`` is the model type that onnxruntime-genai's C++ code knows; it selects its behaviour.
     """
 
@@ -234,3 +235,4 @@ class Architecture:
     sources: Sources
     genai_type: str
     ignored: tuple[str, ...] = field(default=("*.rotary_emb.inv_freq",))
+    head_copy: str = "lm_head.weight"

@@ -70,6 +70,7 @@ def test_json(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("args", "code", "message"),
     [
         (("-p", "fp16"), 2, r"Nearest: -p fp32"),
+        (("-p", "INT4"), 2, r"Did you mean: int4"),
         (("-p", "int3"), 2, r"there is no precision 'int3'"),
         (("-e", "cdua"), 2, r"Did you mean: cuda"),
         (("-e", "dml", "-p", "int8"), 2, r"Nearest: -p int4"),

@@ -82,7 +82,7 @@ def architecture(
     """Return ``decoder`` with a source for each weight.
 
     ``names`` overrides module names by canonical part, ``fused`` whole sources by canonical weight name, and
-    ``norm_add`` is added to each norm's weight. A tied checkpoint may still hold the head: it is ignored.
+    ``norm_add`` is added to each norm's weight.
     """
     known = _NAMES | dict(names or {})
     sources: Sources = {}
@@ -92,5 +92,4 @@ def architecture(
         add = norm_add if parameter.role == "norm" and leaf == "weight" else 0.0
         sources[parameter.name] = Source(f"{layer}{known[part]}.{leaf}", add=add)
     sources |= fused or {}
-    ignored = ("*.rotary_emb.inv_freq", *(("lm_head.weight",) if decoder.tied_head else ()))
-    return Architecture(decoder, sources, genai_type, ignored)
+    return Architecture(decoder, sources, genai_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,6 +70,19 @@ def stack(parts: Sequence[Part]) -> Stack:
         else:
             merged.append(part)
     return Stack(tuple(merged))
+
+
+def same(one: Weight, other: Weight) -> bool:
+    """Whether two weights have the same shape and the same values."""
+    if one.shape != other.shape:
+        return False
+    step = max(1, (1 << 19) // max(1, math.prod(one.shape[1:])))
+    return all(
+        np.array_equal(
+            one.rows(at, min(at + step, one.shape[0])), other.rows(at, min(at + step, one.shape[0]))
+        )
+        for at in range(0, one.shape[0], step)
+    )
 
 
 def _check_finite(rows: Array, weight: Weight) -> None:

@@ -108,7 +108,8 @@ def _dispatch(arguments: list[str]) -> int:
         parser.error("a verb is missing")
     _set_up_output(verbose=bool(getattr(args, "verbose", False)))
     code: int = importlib.import_module(VERBS[args.verb][0]).run(args)
-    sys.stdout.flush()
+    if sys.stdout is not None:  # closed by whoever started us
+        sys.stdout.flush()
     return code
 
 

@@ -135,7 +135,8 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(stderr=True, quiet=args.quiet or args.json)
     if not args.dry_run:
-        check_output(out, force=args.force)
+        source = Path(args.input or args.model_name)
+        check_output(out, force=args.force, source=source if source.is_dir() else None)
     began = time.monotonic()
     prepared = building.prepare(
         args.input or args.model_name,
