@@ -19,7 +19,7 @@ import numpy as np
 
 from ortlm.checkpoint.stack import Stack
 from ortlm.dtypes import Array, dtype
-from ortlm.errors import BadOption
+from ortlm.errors import BadCheckpoint, BadOption
 from ortlm.graph.storage import Plain, Plan, Quantized
 from ortlm.quant.rounding import quantizer
 
@@ -159,7 +159,13 @@ def _write_rows(path: Path, item: Plain | Quantized, layout: Layout, weights: St
 
 
 def _write_quantized(path: Path, item: Quantized, layout: Layout, weights: Stack, a: int, b: int) -> None:
-    packed = quantizer(item.scheme.algorithm)(weights.rows(a, b), item.scheme)
+    with np.errstate(over="ignore", invalid="ignore"):
+        packed = quantizer(item.scheme.algorithm)(weights.rows(a, b), item.scheme)
+    if not np.isfinite(packed.scales).all():
+        raise BadCheckpoint(
+            f"weight {' + '.join(item.parameters)} has values near the largest that fp32 holds, which cannot be "
+            "scaled: the checkpoint is damaged or training diverged."
+        )
     scales = _narrow(packed.scales, item.scales.dtype, item.scales.name)
     parts = [(item.views[0], packed.values), (item.scales, scales)]
     if item.zeros is not None and packed.zeros is not None:

@@ -78,6 +78,14 @@ def test_not_a_number(folder: Path, tmp_path: Path, bad: float) -> None:
     fails(folder, tmp_path, rf"weight '{name}' in model.safetensors holds {bad}")
 
 
+def test_values_that_cannot_be_scaled(folder: Path, tmp_path: Path) -> None:
+    def edit(tensors: dict[str, np.ndarray]) -> None:
+        tensors["lm_head.weight"][0, :2] = 3e38, -3e38
+
+    change(folder, edit)
+    fails(folder, tmp_path, r"head.weight has values near the largest")
+
+
 def test_pickle_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     fails(folder, tmp_path, r"pytorch_model.bin, a pickle.*save_pretrained")
