@@ -67,11 +67,12 @@ def test_prompt_and_decode(name: str, saved: Saved, build: Build) -> None:
     assert oracle.relative_error(got, want) < TOLERANCE
 
 
+@pytest.mark.parametrize("lengths", [(17, 5, 30), (70, 66, 90)], ids=["short", "past-the-switch"])
 @pytest.mark.parametrize("name", families.FAMILIES)
-def test_ragged_batch(name: str, saved: Saved, build: Build) -> None:
+def test_ragged_batch(name: str, lengths: tuple[int, ...], saved: Saved, build: Build) -> None:
     """Rows of different lengths, each as if it were alone."""
     model, lm = saved(name).model, build(name)
-    lengths, more = (17, 5, 30), 12
+    more = 12
     rows = [oracle.random_tokens(n + more, seed=n) for n in lengths]
     got = lm.logits_batch(
         [row[:n] for row, n in zip(rows, lengths, strict=True)],
