@@ -7,12 +7,15 @@ It imports nothing heavy: reading an artifact must be quick.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ortlm.errors import BadArtifact, nearest
+
+_log = logging.getLogger(__name__)
 
 MANIFEST_FILE = "ortlm.json"
 GENAI_FILE = "genai_config.json"
@@ -134,7 +137,7 @@ def open_artifact(path: str | Path) -> Artifact:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BadArtifact(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise BadArtifact(f"{path} must hold a JSON object, found {type(found).__name__}.")
@@ -151,10 +154,10 @@ def _manifest(found: dict[str, Any], path: Path) -> Manifest:
         graphs = {
             name: Graph(
                 file=_inside(g["file"], path),
-                inputs=g["inputs"],
-                outputs=g["outputs"],
+                inputs=_names(g["inputs"]),
+                outputs=_names(g["outputs"]),
                 states=tuple(State(**s) for s in g["states"]),
-                optional=g.get("optional", {}),
+                optional=_names(g.get("optional") or {}),
             )
             for name, g in found["graphs"].items()
         }
@@ -163,19 +166,50 @@ def _manifest(found: dict[str, Any], path: Path) -> Manifest:
             context_tokens=int(found["context_tokens"]),
             vocab_size=int(found["vocab_size"]),
             stop_token_ids=tuple(int(t) for t in found["stop_token_ids"]),
-            pad_token_id=found.get("pad_token_id"),
-            bos_token_id=found.get("bos_token_id"),
-            rope_switch_tokens=found.get("rope_switch_tokens"),
-            generation=found.get("generation", {}),
-            session_options=found.get("session_options", {}),
-            info=found.get("info", {}),
+            pad_token_id=_integer_or_none(found.get("pad_token_id")),
+            bos_token_id=_integer_or_none(found.get("bos_token_id")),
+            rope_switch_tokens=_integer_or_none(found.get("rope_switch_tokens")),
+            generation=_mapping(found.get("generation")),
+            session_options=_mapping(found.get("session_options")),
+            info=_mapping(found.get("info")),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except _WRONG as error:
         raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+# What reading a value of another type than expected may raise.
+_WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+
+def _mapping(found: Any) -> dict[str, Any]:
+    """Return an object of JSON, empty for null; ``TypeError`` for anything else."""
+    if found is not None and not isinstance(found, dict):
+        raise TypeError(f"expected an object, found {found!r}")
+    return found or {}
+
+
+def _names(found: Any) -> dict[str, str]:
+    names = _mapping(found)
+    for role, name in names.items():
+        if not isinstance(name, str):
+            raise TypeError(f"expected the name of a tensor for {role!r}, found {name!r}")
+    return names
+
+
+def _integer(found: Any) -> int:
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise TypeError(f"expected a whole number, found {found!r}")
+    return found
+
+
+def _integer_or_none(found: Any) -> int | None:
+    return None if found is None else _integer(found)
 
 
 def _inside(name: str, config: Path) -> str:
     """Return ``name`` if it stays within the artifact's folder."""
+    if not isinstance(name, str):
+        raise TypeError(f"expected the name of a file, found {name!r}")
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise BadArtifact(f"{config} names the file {name!r}, which lies outside the artifact's folder.")
     return name
@@ -186,64 +220,52 @@ def _inside(name: str, config: Path) -> str:
 _GENAI_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 _GENAI_OUTPUTS = ("logits", "hidden_states")
 # genai rewinds at these lengths for these model types; the numbers are fixed in its C++ source.
+_MOST_LAYERS = 10_000
 _GENAI_ROPE_SWITCH = {"phi3": 4096, "phimoe": 4096, "phi3small": 8192}
 
 
 def from_genai(found: dict[str, Any], path: Path) -> Manifest:
     """Read a manifest out of the ``genai_config.json`` that lies at ``path``.
 
-    Raises BadArtifact for models of several graphs and for missing keys.
+    Raises BadArtifact for models of several graphs, for missing keys and for values of a wrong type.
     """
     try:
-        model = found["model"]
-        decoder = model["decoder"]
-        layers = int(decoder["num_hidden_layers"])
-    except (KeyError, TypeError) as error:
-        raise BadArtifact(f"{path} has no model.decoder.num_hidden_layers: {error!r}") from error
+        return _from_genai(found, path)
+    except _WRONG as error:
+        raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _from_genai(found: dict[str, Any], path: Path) -> Manifest:
+    model = _mapping(found["model"])
+    decoder = _mapping(model["decoder"])
+    search = _mapping(found.get("search"))
     if "pipeline" in decoder:
         raise BadArtifact(f"{path} describes a model split into a pipeline, which is not supported.")
-    search = found.get("search", {})
-    names_in, names_out = decoder.get("inputs", {}), decoder.get("outputs", {})
-    kind = "grow" if search.get("past_present_share_buffer") else "append"
-    states = []
-    for layer in range(layers):
-        for part in ("key", "value"):
-            past = names_in.get(f"past_{part}_names", f"past_key_values.%d.{part}")
-            present = names_out.get(f"present_{part}_names", f"present.%d.{part}")
-            states.append(
-                State(
-                    past % layer,
-                    present % layer,
-                    kind,
-                    heads=decoder.get("num_key_value_heads"),
-                    head_dim=decoder.get("head_size"),
-                )
-            )
-    inputs = {role: names_in[role] for role in _GENAI_INPUTS if role in names_in} or {
-        "input_ids": "input_ids",
-        "attention_mask": "attention_mask",
-    }
-    stop = model.get("eos_token_id", model.get("pad_token_id", []))
-    context = model.get("context_length")
-    if not isinstance(context, int) or context <= 0:
+    context = _integer(model["context_length"])
+    if context <= 0:
         raise BadArtifact(f"{path}: model.context_length must be a positive integer, found {context!r}.")
+    stop = model.get("eos_token_id", model.get("pad_token_id", []))
+    names_in, names_out = _names(decoder.get("inputs")), _names(decoder.get("outputs"))
+    inputs = {role: names_in[role] for role in _GENAI_INPUTS if role in names_in}
+    outputs = {role: names_out[role] for role in _GENAI_OUTPUTS if role in names_out}
+    graph = Graph(
+        file=_inside(decoder.get("filename", "model.onnx"), path),
+        inputs=inputs or {"input_ids": "input_ids", "attention_mask": "attention_mask"},
+        outputs=outputs or {"logits": "logits"},
+        states=_genai_states(
+            decoder, names_in, names_out, shared=bool(search.get("past_present_share_buffer"))
+        ),
+    )
+    reach = _genai_reach(decoder, context)
     switch = _GENAI_ROPE_SWITCH.get(str(model.get("type")))
     return Manifest(
-        graphs={
-            "decoder": Graph(
-                file=_inside(decoder.get("filename", "model.onnx"), path),
-                inputs=inputs,
-                outputs={role: names_out.get(role, role) for role in _GENAI_OUTPUTS if role in names_out}
-                or {"logits": "logits"},
-                states=tuple(states),
-            )
-        },
-        context_tokens=context,
-        vocab_size=int(model.get("vocab_size", 0)),
-        stop_token_ids=tuple(stop if isinstance(stop, list) else [stop]),
-        pad_token_id=model.get("pad_token_id"),
-        bos_token_id=model.get("bos_token_id"),
-        rope_switch_tokens=switch if switch and context > switch else None,
+        graphs={"decoder": graph},
+        context_tokens=reach,
+        vocab_size=_integer(model.get("vocab_size", 0)),
+        stop_token_ids=tuple(_integer(token) for token in (stop if isinstance(stop, list) else [stop])),
+        pad_token_id=_integer_or_none(model.get("pad_token_id")),
+        bos_token_id=_integer_or_none(model.get("bos_token_id")),
+        rope_switch_tokens=switch if switch and reach > switch else None,
         generation={
             key: search[key]
             for key in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
@@ -251,6 +273,52 @@ def from_genai(found: dict[str, Any], path: Path) -> Manifest:
         },
         info={"model_type": model.get("type")},
     )
+
+
+def _genai_states(
+    decoder: dict[str, Any], names_in: dict[str, str], names_out: dict[str, str], *, shared: bool
+) -> tuple[State, ...]:
+    layers = _integer(decoder["num_hidden_layers"])
+    if not 0 < layers <= _MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers must be 1 to {_MOST_LAYERS}, found {layers}")
+    states = []
+    for part in ("key", "value"):
+        past = names_in.get(f"past_{part}_names", f"past_key_values.%d.{part}")
+        present = names_out.get(f"present_{part}_names", f"present.%d.{part}")
+        for pattern in (past, present):
+            if pattern.count("%") != 1 or "%d" not in pattern:
+                raise ValueError(f"the name of a cache tensor must hold one %d, found {pattern!r}")
+        states += [
+            State(
+                past % layer,
+                present % layer,
+                "grow" if shared else "append",
+                heads=_integer_or_none(decoder.get("num_key_value_heads")),
+                head_dim=_integer_or_none(decoder.get("head_size")),
+            )
+            for layer in range(layers)
+        ]
+    return tuple(states)
+
+
+def _genai_reach(decoder: dict[str, Any], context: int) -> int:
+    """Return how many tokens the graph is right for.
+
+    onnxruntime-genai's builder (0.18) puts a window that holds for all layers into the configuration only: its
+    graph attends to everything. Up to the window that is the same; beyond it, it would be another model.
+    """
+    window = _mapping(decoder.get("sliding_window"))
+    if not window or window.get("layers"):
+        return context
+    reach = min(context, _integer(window.get("window_size", context)))
+    if 0 < reach < context:
+        _log.warning(
+            "the graph does not apply the model's sliding window of %d tokens, so its context ends there; "
+            "a build by ortlm has no such limit",
+            reach,
+        )
+        return reach
+    return context
 
 
 def graph_named(manifest: Manifest, name: str) -> Graph:

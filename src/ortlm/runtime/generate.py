@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.artifact import Artifact, graph_named, open_artifact
-from ortlm.errors import BadArtifact, BadOption, ContextFull
+from ortlm.errors import BadArtifact, BadOption, ContextFull, nearest
 from ortlm.runtime.cache import Shapes, bytes_per_token, state_shapes
 from ortlm.runtime.chat import ChatTemplate, Message
 from ortlm.runtime.loop import Loop
@@ -107,6 +107,7 @@ class LanguageModel:
             providers=providers,
             options=self.manifest.session_options,
         )
+        self._check_tensors()
         if "input_ids" not in self._graph.inputs:
             raise BadArtifact(
                 f"{artifact.path} needs embeddings as input; only token ids are supported so far."
@@ -256,7 +257,7 @@ class LanguageModel:
             top_p=top_p,
             repetition_penalty=repetition_penalty,
             seed=seed,
-            stop=stop or (),
+            stop=() if stop is None else stop,
             ignore_eos=bool(ignore_eos),
         )
         wanted = given.over(settings) if settings is not None else given
@@ -291,6 +292,21 @@ class LanguageModel:
         found = [loop.append(rows)]
         found += [loop.step(np.array(tokens, dtype=np.int64)) for tokens in zip(*more, strict=True)]
         return np.stack(found, axis=1)
+
+    def _check_tensors(self) -> None:
+        """Raise BadArtifact if the configuration names a tensor that the graph has not."""
+        graph, session = self._graph, self.session
+        for what, named, there in (
+            ("input", graph.inputs, {**session.inputs, **session.optional}),
+            ("output", graph.outputs, session.outputs),
+            ("optional input", graph.optional, session.optional),
+        ):
+            for role, name in named.items():
+                if name not in there:
+                    raise BadArtifact(
+                        f"{graph.file} has no {what} {name!r}, which the artifact's configuration names as {role}."
+                        + nearest(name, there)
+                    )
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if not self.vocab_size:
@@ -331,8 +347,10 @@ class LanguageModel:
         loop = self._take_loop(ids, timings) if reuse_cache else self.loop()
         if not loop.history:
             loop.start()
-        begun = time.perf_counter()
+        begun, recomputed = time.perf_counter(), loop.recomputed
         logits = loop.append([ids[loop.length :]])
+        if loop.recomputed > recomputed:
+            timings.cached_tokens = 0
         now = time.perf_counter()
         timings.prompt_seconds = now - begun
         try:
