@@ -25,10 +25,11 @@ def test_what_only_looked_like_a_stop_is_shown_later():
     assert texts.found is None
 
 
-def test_the_earliest_wins():
-    shown, texts = feed(["cd", "bcde", "d"], ["ab", "cdef"])
-    assert "".join(shown) == "a"
-    assert texts.found == "bcde"
+@pytest.mark.parametrize("pieces", [["abcdef"], ["ab", "cdef"], list("abcdef")])
+def test_the_one_that_ends_first_wins_however_the_text_comes(pieces):
+    shown, texts = feed(["cd", "bcde", "d"], pieces)
+    assert "".join(shown) == "ab"
+    assert texts.found == "cd"
 
 
 def test_none_holds_nothing_back():

@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough; without this, Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        return _complain(error, FAILED)
     except BadOption as error:
         return _complain(error, WRONG_USE)
     except Error as error:
@@ -122,6 +124,6 @@ def _set_up_output(*, verbose: bool) -> None:
         reconfigure(errors="replace")
 
 
-def _complain(error: Error, code: int) -> int:
+def _complain(error: Exception, code: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return code

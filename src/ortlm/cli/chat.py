@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     talk = _Talk(lm, settings, system=args.system, verbose=args.verbose)
     _tell("/help lists commands, /bye or Ctrl-D leaves.")
     while (text := _read()) is not None:
-        if text.startswith("/"):
+        # A text of several lines is never a command: it may begin with a path.
+        if text.startswith("/") and "\n" not in text:
             if not talk.command(text):
                 break
         elif text.strip():

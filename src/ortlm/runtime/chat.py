@@ -22,6 +22,16 @@ from ortlm.errors import BadArtifact, BadOption, nearest
 from ortlm.runtime.tokenizer import read_json
 
 Message = Mapping[str, Any]
+# A template is a program of somebody else's: it may fail in any way that Python knows.
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class ChatTemplate:
@@ -60,15 +70,16 @@ class ChatTemplate:
         template = self._template(
             name or ("tool_use" if tools and "tool_use" in self.templates else "default")
         )
+        checked = [_checked(message, number) for number, message in enumerate(messages)]
         try:
             return template.render(
-                messages=[_checked(message, number) for number, message in enumerate(messages)],
+                messages=checked,
                 tools=list(tools) if tools is not None else None,
                 documents=list(documents) if documents is not None else None,
                 add_generation_prompt=add_generation_prompt,
                 **{**self._variables, **(variables or {})},
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except _TEMPLATE_ERRORS as error:
             raise BadOption(f"the model's chat template refused the messages: {error}") from error
 
     def _template(self, name: str) -> jinja2.Template:
@@ -98,13 +109,18 @@ def _templates(folder: Path) -> dict[str, str]:
             if isinstance(value, str):
                 found["default"] = value
             elif isinstance(value, list):
-                found.update({entry["name"]: entry["template"] for entry in value})
+                found.update(_named(value))
     path = folder / "chat_template.jinja"
     if path.is_file():
         found["default"] = path.read_text(encoding="utf-8")
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         found[path.stem] = path.read_text(encoding="utf-8")
     return found
+
+
+def _named(templates: list[Any]) -> dict[str, str]:
+    named = {t.get("name"): t.get("template") for t in templates if isinstance(t, Mapping)}
+    return {n: t for n, t in named.items() if isinstance(n, str) and isinstance(t, str)}
 
 
 def _checked(message: Message, number: int) -> dict[str, Any]:

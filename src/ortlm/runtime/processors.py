@@ -68,11 +68,18 @@ def repetition_penalty(penalty: float) -> Processor:
     return process
 
 
+# Below this, dividing a float32 logit could overflow.
+_TINY = 1e-30
+
+
 def temperature(value: float) -> Processor:
     """Divide logits by ``value``: below 1 sharpens, above 1 flattens."""
 
     def process(history: History, logits: Logits) -> Logits:
-        return logits / np.float32(value)
+        if value >= _TINY:
+            return logits / np.float32(value)
+        # The limit of ever smaller temperatures: only the likeliest are left, and nothing overflows.
+        return np.where(logits == logits.max(axis=1, keepdims=True), np.float32(0), _NEVER)
 
     return process
 

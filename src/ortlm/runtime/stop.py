@@ -23,9 +23,10 @@ class StopTexts:
         if not self._texts:
             return piece
         text = self._held + piece
-        hits = [(at, stop) for stop in self._texts if (at := text.find(stop)) >= 0]
+        # The one that ends first, whatever pieces the text comes in.
+        hits = [(at + len(stop), at, stop) for stop in self._texts if (at := text.find(stop)) >= 0]
         if hits:
-            at, self.found = min(hits)
+            _, at, self.found = min(hits)
             self._held = ""
             return text[:at]
         keep = max(_overlap(text, stop) for stop in self._texts)

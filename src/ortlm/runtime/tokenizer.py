@@ -15,7 +15,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers.processors import TemplateProcessing
 
-from ortlm.errors import BadArtifact
+from ortlm.errors import BadArtifact, BadOption
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Enough for a decoder to see a word's beginning.
@@ -67,7 +67,11 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of ``text``, with BOS and EOS if the model wants them."""
-        return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+        try:
+            return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+        except TypeError as error:
+            # Bytes that are not UTF-8 reach Python as lone surrogates, which the tokenizer takes for no text.
+            raise BadOption("the text holds bytes that are not UTF-8; convert it first.") from error
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of ``ids``."""
@@ -108,7 +112,8 @@ class TextStream:
                 break
         self._window = _whole_characters(tokenizer, tail)
         self._shown = len(self._window)
-        self._shown_text = tokenizer.decode(self._window)
+        # A character that the prompt began and the answer ends belongs to the answer.
+        self._shown_text = tokenizer.decode(self._window).rstrip("\ufffd")
 
     def push(self, token_id: int) -> str:
         """Take one token and return the text that is complete now, often one piece, sometimes none."""
@@ -144,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BadArtifact(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise BadArtifact(f"{path} must hold a JSON object, found {type(found).__name__}.")
@@ -160,7 +165,9 @@ def _content(value: object) -> str | None:
 def _add_missing(inner: Any, config: dict[str, Any], special: dict[str, str]) -> None:
     """Add the tokens that only the configuration knows."""
     listed = config.get("added_tokens_decoder") or {}
-    for _, entry in sorted(listed.items(), key=lambda item: int(item[0])):
+    entries = listed.items() if isinstance(listed, dict) else ()
+    known = [(int(at), e) for at, e in entries if at.isdigit() and isinstance(e, dict) and _content(e)]
+    for _, entry in sorted(known, key=lambda item: item[0]):
         if inner.token_to_id(entry["content"]) is None:
             flags = {key: bool(entry.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized")}
             token = tokenizers.AddedToken(entry["content"], special=bool(entry.get("special")), **flags)
