@@ -130,6 +130,16 @@ def test_options_change_the_graph(saved: Any, tmp_path: Path) -> None:
         ortlm.build(folder, tmp_path / "no", options=BuildOptions(filename="../m.onnx"))
 
 
+def test_config_only(tiny: Path, tmp_path: Path) -> None:
+    ortlm.build(tiny, tmp_path / "out", options=BuildOptions(config_only=True))
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"genai_config.json", "ortlm.json", "tokenizer.json"} <= names
+    assert not {"model.onnx", "model.onnx.data"} & names
+    ortlm.build(tiny, tmp_path / "whole")
+    with pytest.raises(BadOption, match="without weights"):
+        ortlm.build(tiny, tmp_path / "whole", force=True, options=BuildOptions(config_only=True))
+
+
 def test_hidden_states(saved: Any, tmp_path: Path) -> None:
     row = saved("llama")
     built = ortlm.build(

@@ -63,7 +63,7 @@ class Silent:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A build that is ready to write: everything is checked, no weight is read.
+    """A build that is ready to write: everything that can be known before the weights are read is checked.
 
     ``texts`` are the small files that are written beside graph and weights, by name.
     """
@@ -171,6 +171,8 @@ def prepare(
 def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, progress: Progress) -> Artifact:
     """Write the artifact that ``prepared`` describes to ``out``; see ``build``."""
     began = time.monotonic()
+    if prepared.options.config_only and out.is_dir() and any(out.iterdir()):
+        raise BadOption(f"config_only would replace {out} by a folder without weights. Choose a new folder.")
     needed = prepared.outline.output_bytes
     parent = next(p for p in out.absolute().parents if p.exists())
     free = shutil.disk_usage(parent).free
