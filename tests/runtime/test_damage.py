@@ -163,6 +163,26 @@ def test_logits_that_are_no_numbers_are_never_answered(row):
         multinomial(np.array([[1, np.inf, 2, 3]], np.float32), np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("prompt", [None, 5, b"bytes", {"role": "user", "content": "x"}])
+def test_prompts_of_another_kind(built, prompt):
+    with pytest.raises(BadOption, match="a prompt is a text"):
+        ortlm.load(built, threads=1).generate(prompt)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"stop": 5}, {"stop": None}, {"stop_token_ids": 5}, {"stop_token_ids": ["a"]}, {"do_sample": "yes"}],
+)
+def test_settings_of_another_kind(wrong):
+    with pytest.raises(BadOption):
+        Settings(**wrong)
+
+
+def test_numbers_of_numpy():
+    settings = Settings(max_new_tokens=np.int64(3), top_k=np.int32(2), temperature=np.float32(0.5))
+    assert (settings.max_new_tokens, settings.top_k, settings.temperature) == (3, 2, 0.5)
+
+
 def test_publishers_infinity_is_passed_over():
     settings = Settings(do_sample=True).with_defaults({"temperature": float("inf"), "top_k": 7})
     assert (settings.temperature, settings.top_k) == (None, 7)

@@ -150,7 +150,9 @@ class _Talk:
     def _load(self, path: Path) -> None:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            self.messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in found]
+            self.messages = [{"role": str(m["role"]), "content": str(m["content"] or "")} for m in found]
+            # /clear goes back to the system message of this conversation.
+            self._system = next((m["content"] for m in self.messages if m["role"] == "system"), None)
         except (OSError, ValueError, KeyError, TypeError) as error:
             _tell(f"error: {path} holds no conversation: {error!r}")
 

@@ -160,6 +160,10 @@ class LanguageModel:
         """
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
+        elif isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__len__"):
+            raise BadOption(
+                f"a prompt is a text, a list of messages or a list of token ids; found {type(prompt).__name__}."
+            )
         elif len(prompt) and isinstance(prompt[0], Mapping):
             messages = cast("Sequence[Message]", prompt)
             ids = self.tokenizer.encode(self.render(messages), add_special_tokens=False)

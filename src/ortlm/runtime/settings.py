@@ -40,9 +40,15 @@ class Settings:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        for name in ("max_new_tokens", "top_k", "seed", "temperature", "top_p", "repetition_penalty"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        stop = (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop)
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "stop_token_ids", _listed("stop_token_ids", self.stop_token_ids))
+        for token in self.stop_token_ids:
+            _whole("stop_token_ids", _plain(token))
+        if self.do_sample is not None and not isinstance(self.do_sample, bool):
+            raise BadOption(f"do_sample must be True, False or None, found {self.do_sample!r}.")
         _whole("max_new_tokens", self.max_new_tokens)
         _whole("top_k", self.top_k, hint="0 keeps all tokens")
         _whole("seed", self.seed)
@@ -83,6 +89,18 @@ class Settings:
             if getattr(self, key) is None and _usable(key, value):
                 found[key] = value
         return replace(self, **found)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy as Python's, anything else as it is."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) else value
+
+
+def _listed(name: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise BadOption(f"{name} must be a list, found {value!r}.")
+    return tuple(value)
 
 
 def _usable(key: str, value: object) -> bool:
