@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ortlm.architectures._config import Config
-from ortlm.spec import Architecture, Decoder, Source, Sources, parameters
+from ortlm.spec import (
+    Architecture,
+    Attention,
+    Decoder,
+    Layer,
+    Norm,
+    Rope,
+    Source,
+    Sources,
+    parameters,
+)
 
 # Canonical part of a layer, or of the model, to the usual module name.
 _NAMES = {
@@ -68,6 +78,61 @@ def sizes(config: Config, *, head_dim: int | None = None) -> Sizes:
         kv_heads=kv_heads,
         head_dim=config.integer("head_dim", head_dim or hidden // heads),
         max_tokens=config.integer("max_position_embeddings"),
+    )
+
+
+def attention(
+    sizes: Sizes,
+    *,
+    rope: Rope | None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float = 0.0,
+    qkv_bias: bool = False,
+    out_bias: bool = False,
+    qk_norm: Norm | None = None,
+    qk_norm_full: bool = False,
+) -> Attention:
+    """Return attention of the model's ``sizes``; scores are scaled by ``head_dim ** -0.5`` by default."""
+    return Attention(
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        rope=rope,
+        scale=sizes.head_dim**-0.5 if scale is None else scale,
+        window=window,
+        softcap=softcap,
+        qkv_bias=qkv_bias,
+        out_bias=out_bias,
+        qk_norm=qk_norm,
+        qk_norm_full=qk_norm_full,
+    )
+
+
+def decoder_of(
+    config: Config,
+    sizes: Sizes,
+    layers: tuple[Layer, ...],
+    norm: Norm,
+    *,
+    tied: bool = False,
+    head_bias: bool = False,
+    embed_scale: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float = 0.0,
+) -> Decoder:
+    """Return the decoder of ``layers`` and a final ``norm``; ``tied`` is what an absent key means."""
+    return Decoder(
+        vocab=sizes.vocab,
+        hidden=sizes.hidden,
+        layers=layers,
+        final_norm=norm,
+        max_tokens=sizes.max_tokens,
+        tied_head=config.flag("tie_word_embeddings", tied),
+        head_bias=head_bias,
+        embed_scale=embed_scale,
+        logit_scale=logit_scale,
+        logit_softcap=logit_softcap,
     )
 
 

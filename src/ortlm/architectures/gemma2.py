@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import FULL, SLIDING, Config
-from ortlm.architectures._parts import SANDWICH, architecture, sizes
+from ortlm.architectures._parts import SANDWICH, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
-from ortlm.spec import Architecture, Attention, Decoder, GatedMLP, Layer, Norm
+from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("gemma2",)
 
@@ -21,10 +21,8 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     s = sizes(c, head_dim=256)
     norm = Norm(c.positive("rms_norm_eps", 1e-6))
     bias = c.flag("attention_bias", False)
-    full = Attention(
-        heads=s.heads,
-        kv_heads=s.kv_heads,
-        head_dim=s.head_dim,
+    full = attention(
+        s,
         rope=rope(c, s.head_dim, max_tokens=s.max_tokens),
         scale=c.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         softcap=c.positive_or_none("attn_logit_softcapping", 50.0) or 0.0,
@@ -34,13 +32,12 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     mixers = {FULL: full, SLIDING: replace(full, window=c.window(s.max_tokens, default=4096))}
     kinds = c.layer_types(s.layers) or [FULL if i % 2 else SLIDING for i in range(s.layers)]
     ffn = GatedMLP(s.intermediate, c.activation("hidden_activation", "gelu_pytorch_tanh"))
-    decoder = Decoder(
-        vocab=s.vocab,
-        hidden=s.hidden,
-        layers=tuple(Layer(mixers[kind], ffn, norm, norm, mixer_post=norm, ffn_post=norm) for kind in kinds),
-        final_norm=norm,
-        max_tokens=s.max_tokens,
-        tied_head=c.flag("tie_word_embeddings", True),
+    decoder = decoder_of(
+        c,
+        s,
+        tuple(Layer(mixers[kind], ffn, norm, norm, mixer_post=norm, ffn_post=norm) for kind in kinds),
+        norm,
+        tied=True,
         embed_scale=s.hidden**0.5,
         logit_softcap=c.positive_or_none("final_logit_softcapping", 30.0) or 0.0,
     )

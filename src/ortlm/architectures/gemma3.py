@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import FULL, SLIDING, Config
-from ortlm.architectures._parts import SANDWICH, Sizes, architecture, sizes
+from ortlm.architectures._parts import SANDWICH, Sizes, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import from_parts
-from ortlm.spec import Architecture, Attention, Decoder, GatedMLP, Layer, Norm, Rope
+from ortlm.spec import Architecture, GatedMLP, Layer, Norm, Rope
 
 MODEL_TYPES = ("gemma3_text",)
 
@@ -23,10 +23,8 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     ropes = _ropes(c, s)
     windows = {FULL: None, SLIDING: c.window(s.max_tokens, default=4096)}
     mixers = {
-        kind: Attention(
-            heads=s.heads,
-            kv_heads=s.kv_heads,
-            head_dim=s.head_dim,
+        kind: attention(
+            s,
             rope=ropes[kind],
             scale=c.positive("query_pre_attn_scalar", 256.0) ** -0.5,
             window=windows[kind],
@@ -39,13 +37,12 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     ffn = GatedMLP(s.intermediate, c.activation("hidden_activation", "gelu_pytorch_tanh"))
     every = c.integer("sliding_window_pattern", c.integer("_sliding_window_pattern", 6))
     kinds = c.layer_types(s.layers) or [SLIDING if (i + 1) % every else FULL for i in range(s.layers)]
-    decoder = Decoder(
-        vocab=s.vocab,
-        hidden=s.hidden,
-        layers=tuple(Layer(mixers[kind], ffn, norm, norm, mixer_post=norm, ffn_post=norm) for kind in kinds),
-        final_norm=norm,
-        max_tokens=s.max_tokens,
-        tied_head=c.flag("tie_word_embeddings", True),
+    decoder = decoder_of(
+        c,
+        s,
+        tuple(Layer(mixers[kind], ffn, norm, norm, mixer_post=norm, ffn_post=norm) for kind in kinds),
+        norm,
+        tied=True,
         embed_scale=s.hidden**0.5,
         logit_softcap=c.positive_or_none("final_logit_softcapping") or 0.0,
     )

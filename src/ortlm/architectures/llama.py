@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
-from ortlm.architectures._parts import architecture, sizes
+from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
-from ortlm.spec import Architecture, Attention, Decoder, GatedMLP, Layer, Norm
+from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("llama",)
 
@@ -20,12 +20,9 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     norm = Norm(c.positive("rms_norm_eps", 1e-6))
     bias = c.flag("attention_bias", False)
     layer = Layer(
-        mixer=Attention(
-            heads=s.heads,
-            kv_heads=s.kv_heads,
-            head_dim=s.head_dim,
+        mixer=attention(
+            s,
             rope=rope(c, s.head_dim, max_tokens=s.max_tokens),
-            scale=s.head_dim**-0.5,
             qkv_bias=bias,
             out_bias=bias,
         ),
@@ -33,12 +30,5 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         mixer_pre=norm,
         ffn_pre=norm,
     )
-    decoder = Decoder(
-        vocab=s.vocab,
-        hidden=s.hidden,
-        layers=(layer,) * s.layers,
-        final_norm=norm,
-        max_tokens=s.max_tokens,
-        tied_head=c.flag("tie_word_embeddings", False),
-    )
+    decoder = decoder_of(c, s, (layer,) * s.layers, norm)
     return architecture(decoder, "llama")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
-from ortlm.architectures._parts import architecture, sizes
+from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
-from ortlm.spec import MLP, Architecture, Attention, Decoder, Layer, Norm
+from ortlm.spec import MLP, Architecture, Layer, Norm
 
 MODEL_TYPES = ("phi",)
 
@@ -28,12 +28,9 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     s = sizes(c)
     norm = Norm(c.positive("layer_norm_eps", 1e-5), kind="layer", bias=True)
     layer = Layer(
-        mixer=Attention(
-            heads=s.heads,
-            kv_heads=s.kv_heads,
-            head_dim=s.head_dim,
+        mixer=attention(
+            s,
             rope=rope(c, s.head_dim, max_tokens=s.max_tokens, partial=0.5),
-            scale=s.head_dim**-0.5,
             qkv_bias=True,
             out_bias=True,
             qk_norm=norm if c.flag("qk_layernorm", False) else None,
@@ -43,13 +40,5 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         ffn_pre=None,
         parallel=True,
     )
-    decoder = Decoder(
-        vocab=s.vocab,
-        hidden=s.hidden,
-        layers=(layer,) * s.layers,
-        final_norm=norm,
-        max_tokens=s.max_tokens,
-        tied_head=c.flag("tie_word_embeddings", False),
-        head_bias=True,
-    )
+    decoder = decoder_of(c, s, (layer,) * s.layers, norm, head_bias=True)
     return architecture(decoder, "phi", names=_NAMES)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
-from ortlm.architectures._parts import Sizes, architecture, sizes
+from ortlm.architectures._parts import Sizes, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
-from ortlm.spec import Architecture, Attention, Decoder, GatedMLP, Layer, Norm, Source, Sources
+from ortlm.spec import Architecture, GatedMLP, Layer, Norm, Source, Sources
 
 MODEL_TYPES = ("phi3",)
 
@@ -19,10 +19,8 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     s = sizes(c)
     norm = Norm(c.positive("rms_norm_eps", 1e-5))
     layer = Layer(
-        mixer=Attention(
-            heads=s.heads,
-            kv_heads=s.kv_heads,
-            head_dim=s.head_dim,
+        mixer=attention(
+            s,
             rope=rope(
                 c,
                 s.head_dim,
@@ -32,21 +30,13 @@ def describe(config: Mapping[str, Any]) -> Architecture:
                 # Early revisions named LongRoPE "yarn"; no Phi-3 was trained with YaRN.
                 aliases={"yarn": "longrope"},
             ),
-            scale=s.head_dim**-0.5,
             window=c.window(s.max_tokens),
         ),
         ffn=GatedMLP(s.intermediate, c.activation("hidden_act", "silu")),
         mixer_pre=norm,
         ffn_pre=norm,
     )
-    decoder = Decoder(
-        vocab=s.vocab,
-        hidden=s.hidden,
-        layers=(layer,) * s.layers,
-        final_norm=norm,
-        max_tokens=s.max_tokens,
-        tied_head=c.flag("tie_word_embeddings", False),
-    )
+    decoder = decoder_of(c, s, (layer,) * s.layers, norm)
     return architecture(decoder, "phi3", fused=_fused(s))
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import FULL, SLIDING, Config
-from ortlm.architectures._parts import architecture, sizes
+from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
-from ortlm.spec import Architecture, Attention, Decoder, GatedMLP, Layer, Norm
+from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("qwen2", "qwen3")
 
@@ -21,12 +21,9 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     s = sizes(c, head_dim=128 if qwen3 else None)
     norm = Norm(c.positive("rms_norm_eps", 1e-6))
     bias = qwen3 and c.flag("attention_bias", False)
-    full = Attention(
-        heads=s.heads,
-        kv_heads=s.kv_heads,
-        head_dim=s.head_dim,
+    full = attention(
+        s,
         rope=rope(c, s.head_dim, max_tokens=s.max_tokens),
-        scale=s.head_dim**-0.5,
         qkv_bias=bias or not qwen3,
         out_bias=bias,
         qk_norm=norm if qwen3 else None,
@@ -36,12 +33,5 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     first = c.integer("max_window_layers", 28, least=0)
     kinds = c.layer_types(s.layers) or [SLIDING if i >= first else FULL for i in range(s.layers)]
     ffn = GatedMLP(s.intermediate, c.activation("hidden_act", "silu"))
-    decoder = Decoder(
-        vocab=s.vocab,
-        hidden=s.hidden,
-        layers=tuple(Layer(mixers[kind], ffn, norm, norm) for kind in kinds),
-        final_norm=norm,
-        max_tokens=s.max_tokens,
-        tied_head=c.flag("tie_word_embeddings", False),
-    )
+    decoder = decoder_of(c, s, tuple(Layer(mixers[kind], ffn, norm, norm) for kind in kinds), norm)
     return architecture(decoder, "qwen3" if qwen3 else "qwen2")

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import FULL, SLIDING, Config
-from ortlm.architectures._parts import architecture, sizes
+from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
-from ortlm.spec import Architecture, Attention, Decoder, GatedMLP, Layer, Norm
+from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("smollm3",)
 
@@ -20,12 +20,9 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     s = sizes(c)
     norm = Norm(c.positive("rms_norm_eps", 1e-6))
     bias = c.flag("attention_bias", False)
-    attention = Attention(
-        heads=s.heads,
-        kv_heads=s.kv_heads,
-        head_dim=s.head_dim,
+    full = attention(
+        s,
         rope=rope(c, s.head_dim, max_tokens=s.max_tokens, theta=2e6),
-        scale=s.head_dim**-0.5,
         qkv_bias=bias,
         out_bias=bias,
     )
@@ -36,14 +33,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     ffn = GatedMLP(s.intermediate, c.activation("hidden_act", "silu"), bias=c.flag("mlp_bias", False))
     layers = []
     for kind, turn in zip(kinds, rotates, strict=True):
-        mixer = replace(attention, rope=attention.rope if turn else None, window=windows[kind])
+        mixer = replace(full, rope=full.rope if turn else None, window=windows[kind])
         layers.append(Layer(mixer, ffn, norm, norm))
-    decoder = Decoder(
-        vocab=s.vocab,
-        hidden=s.hidden,
-        layers=tuple(layers),
-        final_norm=norm,
-        max_tokens=s.max_tokens,
-        tied_head=c.flag("tie_word_embeddings", True),
-    )
+    decoder = decoder_of(c, s, tuple(layers), norm, tied=True)
     return architecture(decoder, "smollm3")
