@@ -110,6 +110,17 @@ def test_tied_embeddings_are_stored_once(saved: Any, tmp_path: Path) -> None:
     assert places["embed_tokens.codes"] == places["embed_tokens.rows"]
 
 
+@pytest.mark.parametrize("widths", [(0, 8), (4, 0), (0, 0), (8, 8)], ids=str)
+def test_tied_widths(widths: tuple[int, int], saved: Any, tmp_path: Path) -> None:
+    """Embeddings and head of a tied model may be float or quantized, each for itself."""
+    row, (embed, head) = saved("qwen2-tied"), widths
+    options = BuildOptions(embed_bits=embed, head_bits=head)
+    ortlm.build(row.folder, tmp_path / "out", options=options)
+    tokens = oracle.random_tokens(20)
+    got = ortlm.load(tmp_path / "out", threads=1).logits(tokens)
+    assert oracle.relative_error(got, oracle.prompt_logits(row.model, tokens)) < 0.8
+
+
 def test_options_change_the_graph(saved: Any, tmp_path: Path) -> None:
     folder = saved("llama").folder
     options = BuildOptions(

@@ -126,13 +126,11 @@ class Vocabulary:
         out = (*shape[:-1], spec.vocab)
         if not spec.tied_head:
             return linear(g, x, ["head"], parameters=self._parameters, module="lm_head", shape=shape)
-        if self._shared and self._scheme is not None:
-            y = _matmul_nbits(
-                g, x, self._codes, self._scales, self._zeros,
-                scheme=self._scheme, inputs=spec.hidden, out=out, path=path,
-            )  # fmt: skip
-        elif self._head_scheme is not None:
-            codes, _, scales, zeros = g.quantized([self._embed], "lm_head", self._head_scheme)
+        if self._head_scheme is not None:
+            if self._shared:
+                codes, scales, zeros = self._codes, self._scales, self._zeros
+            else:
+                codes, _, scales, zeros = g.quantized([self._embed], "lm_head", self._head_scheme)
             y = _matmul_nbits(
                 g, x, codes, scales, zeros,
                 scheme=self._head_scheme, inputs=spec.hidden, out=out, path=path,
