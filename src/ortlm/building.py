@@ -41,7 +41,6 @@ from ortlm.manifest import make_manifest, plain_tokenizer_config
 from ortlm.options import BuildOptions, make_recipe
 from ortlm.outline import Outline, make_outline
 from ortlm.place import check_output, put_in_place, unfinished
-from ortlm.quant.recipe import Excluding
 from ortlm.spec import Architecture, Decoder, Parameter, Source, parameters
 from ortlm.target import Target, check_precision, find_target
 from ortlm.units import readable_bytes
@@ -106,7 +105,7 @@ def build(
     Raises BadOption, UnsupportedModel, BadCheckpoint and NotEnoughSpace; nothing is left behind.
     """
     out = Path(output)
-    check_output(out, force=force, source=Path(source) if Path(source).is_dir() else None)
+    check_output(out, force=force, source=source)
     prepared = prepare(source, precision=precision, target=target, cache=cache, options=options)
     return write(prepared, out, force=force, threads=threads, progress=progress or Silent())
 
@@ -151,8 +150,7 @@ def prepare(
         all_logits=options.all_logits,
         hidden_states=options.hidden_states,
     )
-    if isinstance(recipe, Excluding):
-        _check_excluded(recipe, emitted)
+    _check_excluded(options, emitted)
     layout = lay_out(emitted.builder.plan)
     outline = make_outline(
         checkpoint,
@@ -255,9 +253,9 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_excluded(recipe: Excluding, emitted: Emitted) -> None:
+def _check_excluded(options: BuildOptions, emitted: Emitted) -> None:
     there = emitted.builder.asked
-    for node in sorted(recipe.nodes - there):
+    for node in sorted(set(options.excluded_nodes) - there):
         raise BadOption(
             f"nodes_to_exclude names {node!r}, which is not in the graph."
             + (nearest(node, there) or f" It has, for example, {', '.join(sorted(there)[:4])}.")

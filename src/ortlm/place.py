@@ -16,10 +16,10 @@ from ortlm.artifact import GENAI_FILE, MANIFEST_FILE
 from ortlm.errors import BadOption
 
 
-def check_output(out: Path, *, force: bool, source: Path | None = None) -> None:
+def check_output(out: Path, *, force: bool, source: str | Path | None = None) -> None:
     """Raise BadOption if ``out`` cannot take an artifact, or would take away anything that is not one.
 
-    ``source`` is the checkpoint's folder, which must not lie inside.
+    ``source`` is the checkpoint: a folder, which must not lie inside, or a name on the hub.
     """
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir()):
         raise BadOption(
@@ -27,7 +27,8 @@ def check_output(out: Path, *, force: bool, source: Path | None = None) -> None:
         )
     if out.is_dir() and os.path.ismount(out):
         raise BadOption(f"{out} is where a disk is mounted; give a folder inside it.")
-    if source is not None and out.resolve() in (source.resolve(), *source.resolve().parents):
+    folder = None if source is None or not Path(source).is_dir() else Path(source).resolve()
+    if folder is not None and out.resolve() in (folder, *folder.parents):
         raise BadOption(
             f"{out} holds the checkpoint {source}, which a build would replace. Choose a new folder."
         )

@@ -135,8 +135,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(stderr=True, quiet=args.quiet or args.json)
     if not args.dry_run:
-        source = Path(args.input or args.model_name)
-        check_output(out, force=args.force, source=source if source.is_dir() else None)
+        check_output(out, force=args.force, source=args.input or args.model_name)
     began = time.monotonic()
     prepared = building.prepare(
         args.input or args.model_name,
