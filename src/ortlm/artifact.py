@@ -118,9 +118,9 @@ def open_artifact(path: str | Path) -> Artifact:
             f"or any folder that holds {GENAI_FILE}."
         )
     if (folder / MANIFEST_FILE).is_file():
-        manifest = _manifest(_read_json(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
+        manifest = _manifest(read_json(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
     elif (folder / GENAI_FILE).is_file():
-        manifest = from_genai(_read_json(folder / GENAI_FILE), folder / GENAI_FILE)
+        manifest = from_genai(read_json(folder / GENAI_FILE), folder / GENAI_FILE)
     elif (folder / "config.json").is_file():
         raise BadArtifact(
             f"{folder} is a Hugging Face checkpoint, not an artifact. Build it first: "
@@ -134,7 +134,8 @@ def open_artifact(path: str | Path) -> Artifact:
     return Artifact(folder, manifest)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in ``path``, a file of an artifact. Raises BadArtifact if it holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:

@@ -87,10 +87,7 @@ class SharedCache:
     @property
     def nbytes(self) -> int:
         """Size of all buffers in bytes."""
-        return sum(
-            self._rows * heads * self._capacity * width * self._backend.inputs[state.past].dtype.bytes
-            for state, (heads, width) in zip(self._states, self._shapes, strict=True)
-        )
+        return self._rows * self._capacity * bytes_per_token(self._backend, self._states, self._shapes)
 
     def start(self, rows: int) -> None:
         """Empty the cache for a batch of ``rows``; buffers of that many rows are used again."""
@@ -164,10 +161,7 @@ class AppendCache:
     @property
     def nbytes(self) -> int:
         """Size of all tensors in bytes."""
-        return sum(
-            self._rows * heads * self._length * width * self._backend.inputs[state.past].dtype.bytes
-            for state, (heads, width) in zip(self._states, self._shapes, strict=True)
-        )
+        return self._rows * self._length * bytes_per_token(self._backend, self._states, self._shapes)
 
     def start(self, rows: int) -> None:
         """Empty the cache for a batch of ``rows``."""
@@ -252,9 +246,9 @@ def state_shapes(backend: Backend, graph: Graph) -> list[tuple[int, int]]:
     return found
 
 
-def bytes_per_token(backend: Backend, graph: Graph, shapes: Shapes) -> int:
+def bytes_per_token(backend: Backend, states: Sequence[State], shapes: Shapes) -> int:
     """Return how many bytes of cache one token of one row takes."""
-    sizes = [backend.inputs[state.past].dtype.bytes for state in graph.states]
+    sizes = [backend.inputs[state.past].dtype.bytes for state in states]
     return sum(heads * width * size for (heads, width), size in zip(shapes, sizes, strict=True))
 
 

@@ -19,7 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ortlm.errors import BadArtifact, BadOption, nearest
-from ortlm.runtime.tokenizer import read_json
+from ortlm.runtime.tokenizer import read_settings
 
 Message = Mapping[str, Any]
 # A template is a program of somebody else's: it may fail in any way that Python knows.
@@ -104,7 +104,7 @@ def _templates(folder: Path) -> dict[str, str]:
     """Return templates by name; a file of its own wins over what stands in a configuration."""
     found: dict[str, str] = {}
     for source in ("chat_template.json", "tokenizer_config.json"):
-        settings = read_json(folder / source)
+        settings = read_settings(folder / source)
         for value in (settings.get("named_chat_templates"), settings.get("chat_template")):
             if isinstance(value, str):
                 found["default"] = value

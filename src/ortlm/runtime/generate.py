@@ -141,7 +141,7 @@ class LanguageModel:
     @property
     def cache_bytes_per_token(self) -> int:
         """How many bytes of cache one token takes."""
-        return bytes_per_token(self.session, self._graph, self._shapes)
+        return bytes_per_token(self.session, self._graph.states, self._shapes)
 
     def loop(self) -> Loop:
         """Return a new decode loop over raw token ids."""
@@ -329,7 +329,6 @@ class LanguageModel:
     def _stream(
         self, ids: list[int], settings: Settings, timings: Timings, *, reuse_cache: bool
     ) -> Iterator[Step]:
-        self._check_length(ids)
         settings = settings.with_defaults(self.manifest.generation)
         stop_ids = {*settings.stop_token_ids, *(() if settings.ignore_eos else self.manifest.stop_token_ids)}
         # The last token that fits is generated, but never fed.

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers.processors import TemplateProcessing
 
+from ortlm.artifact import read_json
 from ortlm.errors import BadArtifact, BadOption
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -50,8 +50,8 @@ class Tokenizer:
             raise BadArtifact(f"{path} cannot be read as a tokenizer: {error}") from error
         inner.no_truncation()
         inner.no_padding()
-        config = read_json(folder / "tokenizer_config.json")
-        names = {**read_json(folder / "special_tokens_map.json"), **config}
+        config = read_settings(folder / "tokenizer_config.json")
+        names = {**read_settings(folder / "special_tokens_map.json"), **config}
         special = {name: text for name in _NAMED if (text := _content(names.get(name)))}
         extra = names.get("extra_special_tokens")
         if isinstance(extra, dict):
@@ -143,17 +143,9 @@ def _whole_characters(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     return ids
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """Return the JSON object in ``path``, empty if there is no such file. Raises BadArtifact if damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise BadArtifact(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise BadArtifact(f"{path} must hold a JSON object, found {type(found).__name__}.")
-    return found
+    return read_json(path) if path.is_file() else {}
 
 
 def _content(value: object) -> str | None:
