@@ -100,6 +100,12 @@ def test_tensor_that_the_graph_has_not(built, tmp_path):
         ortlm.load(folder, threads=1)
 
 
+def test_inputs_that_every_model_needs(built, tmp_path):
+    folder = changed(built, tmp_path, "ortlm.json", [*GRAPH, "inputs"], {"input_ids": "input_ids"})
+    with pytest.raises(BadArtifact, match="no input for the attention mask"):
+        ortlm.load(folder, threads=1)
+
+
 def test_deeply_nested_configuration(built, tmp_path):
     folder = Path(shutil.copytree(built, tmp_path / "deep"))
     (folder / "ortlm.json").write_text("[" * 100_000)

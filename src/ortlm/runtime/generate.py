@@ -112,6 +112,8 @@ class LanguageModel:
             raise BadArtifact(
                 f"{artifact.path} needs embeddings as input; only token ids are supported so far."
             )
+        if "attention_mask" not in self._graph.inputs:
+            raise BadArtifact(f"{artifact.path} names no input for the attention mask.")
         logits = self._graph.outputs.get("logits", "")
         if logits not in self.session.outputs:
             raise BadArtifact(f"{artifact.graph_path('decoder')} has no output for logits.")
