@@ -7,7 +7,8 @@ Error:
      ├── BadArtifact       an ONNX model folder is incomplete or damaged
      ├── NotEnoughSpace    the disk cannot hold what would be written
      ├── ContextFull       a sequence reached the model's context length
-     └── CannotRewind      a cache cannot go back to a shorter length
+     ├── CannotRewind      a cache cannot go back to a shorter length
+     └── Cancelled         somebody asked to stop while the model ran
 
 A message says what was found, where, what is allowed and what to do next.
 """
@@ -48,6 +49,10 @@ class ContextFull(Error):
 
 class CannotRewind(Error):
     """A cache cannot go back to a shorter length."""
+
+
+class Cancelled(Error):
+    """Somebody asked to stop while the model ran."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

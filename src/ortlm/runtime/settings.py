@@ -3,11 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from ortlm.errors import BadOption
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.errors import BadOption, nearest
+
+if TYPE_CHECKING:
+    from ortlm.runtime.generate import LanguageModel
+    from ortlm.runtime.guidance import Guidance
+
+History = NDArray[np.int64]
+Logits = NDArray[np.float32]
+Processor = Callable[[History, Logits], Logits]
+
+
+class Options(TypedDict, total=False):
+    """The fields of Settings as keyword arguments."""
+
+    max_new_tokens: int | None
+    max_length: int | None
+    min_new_tokens: int
+    min_length: int
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float
+    frequency_penalty: float
+    no_repeat_ngram_size: int
+    logit_bias: Mapping[int, float]
+    bad_words: Sequence[str | Sequence[int]]
+    guidance: Guidance | Sequence[Guidance | None] | None
+    processors: Processor | Sequence[Processor]
+    num_return_sequences: int
+    seed: int | Sequence[int] | None
+    num_beams: int
+    length_penalty: float
+    early_stopping: bool | Literal["never"]
+    num_beam_groups: int
+    diversity_penalty: float
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    logprobs: int | None
+    prompt_logprobs: int | None
+    draft: LanguageModel | Literal["lookup"] | None
+    draft_tokens: int
+    adapter: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,53 +64,105 @@ class Settings:
     """How to continue a prompt. None means: not asked for.
 
     Decoding is greedy unless something of sampling is asked for: ``do_sample``, a ``temperature`` above 0,
-    ``top_k`` or ``top_p``. Only then do the publisher's defaults (temperature, top_k, top_p) fill what was
-    not asked for; the publisher's repetition penalty always does. Temperature 0 is greedy.
+    ``top_k``, ``top_p``, ``min_p`` or ``typical_p``. Only then do the publisher's defaults fill what was not
+    asked for; the publisher's repetition penalty always does. Temperature 0 is greedy.
 
-    ``max_new_tokens``: at most so many tokens; None is until the context is full.
-    ``top_k``: sample among the k likeliest tokens; 0 is all. ``top_p``: among the likeliest that together
-    reach probability p; 1 is all. ``repetition_penalty``: above 1 makes tokens that occurred less likely.
-    ``seed``: makes sampling repeatable. ``stop``: texts that end the answer and do not appear in it.
-    ``stop_token_ids``: tokens that do the same, beside the model's own. ``ignore_eos``: run on past the
-    model's own stop tokens.
+    Length, in tokens:
+        ``max_new_tokens``: at most so many; None is until the context is full. ``max_length``: the same with
+        the prompt. ``min_new_tokens`` and ``min_length`` (with the prompt) forbid the end before that.
+    Sampling, in the order of their work:
+        ``repetition_penalty``: above 1 makes tokens that occurred, in prompt or answer, less likely.
+        ``presence_penalty`` is subtracted once from the logits of tokens in the answer, ``frequency_penalty``
+        once for each time that they occurred. ``no_repeat_ngram_size`` n lets no n tokens occur twice.
+        ``logit_bias``: token id to what is added to its logit. ``bad_words``: texts, or lists of token ids,
+        that must not be written. ``processors``: functions of your own, ``(history, logits) -> logits``, run
+        after these and before the following: history is int64 [B, T], prompts included, rows padded on the
+        right with -1; logits are float32 [B, V].
+        ``top_k``: among the k likeliest tokens; 0 is all. ``top_p``: among the likeliest that together reach
+        probability p; 1 is all. ``min_p``: not below p times the likeliest's probability; 0 is all.
+        ``typical_p``: among the tokens whose information is nearest to the expected one; 1 is all.
+    Search:
+        ``num_return_sequences`` answers to each prompt. ``seed`` makes sampling repeatable: answer i is drawn
+        with seed + i, or with the i-th of several seeds. ``num_beams`` above 1 is beam search, with
+        ``length_penalty`` (the exponent of the generated length that divides a score), ``early_stopping``
+        (True, False or "never", as in transformers), and diverse beams by ``num_beam_groups`` and
+        ``diversity_penalty``.
+    End:
+        ``stop``: texts that end the answer and do not appear in it. ``stop_token_ids``: tokens that do the
+        same, beside the model's own. ``ignore_eos``: run on past the model's own stop tokens.
+    Form and content:
+        ``guidance``: what the answer has to look like, see Guidance. ``adapter``: the name of a LoRA adapter
+        that is loaded.
+    Report and speed:
+        ``logprobs`` n: log-probabilities of each new token and of the n likeliest; ``prompt_logprobs`` the
+        same for the prompt. ``draft``: "lookup" proposes what followed the same words before, a loaded model
+        proposes its own continuation; the results stay those of the model alone. ``draft_tokens``: at most
+        so many at once.
 
-    Raises BadOption for a value out of range.
+    Raises BadOption for a value out of range, and for values that contradict each other.
     """
 
     max_new_tokens: int | None = None
+    max_length: int | None = None
+    min_new_tokens: int = 0
+    min_length: int = 0
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
     repetition_penalty: float | None = None
-    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    bad_words: Sequence[str | Sequence[int]] = ()
+    guidance: Guidance | Sequence[Guidance | None] | None = None
+    processors: Sequence[Processor] = ()
+    num_return_sequences: int = 1
+    seed: int | tuple[int, ...] | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    draft: LanguageModel | Literal["lookup"] | None = None
+    draft_tokens: int = 15
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "top_k", "seed", "temperature", "top_p", "repetition_penalty"):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
-        stop = (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", _listed("stop_token_ids", self.stop_token_ids))
-        for token in self.stop_token_ids:
-            _whole("stop_token_ids", _plain(token))
-        if self.do_sample is not None and not isinstance(self.do_sample, bool):
-            raise BadOption(f"do_sample must be True, False or None, found {self.do_sample!r}.")
-        _whole("max_new_tokens", self.max_new_tokens)
-        _whole("top_k", self.top_k, hint="0 keeps all tokens")
-        _whole("seed", self.seed)
-        _number("temperature", self.temperature, above=0.0, included=True, hint="0 is greedy")
-        _number("top_p", self.top_p, above=0.0, most=1.0, hint="1 keeps all tokens")
-        _number("repetition_penalty", self.repetition_penalty, above=0.0, hint="1 is none")
-        for text in stop:
-            if not isinstance(text, str) or not text:
-                raise BadOption(f"stop must hold texts of at least one character, found {text!r}.")
+        for entry in fields(self):
+            if entry.name not in ("processors", "guidance", "draft", "adapter"):
+                object.__setattr__(self, entry.name, _plain(getattr(self, entry.name)))
+        self._normalize()
+        self._check_numbers()
+        self._check_beams()
         if self.do_sample and self.temperature == 0:
             raise BadOption(
                 "do_sample asks for sampling, but temperature 0 is greedy. Leave out one of them."
             )
+        if self.num_return_sequences > 1 and self.num_beams == 1 and self.do_sample is False:
+            raise BadOption(
+                f"num_return_sequences is {self.num_return_sequences}, but greedy decoding has one answer only. "
+                "Ask for sampling (temperature=…) or for beams (num_beams=…)."
+            )
+        if self.draft is not None and self.num_beams > 1:
+            raise BadOption("draft does not go with beam search: beams have no single next token to propose.")
+
+    @classmethod
+    def of(cls, base: Settings | None = None, options: Mapping[str, Any] | None = None) -> Settings:
+        """Return ``base`` with ``options`` in place of its fields. Raises BadOption for unknown names."""
+        known = [entry.name for entry in fields(cls)]
+        for name in options or ():
+            if name not in known:
+                raise BadOption(f"there is no option {name!r}." + nearest(name, known))
+        return replace(base or cls(), **(options or {}))
 
     @property
     def samples(self) -> bool:
@@ -70,12 +171,8 @@ class Settings:
             return self.do_sample
         if self.temperature == 0:
             return False
-        return any(value is not None for value in (self.temperature, self.top_k, self.top_p))
-
-    def over(self, base: Settings) -> Settings:
-        """Return ``base`` with everything that was asked for here."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return replace(base, **given)
+        asked = (self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p)
+        return any(value is not None for value in asked)
 
     def with_defaults(self, published: Mapping[str, Any]) -> Settings:
         """Fill what was not asked for from the publisher's ``published`` values, as the class describes.
@@ -83,24 +180,117 @@ class Settings:
         Values that make no sense are passed over: packages exist with ``top_p: 0.0``.
         """
         found: dict[str, Any] = {"do_sample": self.samples}
-        keys = ("temperature", "top_k", "top_p") if self.samples else ()
+        keys = ("temperature", "top_k", "top_p", "min_p", "typical_p") if self.samples else ()
         for key in (*keys, "repetition_penalty"):
             value = published.get(key)
             if getattr(self, key) is None and _usable(key, value):
                 found[key] = value
         return replace(self, **found)
 
+    def seeds(self, rows: int) -> list[int | None]:
+        """Return the seed of every one of ``rows`` answers."""
+        if self.seed is None:
+            return [None] * rows
+        if isinstance(self.seed, int):
+            return [self.seed + row for row in range(rows)]
+        if len(self.seed) != rows:
+            raise BadOption(f"seed has {len(self.seed)} numbers for {rows} answers; give one each, or one.")
+        return list(self.seed)
+
+    def _normalize(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        put("stop", (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop))
+        put("stop_token_ids", tuple(_plain(t) for t in _listed("stop_token_ids", self.stop_token_ids)))
+        put("processors", (self.processors,) if callable(self.processors) else tuple(self.processors))
+        put("bad_words", tuple(_bad_word(word) for word in _listed("bad_words", self.bad_words)))
+        if not isinstance(self.logit_bias, Mapping):
+            raise BadOption(f"logit_bias must map token ids to numbers, found {self.logit_bias!r}.")
+        put("logit_bias", {_token(k): _plain(v) for k, v in self.logit_bias.items()})
+        if isinstance(self.seed, Sequence):
+            put("seed", tuple(_plain(s) for s in _listed("seed", self.seed)))
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise BadOption(f"stop must hold texts of at least one character, found {text!r}.")
+        for process in self.processors:
+            if not callable(process):
+                raise BadOption(
+                    f"processors must hold functions (history, logits) -> logits, found {process!r}."
+                )
+
+    def _check_numbers(self) -> None:
+        for name in ("do_sample", "ignore_eos"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "do_sample" and value is None):
+                raise BadOption(f"{name} must be True or False, found {value!r}.")
+        for token in self.stop_token_ids:
+            _whole("stop_token_ids", token)
+        for seed in self.seed if isinstance(self.seed, tuple) else (self.seed,):
+            _whole("seed", seed)
+        for name in ("max_new_tokens", "max_length", "logprobs", "prompt_logprobs"):
+            _whole(name, getattr(self, name))
+        _whole("top_k", self.top_k, hint="0 keeps all tokens")
+        for name in ("min_new_tokens", "min_length", "no_repeat_ngram_size"):
+            _whole(name, getattr(self, name), needed=True, hint="0 is off")
+        for name in ("num_return_sequences", "num_beams", "num_beam_groups", "draft_tokens"):
+            _whole(name, getattr(self, name), needed=True, least=1)
+        _number("temperature", self.temperature, above=0.0, included=True, hint="0 is greedy")
+        _number("top_p", self.top_p, above=0.0, most=1.0, hint="1 keeps all tokens")
+        _number("min_p", self.min_p, above=0.0, included=True, most=1.0, hint="0 keeps all tokens")
+        _number("typical_p", self.typical_p, above=0.0, most=1.0, hint="1 keeps all tokens")
+        _number("repetition_penalty", self.repetition_penalty, above=0.0, hint="1 is none")
+        for name in ("presence_penalty", "frequency_penalty", "length_penalty"):
+            _finite(name, getattr(self, name))
+        _number("diversity_penalty", self.diversity_penalty, above=0.0, included=True, hint="0 is none")
+        for token, bias in self.logit_bias.items():
+            if isinstance(bias, bool) or not isinstance(bias, (int, float)) or math.isnan(bias):
+                raise BadOption(f"logit_bias of token {token} must be a number, found {bias!r}.")
+
+    def _check_beams(self) -> None:
+        if self.early_stopping not in (True, False, "never"):
+            raise BadOption(f'early_stopping must be True, False or "never", found {self.early_stopping!r}.')
+        if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
+            raise BadOption(
+                f"num_return_sequences is {self.num_return_sequences}, more than num_beams, {self.num_beams}."
+            )
+        if self.num_beams % self.num_beam_groups:
+            raise BadOption(
+                f"num_beams ({self.num_beams}) must be a multiple of num_beam_groups ({self.num_beam_groups})."
+            )
+        if self.diversity_penalty and self.num_beam_groups == 1:
+            raise BadOption("diversity_penalty acts between groups of beams; set num_beam_groups above 1.")
+        if self.num_beam_groups > 1 and self.samples:
+            raise BadOption("num_beam_groups (diverse beams) does not go with sampling.")
+
 
 def _plain(value: Any) -> Any:
     """Return a number of numpy as Python's, anything else as it is."""
     item = getattr(value, "item", None)
-    return item() if callable(item) else value
+    return item() if callable(item) and getattr(value, "ndim", 0) == 0 else value
 
 
 def _listed(name: str, value: object) -> tuple[Any, ...]:
+    if isinstance(value, np.ndarray):
+        return tuple(value.tolist())
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise BadOption(f"{name} must be a list, found {value!r}.")
     return tuple(value)
+
+
+def _bad_word(word: object) -> str | tuple[int, ...]:
+    if isinstance(word, str) and word:
+        return word
+    if not isinstance(word, str) and isinstance(word, Sequence) and len(word):
+        return tuple(_token(token) for token in word)
+    raise BadOption(f"bad_words must hold texts or lists of token ids, none of them empty; found {word!r}.")
+
+
+def _token(found: object) -> int:
+    token = _plain(found)
+    if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+        raise BadOption(f"a token id must be a whole number, 0 or more, found {found!r}.")
+    return token
 
 
 def _usable(key: str, value: object) -> bool:
@@ -108,12 +298,21 @@ def _usable(key: str, value: object) -> bool:
         return False
     if key == "top_k":
         return isinstance(value, int) and value >= 0
-    return 0 < value <= 1 if key == "top_p" else value > 0
+    if key == "min_p":
+        return 0 <= value <= 1
+    return 0 < value <= 1 if key in ("top_p", "typical_p") else value > 0
 
 
-def _whole(name: str, value: object, *, hint: str = "") -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise BadOption(f"{name} must be a whole number, 0 or more, found {value!r}{_in(hint)}.")
+def _whole(name: str, value: object, *, needed: bool = False, least: int = 0, hint: str = "") -> None:
+    if value is None and not needed:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise BadOption(f"{name} must be a whole number, {least} or more, found {value!r}{_in(hint)}.")
+
+
+def _finite(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise BadOption(f"{name} must be a finite number, found {value!r}.")
 
 
 def _number(
