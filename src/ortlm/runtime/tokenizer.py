@@ -89,6 +89,16 @@ class Tokenizer:
         known[ids[ids < vocab_size]] = True
         return np.flatnonzero(~known)
 
+    def same_as(self, other: Tokenizer) -> bool:
+        """Return whether both give every token the same id."""
+        return bool(
+            self._inner.get_vocab(with_added_tokens=True) == other._inner.get_vocab(with_added_tokens=True)
+        )
+
+    def to_json(self) -> str:
+        """Return the tokenizer as the text of a tokenizer.json, with the tokens that only settings name."""
+        return str(self._inner.to_str())
+
     def stream(self, prompt: Sequence[int] = ()) -> TextStream:
         """Return a stream that decodes what follows the tokens ``prompt``."""
         return TextStream(self, prompt)
