@@ -40,7 +40,12 @@ def check_output(out: Path, *, force: bool, source: str | Path | None = None) ->
 
 
 def _check_replaceable(out: Path, *, force: bool) -> None:
-    found = {p.name for p in out.iterdir()}
+    # An empty folder is somebody's too; those of an artifact hold files.
+    found = {
+        p.relative_to(out).as_posix()
+        for p in out.rglob("*")
+        if p.is_symlink() or not p.is_dir() or not any(p.iterdir())
+    }
     if MANIFEST_FILE not in found:
         what = "an artifact that another tool built" if GENAI_FILE in found else "other files"
         raise BadOption(f"{out} is a folder with {what}, which a build would replace. Choose a new folder.")

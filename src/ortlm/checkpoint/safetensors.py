@@ -78,6 +78,34 @@ def to_float32(raw: Array, dtype: DType) -> Array:
     return raw.view(dtype.numpy).astype(np.float32, copy=False)
 
 
+def check_finite(rows: Array, weight: Weight) -> None:
+    """Raise BadCheckpoint if one of the ``rows`` read from ``weight`` is not a finite number."""
+    # A sum is NaN or infinite if any element is, and takes one fast pass; only then look closer, since
+    # finite numbers may overflow too.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.sum(rows, dtype=np.float32)
+    if not np.isfinite(total):
+        bad = rows[~np.isfinite(rows)]
+        if bad.size:
+            raise BadCheckpoint(
+                f"weight {weight.name!r} in {weight.file.name} holds {bad[0]} "
+                f"({bad.size:,} such values were found at once): the checkpoint is damaged or training diverged."
+            )
+
+
+def same(one: Weight, other: Weight) -> bool:
+    """Whether two weights have the same shape and the same values."""
+    if one.shape != other.shape:
+        return False
+    step = max(1, (1 << 19) // max(1, math.prod(one.shape[1:])))
+    return all(
+        np.array_equal(
+            one.rows(at, min(at + step, one.shape[0])), other.rows(at, min(at + step, one.shape[0]))
+        )
+        for at in range(0, one.shape[0], step)
+    )
+
+
 def read_header(path: Path) -> dict[str, Weight]:
     """Return the tensors of the safetensors file ``path`` by name.
 

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ortlm.checkpoint.safetensors import Weight
+from ortlm.checkpoint.lora import Delta
+from ortlm.checkpoint.safetensors import Weight, check_finite
 from ortlm.dtypes import Array
-from ortlm.errors import BadCheckpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows [start, stop) of a tensor, with ``add`` added to every element."""
+    """Rows [start, stop) of a tensor, with ``add`` added to every element and the same rows of ``delta``."""
 
     weight: Weight
     start: int
     stop: int
     add: float = 0.0
+    delta: Delta | None = None
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Return rows [start, stop) of the tensor as float32; they lie within the part."""
+        found = self.weight.rows(start, stop)
+        check_finite(found, self.weight)
+        if self.delta is not None:
+            found = found + self.delta.rows(start, stop)
+        return found + np.float32(self.add) if self.add else found
+
+    def columns(self, start: int, stop: int) -> Array:
+        """Return columns [start, stop) of the part's rows, transposed."""
+        rows = slice(self.start, self.stop)
+        found = self.weight.columns(start, stop, rows)
+        check_finite(found, self.weight)
+        if self.delta is not None:
+            found = found + self.delta.columns(start, stop, rows)
+        return found + np.float32(self.add) if self.add else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +61,13 @@ class Stack:
             height = part.stop - part.start
             low, high = max(start - at, 0), min(stop - at, height)
             if low < high:
-                rows = part.weight.rows(part.start + low, part.start + high)
-                _check_finite(rows, part.weight)
-                found.append(rows + np.float32(part.add) if part.add else rows)
+                found.append(part.rows(part.start + low, part.start + high))
             at += height
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def columns(self, start: int, stop: int) -> Array:
         """Return columns [start, stop), transposed: float32 [stop - start, count]."""
-        found = []
-        for part in self.parts:
-            columns = part.weight.columns(start, stop, slice(part.start, part.stop))
-            _check_finite(columns, part.weight)
-            found.append(columns + np.float32(part.add) if part.add else columns)
+        found = [part.columns(start, stop) for part in self.parts]
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
 
@@ -65,35 +76,8 @@ def stack(parts: Sequence[Part]) -> Stack:
     merged: list[Part] = []
     for part in parts:
         last = merged[-1] if merged else None
-        if last and last.weight is part.weight and last.stop == part.start and last.add == part.add:
-            merged[-1] = Part(part.weight, last.start, part.stop, part.add)
+        if last and part == replace(last, start=part.start, stop=part.stop) and last.stop == part.start:
+            merged[-1] = replace(part, start=last.start)
         else:
             merged.append(part)
     return Stack(tuple(merged))
-
-
-def same(one: Weight, other: Weight) -> bool:
-    """Whether two weights have the same shape and the same values."""
-    if one.shape != other.shape:
-        return False
-    step = max(1, (1 << 19) // max(1, math.prod(one.shape[1:])))
-    return all(
-        np.array_equal(
-            one.rows(at, min(at + step, one.shape[0])), other.rows(at, min(at + step, one.shape[0]))
-        )
-        for at in range(0, one.shape[0], step)
-    )
-
-
-def _check_finite(rows: Array, weight: Weight) -> None:
-    # A sum is NaN or infinite if any element is, and takes one fast pass; only then look closer, since
-    # finite numbers may overflow too.
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = np.sum(rows, dtype=np.float32)
-    if not np.isfinite(total):
-        bad = rows[~np.isfinite(rows)]
-        if bad.size:
-            raise BadCheckpoint(
-                f"weight {weight.name!r} in {weight.file.name} holds {bad[0]} "
-                f"({bad.size:,} such values were found at once): the checkpoint is damaged or training diverged."
-            )

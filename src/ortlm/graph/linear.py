@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
+from ortlm.graph.lora import add_lora
 from ortlm.quant.scheme import BLOCKS, Scheme
 from ortlm.spec import Decoder, Parameter
 
@@ -24,7 +25,8 @@ def linear(
 ) -> Value:
     """Multiply ``x`` [B, S, in] by the matrices ``names`` ([out, in] each), giving [B, S, sum of out].
 
-    ``module`` is the operator's name, "layers.0.attn.qkv_proj" for example. Biases are added if they exist.
+    ``module`` is the operator's name, "layers.0.attn.qkv_proj" for example. Biases are added if they exist, and
+    what an adapter adds.
     """
     weights = [parameters[f"{name}.weight"] for name in names]
     biases = [parameters[f"{name}.bias"] for name in names if f"{name}.bias" in parameters]
@@ -42,7 +44,8 @@ def linear(
         )
     if biases:
         y = g.op("Add", y, g.vector(biases, f"{module}.bias"), shape=out, name=path)
-    return y
+    # After the bias, which ONNX Runtime makes a part of the quantized product: the base then stays the same.
+    return add_lora(g, x, y, weights, module=module, path=path, shape=shape)
 
 
 def node_path(module: str) -> str:
@@ -145,7 +148,9 @@ class Vocabulary:
             y = g.op("Reshape", flat, sizes, shape=out, name=path)
         if "head.bias" in self._parameters:
             y = g.op("Add", y, g.weight(self._parameters["head.bias"]), shape=out, name=path)
-        return y
+        # An adapter may change the head alone, though the weights are tied.
+        head = Parameter("head.weight", self._embed.shape, "head")
+        return add_lora(g, x, y, [head], module="lm_head", path=path, shape=shape)
 
 
 def _dividing(scheme: Scheme | None, inputs: int) -> Scheme | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ortlm.dtypes import dtype
 from ortlm.quant.scheme import Scheme
+from ortlm.spec import Parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,27 @@ class Quantized:
         return (self.views[0], self.scales, *([self.zeros] if self.zeros else []))
 
 
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """Two inputs that a LoRA adapter gives: ``a`` [in, r] and ``b`` [r, out], with r = 0 if they are left out.
+
+    What they add belongs to ``parameters``, one below the other, which make up ``out``.
+    """
+
+    parameters: tuple[Parameter, ...]
+    a: str
+    b: str
+
+
 @dataclass(slots=True)
 class Plan:
-    """Everything that has to be written beside the graph."""
+    """Everything that has to be written beside the graph.
+
+    ``low_rank`` are the inputs that adapters may give; their data are files of their own.
+    """
 
     items: list[Plain | Quantized] = field(default_factory=list)
+    low_rank: list[LowRank] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
