@@ -10,8 +10,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ortlm._version import __version__
+from ortlm.adapters import Adapter, adapter_arrays, adapter_bytes, open_adapter, write_adapter
 from ortlm.architectures import describe
 from ortlm.artifact import (
     GENAI_FILE,
@@ -32,13 +33,15 @@ from ortlm.artifact import (
 from ortlm.card import model_card
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.checkpoint.open import Checkpoint, check_weights, read_json
-from ortlm.checkpoint.stack import Part, Stack, same, stack
+from ortlm.checkpoint.safetensors import same
+from ortlm.checkpoint.stack import Part, Stack, stack
 from ortlm.cores import physical_cores
 from ortlm.errors import BadCheckpoint, BadOption, NotEnoughSpace, nearest
+from ortlm.graph.attention import CacheScales
 from ortlm.graph.decoder import Emitted, emit_decoder
 from ortlm.graph.storage import Plain, Quantized
 from ortlm.manifest import make_manifest, plain_tokenizer_config
-from ortlm.options import BuildOptions, make_recipe
+from ortlm.options import BuildOptions, cache_scheme, check_adapter_names, make_recipe
 from ortlm.outline import Outline, make_outline
 from ortlm.place import check_output, put_in_place, unfinished
 from ortlm.spec import Architecture, Decoder, Parameter, Source, parameters
@@ -64,7 +67,9 @@ class Silent:
 class Prepared:
     """A build that is ready to write: everything that can be known before the weights are read is checked.
 
-    ``texts`` are the small files that are written beside graph and weights, by name.
+    The cache of ``emitted`` is always float: scales of an int8 cache are measured once the weights are written.
+    ``texts`` are the small files that are written beside graph and weights, by name. ``adapters`` become files,
+    by name; ``merged`` is added to the weights.
     """
 
     checkpoint: Checkpoint
@@ -76,6 +81,8 @@ class Prepared:
     manifest: Manifest
     texts: Mapping[str, str]
     options: BuildOptions
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    merged: Adapter | None = None
 
     @property
     def spec(self) -> Decoder:
@@ -91,6 +98,8 @@ def build(
     target: str = "cpu",
     cache: str | Path | None = None,
     options: BuildOptions | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
+    merge_adapter: str | Path | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -98,7 +107,9 @@ def build(
     """Turn the checkpoint ``source`` into an artifact in the folder ``output``, and open it.
 
     ``source`` is a folder or a model's name on the Hugging Face hub; downloads go to ``cache``. ``precision`` is
-    int4, int8, fp16, bf16 or fp32, ``target`` cpu, cuda, dml, webgpu or mobile. ``force`` replaces an artifact
+    int4, int8, fp16, bf16 or fp32, ``target`` cpu, cuda, dml, webgpu or mobile. ``adapters`` are folders of peft
+    LoRA adapters by the name under which a runtime switches to them; the one in ``merge_adapter`` becomes part of
+    the weights. ``force`` replaces an artifact
     that is in ``output`` already. ``threads`` quantize, by default one for each physical core.
 
     The folder appears whole at the end: after an error or an interruption there is the old one, or none.
@@ -106,7 +117,15 @@ def build(
     """
     out = Path(output)
     check_output(out, force=force, source=source)
-    prepared = prepare(source, precision=precision, target=target, cache=cache, options=options)
+    prepared = prepare(
+        source,
+        precision=precision,
+        target=target,
+        cache=cache,
+        options=options,
+        adapters=adapters,
+        merge_adapter=merge_adapter,
+    )
     return write(prepared, out, force=force, threads=threads, progress=progress or Silent())
 
 
@@ -118,6 +137,8 @@ def prepare(
     name: str | None = None,
     cache: str | Path | None = None,
     options: BuildOptions | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
+    merge_adapter: str | Path | None = None,
 ) -> Prepared:
     """Open and check ``source`` and lay out the artifact, as ``build`` does before it writes.
 
@@ -126,7 +147,8 @@ def prepare(
     options = options or BuildOptions()
     where = find_target(target)
     check_precision(precision, where)
-    recipe = make_recipe(precision, where, options)
+    make_recipe(precision, where, options)
+    options = replace(options, kv_cache=cache_scheme(options.kv_cache, where))
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.onnx", options.filename):
         raise BadOption(
             "filename must be a plain name that ends in .onnx, of letters, digits, '.', '_' and '-'; "
@@ -136,34 +158,55 @@ def prepare(
     architecture = _own_head(checkpoint, describe(checkpoint.config))
     _check_tensors(checkpoint, architecture)
     _check_tokenizer(checkpoint)
+    check_adapter_names(adapters or {})
+    switched = {name: open_adapter(path, checkpoint, architecture) for name, path in (adapters or {}).items()}
+    merged = open_adapter(merge_adapter, checkpoint, architecture) if merge_adapter is not None else None
+    if merged is not None and architecture.decoder.tied_head and "head.weight" in merged.deltas:
+        # It changes the head alone, so that head and embeddings are one no longer.
+        architecture = _untied(architecture, architecture.sources["embed.weight"])
     if options.layers is not None:
         architecture = _first_layers(architecture, options.layers)
     if options.ragged_append and not where.query_lengths:
         raise BadOption(f"ragged_append does not apply: attention on {where.name} takes no lengths per row.")
-    if not (_knows_query_lengths() if options.ragged_append is None else options.ragged_append):
+    if options.kv_cache != "none" and _onnxruntime() < (1, 27):
+        raise BadOption(
+            "an int8 key/value cache runs in ONNX Runtime 1.27 and later, and here is {}.{}. Update it (pip "
+            "install -U onnxruntime), or build a cache that is not quantized "
+            "(--kv-cache none).".format(*_onnxruntime())
+        )
+    # An older one refuses to load attention with a length per row.
+    if not (_onnxruntime() >= (1, 31) if options.ragged_append is None else options.ragged_append):
         where = replace(where, query_lengths=False)
-    emitted = emit_decoder(
-        architecture.decoder,
-        target=where,
-        dtype=where.precisions[precision],
-        recipe=recipe,
-        all_logits=options.all_logits,
-        hidden_states=options.hidden_states,
-    )
+    if options.window_cache:
+        _check_window_cache(where, architecture.decoder)
+    else:
+        where = replace(where, window_cache=False)
+    emitted = _emit(architecture.decoder, where, precision, options, switched.values())
     _check_excluded(options, emitted)
-    layout = lay_out(emitted.builder.plan)
+    plan = emitted.builder.plan
+    layout = lay_out(plan)
     outline = make_outline(
         checkpoint,
         architecture.decoder,
-        emitted.builder.plan,
+        plan,
         target=where,
         precision=precision,
         data_bytes=layout.bytes,
         other_bytes=sum(f.stat().st_size for f in _files_along(checkpoint.folder)),
+        adapter_bytes={
+            name: adapter_bytes(adapter, plan.low_rank, emitted.builder.dtype)
+            for name, adapter in switched.items()
+        },
+        merged_adapter=merged.folder.resolve().name if merged else None,
+        kv_cache=options.kv_cache or "none",
     )
-    manifest = make_manifest(checkpoint, architecture.decoder, emitted, outline, filename=options.filename)
+    manifest = make_manifest(
+        checkpoint, architecture.decoder, emitted, outline, filename=options.filename, adapters=switched
+    )
     texts = _texts(checkpoint, architecture, where, outline, manifest)
-    return Prepared(checkpoint, architecture, where, emitted, layout, outline, manifest, texts, options)
+    return Prepared(
+        checkpoint, architecture, where, emitted, layout, outline, manifest, texts, options, switched, merged
+    )
 
 
 def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, progress: Progress) -> Artifact:
@@ -199,6 +242,26 @@ def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, pr
     return Artifact(out, manifest) if prepared.options.config_only else open_artifact(out)
 
 
+def _emit(
+    spec: Decoder,
+    target: Target,
+    precision: str,
+    options: BuildOptions,
+    adapters: Iterable[Adapter],
+    cache_scales: Sequence[CacheScales] | None = None,
+) -> Emitted:
+    return emit_decoder(
+        spec,
+        target=target,
+        dtype=target.precisions[precision],
+        recipe=make_recipe(precision, target, options),
+        all_logits=options.all_logits,
+        hidden_states=options.hidden_states,
+        adapted=frozenset(weight for adapter in adapters for weight in adapter.deltas),
+        cache_scales=cache_scales,
+    )
+
+
 # --- checks -------------------------------------------------------------------------------------------------
 
 
@@ -228,8 +291,13 @@ def _own_head(checkpoint: Checkpoint, architecture: Architecture) -> Architectur
     )
     if not spec.tied_head or head is None or embed is None or same(head, embed):
         return architecture
-    sources = {**architecture.sources, "head.weight": Source(architecture.head_copy)}
-    return replace(architecture, decoder=replace(spec, tied_head=False), sources=sources)
+    return _untied(architecture, Source(architecture.head_copy))
+
+
+def _untied(architecture: Architecture, head: Source) -> Architecture:
+    """Return ``architecture`` with a head of its own, which lies at ``head``."""
+    decoder = replace(architecture.decoder, tied_head=False)
+    return replace(architecture, decoder=decoder, sources={**architecture.sources, "head.weight": head})
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> None:
@@ -272,13 +340,25 @@ def _first_layers(architecture: Architecture, count: int) -> Architecture:
     return replace(architecture, decoder=short)
 
 
-def _knows_query_lengths() -> bool:
-    """Whether the ONNX Runtime here can load attention with a length per row; an older one refuses it."""
+def _check_window_cache(target: Target, spec: Decoder) -> None:
+    windows = {layer.mixer.window for layer in spec.layers if layer.mixer.window is not None}
+    if not target.window_cache:
+        raise BadOption(f"windowed_kv_cache does not apply: attention on {target.name} keeps all positions.")
+    if len(windows) != 1:
+        found = "layers with windows of " + " and ".join(map(str, sorted(windows)))
+        raise BadOption(
+            "windowed_kv_cache does not apply: it needs layers with one sliding window, and the model has "
+            f"{found if windows else 'none'}. Leave it out."
+        )
+
+
+def _onnxruntime() -> tuple[int, int]:
+    """Return major and minor version of the ONNX Runtime here; of one that is not known, very high ones."""
     for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"):
         with contextlib.suppress(PackageNotFoundError):
             major, minor = version(name).split(".")[:2]
-            return (int(major), int(minor)) >= (1, 31)
-    return True
+            return int(major), int(minor)
+    return 999, 0
 
 
 # --- writing ------------------------------------------------------------------------------------------------
@@ -287,6 +367,7 @@ def _knows_query_lengths() -> bool:
 def _write_files(prepared: Prepared, folder: Path, threads: int, progress: Progress) -> dict[str, Any]:
     """Write everything but the manifest; returns each file's size and hash."""
     checkpoint, options, emitted = prepared.checkpoint, prepared.options, prepared.emitted
+    plan = emitted.builder.plan
     for file in _files_along(checkpoint.folder):
         shutil.copyfile(file, folder / file.name)
     for name, text in prepared.texts.items():
@@ -295,18 +376,56 @@ def _write_files(prepared: Prepared, folder: Path, threads: int, progress: Progr
         data = f"{options.filename}.data"
         write_weights(
             folder / data,
-            emitted.builder.plan,
+            plan,
             prepared.layout,
             _stacks(prepared),
             threads=threads,
             progress=progress,
         )
-        placed = {name: (data, offset) for name, offset in prepared.layout.offsets.items()}
-        ir.save(emitted.builder.model(placed, __version__), folder / options.filename)
+        _save_graph(emitted, prepared, folder)
+    for name, adapter in prepared.adapters.items():
+        write_adapter(
+            folder / prepared.manifest.adapters[name],
+            adapter_arrays(adapter, plan.low_rank, prepared.architecture, emitted.builder.dtype),
+        )
+    if options.kv_cache != "none" and not options.config_only:
+        _quantize_cache(prepared, folder, threads)
     return {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
+
+
+def _save_graph(emitted: Emitted, prepared: Prepared, folder: Path) -> None:
+    filename = prepared.options.filename
+    placed = {name: (f"{filename}.data", at) for name, at in prepared.layout.offsets.items()}
+    ir.save(emitted.builder.model(placed, __version__), folder / filename)
+
+
+def _quantize_cache(prepared: Prepared, folder: Path, threads: int) -> None:
+    """Measure the float cache of the finished model in ``folder``, and write its graph anew with an int8 one.
+
+    The scales lie in the graph's own file, so the weights stay as they are.
+    """
+    # It loads ONNX Runtime, which other builds do without.
+    from ortlm.calibration.cache import cache_scales
+
+    scales = cache_scales(
+        Artifact(folder, prepared.manifest),
+        prepared.spec,
+        per_channel=prepared.options.kv_cache == "int8_per_channel",
+        threads=threads,
+    )
+    emitted = _emit(
+        prepared.spec,
+        prepared.target,
+        prepared.outline.precision,
+        prepared.options,
+        prepared.adapters.values(),
+        scales,
+    )
+    _save_graph(emitted, prepared, folder)
 
 
 def _texts(
@@ -339,11 +458,13 @@ def _texts(
 
 def _stacks(prepared: Prepared) -> dict[str, Stack]:
     by_name: dict[str, Parameter] = {p.name: p for p in parameters(prepared.spec)}
+    deltas = prepared.merged.deltas if prepared.merged else {}
 
     def part(name: str) -> Part:
         source = prepared.architecture.sources[name]
         start, stop = source.rows or (0, by_name[name].shape[0])
-        return Part(prepared.checkpoint.weights[source.tensor], start, stop, source.add)
+        weight, delta = prepared.checkpoint.weights[source.tensor], deltas.get(name)
+        return Part(weight, start, stop, source.add, delta)
 
     items: list[Plain | Quantized] = prepared.emitted.builder.plan.items
     return {item.tensors[0].name: stack([part(n) for n in item.parameters]) for item in items}

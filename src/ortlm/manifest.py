@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from ortlm._version import __version__
-from ortlm.artifact import Graph, Manifest, State
+from ortlm.artifact import ADAPTER_FOLDER, Graph, Manifest, State
 from ortlm.card import public_name
 from ortlm.checkpoint.open import Checkpoint
 from ortlm.errors import BadCheckpoint
@@ -21,13 +21,22 @@ _TURN_ENDS = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end_of_
 
 
 def make_manifest(
-    checkpoint: Checkpoint, spec: Decoder, emitted: Emitted, outline: Outline, *, filename: str
+    checkpoint: Checkpoint,
+    spec: Decoder,
+    emitted: Emitted,
+    outline: Outline,
+    *,
+    filename: str,
+    adapters: Iterable[str] = (),
 ) -> Manifest:
-    """Return the manifest of what is about to be written, the graph in file ``filename``."""
+    """Return the manifest of what is about to be written: the graph in file ``filename``, adapters by name."""
     defaults = checkpoint.json("generation_config.json")
+    evicts = emitted.builder.target.window_cache
     states = tuple(
-        State(past % i, present % i)
-        for i in range(len(spec.layers))
+        State(past % i, present % i, "window", window=layer.mixer.window)
+        if evicts and layer.mixer.window
+        else State(past % i, present % i)
+        for i, layer in enumerate(spec.layers)
         for past, present in ((CACHE_NAMES[0], CACHE_NAMES[2]), (CACHE_NAMES[1], CACHE_NAMES[3]))
     )
     stop = stop_tokens(checkpoint, spec.vocab)
@@ -55,6 +64,7 @@ def make_manifest(
         bos_token_id=_token_or_none(bos, spec.vocab),
         rope_switch_tokens=min(switches) if switches else None,
         generation=_generation_defaults(checkpoint),
+        adapters={name: f"{ADAPTER_FOLDER}/{name}.onnx_adapter" for name in adapters},
         info={
             "built_with": f"ortlm {__version__}",
             **asdict(outline),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ortlm.errors import BadOption, nearest
 from ortlm.quant.recipe import EightBit, Excluding, Mixed, Recipe, Uniform, check_recipe
 from ortlm.quant.rounding import quantizer
 from ortlm.quant.scheme import Scheme
-from ortlm.target import Target
+from ortlm.target import TARGETS, Target
 
 # Roles of matrices, as in ``spec.Parameter``.
 ROLES = ("embed", "head", "qkv", "out", "gate_up", "down")
+# How the key/value cache may be stored: as activations are, or in 8 bits.
+CACHE_SCHEMES = ("none", "int8_per_channel", "int8_per_tensor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,11 @@ class BuildOptions:
     Graph: ``layers`` builds the first so many only; ``all_logits`` gives logits for every position;
     ``hidden_states`` adds them as an output; ``filename`` of the graph; ``config_only`` writes everything
     but graph and weights; ``ragged_append`` lets a batch append different numbers of tokens per row, by default
-    where the target and the installed ONNX Runtime know how (1.31 and later; older ones cannot load it).
+    where the target and the installed ONNX Runtime know how (1.31 and later; older ones cannot load it);
+    ``window_cache`` lets layers with a window keep its positions only; old ONNX Runtimes cannot load that either.
+
+    ``kv_cache`` "int8_per_channel" (or "int8", which is the same) or "int8_per_tensor" keeps keys and values in 8
+    bits, with scales that are measured on the model while it is built; "none" keeps them as activations are.
 
     ``token``: for gated models on the hub; True takes the stored one, False sends none.
     """
@@ -48,6 +55,8 @@ class BuildOptions:
     filename: str = "model.onnx"
     config_only: bool = False
     ragged_append: bool | None = None
+    kv_cache: str | None = None
+    window_cache: bool = False
     token: str | bool | None = field(default=None, repr=False)
 
 
@@ -114,6 +123,77 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
     return Excluding(recipe, frozenset(options.excluded_nodes)) if options.excluded_nodes else recipe
 
 
+def cache_scheme(name: str | None, target: Target) -> str:
+    """Return how the cache is stored that ``name`` asks for, one of ``CACHE_SCHEMES``.
+
+    "int8" means a scale for each channel, None no quantization. Raises BadOption, saying what is allowed, if there
+    is no such scheme, or none on ``target``.
+    """
+    scheme = {None: "none", "int8": "int8_per_channel"}.get(name, name)
+    if scheme not in CACHE_SCHEMES:
+        why = (
+            "scales are measured once, for a tensor or a channel"
+            if name is not None and name.endswith("_per_token")
+            else "of the formats that ONNX Runtime knows, ortlm builds 8-bit integers only"
+        )
+        raise BadOption(
+            f"the key/value cache cannot be stored as {name!r}: {why}. Allowed: int8 (which is int8_per_channel), "
+            f"{', '.join(CACHE_SCHEMES[1:])}, none."
+        )
+    if scheme != "none" and not target.int8_cache:
+        able = [t.name for t in TARGETS.values() if t.int8_cache]
+        raise BadOption(
+            f"an int8 key/value cache is not built for {target.name}, where attention with it has not been "
+            f"verified. Nearest: -e {' or '.join(able)}, or a cache that is not quantized (--kv-cache none)."
+        )
+    return scheme
+
+
+def with_cache(options: BuildOptions, name: str | None, target: Target) -> BuildOptions:
+    """Return ``options`` with the cache stored as ``name`` (of --kv-cache) says; None leaves them as they are.
+
+    Raises BadOption for what cannot be, or if the options say another.
+    """
+    if name is None:
+        return options
+    scheme = cache_scheme(name, target)
+    if options.kv_cache not in (None, scheme):
+        raise BadOption(
+            f"--kv-cache {name} and --extra_options kv_cache_quant_scheme={options.kv_cache} contradict each "
+            "other; give one of the two."
+        )
+    return replace(options, kv_cache=scheme)
+
+
+def parse_adapters(pairs: Sequence[str]) -> dict[str, str]:
+    """Turn ``["NAME=PATH", …]`` into names and paths. Raises BadOption for what is none, or a name given twice."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, path = pair.partition("=")
+        if not sign or not path:
+            raise BadOption(f"--adapter takes NAME=PATH, for example french=./french-lora; got {pair!r}.")
+        if name in found:
+            raise BadOption(f"--adapter gives {name!r} twice: {found[name]} and {path}. Choose another name.")
+        found[name] = path
+    check_adapter_names(found)
+    return found
+
+
+def check_adapter_names(names: Iterable[str]) -> None:
+    """Raise BadOption for a name of an adapter that cannot be the name of a file everywhere."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name):
+            raise BadOption(
+                "the name of an adapter is made of letters, digits, '.', '_' and '-', up to 100 of them, and does "
+                f"not begin with '.'; got {name!r}."
+            )
+        # Files whose names differ in case only are one file on some systems.
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise BadOption(f"the adapters {other!r} and {name!r} differ in case only. Choose another name.")
+
+
 # --- the official builder's --extra_options -----------------------------------------------------------------
 
 
@@ -161,12 +241,10 @@ _FIXED: dict[str, tuple[str, str]] = {
     "use_qdq": ("false", "ortlm emits MatMulNBits, which every target here runs"),
     "exclude_embeds": ("false", "graphs without embeddings are not built yet"),
     "exclude_lm_head": ("false", "graphs without a head are not built yet; see include_hidden_states"),
-    "windowed_kv_cache": ("false", "windows are applied exactly on a full cache"),
     "enable_cuda_graph": ("false", "graph capture is set at run time, in the provider's options"),
     "enable_webgpu_graph": ("false", "graph capture is set at run time, in the provider's options"),
     "use_webgpu_fp32": ("false", "the webgpu target computes in fp16"),
     "use_cuda_bf16": ("false", "ask for it with -p bf16 -e cuda"),
-    "kv_cache_quant_scheme": ("none", "quantized caches are not built yet"),
     "use_paged_attention": ("false", "paged attention is not built yet"),
     "fuse_qk_norm_gqa": (
         "false",
@@ -177,7 +255,8 @@ _KNOWN = (
     "accuracy_level", "block_size", "is_symmetric", "op_types_to_quantize", "nodes_to_exclude", "algo_config",
     "matmul_mixed_precision", "num_hidden_layers", "filename", "config_only", "prune_lm_head",
     "include_hidden_states", "shared_embeddings", "fuse_qkv", "disable_qkv_fusion", "fuse_mlp_gate_up",
-    "hf_token", "ragged_append", "bits", "head_bits", "embed_bits", "recipe", "algorithm",
+    "hf_token", "ragged_append", "windowed_kv_cache", "bits", "head_bits", "embed_bits", "recipe", "algorithm",
+    "kv_cache_quant_scheme",
 )  # fmt: skip
 
 
@@ -192,6 +271,16 @@ def parse_extra_options(pairs: list[str], *, target: Target) -> BuildOptions:
         key, sign, value = pair.partition("=")
         if not sign or not key:
             raise BadOption(f"--extra_options takes KEY=VALUE; got {pair!r}.")
+        if key == "kv_cache_scale_file":
+            raise BadOption(
+                "--extra_options kv_cache_scale_file does not apply: the build itself measures the scales of "
+                "an int8 cache. Leave it out."
+            )
+        if key == "adapter_path":
+            raise BadOption(
+                "--extra_options adapter_path is --merge-adapter PATH here; --adapter NAME=PATH makes an adapter "
+                "that is switched while the model runs."
+            )
         name = _ALIASES.get(key, key)
         if name in given and given[name] != value:
             raise BadOption(f"--extra_options gives {name} twice: {given[name]!r} and {value!r}.")
@@ -229,10 +318,13 @@ def _options(given: Mapping[str, str], target: Target) -> BuildOptions:
         hidden_states=_flag("include_hidden_states", given.get("include_hidden_states", "false")),
         all_logits=not _flag("prune_lm_head", given.get("prune_lm_head", "true")),
         ragged_append=_flag("ragged_append", given["ragged_append"]) if "ragged_append" in given else None,
+        window_cache=_flag("windowed_kv_cache", given.get("windowed_kv_cache", "false")),
         excluded_nodes=tuple(n for n in given.get("nodes_to_exclude", "").split(",") if n),
         algorithm=given.get("algorithm", "rtn"),
         recipe=given.get("recipe", "uniform"),
     )
+    if "kv_cache_quant_scheme" in given:
+        options = replace(options, kv_cache=cache_scheme(given["kv_cache_quant_scheme"].lower(), target))
     if "algo_config" in given:
         name = given["algo_config"]
         if name not in _ALGORITHMS:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,7 +24,9 @@ class Outline:
     """What a build would give, known before any weight is read.
 
     Sizes in bytes; ``bits_per_weight`` counts scales and zero points; ``seconds`` is an estimate from a short
-    measurement on this machine, None where nothing was measured.
+    measurement on this machine, None where nothing was measured. ``kv_cache`` is how keys and values are stored:
+    an element type, or int8 with the kind of its scales. ``adapter_bytes`` is the size of each adapter's file, by
+    name; ``merged_adapter`` the folder of the one that was added to the weights.
     """
 
     source: str
@@ -39,6 +42,9 @@ class Outline:
     bits_per_weight: float
     peak_memory_bytes: int
     cache_bytes_per_token: int
+    kv_cache: str
+    adapter_bytes: Mapping[str, int] = field(default_factory=dict)
+    merged_adapter: str | None = None
     seconds: float | None = None
 
 
@@ -51,9 +57,14 @@ def make_outline(
     precision: str,
     data_bytes: int,
     other_bytes: int,
+    adapter_bytes: Mapping[str, int],
+    merged_adapter: str | None,
+    kv_cache: str = "none",
 ) -> Outline:
     """Return the outline; ``data_bytes`` is the size of the weights' file, ``other_bytes`` of files copied."""
-    kind_of_cache = target.precisions[precision]
+    adapters = sum(adapter_bytes.values())
+    activations = target.precisions[precision]
+    kind_of_cache = activations if kv_cache == "none" else "int8"
     count = sum(p.size for p in parameters(spec))
     schemes: dict[str, int] = {}
     for item in plan.items:
@@ -68,20 +79,27 @@ def make_outline(
         model_type=str(checkpoint.config["model_type"]),
         target=target.name,
         precision=precision,
-        recipe="; ".join(parts) or f"{kind_of_cache} weights",
+        recipe="; ".join(parts) or f"{activations} weights",
         parameters=count,
         layers=len(spec.layers),
         context_tokens=spec.max_tokens,
         checkpoint_bytes=checkpoint.bytes,
         # Nodes and small constants take about as much as this for each layer.
-        output_bytes=data_bytes + other_bytes + 20_000 * len(spec.layers) + 100_000,
+        output_bytes=data_bytes + other_bytes + adapters + 20_000 * len(spec.layers) + 100_000,
         bits_per_weight=round(8 * data_bytes / count, 3),
-        # Python with its libraries, and a few copies of the rows that each core holds.
-        peak_memory_bytes=100_000_000 + 20_000_000 * (physical_cores() or os.cpu_count() or 1),
+        # Python with its libraries, and a few copies of the rows that each core holds; an adapter's file is made
+        # in memory, by ONNX Runtime. An int8 cache is measured on the model itself, loaded and packed anew.
+        peak_memory_bytes=100_000_000
+        + 20_000_000 * (physical_cores() or os.cpu_count() or 1)
+        + (0 if kv_cache == "none" else 100_000_000 + 3 * data_bytes // 2)
+        + (50_000_000 + 3 * max(adapter_bytes.values()) if adapter_bytes else 0),
         cache_bytes_per_token=sum(
             2 * layer.mixer.kv_heads * layer.mixer.head_dim * dtype(kind_of_cache).bytes
             for layer in spec.layers
         ),
+        kv_cache=kv_cache if kv_cache != "none" else kind_of_cache,
+        adapter_bytes=dict(adapter_bytes),
+        merged_adapter=merged_adapter,
     )
 
 
@@ -101,4 +119,6 @@ def measure_seconds(outline: Outline, plan: Plan) -> float:
             quantizing += rates[item.scheme] * item.rows * item.inputs
     # Reading and writing at the speed of a common disk, and starting.
     moving = outline.checkpoint_bytes / 1.5e9 + outline.output_bytes / 1e9
-    return 2.0 + quantizing / (physical_cores() or 1) + moving
+    # Loading the model and letting it read, where its cache has to be measured.
+    reading = 2.0 + outline.output_bytes / 1.5e8 if outline.kv_cache.startswith("int8") else 0.0
+    return 2.0 + quantizing / (physical_cores() or 1) + moving + reading

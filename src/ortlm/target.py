@@ -18,6 +18,8 @@ class Target:
     takes the number of new tokens per row (input 16; ONNX Runtime 1.31 and later on CPU and CUDA).
     ``block``, ``symmetric``, ``accuracy_level``, ``head_bits``, ``embed_bits`` are what ``-p int4`` means
     here; ``int8`` takes the same with 8 bits. ``weight_bits`` are those that its kernels know.
+    ``int8_cache``: GroupQueryAttention keeps keys and values in 8 bits here.
+    ``window_cache``: GroupQueryAttention can keep a window's positions only (``sliding_window_cache``).
     """
 
     name: str
@@ -33,6 +35,8 @@ class Target:
     head_bits: int
     embed_bits: int
     weight_bits: tuple[int, ...] = (2, 4, 8)
+    int8_cache: bool = False
+    window_cache: bool = False
 
 
 _TARGETS = (
@@ -50,6 +54,8 @@ _TARGETS = (
         accuracy_level=4,
         head_bits=8,
         embed_bits=4,
+        int8_cache=True,
+        window_cache=True,
     ),
     Target(
         name="cuda",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ortlm.dtypes import Array
 from ortlm.errors import UnsupportedModel
 from ortlm.graph.builder import MICROSOFT, Builder, Value
 from ortlm.graph.linear import Parameters, linear, node_path
@@ -21,6 +22,17 @@ class KeyValue:
     value: Value
 
 
+@dataclass(frozen=True, slots=True)
+class CacheScales:
+    """What one step of an int8 cache means, for keys and values of one layer: number = code · scale.
+
+    float32, both of shape [1, K, 1, D] (a scale for each channel) or both of shape [1].
+    """
+
+    key: Array
+    value: Array
+
+
 def attention(
     g: Builder,
     spec: Attention,
@@ -32,8 +44,12 @@ def attention(
     tables: RopeTables,
     parameters: Parameters,
     hidden: int,
+    scales: CacheScales | None = None,
 ) -> tuple[Value, KeyValue]:
-    """Attend ``x`` [B, S, H] to all positions so far; returns [B, S, N · D], before the output projection."""
+    """Attend ``x`` [B, S, H] to all positions so far; returns [B, S, N · D], before the output projection.
+
+    With ``scales``, ``past`` and what is returned of the cache are int8.
+    """
     if spec.head_dim % 8:
         raise UnsupportedModel(
             f"attention heads of size {spec.head_dim} cannot run: GroupQueryAttention needs a multiple of 8."
@@ -93,15 +109,20 @@ def attention(
             k = rotate(
                 g, k, where, (cos, sin), rope, heads=spec.kv_heads, head_dim=spec.head_dim, path=f"{path}/k"
             )
-    cache = ("batch", spec.kv_heads, "total_length", spec.head_dim)
+    cache = ("batch", spec.kv_heads, cache_lengths(g, spec)[1], spec.head_dim)
+    kind = g.dtype if scales is None else "int8"
+    key_scale = value_scale = None
+    if scales is not None:
+        key_scale = g.constant(scales.key, f"{module}.key_scale")
+        value_scale = g.constant(scales.value, f"{module}.value_scale")
     y, key, value = g.ops(
         "GroupQueryAttention",
         [
             q, k, v, past.key, past.value, step.last_key, step.total,
             cos if inside else None, sin if inside else None, positions,
-            None, None, None, None, None, None, step.query_lengths,
+            None, None, key_scale, value_scale, None, None, step.query_lengths,
         ],
-        outputs=[(g.dtype, ("batch", "sequence", wide)), (g.dtype, cache), (g.dtype, cache)],
+        outputs=[(g.dtype, ("batch", "sequence", wide)), (kind, cache), (kind, cache)],
         name=path,
         domain=MICROSOFT,
         attributes={
@@ -112,9 +133,29 @@ def attention(
             "softcap": spec.softcap,
             "do_rotary": int(inside),
             "rotary_interleaved": int(rope is not None and rope.interleaved),
+            **_cache_attributes(scales),
+            **({"sliding_window_cache": 1} if evicts(g, spec) else {}),
         },
     )  # fmt: skip
     return y, KeyValue(key, value)
+
+
+def _cache_attributes(scales: CacheScales | None) -> dict[str, int | str]:
+    """Return the attributes of an int8 cache; ONNX Runtime's CPU kernel wants keys and values alike."""
+    if scales is None:
+        return {}
+    kind = "PER_TENSOR" if scales.key.size == 1 else "PER_CHANNEL"
+    return {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": 8}
+
+
+def evicts(g: Builder, spec: Attention) -> bool:
+    """Return whether the cache holds the window only."""
+    return g.target.window_cache and spec.window is not None
+
+
+def cache_lengths(g: Builder, spec: Attention) -> tuple[str, str]:
+    """Return the names of the lengths of past and present."""
+    return ("window_capacity", "window_capacity") if evicts(g, spec) else ("past_length", "total_length")
 
 
 def _head_norm(

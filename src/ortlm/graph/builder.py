@@ -41,12 +41,21 @@ class Builder:
     """Collects the nodes, inputs and weights of one graph.
 
     ``dtype`` is the element type of activations. ``recipe`` decides how each matrix is stored; ``plan``
-    gathers what has to be written. Every value carries its type and shape, since ONNX infers none through
-    ONNX Runtime's own operators.
+    gathers what has to be written. ``adapted`` names the weights that get inputs for adapters. Every value
+    carries its type and shape, since ONNX infers none through ONNX Runtime's own operators.
     """
 
-    def __init__(self, *, target: Target, dtype: str, recipe: Recipe, layers: int) -> None:
+    def __init__(
+        self,
+        *,
+        target: Target,
+        dtype: str,
+        recipe: Recipe,
+        layers: int,
+        adapted: frozenset[str] = frozenset(),
+    ) -> None:
         self.target = target
+        self.adapted = adapted
         self.dtype = dtype
         self.recipe = recipe
         self.layers = layers

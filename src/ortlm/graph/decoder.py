@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ortlm.graph.attention import KeyValue, attention
+from ortlm.graph.attention import CacheScales, KeyValue, attention, cache_lengths
 from ortlm.graph.builder import Builder, Value
 from ortlm.graph.linear import Parameters, Vocabulary, linear, node_path
 from ortlm.graph.mlp import feed_forward
@@ -36,6 +37,8 @@ def emit_decoder(
     recipe: Recipe,
     all_logits: bool = False,
     hidden_states: bool = False,
+    adapted: frozenset[str] = frozenset(),
+    cache_scales: Sequence[CacheScales] | None = None,
 ) -> Emitted:
     """Return the graph of ``spec`` for ``target`` with activations and cache of element type ``dtype``.
 
@@ -43,8 +46,10 @@ def emit_decoder(
     the target rotates outside attention, and ``past_key_values.{i}.key|value`` [B, K, past, D].
     Outputs: ``logits`` [B, 1, V] of each row's last token ([B, S, V] with ``all_logits``) and
     ``present.{i}.key|value`` [B, K, total, D]; with ``hidden_states`` also the final norm's output [B, S, H].
+    With ``cache_scales``, one for each layer, the cache is int8 instead.
+    The weights that ``adapted`` names get optional inputs for LoRA adapters, listed in ``builder.plan.low_rank``.
     """
-    g = Builder(target=target, dtype=dtype, recipe=recipe, layers=len(spec.layers))
+    g = Builder(target=target, dtype=dtype, recipe=recipe, layers=len(spec.layers), adapted=adapted)
     weights: Parameters = {p.name: p for p in parameters(spec)}
     lead: tuple[int | str, ...] = ("batch", "sequence")
     ids = g.input("input_ids", "int64", lead)
@@ -54,7 +59,8 @@ def emit_decoder(
     if not target.rotary_inside:
         positions = g.input("position_ids", "int64", lead)
         inputs["position_ids"] = "position_ids"
-    caches = [_past(g, i, layer) for i, layer in enumerate(spec.layers)]
+    kind = dtype if cache_scales is None else "int8"
+    caches = [_past(g, i, layer, kind) for i, layer in enumerate(spec.layers)]
     step = Step(g, ids, mask, positions, all_logits=all_logits)
     select = step.selection()
     tables = RopeTables(g, spec.max_tokens)
@@ -81,6 +87,7 @@ def emit_decoder(
                 weights=weights,
                 hidden=spec.hidden,
                 last=last,
+                scales=cache_scales[i] if cache_scales is not None else None,
             )
         )
     x = stream.normed(spec.final_norm, "final_norm", module="layers.norm")
@@ -100,13 +107,15 @@ def emit_decoder(
     for i, present in enumerate(presents):
         for value, name in ((present.key, CACHE_NAMES[2]), (present.value, CACHE_NAMES[3])):
             mixer = spec.layers[i].mixer
-            g.output(value, name % i, ("batch", mixer.kv_heads, "total_length", mixer.head_dim))
+            length = cache_lengths(g, mixer)[1]
+            g.output(value, name % i, ("batch", mixer.kv_heads, length, mixer.head_dim))
     return Emitted(g, inputs, outputs, step.optional)
 
 
-def _past(g: Builder, i: int, layer: Layer) -> KeyValue:
-    shape = ("batch", layer.mixer.kv_heads, "past_length", layer.mixer.head_dim)
-    return KeyValue(g.input(CACHE_NAMES[0] % i, g.dtype, shape), g.input(CACHE_NAMES[1] % i, g.dtype, shape))
+def _past(g: Builder, i: int, layer: Layer, kind: str) -> KeyValue:
+    mixer = layer.mixer
+    shape = ("batch", mixer.kv_heads, cache_lengths(g, mixer)[0], mixer.head_dim)
+    return KeyValue(g.input(CACHE_NAMES[0] % i, kind, shape), g.input(CACHE_NAMES[1] % i, kind, shape))
 
 
 def _layer(
@@ -121,6 +130,7 @@ def _layer(
     weights: Parameters,
     hidden: int,
     last: Selection | None,
+    scales: CacheScales | None,
 ) -> KeyValue:
     """Emit one layer onto ``stream``; ``last`` drops the positions that nothing after it needs."""
     at, module = f"layers.{index}", f"layers.{index}"
@@ -128,7 +138,7 @@ def _layer(
     x = stream.normed(spec.mixer_pre, f"{at}.mixer_pre", module=f"{module}.input_layernorm")
     y, present = attention(
         g, mixer, x, past,
-        layer=index, step=step, tables=tables, parameters=weights, hidden=hidden,
+        layer=index, step=step, tables=tables, parameters=weights, hidden=hidden, scales=scales,
     )  # fmt: skip
     wide = mixer.heads * mixer.head_dim
     if last is not None:
