@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ortlm.errors import BadArtifact, nearest
+from ortlm.errors import BadArtifact, BadOption, nearest
 
 _log = logging.getLogger(__name__)
 
 MANIFEST_FILE = "ortlm.json"
 GENAI_FILE = "genai_config.json"
+ADAPTER_FOLDER = "adapters"
 FORMAT = 1
 
 TOKENIZER_FILES = (
@@ -41,7 +42,9 @@ class State:
 
     ``kind`` says how it changes: ``"grow"`` gains one position per token along ``axis`` and may be one
     buffer that the graph updates in place; ``"append"`` gains positions too, but must be handed over as a
-    new tensor each step. Its shape is [batch, heads, length, head_dim]; None where the graph itself says.
+    new tensor each step; ``"window"`` is one buffer of at least ``window`` positions, however long the text is, in
+    which the graph keeps the last ones. Its shape is [batch, heads, length, head_dim]; None where the graph itself
+    says.
     """
 
     past: str
@@ -50,6 +53,7 @@ class State:
     axis: int = 2
     heads: int | None = None
     head_dim: int | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class Manifest:
 
     ``rope_switch_tokens`` is the total length above which every position is rotated by another table, so
     that a cache filled below it has to be computed anew once (Phi-3's longrope); None if there is none.
+    ``adapters`` are files of LoRA adapters within the folder, by name.
     ``generation`` holds the publisher's sampling defaults under Hugging Face's names.
     ``info`` is for people: source, recipe, sizes, target, provenance. A runtime ignores it.
     """
@@ -87,6 +92,7 @@ class Manifest:
     rope_switch_tokens: int | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     session_options: Mapping[str, Any] = field(default_factory=dict)
+    adapters: Mapping[str, str] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -128,9 +134,9 @@ def open_artifact(path: str | Path) -> Artifact:
         )
     else:
         raise BadArtifact(f"{folder} holds neither {MANIFEST_FILE} nor {GENAI_FILE}.")
-    for graph in manifest.graphs.values():
-        if not (folder / graph.file).is_file():
-            raise BadArtifact(f"{folder / graph.file} is missing, but the artifact's configuration names it.")
+    for file in (*(graph.file for graph in manifest.graphs.values()), *manifest.adapters.values()):
+        if not (folder / file).is_file():
+            raise BadArtifact(f"{folder / file} is missing, but the artifact's configuration names it.")
     return Artifact(folder, manifest)
 
 
@@ -157,7 +163,7 @@ def _manifest(found: dict[str, Any], path: Path) -> Manifest:
                 file=_inside(g["file"], path),
                 inputs=_names(g["inputs"]),
                 outputs=_names(g["outputs"]),
-                states=tuple(State(**s) for s in g["states"]),
+                states=tuple(_state(s) for s in g["states"]),
                 optional=_names(g.get("optional") or {}),
             )
             for name, g in found["graphs"].items()
@@ -172,10 +178,18 @@ def _manifest(found: dict[str, Any], path: Path) -> Manifest:
             rope_switch_tokens=_integer_or_none(found.get("rope_switch_tokens")),
             generation=_mapping(found.get("generation")),
             session_options=_mapping(found.get("session_options")),
+            adapters={name: _inside(file, path) for name, file in _mapping(found.get("adapters")).items()},
             info=_mapping(found.get("info")),
         )
     except _WRONG as error:
         raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _state(found: dict[str, Any]) -> State:
+    state = State(**found)
+    if state.kind == "window" and _integer(state.window) < 1:
+        raise ValueError(f"the window of {state.past} must be at least 1, found {state.window}")
+    return state
 
 
 # What reading a value of another type than expected may raise.
@@ -257,7 +271,7 @@ def _from_genai(found: dict[str, Any], path: Path) -> Manifest:
             decoder, names_in, names_out, shared=bool(search.get("past_present_share_buffer"))
         ),
     )
-    reach = _genai_reach(decoder, context)
+    reach = _genai_reach(decoder, context, shared=bool(search.get("past_present_share_buffer")))
     switch = _GENAI_ROPE_SWITCH.get(str(model.get("type")))
     return Manifest(
         graphs={"decoder": graph},
@@ -282,6 +296,8 @@ def _genai_states(
     layers = _integer(decoder["num_hidden_layers"])
     if not 0 < layers <= _MOST_LAYERS:
         raise ValueError(f"num_hidden_layers must be 1 to {_MOST_LAYERS}, found {layers}")
+    # Only graphs with buffers that are updated in place evict.
+    windows = _genai_windows(decoder) if shared else {}
     states = []
     for part in ("key", "value"):
         past = names_in.get(f"past_{part}_names", f"past_key_values.%d.{part}")
@@ -293,23 +309,42 @@ def _genai_states(
             State(
                 past % layer,
                 present % layer,
-                "grow" if shared else "append",
+                "window" if layer in windows else "grow" if shared else "append",
                 heads=_integer_or_none(decoder.get("num_key_value_heads")),
                 head_dim=_integer_or_none(decoder.get("head_size")),
+                window=windows.get(layer),
             )
             for layer in range(layers)
         ]
     return tuple(states)
 
 
-def _genai_reach(decoder: dict[str, Any], context: int) -> int:
-    """Return how many tokens the graph is right for.
+def _genai_windows(decoder: dict[str, Any]) -> dict[int, int]:
+    """Return the windows, by layer, of the layers whose graph evicts from buffers by itself.
 
-    onnxruntime-genai's builder (0.18) puts a window that holds for all layers into the configuration only: its
-    graph attends to everything. Up to the window that is the same; beyond it, it would be another model.
+    onnxruntime-genai's builder writes ``cache_slack`` since it makes such graphs (0.18), for CPU and CUDA. Graphs
+    for TensorRT say the same and evict elsewhere; those keep full buffers, and so do older ones.
     """
     window = _mapping(decoder.get("sliding_window"))
-    if not window or window.get("layers"):
+    if window.get("slide_key_value_cache") is not False or "cache_slack" not in window:
+        return {}
+    options = _mapping(decoder.get("session_options")).get("provider_options") or []
+    if not {name.lower() for entry in options for name in _mapping(entry)} <= {"cpu", "cuda"}:
+        return {}
+    size = _integer(window["window_size"])
+    return dict.fromkeys(map(_integer, window.get("layers") or ()), size) if size > 0 else {}
+
+
+def _genai_reach(decoder: dict[str, Any], context: int, *, shared: bool) -> int:
+    """Return how many tokens the graph is right for.
+
+    Of onnxruntime-genai's builder (0.18), only graphs with buffers that are updated in place apply windows, and
+    only those of single layers, which the configuration lists. A window that holds for all layers, or in a graph
+    of the other kind, is in the configuration alone: such a graph attends to everything. Up to the window that
+    is the same; beyond it, it would be another model.
+    """
+    window = _mapping(decoder.get("sliding_window"))
+    if not window or (shared and window.get("layers")):
         return context
     reach = min(context, _integer(window.get("window_size", context)))
     if 0 < reach < context:
@@ -348,6 +383,15 @@ def genai_config(
     for part in ("key", "value"):
         inputs[f"past_{part}_names"] = f"past_key_values.%d.{part}"
         outputs[f"present_{part}_names"] = f"present.%d.{part}"
+    # States come layer by layer, key and value.
+    layers = sorted({i // 2 for i, state in enumerate(decoder.states) if state.kind == "window"})
+    windows = {
+        "window_size": max((state.window or 0 for state in decoder.states), default=0),
+        "slide_key_value_cache": False,
+        "slide_inputs": False,
+        "layers": layers,
+        "cache_slack": 0,
+    }
     # The official runtime allocates the cache for max_length at once; the whole context of a long model
     # would take more memory than most machines have. A caller who needs more says so.
     length = min(manifest.context_tokens, 4096)
@@ -364,6 +408,7 @@ def genai_config(
                 **sizes,
                 "inputs": inputs,
                 "outputs": outputs,
+                **({"sliding_window": windows} if layers else {}),
             },
             "eos_token_id": stop if len(stop) != 1 else stop[0],
             "pad_token_id": manifest.pad_token_id if manifest.pad_token_id is not None else stop[0],
@@ -388,3 +433,223 @@ def genai_config(
         },
     }
     return json.dumps(config, indent=4) + "\n"
+
+
+# --- a configuration that a program changes before it loads the model -------------------------------------
+
+# Every key with its default in onnxruntime-genai 0.18; 0 for max_length is the whole context.
+GENAI_SEARCH: Mapping[str, bool | int | float] = {
+    "batch_size": 1,
+    "blank_penalty": 0.0,
+    "chunk_size": 0,
+    "diversity_penalty": 0.0,
+    "do_sample": False,
+    "early_stopping": True,
+    "length_penalty": 1.0,
+    "max_length": 0,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "past_present_share_buffer": False,
+    "random_seed": -1,
+    "repetition_penalty": 1.0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 0.0,
+}
+GENAI_SPECULATIVE: Mapping[str, bool | int | float] = {
+    "max_draft_tokens": 4,
+    "ngram_size": 0,
+    "ngram_chained_lookup": False,
+    "min_adaptive_k": 0,
+    "cooldown": False,
+}
+_ANY = "any"
+_DECODER_KEYS = (
+    "filename hidden_size num_attention_heads num_key_value_heads num_hidden_layers head_size layer_types "
+    "conv_cache_size shared_initializers pipeline state_groups state_update_capacity"
+)
+_MODEL_KEYS = (
+    "type tokenizer_dir pad_token_id eos_token_id bos_token_id sep_token_id decoder_start_token_id "
+    "image_token_id audio_token_id boa_token_id video_token_id vision_start_token_id bot_token_id eot_token_id "
+    "bor_token_id eor_token_id vocab_size context_length"
+)
+_PART_KEYS = (
+    "encoder draft embedding vision speech joiner vad mtp moonshine dflash2 dspark depthformer audio_output"
+)
+# None is a value or a list; ``_ANY`` an object whose keys nobody checks.
+_GENAI_KEYS: Mapping[str, Any] = {
+    "model": {
+        **dict.fromkeys(_MODEL_KEYS.split()),
+        **dict.fromkeys(_PART_KEYS.split(), _ANY),
+        "decoder": {
+            **dict.fromkeys(_DECODER_KEYS.split()),
+            **dict.fromkeys(("session_options", "run_options", "sliding_window", "inputs", "outputs"), _ANY),
+        },
+    },
+    "search": dict.fromkeys(GENAI_SEARCH),
+    "speculative": dict.fromkeys(GENAI_SPECULATIVE),
+    "engine": _ANY,
+    "runtime_profiles": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GenaiFacts:
+    """What only ``genai_config.json`` says.
+
+    ``search`` and ``speculative`` have every key, defaults included. ``marks`` are the ids that begin and end
+    tool calls and reasoning (bot_token_id, eot_token_id, bor_token_id, eor_token_id), those that are named.
+    ``providers`` are execution providers with their options, in order of preference.
+    """
+
+    model_type: str
+    search: Mapping[str, bool | int | float]
+    speculative: Mapping[str, bool | int | float]
+    marks: Mapping[str, int]
+    providers: tuple[tuple[str, Mapping[str, str]], ...]
+
+
+def read_genai(folder: Path) -> dict[str, Any]:
+    """Return the contents of the ``genai_config.json`` in ``folder``. Raises BadArtifact if there is none."""
+    if not (folder / GENAI_FILE).is_file():
+        raise BadArtifact(
+            f"{folder / GENAI_FILE} is missing. Give the folder of a model, as `ortlm build` or "
+            "onnxruntime-genai's builder writes it."
+        )
+    return read_json(folder / GENAI_FILE)
+
+
+def overlay_genai(found: Mapping[str, Any], changes: Any) -> dict[str, Any]:
+    """Return a configuration with ``changes`` of the same form: values replace, items of lists are added.
+
+    Raises BadOption for keys that are not known and for values of another kind than the known one.
+    """
+    return _overlaid(found, changes, _GENAI_KEYS, "")
+
+
+def genai_facts(found: dict[str, Any], path: Path) -> GenaiFacts:
+    """Read the facts out of the contents of the file ``path``. Raises BadArtifact for values of a wrong type."""
+    try:
+        model = _mapping(found["model"])
+        marks = ("bot_token_id", "eot_token_id", "bor_token_id", "eor_token_id")
+        return GenaiFacts(
+            model_type=str(model.get("type", "")),
+            search=_filled(GENAI_SEARCH, _mapping(found.get("search"))),
+            speculative=_filled(GENAI_SPECULATIVE, _mapping(found.get("speculative"))),
+            marks={name: _integer(model[name]) for name in marks if model.get(name) is not None},
+            providers=tuple(_genai_providers(found).items()),
+        )
+    except _WRONG as error:
+        raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def with_genai_providers(
+    found: Mapping[str, Any], providers: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    """Return a configuration that names these execution providers with their options, and no others."""
+    model = dict(found.get("model") or {})
+    decoder = dict(model.get("decoder") or {})
+    options = dict(decoder.get("session_options") or {})
+    options["provider_options"] = [{name: dict(values)} for name, values in providers.items()]
+    return {**found, "model": {**model, "decoder": {**decoder, "session_options": options}}}
+
+
+def genai_artifact(folder: Path, found: dict[str, Any]) -> Artifact:
+    """Return the artifact in ``folder`` as the configuration ``found`` describes it.
+
+    It decides whatever it names; what it cannot say, such as optional inputs, comes from ``ortlm.json``. The
+    publisher's sampling defaults are left out: they are in the facts' ``search``.
+    """
+    path = folder / GENAI_FILE
+    manifest = from_genai(found, path)
+    theirs, options = manifest.graphs["decoder"], _genai_session_options(found, path)
+    if (folder / MANIFEST_FILE).is_file():
+        own = _manifest(read_json(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
+        decoder = replace(
+            graph_named(own, "decoder"),
+            file=theirs.file,
+            inputs=theirs.inputs,
+            outputs={**graph_named(own, "decoder").outputs, **theirs.outputs},
+        )
+        manifest = replace(
+            own,
+            graphs={**own.graphs, "decoder": decoder},
+            context_tokens=manifest.context_tokens,
+            stop_token_ids=manifest.stop_token_ids,
+            pad_token_id=manifest.pad_token_id,
+            bos_token_id=manifest.bos_token_id,
+        )
+    if not (folder / theirs.file).is_file():
+        raise BadArtifact(f"{folder / theirs.file} is missing, but {path} names it.")
+    options = {**manifest.session_options, **options}
+    return Artifact(folder, replace(manifest, session_options=options, generation={}))
+
+
+def _overlaid(old: Mapping[str, Any], new: Any, known: Any, place: str) -> dict[str, Any]:
+    if not isinstance(new, dict):
+        raise BadOption(f"the overlay must hold an object{place and f' at {place}'}, found {new!r}.")
+    out = dict(old)
+    for key, value in new.items():
+        where = f"{place}.{key}".lstrip(".")
+        if known != _ANY and key not in known and key not in old:
+            raise BadOption(f"an overlay knows no key {where!r}." + nearest(key, {*known, *old}))
+        inner, before = _ANY if known == _ANY else known.get(key), old.get(key)
+        if isinstance(inner, dict) or isinstance(before, dict) or (inner == _ANY and isinstance(value, dict)):
+            out[key] = _overlaid(before or {}, value, inner or _ANY, where)
+        elif isinstance(value, list):
+            out[key] = [*(before if isinstance(before, list) else [] if before is None else [before]), *value]
+        else:
+            out[key] = _checked(where, value, before)
+    return out
+
+
+def _checked(where: str, value: Any, before: Any) -> Any:
+    """Return ``value`` if it is of the kind that the key ``where`` takes, else raise BadOption."""
+    section, _, key = where.rpartition(".")
+    known: Mapping[str, Any] = {"search": GENAI_SEARCH, "speculative": GENAI_SPECULATIVE}.get(section, {})
+    model = known.get(key, before[0] if isinstance(before, list) and before else before)
+    if model is None or isinstance(model, (list, dict)):
+        return value
+    wanted, fits = "text", isinstance(value, str)
+    if isinstance(model, bool):
+        wanted, fits = "true or false", isinstance(value, bool)
+    elif isinstance(model, (int, float)):
+        wanted, fits = "a number", isinstance(value, (int, float)) and not isinstance(value, bool)
+        if isinstance(model, int) and key in known:
+            wanted, fits = "a whole number", fits and float(value).is_integer()
+    if not fits:
+        raise BadOption(f"{where} must be {wanted}, found {value!r}.")
+    return int(value) if wanted == "a whole number" else value
+
+
+def _filled(defaults: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``defaults`` with the values of ``found``, which must be of the same kind. ``TypeError`` if not."""
+    out = dict(defaults)
+    for key, value in found.items():
+        if key not in defaults or value is None:
+            continue
+        if isinstance(value, bool) != isinstance(defaults[key], bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{key} is {value!r}")
+        out[key] = value
+    return out
+
+
+def _genai_providers(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    decoder = _mapping(_mapping(found.get("model")).get("decoder"))
+    listed = _mapping(decoder.get("session_options")).get("provider_options") or []
+    out: dict[str, dict[str, str]] = {}
+    for entry in listed:
+        for name, values in _mapping(entry).items():
+            out.setdefault(name, {}).update({key: str(value) for key, value in _mapping(values).items()})
+    return out
+
+
+def _genai_session_options(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    decoder = _mapping(_mapping(found.get("model")).get("decoder"))
+    options = dict(_mapping(decoder.get("session_options")))
+    if options.pop("custom_ops_library", None):
+        raise BadArtifact(f"{path} asks for a library of custom operators, which is not supported.")
+    # Providers are chosen elsewhere, and the id only labels the lines of a log.
+    return {key: value for key, value in options.items() if key not in ("provider_options", "log_id")}

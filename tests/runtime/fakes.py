@@ -6,7 +6,7 @@ import numpy as np
 
 from ortlm.artifact import Graph, State
 from ortlm.dtypes import dtype
-from ortlm.errors import BadArtifact
+from ortlm.errors import BadArtifact, Cancelled
 from ortlm.runtime.session import Tensor, TensorInfo
 
 VOCAB, HEADS, WIDTH = 11, 2, 3
@@ -14,10 +14,14 @@ VOCAB, HEADS, WIDTH = 11, 2, 3
 
 class FakeBinding:
     def __init__(self):
-        self.given, self.taken, self.bound = {}, {}, 0
+        self.given, self.taken, self.bound, self.stopped = {}, {}, 0, False
 
     def input(self, name, tensor):
         self.given[name] = tensor
+        self.bound += 1
+
+    def input_array(self, name, array, address=None):
+        self.given[name] = Tensor(None, array)
         self.bound += 1
 
     def output(self, name, tensor):
@@ -26,6 +30,12 @@ class FakeBinding:
 
     def result(self, name):
         return self.taken[name]
+
+    def stop(self):
+        self.stopped = True
+
+    def go_on(self):
+        self.stopped = False
 
 
 class FakeBackend:
@@ -69,7 +79,10 @@ class FakeBackend:
     def binding(self):
         return FakeBinding()
 
-    def run(self, binding):
+    def run(self, binding, *, brief=False):
+        if binding.stopped:
+            binding.stopped = False
+            raise Cancelled("stopped")
         given = {name: tensor.array for name, tensor in binding.given.items()}
         ids, mask = given["input_ids"], given["attention_mask"]
         if given["past.key"].shape[3] != WIDTH:
@@ -106,9 +119,12 @@ class FakeBackend:
                 weights = np.arange(1, n + 1)[None, :, None] * scale
                 seen = (keys[b, :, :n] * weights + values[b, :, :n]).sum(1)
                 out[b, s] = seen.reshape(-1).astype(np.float32) @ self.head / n
-        keep_all = self.all_logits or int(given.get("logits_to_keep", np.array(1))) == 0
-        if not keep_all:
+        keep = 0 if self.all_logits else int(given.get("logits_to_keep", np.array(1)))
+        if keep == 1:
             out = out[np.arange(rows), counts - 1][:, None]
+        elif keep:
+            assert rows == 1
+            out = out[:, -keep:]
         bound = binding.taken.get("logits")
         if bound is not None and bound.array.shape == out.shape:
             bound.array[...] = out

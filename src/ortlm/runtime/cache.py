@@ -7,20 +7,34 @@ Tensors have shape [B, K, C, D] with the positions on axis 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.artifact import Graph, State
-from ortlm.dtypes import Array
+from ortlm.dtypes import Array, DType
 from ortlm.errors import BadArtifact, CannotRewind
+from ortlm.runtime.buffers import take_rows
 from ortlm.runtime.session import Backend, Binding, Tensor
+from ortlm.runtime.window import WindowCache
 
 Rows = NDArray[np.int64]
 Shapes = Sequence[tuple[int, int]]  # key/value heads K and width D of every state
 
 _GRAIN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StateInfo:
+    """Name, element type, key/value heads K, width D and window (None: all positions) of one state."""
+
+    name: str
+    dtype: DType
+    heads: int
+    width: int
+    window: int | None = None
 
 
 class Cache(Protocol):
@@ -37,17 +51,36 @@ class Cache(Protocol):
     def start(self, rows: int) -> None:
         """Empty the cache for a batch of ``rows``."""
 
-    def bind(self, binding: Binding, room: int) -> None:
-        """Bind every state for a run after which ``room`` positions may be filled."""
+    def bind(self, binding: Binding, ends: Sequence[int], room: int) -> None:
+        """Bind every state for a run after which row i has ``ends[i]`` positions.
 
-    def advance(self, tokens: int) -> None:
-        """Take note that the run bound last has filled ``tokens`` more positions."""
+        ``room`` is how many positions the longest row will have before long, padding included.
+        """
 
-    def trim(self, length: int) -> None:
-        """Go back to ``length`` positions. Raises CannotRewind if that is more than there are."""
+    def advance(self, ends: Sequence[int]) -> None:
+        """Take note that the run bound last has filled row i up to ``ends[i]`` positions."""
 
-    def select(self, rows: Rows) -> None:
-        """Keep the rows with these numbers, in this order; a row may be taken more than once."""
+    def trim(self, lengths: Sequence[int]) -> None:
+        """Go back to ``lengths[i]`` positions in row i.
+
+        Raises CannotRewind, and changes nothing, if that is more than there are, or if some of them are gone.
+        """
+
+    def select(self, rows: Rows, start: int = 0) -> None:
+        """Keep the rows with these numbers, in this order; a row may be taken more than once.
+
+        ``start``: if there are as many rows as before, those that move agree with the rows in whose place they
+        come in so many first positions, which then need not be copied.
+        """
+
+    def read(self) -> list[Array]:
+        """Return what is filled of every state, [B, K, length, D]: copies, or parts of the memory itself.
+
+        Of a state with a window the last positions of each row, see WindowCache.
+        """
+
+    def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
+        """Take the states that ``read`` has returned for rows of these lengths in place of what is there."""
 
 
 class SharedCache:
@@ -95,7 +128,7 @@ class SharedCache:
             self._rows, self._capacity, self._tensors, self._bound = rows, 0, [], None
         self._length = 0
 
-    def bind(self, binding: Binding, room: int) -> None:
+    def bind(self, binding: Binding, ends: Sequence[int], room: int) -> None:
         """Bind every buffer as past and as present; nothing happens if that is so already."""
         if room > self._capacity:
             self._grow(room)
@@ -106,24 +139,37 @@ class SharedCache:
             binding.output(state.present, tensor)
         self._bound = binding
 
-    def advance(self, tokens: int) -> None:
-        """Take note that the run bound last has filled ``tokens`` more positions."""
-        self._length += tokens
+    def advance(self, ends: Sequence[int]) -> None:
+        """Take note that the run bound last has filled row i up to ``ends[i]`` positions."""
+        self._length = max(ends)
 
-    def trim(self, length: int) -> None:
-        """Go back to ``length`` positions; what lies behind them is ignored and overwritten later."""
-        _check_trim(self._length, length)
-        self._length = length
+    def trim(self, lengths: Sequence[int]) -> None:
+        """Go back to ``lengths[i]`` positions; what lies behind them is ignored and overwritten later."""
+        self._length = _trimmed(self._length, lengths)
 
-    def select(self, rows: Rows) -> None:
+    def select(self, rows: Rows, start: int = 0) -> None:
         """Keep the rows with these numbers, in this order."""
-        filled = self._length
-        for i, tensor in enumerate(self._tensors):
-            old = tensor.numpy()
-            new = np.zeros((len(rows), *old.shape[1:]), dtype=old.dtype)
-            new[:, :, :filled] = old[rows, :, :filled]
-            self._tensors[i] = self._backend.place(new)
-        self._rows, self._bound = len(rows), None
+        if take_rows(self._backend, self._tensors, rows, start=start, filled=self._length):
+            self._bound = None
+        self._rows = len(rows)
+
+    def read(self) -> list[Array]:
+        """Return what is filled of every state, [B, K, length, D]."""
+        return [tensor.numpy()[:, :, : self._length] for tensor in self._tensors]
+
+    def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
+        """Take states [B, K, length, D] in place of what is there."""
+        rows, _, length, _ = arrays[0].shape
+        self._rows, self._length, self._capacity, self._tensors = rows, 0, 0, []
+        self._grow(length)
+        for i, array in enumerate(arrays):
+            buffer = self._tensors[i].numpy()
+            buffer[:, :, :length] = array
+            # On a device that was a copy.
+            self._tensors[i] = (
+                self._tensors[i] if self._tensors[i].array is not None else self._backend.place(buffer)
+            )
+        self._length = length
 
     def _grow(self, room: int) -> None:
         # Room for an answer too: growing on its first token would copy the whole prompt's cache.
@@ -171,35 +217,101 @@ class AppendCache:
             dtype = self._backend.inputs[state.past].dtype.numpy
             self._tensors.append(self._backend.place(np.zeros((rows, heads, 0, width), dtype=dtype)))
 
-    def bind(self, binding: Binding, room: int) -> None:
+    def bind(self, binding: Binding, ends: Sequence[int], room: int) -> None:
         """Bind what the last run returned as past, and new memory as present."""
         for state, tensor in zip(self._states, self._tensors, strict=True):
             binding.input(state.past, tensor)
             binding.output(state.present, None)
         self._bound = binding
 
-    def advance(self, tokens: int) -> None:
+    def advance(self, ends: Sequence[int]) -> None:
         """Take over the tensors that the run bound last has returned."""
         assert self._bound is not None
         self._tensors = [self._bound.result(state.present) for state in self._states]
-        self._length += tokens
+        self._length = max(ends)
 
-    def trim(self, length: int) -> None:
-        """Go back to ``length`` positions by copying what remains."""
-        _check_trim(self._length, length)
+    def trim(self, lengths: Sequence[int]) -> None:
+        """Go back to ``lengths[i]`` positions by copying what remains of the longest row."""
+        length = _trimmed(self._length, lengths)
         if length < self._length:
             self._replace(lambda old: old[:, :, :length])
             self._length = length
 
-    def select(self, rows: Rows) -> None:
+    def select(self, rows: Rows, start: int = 0) -> None:
         """Keep the rows with these numbers, in this order."""
-        self._replace(lambda old: old[rows])
-        self._rows = len(rows)
+        if not np.array_equal(rows, np.arange(self._rows)):
+            self._replace(lambda old: old[rows])
+            self._rows = len(rows)
+
+    def read(self) -> list[Array]:
+        """Return every state, [B, K, length, D]."""
+        return [tensor.numpy() for tensor in self._tensors]
+
+    def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
+        """Take states [B, K, length, D] in place of what is there."""
+        self._rows, _, self._length, _ = arrays[0].shape
+        self._tensors = [self._backend.place(np.ascontiguousarray(array)) for array in arrays]
+        self._bound = None
 
     def _replace(self, change: _Change) -> None:
         self._tensors = [
             self._backend.place(np.ascontiguousarray(change(tensor.numpy()))) for tensor in self._tensors
         ]
+
+
+class SplitCache:
+    """Several caches side by side, each for some of the states, whose numbers in their order are ``places``."""
+
+    def __init__(self, parts: Sequence[tuple[Cache, Sequence[int]]]) -> None:
+        self.parts = [part for part, _ in parts]
+        self._places = [places for _, places in parts]
+
+    @property
+    def length(self) -> int:
+        """How many positions are filled, in the longest row."""
+        return self.parts[0].length
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return sum(part.nbytes for part in self.parts)
+
+    def start(self, rows: int) -> None:
+        """Empty the cache for a batch of ``rows``."""
+        for part in self.parts:
+            part.start(rows)
+
+    def bind(self, binding: Binding, ends: Sequence[int], room: int) -> None:
+        """Bind every state for a run after which row i has ``ends[i]`` positions."""
+        for part in self.parts:
+            part.bind(binding, ends, room)
+
+    def advance(self, ends: Sequence[int]) -> None:
+        """Take note that the run bound last has filled row i up to ``ends[i]`` positions."""
+        for part in self.parts:
+            part.advance(ends)
+
+    def trim(self, lengths: Sequence[int]) -> None:
+        """Go back in every part; those that may have to refuse come first."""
+        for part in self.parts:
+            part.trim(lengths)
+
+    def select(self, rows: Rows, start: int = 0) -> None:
+        """Keep the rows with these numbers, in this order."""
+        for part in self.parts:
+            part.select(rows, start)
+
+    def read(self) -> list[Array]:
+        """Return what every part returns, in the order of the states."""
+        found: dict[int, Array] = {}
+        for part, places in zip(self.parts, self._places, strict=True):
+            found |= zip(places, part.read(), strict=True)
+        return [found[place] for place in sorted(found)]
+
+    def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
+        """Take the states that ``read`` has returned in place of what is there."""
+        for part, places in zip(self.parts, self._places, strict=True):
+            part.fill([arrays[place] for place in places], lengths)
 
 
 class _Change(Protocol):
@@ -218,13 +330,29 @@ def make_cache(backend: Backend, graph: Graph, *, context_tokens: int, shapes: S
             raise BadArtifact(
                 f"{graph.file}: state {state.past} grows along axis {state.axis}; only 2 is known."
             )
-    kinds = {state.kind for state in graph.states}
     shapes = state_shapes(backend, graph) if shapes is None else shapes
-    if kinds == {"grow"}:
-        return SharedCache(backend, graph.states, shapes, context_tokens)
-    if kinds == {"append"}:
-        return AppendCache(backend, graph.states, shapes)
-    raise BadArtifact(f"{graph.file} has states of kind {sorted(kinds)}; known is one of 'grow', 'append'.")
+    parts: dict[tuple[str, int], list[int]] = {}
+    for place, state in enumerate(graph.states):
+        parts.setdefault((state.kind, state.window or 0), []).append(place)
+    # A window's cache may refuse to go back, and must be asked first.
+    ordered = sorted(parts.items(), key=lambda part: part[0][0] != "window")
+    made: list[tuple[Cache, Sequence[int]]] = []
+    for (kind, window), places in ordered:
+        states, sizes = [graph.states[i] for i in places], [shapes[i] for i in places]
+        if kind == "window" and window > 0:
+            made.append(
+                (WindowCache(backend, states, sizes, window=window, context_tokens=context_tokens), places)
+            )
+        elif kind == "grow":
+            made.append((SharedCache(backend, states, sizes, context_tokens), places))
+        elif kind == "append":
+            made.append((AppendCache(backend, states, sizes), places))
+        else:
+            raise BadArtifact(
+                f"{graph.file} has states of kind {kind!r}{'' if window else ' without a window'}; known are "
+                "'grow', 'append', and 'window' with a length. Build the model again."
+            )
+    return made[0][0] if len(made) == 1 else SplitCache(made)
 
 
 def state_shapes(backend: Backend, graph: Graph) -> list[tuple[int, int]]:
@@ -252,6 +380,8 @@ def bytes_per_token(backend: Backend, states: Sequence[State], shapes: Shapes) -
     return sum(heads * width * size for (heads, width), size in zip(shapes, sizes, strict=True))
 
 
-def _check_trim(length: int, wanted: int) -> None:
-    if not 0 <= wanted <= length:
-        raise CannotRewind(f"the cache holds {length} positions and cannot go back to {wanted}.")
+def _trimmed(length: int, wanted: Sequence[int]) -> int:
+    longest = max(wanted, default=0)
+    if not 0 <= longest <= length:
+        raise CannotRewind(f"the cache holds {length} positions and cannot go back to {longest}.")
+    return longest

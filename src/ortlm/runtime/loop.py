@@ -6,30 +6,35 @@ position is its index in its row.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.artifact import Graph
 from ortlm.dtypes import Array
-from ortlm.errors import BadArtifact, BadOption, ContextFull
-from ortlm.runtime.cache import Rows, Shapes, make_cache
-from ortlm.runtime.processors import Logits
+from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull
+from ortlm.runtime.cache import Rows, Shapes, StateInfo, make_cache, state_shapes
+from ortlm.runtime.rows import agreement
 from ortlm.runtime.session import Backend, Tensor
+from ortlm.runtime.settings import Logits
 
 _log = logging.getLogger(__name__)
 
 # Bounds the activations and logits of a long prompt; the speed is nearly that of one run.
 _CHUNK_TOKENS = 512
+_UNKNOWN = np.array([-1])
+_GONE = "the text went back beyond what the cache of a window holds"
 
 
 class Loop:
     """Feeds a decoder graph and owns what goes from step to step: cache, lengths and history.
 
     ``switch_tokens``: see Manifest.rope_switch_tokens. ``shapes``: what ``state_shapes`` found, if known.
-    ``recomputed`` counts how often the switch made the whole history be computed anew.
+    ``recomputed`` counts how often the whole history was computed anew: because of the switch, or because a
+    window's cache could not go back as far as was asked.
     """
 
     def __init__(
@@ -48,179 +53,348 @@ class Loop:
         self._switch = switch_tokens
         self._chunk = chunk_tokens
         self._binding = backend.binding()
+        self._appends = any(state.kind == "append" for state in graph.states)
+        self._windows = any(state.kind == "window" for state in graph.states)
+        # Attention that evicts takes no padding, unless it is told the lengths.
+        self._whole_rows = self._windows and "query_lengths" not in graph.optional
         self._bound: dict[str, Tensor] = {}
         self._ones = np.ones((1, 0), dtype=np.int64)
+        self._ones_address = 0
         self._logits = graph.outputs["logits"]
         self._last_only = backend.outputs[self._logits].shape[1] == 1
-        self.cache = make_cache(backend, graph, context_tokens=context_tokens, shapes=shapes)
+        self._shapes = state_shapes(backend, graph) if shapes is None else shapes
+        self.cache = make_cache(backend, graph, context_tokens=context_tokens, shapes=self._shapes)
         self.history: list[list[int]] = []
         self.recomputed = 0
         self._long = False
+        # Whether the last run fed one row's next token, so that the next one finds all but that in place.
+        self._steady = False
 
     @property
     def length(self) -> int:
         """Tokens in the longest row."""
         return max((len(row) for row in self.history), default=0)
 
+    @property
+    def context_tokens(self) -> int:
+        """How many tokens a row may have."""
+        return self._context
+
+    def use(self, inputs: Mapping[str, Tensor]) -> None:
+        """Let every run from now on read these further inputs, such as the tensors of an adapter."""
+        for name, tensor in inputs.items():
+            self._binding.input(name, tensor)
+
     def start(self, rows: int = 1) -> None:
         """Forget everything and begin a batch of ``rows``."""
+        self._steady = False
         self.history = [[] for _ in range(rows)]
         self.cache.start(rows)
         self._long = False
 
-    def append(self, rows: Sequence[Sequence[int]], *, all_logits: bool = False) -> Logits:
-        """Feed new tokens of every row.
+    def append(self, rows: Sequence[Sequence[int]], *, keep: int | None = None) -> Logits:
+        """Feed new tokens of every row; a row without any gives the logits of its last token once more.
 
-        Returns the logits after each row's last token, float32 [B, V]; with ``all_logits`` those after every
-        token, float32 [B, S, V], where those of padding mean nothing.
-        Raises ContextFull if a row would outgrow the context; nothing has changed then.
+        Returns the logits after each row's last token, float32 [B, V]; with ``keep`` those after each row's
+        last ``keep`` tokens, float32 [B, keep, V], the last one at the end. What lies before a row's first
+        new token there means nothing. The next call may overwrite them, so copy what is to stay.
+        Raises ContextFull if a row would outgrow the context; nothing has changed then. Raises Cancelled
+        after ``cancel``: what was fed before remains.
         """
         self._check(rows)
         total = max(len(old) + len(new) for old, new in zip(self.history, rows, strict=True))
         long = self._switch is not None and total > self._switch
         if self.length and long != self._long:
-            return self._recompute(rows, all_logits=all_logits)
+            rows = self._forget(
+                rows, f"the text crossed {self._switch} tokens, where the position encoding changes"
+            )
+        elif self._windows:
+            rows = self._reachable(rows)
         self._long = long
-        return self._feed(rows, first=self._switch + 1 if self._switch and long else 0, all_logits=all_logits)
+        # A graph picks its rotation table by the length so far: a chunk that ends below the switch would be
+        # rotated by the wrong one.
+        least = min(map(len, self.history))
+        first = self._switch + 1 - least if self._switch and long else 0
+        if self._whole_rows and len(rows) > 1 and not least:
+            first = max(first, min(map(len, rows)))
+        found = self._feed(rows, first=first, keep=keep or 1)
+        return found if keep else found[:, 0]
 
-    def step(self, tokens: NDArray[np.int64]) -> Logits:
-        """Feed one token per row, int64 [B]; return logits float32 [B, V]."""
+    def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> Logits:
+        """Feed one token per row, [B]; return logits float32 [B, V] as ``append`` does."""
+        if self._steady and len(tokens) == len(self.history) == 1:
+            length = len(self.history[0])
+            if length < self._context and length != self._switch:
+                return self._step_on(int(tokens[0]), length + 1)
         return self.append([[int(token)] for token in tokens])
 
-    def trim(self, length: int) -> None:
-        """Go back to at most ``length`` tokens in every row."""
-        self.cache.trim(min(length, self.cache.length))
-        for row in self.history:
+    def _step_on(self, token: int, total: int) -> Logits:
+        """Feed one row's next token behind a run that did the same: only what changes is bound anew."""
+        inputs = self._graph.inputs
+        self._bound[inputs["input_ids"]].numpy()[0, 0] = token
+        if self._ones.shape[1] < total:
+            self._make_ones(total)
+        mask = self._ones[:, :total]
+        self._binding.input_array(inputs["attention_mask"], mask, self._ones_address)
+        if "position_ids" in inputs:
+            self._bound[inputs["position_ids"]].numpy()[0, 0] = total - 1
+        ends = (total,)
+        self.cache.bind(self._binding, ends, total)
+        self._steady = False
+        self._backend.run(self._binding, brief=True)
+        self._steady = True
+        self.cache.advance(ends)
+        self.history[0].append(token)
+        logits = self._binding.result(self._logits).numpy()[:, 0]
+        return logits if logits.dtype == np.float32 else logits.astype(np.float32)
+
+    def hidden_states(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Feed new tokens as ``append`` does; return their hidden states float32 [B, S, H].
+
+        Those of rows that are shorter end with values that mean nothing. Raises BadArtifact if the graph has
+        no such output.
+        """
+        # The official builder's configurations do not name it.
+        name = self._graph.outputs.get("hidden_states", "hidden_states")
+        if name not in self._backend.outputs:
+            raise BadArtifact(
+                f"{self._graph.file} gives no hidden states. Build the model with --extra_options "
+                "include_hidden_states=true."
+            )
+        self._check(rows)
+        if any(not row for row in rows):
+            raise BadOption("hidden states are of new tokens, so every row must have one at least.")
+        found: list[NDArray[np.float32]] = []
+        self._binding.output(name, None)
+
+        def take() -> None:
+            found.append(self._binding.result(name).numpy().astype(np.float32))
+
+        total = max(map(len, rows))
+        self._long = self._switch is not None and total > self._switch
+        self._feed(rows, first=self._switch + 1 if self._switch and self._long else 0, keep=1, after=take)
+        return np.concatenate(found, axis=1)
+
+    def trim(self, lengths: int | Sequence[int]) -> None:
+        """Go back to at most so many tokens, in every row or row by row.
+
+        If the cache of a window no longer holds what that needs, the next ``append`` computes everything anew.
+        """
+        self._steady = False
+        each = [lengths] * len(self.history) if isinstance(lengths, int) else lengths
+        for row, length in zip(self.history, each, strict=True):
+            if length < 0:
+                raise CannotRewind(f"a row cannot go back to {length} tokens.")
             del row[length:]
+        with contextlib.suppress(CannotRewind):
+            self.cache.trim([len(row) for row in self.history])
 
     def select(self, rows: Rows) -> None:
         """Keep the rows with these numbers, in this order; a row may be taken more than once."""
-        self.cache.select(rows)
+        self._steady = False
+        start = 0
+        if len(rows) == len(self.history):
+            # Beams share their prompt and most of what follows.
+            moved = [
+                (old, self.history[row])
+                for at, (old, row) in enumerate(zip(self.history, rows, strict=True))
+                if at != row
+            ]
+            start = min((agreement(old, new) for old, new in moved), default=0)
+        self.cache.select(rows, start)
         self.history = [list(self.history[row]) for row in rows]
+
+    def adopt(self, history: Sequence[Sequence[int]], states: Sequence[Array]) -> None:
+        """Go on from ``history`` and the ``states`` that ``filled`` returned for it."""
+        self._steady = False
+        self.cache.fill(states, [len(row) for row in history])
+        self.history = [list(row) for row in history]
+        self._long = self._switch is not None and self.length > self._switch
+
+    def filled(self) -> list[Array]:
+        """Return every state as far as the history has filled it, see Cache.read."""
+        try:
+            self.cache.trim([len(row) for row in self.history])
+            return self.cache.read()
+        except CannotRewind:
+            self.append(self._forget([[] for _ in self.history], _GONE))
+            return self.cache.read()
+
+    @property
+    def states(self) -> list[StateInfo]:
+        """What the cache consists of, in its order."""
+        return [
+            StateInfo(state.past, self._backend.inputs[state.past].dtype, heads, width, state.window)
+            for state, (heads, width) in zip(self._graph.states, self._shapes, strict=True)
+        ]
+
+    def cancel(self) -> None:
+        """End the ``append`` or ``step`` that another thread is in, or else the next one, with Cancelled."""
+        self._binding.stop()
+
+    def go_on(self) -> None:
+        """Take ``cancel`` back, if nothing has met it yet."""
+        self._binding.go_on()
 
     def _check(self, rows: Sequence[Sequence[int]]) -> None:
         if len(rows) != len(self.history):
             raise BadOption(f"the batch has {len(self.history)} rows, but tokens of {len(rows)} were given.")
         for number, (old, new) in enumerate(zip(self.history, rows, strict=True)):
-            if not len(new):
-                raise BadOption(f"row {number} has no new token; every row needs at least one.")
+            if not len(new) and not len(old):
+                raise BadOption(f"row {number} has no token; every row needs at least one.")
             if len(old) + len(new) > self._context:
                 raise ContextFull(
                     f"the context holds {self._context} tokens; {len(old)} are in it and {len(new)} more "
                     "do not fit. Shorten the prompt or start anew."
                 )
 
-    def _recompute(self, rows: Sequence[Sequence[int]], *, all_logits: bool) -> Logits:
-        """Feed history and new tokens from the start, because all positions are rotated by another table."""
-        _log.info(
-            "the text crossed %s tokens, where the position encoding changes; computing %s tokens anew",
-            self._switch,
+    def _reachable(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """Return what is to be fed to append ``rows``: those, or all if a window's cache lacks what they need."""
+        try:
+            # A row without new tokens gives its last one once more.
+            self.cache.trim(
+                [len(old) - (0 if new else 1) for old, new in zip(self.history, rows, strict=True)]
+            )
+        except CannotRewind:
+            return self._forget(rows, _GONE)
+        return rows
+
+    def _forget(self, rows: Sequence[Sequence[int]], why: str) -> list[list[int]]:
+        """Empty the cache and return all that is to be fed then, the history and ``rows``."""
+        _log.log(
+            logging.DEBUG if self.recomputed else logging.INFO,
+            "%s; computing %s tokens anew",
+            why,
             self.length,
         )
-        past = [len(row) for row in self.history]
         everything = [[*old, *new] for old, new in zip(self.history, rows, strict=True)]
         self.start(len(rows))
         self.recomputed += 1
-        logits = self.append(everything, all_logits=all_logits)
-        if not all_logits:
-            return logits
-        out = np.zeros((len(rows), max(map(len, rows)), logits.shape[2]), dtype=np.float32)
-        for row, (skip, new) in enumerate(zip(past, rows, strict=True)):
-            out[row, : len(new)] = logits[row, skip : skip + len(new)]
-        return out
+        return everything
 
-    def _feed(self, rows: Sequence[Sequence[int]], *, first: int, all_logits: bool) -> Logits:
-        """Run the graph, in chunks if there is one row; the first chunk has at least ``first`` tokens.
-
-        A graph picks its rotation table by the length so far, so a chunk that ends below the switch would
-        be rotated by the wrong one.
-        """
-        ids, counts = _pad(rows)
-        if len(rows) > 1 or ids.shape[1] <= 1:
-            return self._forward(ids, counts, rows, room=self.length + ids.shape[1], all_logits=all_logits)
-        stepwise = all_logits and self._last_only and "logits_to_keep" not in self._graph.optional
-        size = 1 if stepwise else self._chunk
-        found: list[Logits] = []
-        # The whole prompt's room at once: the cache is then not copied from chunk to chunk.
-        at, room = 0, self.length + ids.shape[1]
-        while at < ids.shape[1]:
-            end = at + max(size, first - len(self.history[0]))
-            part = [list(rows[0][at:end])]
-            logits = self._forward(*_pad(part), part, room=room, all_logits=all_logits)
-            found = [*found, logits] if all_logits else [logits]
-            at = end
-        if not all_logits:
-            return found[0]
-        out = np.concatenate(found, axis=1)
-        if out.shape[1] != ids.shape[1]:
-            raise BadArtifact(f"{self._graph.file} gives the logits of a prompt's last token only.")
-        return out
-
-    def _forward(
+    def _feed(
         self,
-        ids: NDArray[np.int64],
-        counts: NDArray[np.int64],
         rows: Sequence[Sequence[int]],
         *,
-        room: int,
-        all_logits: bool,
+        first: int,
+        keep: int,
+        after: Callable[[], None] | None = None,
     ) -> Logits:
-        """Run the graph once on ids [B, S] of which row b has ``counts[b]`` real ones.
+        """Run the graph in chunks, of which the first has at least ``first`` tokens; logits [B, keep, V].
 
-        ``room`` is how many positions the cache will have to hold before long.
+        ``after`` is called when a chunk has been run.
         """
+        counts = [len(row) for row in rows]
+        size, longest = self._chunk_of(counts, keep), max(counts)
+        # The whole prompt's room at once: the cache is then not copied from chunk to chunk.
+        room = max(len(old) + count for old, count in zip(self.history, counts, strict=True))
+        out: Logits | None = None
+        at = 0
+        while True:
+            end = min(at + max(size, first - at), max(longest, 1))
+            # A row that has nothing left gives its last token again, at its old place: that changes nothing.
+            parts = [row[at:end] or [old.pop()] for row, old in zip(rows, self.history, strict=True)]
+            if keep == 1:
+                logits = self._forward(parts, room=room, keep=1)
+                out = logits
+            else:
+                # The last ``keep`` tokens of a row may lie in several chunks.
+                wanted = max(1, min(end, longest) - max(at, longest - keep)) if len(rows) == 1 else 0
+                logits = self._forward(parts, room=room, keep=wanted)
+                if out is None:
+                    out = np.zeros((len(rows), keep, logits.shape[2]), dtype=np.float32)
+                for row, (count, part) in enumerate(zip(counts, parts, strict=True)):
+                    low, high = max(at, count - keep), min(end, count)
+                    shift = at + len(part) - logits.shape[1] if len(rows) == 1 else at
+                    if low < high:
+                        out[row, keep - count + low : keep - count + high] = logits[
+                            row, low - shift : high - shift
+                        ]
+                    elif count == 0:
+                        out[row, -1] = logits[row, 0 if len(rows) > 1 else -1]
+            if after is not None:
+                after()
+            at = end
+            if at >= longest:
+                return out
+
+    def _chunk_of(self, counts: Sequence[int], keep: int) -> int:
+        """Return how many tokens of each row a run may take."""
+        optional, batch = self._graph.optional, len(counts)
+        if keep > 1 and self._last_only and "logits_to_keep" not in optional:
+            return 1
+        if batch == 1:
+            return self._chunk
+        if "query_lengths" in optional and not self._appends:
+            return max(32, self._chunk // batch)
+        # Such a graph takes several tokens of several rows while the cache is empty, and else one of each.
+        return 1 if any(self.history) or self._whole_rows else max(counts)
+
+    def _forward(self, rows: Sequence[Sequence[int]], *, room: int, keep: int) -> Logits:
+        """Run the graph once on at least one token of every row.
+
+        ``room`` is how many positions the cache will have to hold before long. Returns float32 [B, n, V]: of
+        each row's last token (n = 1) if ``keep`` is 1; of the last n = ``keep`` tokens of one row; of all
+        n = S tokens of several rows if ``keep`` is 0.
+        """
+        ids, counts = _pad(rows)
         batch, new = ids.shape
-        lengths = np.array([len(row) for row in self.history], dtype=np.int64)
-        ends = lengths + counts
+        starts = np.array([len(row) for row in self.history], dtype=np.int64)
+        ends = starts + counts
         total = int(ends.max())
         optional = self._graph.optional
-        ragged_append = batch > 1 and new > 1 and self.cache.length > 0
-        if ragged_append and "query_lengths" not in optional:
-            raise BadArtifact(
-                f"{self._graph.file} cannot append several tokens to several rows at once; "
-                "append one at a time."
-            )
+        self._steady = False
         self._input("input_ids", ids)
-        self._input("attention_mask", self._mask(ends, total))
+        self._binding.input_array(self._graph.inputs["attention_mask"], self._mask(ends, total))
         if "position_ids" in self._graph.inputs:
-            self._input("position_ids", lengths[:, None] + np.arange(new, dtype=np.int64))
+            self._input("position_ids", starts[:, None] + np.arange(new, dtype=np.int64))
         if "logits_to_keep" in optional:
-            self._input("logits_to_keep", np.array(0 if all_logits else 1, dtype=np.int64), of=optional)
+            self._input("logits_to_keep", np.array(keep, dtype=np.int64), of=optional)
         if "query_lengths" in optional:
-            given = counts if ragged_append else np.array([-1])
-            self._input("query_lengths", given.astype(np.int32), of=optional)
-        self.cache.bind(self._binding, max(room, int(lengths.max()) + new))
+            ragged = batch > 1 and new > 1 and bool(starts.any())
+            self._input("query_lengths", (counts if ragged else _UNKNOWN).astype(np.int32), of=optional)
+        if self._appends or self._windows:
+            # What they hold follows from what was fed; tokens that are fed again must go first.
+            self.cache.trim(starts.tolist())
+        filled: list[int] = ends.tolist()
+        self.cache.bind(self._binding, filled, max(room, int(starts.max()) + new))
         one_only = self._last_only or "logits_to_keep" in optional
-        keeps_one = new == 1 or (one_only and not all_logits)
-        self._bind_logits(batch if keeps_one else None)
+        self._bind_logits(batch if new == 1 or (one_only and keep == 1) else None)
         self._backend.run(self._binding)
-        self.cache.advance(total - self.cache.length)
+        self.cache.advance(filled)
         for old, fresh in zip(self.history, rows, strict=True):
             old.extend(fresh)
         logits = self._binding.result(self._logits).numpy()
-        if all_logits:
-            return logits.astype(np.float32)
-        # Some graphs give the logits of all positions, others those of each row's last token.
-        picked = logits[:, 0] if logits.shape[1] == 1 else logits[np.arange(batch), counts - 1]
-        return picked.astype(np.float32)
+        if keep == 1 and logits.shape[1] > 1:
+            # Some graphs give the logits of all positions, others those of each row's last token.
+            logits = logits[np.arange(batch), counts - 1][:, None]
+        elif keep > 1:
+            logits = logits[:, -keep:]
+        if logits.shape[1] < (keep or new):
+            raise BadArtifact(f"{self._graph.file} gives the logits of a prompt's last token only.")
+        self._steady = batch == new == keep == 1
+        return logits if logits.dtype == np.float32 else logits.astype(np.float32)
 
     def _mask(self, ends: NDArray[np.int64], total: int) -> NDArray[np.int64]:
         if len(ends) > 1:
             return (np.arange(total) < ends[:, None]).astype(np.int64)
         if self._ones.shape[1] < total:
-            self._ones = np.ones((1, 2 * total), dtype=np.int64)
+            self._make_ones(total)
         return self._ones[:, :total]
+
+    def _make_ones(self, total: int) -> None:
+        """Make a mask of one row that others are parts of."""
+        self._ones = np.ones((1, 2 * total), dtype=np.int64)
+        self._ones_address = self._ones.ctypes.data
 
     def _input(self, role: str, array: Array, *, of: Mapping[str, str] | None = None) -> None:
         """Bind an input, or only copy its new contents to what is bound already."""
         name = (of or self._graph.inputs)[role]
         bound = self._bound.get(name)
         if bound is not None and bound.array is not None and bound.array.shape == array.shape:
-            if role != "attention_mask" or array.shape[0] > 1:
-                bound.array[...] = array
+            bound.array[...] = array
             return
-        # The mask of one row is a view of shared ones, which nobody writes to; the rest is ours to change.
-        tensor = self._backend.tensor(array if role == "attention_mask" else array.copy())
+        tensor = self._backend.tensor(array.copy())
         self._binding.input(name, tensor)
         self._bound[name] = tensor
 

@@ -11,12 +11,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _HUGEPAGE, _COLLAPSE = 14, 25  # madvise(2); MADV_COLLAPSE came with Linux 6.1, older kernels refuse it
 _HUGE = 1 << 21
 # Smaller regions are thread stacks and Python's own memory.
 _SMALLEST_BYTES = 4 << 20
 _PIECE_BYTES = 16 << 20
+_MOST_KEPT_BYTES = (32 << 20) - (64 << 10)  # glibc's limit, less what it needs itself
 
 
 def use_huge_pages(*, threads: int) -> int:
@@ -45,6 +48,16 @@ def use_huge_pages(*, threads: int) -> int:
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         return sum(pool.map(collapse, pieces))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what arrays of up to 32 MB free, instead of giving it back to the system each time.
+
+    Logits of a large vocabulary take some hundred kB; without this, every copy of them is new memory that
+    the system has to clear first, which takes longer than the copy. glibc adapts to what a program frees, so
+    allocating and freeing one such array once is all it takes; other C libraries are not affected.
+    """
+    np.empty(_MOST_KEPT_BYTES, dtype=np.uint8)
 
 
 def _large_regions(maps: str) -> list[tuple[int, int]]:

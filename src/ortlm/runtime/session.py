@@ -9,15 +9,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ortlm.cores import physical_cores
-from ortlm.dtypes import BY_ORT, Array, DType
-from ortlm.errors import BadArtifact, BadOption, nearest
-from ortlm.runtime.pages import use_huge_pages
+from ortlm.dtypes import BY_ORT, Array, DType, dtype
+from ortlm.errors import BadArtifact, BadOption, Cancelled, nearest
+from ortlm.runtime.pages import keep_freed_memory, use_huge_pages
 
 _log = logging.getLogger(__name__)
 _LARGE_BYTES = 64 << 20
@@ -50,11 +51,12 @@ class Tensor:
     """A tensor that graphs read or write.
 
     ``value`` is ONNX Runtime's handle. ``array`` is the memory that it aliases, None if it lies on a device
-    or belongs to ONNX Runtime.
+    or belongs to ONNX Runtime. ``owner`` is what else has to live as long.
     """
 
     value: Any
     array: Array | None = None
+    owner: Any = None
 
     def numpy(self) -> Array:
         """Return the contents: the aliased memory itself if there is some, else a copy."""
@@ -70,11 +72,23 @@ class Binding(Protocol):
     def input(self, name: str, tensor: Tensor) -> None:
         """Let runs read ``tensor`` as the input ``name``."""
 
+    def input_array(self, name: str, array: Array, address: int | None = None) -> None:
+        """Let runs read ``array``, in main memory, as the input ``name``: faster than to make a tensor of it.
+
+        ``address`` is where it lies, if that is known.
+        """
+
     def output(self, name: str, tensor: Tensor | None) -> None:
         """Let the next run write the output ``name`` to ``tensor``, or to new memory if that is None."""
 
     def result(self, name: str) -> Tensor:
         """Return what the last run wrote to the output ``name``."""
+
+    def stop(self) -> None:
+        """End the run that another thread is in with this binding, or else the next one, with Cancelled."""
+
+    def go_on(self) -> None:
+        """Take ``stop`` back."""
 
 
 class Backend(Protocol):
@@ -97,8 +111,8 @@ class Backend(Protocol):
     def binding(self) -> Binding:
         """Return an empty binding."""
 
-    def run(self, binding: Binding) -> None:
-        """Run the graph once."""
+    def run(self, binding: Binding, *, brief: bool = False) -> None:
+        """Run the graph once; see Session."""
 
 
 class Session:
@@ -131,10 +145,11 @@ class Session:
                 "If the folder was copied, check that it is complete; else build the model again."
             ) from error
         self.threads = settings.intra_op_num_threads
-        self._inputs = _infos(self._session.get_inputs())
-        self._outputs = _infos(self._session.get_outputs())
-        self.optional = _infos(self._session.get_overridable_initializers())
+        self._inputs = _infos(self._session.get_inputs(), path)
+        self._outputs = _infos(self._session.get_outputs(), path)
+        self.optional = _infos(self._session.get_overridable_initializers(), path)
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
+        keep_freed_memory()
         # Small models live in the processor's caches and gain nothing.
         weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
         if self.device == "cpu" and weights >= _LARGE_BYTES:
@@ -153,6 +168,10 @@ class Session:
 
     def tensor(self, array: Array) -> Tensor:
         """Return a tensor that aliases ``array``, in main memory. ``array`` must be contiguous."""
+        if array.dtype == dtype("bf16").numpy:
+            # ONNX Runtime takes the bits only: numpy itself has no such type.
+            bits, kind = array.view(np.uint16), dtype("bf16").onnx
+            return Tensor(onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind), array)
         return Tensor(onnxruntime.OrtValue.ortvalue_from_numpy(array), array)
 
     def place(self, array: Array) -> Tensor:
@@ -165,13 +184,50 @@ class Session:
         """Return an empty binding for ``run``."""
         return OrtBinding(self._session.io_binding(), self.device)
 
-    def run(self, binding: Binding) -> None:
-        """Run the graph on what ``binding`` names. Raises BadArtifact if ONNX Runtime refuses."""
+    def run(self, binding: Binding, *, brief: bool = False) -> None:
+        """Run the graph on what ``binding`` names.
+
+        Raises BadArtifact if ONNX Runtime refuses, Cancelled after ``binding.stop()``; a run that is ``brief``
+        is stopped before it begins only, which saves the time to ask.
+        """
         assert isinstance(binding, OrtBinding)
         try:
-            self._session.run_with_iobinding(binding.io)
+            if binding.stopped:
+                binding.go_on()
+                raise Cancelled("the generation was cancelled.")
+            self._session.run_with_iobinding(binding.io, None if brief else binding.options)
         except _ORT_ERRORS as error:
+            if binding.stopped:
+                binding.go_on()
+                raise Cancelled("the generation was cancelled.") from error
             raise BadArtifact(f"ONNX Runtime could not run {self.path}: {error}") from error
+
+
+def read_adapter(path: Path) -> dict[str, tuple[TensorInfo, Tensor]]:
+    """Return the tensors of the ``.onnx_adapter`` file ``path`` by the name of the input that each is for.
+
+    Raises BadArtifact if there is no such file, or if it is damaged.
+    """
+    if not path.is_file():
+        raise BadArtifact(f"{path} is not a file. An adapter is a file that `ortlm build --adapter` writes.")
+    try:
+        file = onnxruntime.AdapterFormat.read_adapter(str(path))
+        values = file.get_parameters()
+        infos = _infos([_Node(name, v.data_type(), v.shape()) for name, v in values.items()], path)
+    except _ORT_ERRORS as error:
+        raise BadArtifact(
+            f"{path} cannot be read as an adapter of ONNX Runtime: {error}. Usual cause: a copy that stopped "
+            "early, or an adapter of peft, which `ortlm build --adapter NAME=FOLDER` takes."
+        ) from error
+    return {name: (infos[name], Tensor(value, owner=file)) for name, value in values.items()}
+
+
+class _Node(NamedTuple):
+    """A tensor as ONNX Runtime describes inputs and outputs."""
+
+    name: str
+    type: str
+    shape: Sequence[Any]
 
 
 class OrtBinding:
@@ -179,14 +235,26 @@ class OrtBinding:
 
     def __init__(self, io: Any, device: str) -> None:
         self.io = io
+        self.options = onnxruntime.RunOptions()
+        self.stopped = False
         self._device = device
         self._kept: dict[str, Tensor] = {}
         self._places: dict[str, int] = {}
+        self._arrays: dict[str, Array] = {}
 
     def input(self, name: str, tensor: Tensor) -> None:
         """Let runs read ``tensor`` as the input ``name``."""
         self.io.bind_ortvalue_input(name, tensor.value)
         self._kept[name] = tensor
+
+    def input_array(self, name: str, array: Array, address: int | None = None) -> None:
+        """Let runs read ``array``, in main memory, as the input ``name``: faster than to make a tensor of it.
+
+        ``address`` is where it lies, if that is known.
+        """
+        address = array.ctypes.data if address is None else address
+        self.io.bind_input(name, "cpu", 0, array.dtype, array.shape, address)
+        self._arrays[name] = array
 
     def output(self, name: str, tensor: Tensor | None) -> None:
         """Let the next run write the output ``name`` to ``tensor``, or to new memory if that is None."""
@@ -205,15 +273,46 @@ class OrtBinding:
         # get_outputs() lists outputs in the order in which they were first bound.
         return Tensor(self.io.get_outputs()[self._places[name]])
 
+    def stop(self) -> None:
+        """End the run that another thread is in with this binding, or else the next one, with Cancelled."""
+        self.stopped = self.options.terminate = True
 
-def _infos(nodes: Sequence[Any]) -> dict[str, TensorInfo]:
+    def go_on(self) -> None:
+        """Take ``stop`` back."""
+        self.stopped = self.options.terminate = False
+
+
+def _infos(nodes: Sequence[Any], path: Path) -> dict[str, TensorInfo]:
     found = {}
     for node in nodes:
         if node.type not in BY_ORT:
-            raise BadArtifact(f"the graph's tensor {node.name} has the element type {node.type}, not known.")
+            raise BadArtifact(f"{path}: tensor {node.name!r} has the element type {node.type}, not known.")
         shape = tuple(d if isinstance(d, int) else None for d in node.shape)
         found[node.name] = TensorInfo(node.name, BY_ORT[node.type], shape)
     return found
+
+
+def available_providers() -> list[str]:
+    """Return the names of the execution providers that this onnxruntime has."""
+    return list(onnxruntime.get_available_providers())
+
+
+def register_provider_library(name: str, path: str) -> None:
+    """Let ONNX Runtime load the execution provider ``name`` from the library ``path``. Raises BadOption."""
+    try:
+        onnxruntime.register_execution_provider_library(name, path)
+    except _ORT_ERRORS as error:
+        raise BadOption(
+            f"ONNX Runtime cannot load the execution provider {name!r} from {path}: {error}"
+        ) from error
+
+
+def unregister_provider_library(name: str) -> None:
+    """Undo ``register_provider_library``. Raises BadOption if ``name`` was not registered."""
+    try:
+        onnxruntime.unregister_execution_provider_library(name)
+    except _ORT_ERRORS as error:
+        raise BadOption(f"ONNX Runtime has no library for {name!r} to unload: {error}") from error
 
 
 def _provider_names(wanted: Sequence[str] | None) -> list[str]:
