@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import pytest
 import torch
 
+import ortlm
+from ortlm.options import BuildOptions
 from tests.architectures import families
 
 torch.set_num_threads(1)
@@ -39,6 +41,22 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         if name not in made:
             made[name] = Saved(name, tmp_path_factory.mktemp("checkpoint") / name)
         return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def build(saved: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ortlm.LanguageModel]:
+    """Return a function that builds a family row once per precision and options, and loads it."""
+    made: dict[tuple[Any, ...], ortlm.LanguageModel] = {}
+
+    def get(name: str, precision: str = "fp32", options: BuildOptions | None = None) -> ortlm.LanguageModel:
+        key = (name, precision, options)
+        if key not in made:
+            out = tmp_path_factory.mktemp("built") / f"{name}-{precision}"
+            ortlm.build(saved(name).folder, out, precision=precision, options=options)
+            made[key] = ortlm.load(out, threads=1)
+        return made[key]
 
     return get
 

@@ -20,14 +20,19 @@ from ortlm._version import __version__
 if TYPE_CHECKING:
     from ortlm.artifact import Artifact, open_artifact
     from ortlm.building import build
-    from ortlm.runtime.generate import Generation, LanguageModel, load
+    from ortlm.runtime.generate import LanguageModel, load
+    from ortlm.runtime.generator import Generator
+    from ortlm.runtime.guidance import Guidance
     from ortlm.runtime.settings import Settings
+    from ortlm.runtime.stream import Generation
 
 _LAZY = {
     "build": "ortlm.building",
     "load": "ortlm.runtime.generate",
     "LanguageModel": "ortlm.runtime.generate",
-    "Generation": "ortlm.runtime.generate",
+    "Generation": "ortlm.runtime.stream",
+    "Generator": "ortlm.runtime.generator",
+    "Guidance": "ortlm.runtime.guidance",
     "Settings": "ortlm.runtime.settings",
     "Artifact": "ortlm.artifact",
     "open_artifact": "ortlm.artifact",
@@ -36,6 +41,8 @@ _LAZY = {
 __all__ = [
     "Artifact",
     "Generation",
+    "Generator",
+    "Guidance",
     "LanguageModel",
     "Settings",
     "__version__",

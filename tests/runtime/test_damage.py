@@ -156,7 +156,7 @@ def test_tiny_temperatures_are_greedy(value):
     logits = np.array([[1.0, 3.0, 2.0, -5.0]], np.float32)
     cooled = temperature(value)(np.zeros((1, 0), np.int64), logits)
     for seed in range(5):
-        assert multinomial(cooled, np.random.default_rng(seed)) == [1]
+        assert multinomial(cooled, [np.random.default_rng(seed)]) == [1]
 
 
 @pytest.mark.parametrize("row", [[np.nan] * 4, [1, np.nan, 2, 3], [-np.inf] * 4])
@@ -164,9 +164,9 @@ def test_logits_that_are_no_numbers_are_never_answered(row):
     logits = np.array([row], np.float32)
     for sampler in (greedy, multinomial):
         with pytest.raises(Error, match="logits hold NaN"):
-            sampler(logits, np.random.default_rng(0))
+            sampler(logits, [np.random.default_rng(0)])
     with pytest.raises(Error, match="logits hold NaN"):
-        multinomial(np.array([[1, np.inf, 2, 3]], np.float32), np.random.default_rng(0))
+        multinomial(np.array([[1, np.inf, 2, 3]], np.float32), [np.random.default_rng(0)])
 
 
 @pytest.mark.parametrize("prompt", [None, 5, b"bytes", {"role": "user", "content": "x"}])

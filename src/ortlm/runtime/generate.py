@@ -8,95 +8,58 @@ for step in lm.stream([{"role": "user", "content": "Hello"}], temperature=0.7):
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Union, cast
+from typing import TYPE_CHECKING, Union, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.artifact import Artifact, graph_named, open_artifact
 from ortlm.errors import BadArtifact, BadOption, ContextFull, nearest
+from ortlm.runtime.adapters import Adapters
 from ortlm.runtime.cache import Shapes, bytes_per_token, state_shapes
 from ortlm.runtime.chat import ChatTemplate, Message
+from ortlm.runtime.embed import Pooling, embed
+from ortlm.runtime.generator import Generator, Rules
+from ortlm.runtime.guidance import Guidance
+from ortlm.runtime.guide import Guide, Vocabulary
+from ortlm.runtime.logprobs import TokenLogprob, token_logprob
 from ortlm.runtime.loop import Loop
-from ortlm.runtime.processors import Logits, from_settings
-from ortlm.runtime.sampler import greedy, multinomial
-from ortlm.runtime.search import FinishReason, Sampling
-from ortlm.runtime.session import Session
-from ortlm.runtime.settings import Settings
-from ortlm.runtime.stop import StopTexts
+from ortlm.runtime.rows import agreement
+from ortlm.runtime.saved import fingerprint, restore, save
+from ortlm.runtime.session import Session, Tensor
+from ortlm.runtime.settings import Logits, Options, Settings
+from ortlm.runtime.speculative import DraftModel, Lookup, Proposer
+from ortlm.runtime.stream import Generation, Step, Stream, Timings, astream
 from ortlm.runtime.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from typing import Unpack
+
+# Bounds the memory for the logits of a long prompt.
+_LOGPROB_CHUNK = 64
+
 Prompt = Union[str, Sequence[Message], Sequence[int]]  # noqa: UP007 - evaluated at run time
-
-
-@dataclass(slots=True)
-class Timings:
-    """What a generation cost. Seconds are wall clock.
-
-    ``prompt_tokens`` were given, ``cached_tokens`` of them came from the cache of the call before.
-    ``prompt_seconds`` lasts until the first logits, ``decode_seconds`` is all after them, in which
-    ``decode_steps`` further runs of the model were made.
-    """
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    new_tokens: int = 0
-    prompt_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    decode_steps: int = 0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Decoded tokens per second, without the prompt; 0 if there was no step."""
-        return self.decode_steps / self.decode_seconds if self.decode_seconds else 0.0
-
-    def to_dict(self) -> dict[str, float]:
-        """Return all figures under their names."""
-        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One generated token: the text that is complete with it, perhaps empty.
-
-    The last step of a stream says why it ended: "stop" (a stop token or stop text) or "length"
-    (max_new_tokens or the context). If no token was generated, its ``token_id`` is None.
-    """
-
-    text: str
-    token_id: int | None
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A finished answer. ``str()`` of it is the text.
-
-    ``token_ids`` are all generated tokens, the stop token included; ``text`` ends before it.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    timings: Timings = field(default_factory=Timings)
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class LanguageModel:
     """An artifact that is loaded and ready to generate.
 
-    May be used by several threads: every generation has a cache of its own.
+    May be used by several threads: every generation has a cache of its own. ``kept_caches`` of them are kept
+    for calls that begin with the same tokens.
     """
 
     def __init__(
-        self, artifact: Artifact, *, threads: int | None = None, providers: Sequence[str] | None = None
+        self,
+        artifact: Artifact,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        kept_caches: int = 1,
     ) -> None:
         self.artifact = artifact
         self.manifest = artifact.manifest
@@ -118,7 +81,11 @@ class LanguageModel:
         if logits not in self.session.outputs:
             raise BadArtifact(f"{artifact.graph_path('decoder')} has no output for logits.")
         self.vocab_size = self.session.outputs[logits].shape[2] or self.manifest.vocab_size
-        self._kept: list[Loop] = []
+        self._last_logits_only = (
+            self.session.outputs[logits].shape[1] == 1 and "logits_to_keep" not in self._graph.optional
+        )
+        self.kept_caches = kept_caches
+        self._kept: list[tuple[str | None, Loop]] = []
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -131,10 +98,15 @@ class LanguageModel:
         return ChatTemplate.open(self.artifact.path, self.tokenizer.special_tokens)
 
     @cached_property
-    def _unknown_ids(self) -> NDArray[np.int64] | None:
+    def _forbidden(self) -> NDArray[np.bool_] | None:
         if not (self.artifact.path / "tokenizer.json").is_file():
             return None
-        return self.tokenizer.unknown_ids(self.vocab_size)
+        unknown = self.tokenizer.unknown_ids(self.vocab_size)
+        if not len(unknown):
+            return None
+        forbidden = np.zeros(self.vocab_size, dtype=np.bool_)
+        forbidden[unknown] = True
+        return forbidden
 
     @cached_property
     def _shapes(self) -> Shapes:
@@ -142,7 +114,7 @@ class LanguageModel:
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """How many bytes of cache one token takes."""
+        """How many bytes of cache one token takes, in layers that keep a window only until that is full."""
         return bytes_per_token(self.session, self._graph.states, self._shapes)
 
     def loop(self) -> Loop:
@@ -190,93 +162,169 @@ class LanguageModel:
         prompt: Prompt,
         *,
         settings: Settings | None = None,
-        max_new_tokens: int | None = None,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool | None = None,
-        reuse_cache: bool = False,
+        reuse_cache: bool = True,
+        **options: Unpack[Options],
     ) -> Generation:
         """Continue ``prompt`` and return the whole answer.
 
-        ``prompt`` is a text, a list of chat messages, or a list of token ids. The other options are those of
-        Settings; what is given here wins over ``settings``. ``reuse_cache`` begins from what the last call
-        with it computed, as far as the prompts agree: for conversations. Results may then differ from a
-        fresh start in the last digits.
+        ``prompt`` is a text, a list of chat messages, or a list of token ids. ``options`` are the fields of
+        Settings and win over ``settings``. With ``reuse_cache`` the call begins from what an earlier one left
+        in the cache, as far as the prompts agree; results may then differ from a fresh start in the last digits.
         Raises ContextFull if the prompt alone is longer than the context, BadOption for unusable values.
         """
-        timings = Timings()
-        steps = list(
-            self.stream(
-                prompt,
-                settings=settings,
-                max_new_tokens=max_new_tokens,
-                do_sample=do_sample,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                repetition_penalty=repetition_penalty,
-                seed=seed,
-                stop=stop,
-                ignore_eos=ignore_eos,
-                reuse_cache=reuse_cache,
-                timings=timings,
-            )
-        )
-        return Generation(
-            text="".join(step.text for step in steps),
-            token_ids=tuple(step.token_id for step in steps if step.token_id is not None),
-            finish_reason=steps[-1].finish_reason or "length",
-            timings=timings,
-        )
+        return self.stream(prompt, settings=settings, reuse_cache=reuse_cache, **options).generations()[0]
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, settings: Settings | None = None, **options: Unpack[Options]
+    ) -> list[Generation]:
+        """Continue several prompts at once and return the answer to each; see ``generate``.
+
+        Faster than one after the other, because every step reads the weights once for all of them.
+        """
+        if isinstance(prompts, (str, bytes)) or not len(prompts):
+            raise BadOption("generate_batch takes a list of prompts, at least one.")
+        return self._stream([self.encode(prompt) for prompt in prompts], settings, options).generations()
 
     def stream(
         self,
         prompt: Prompt,
         *,
         settings: Settings | None = None,
-        max_new_tokens: int | None = None,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool | None = None,
-        reuse_cache: bool = False,
+        reuse_cache: bool = True,
         timings: Timings | None = None,
-    ) -> Iterator[Step]:
-        """Continue ``prompt`` and yield a Step per token; options as for ``generate``.
+        **options: Unpack[Options],
+    ) -> Stream:
+        """Continue ``prompt``; the Stream returned yields a Step per token. Options as for ``generate``.
 
         ``timings`` is filled while the stream runs. Bad values are reported at once, not at the first step.
         """
-        given = Settings(
-            max_new_tokens=max_new_tokens,
-            do_sample=do_sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=() if stop is None else stop,
-            ignore_eos=bool(ignore_eos),
+        return self._stream(
+            [self.encode(prompt)], settings, options, reuse_cache=reuse_cache, timings=timings
         )
-        wanted = given.over(settings) if settings is not None else given
-        ids = self.encode(prompt)
-        self._check_length(ids)
-        return self._stream(ids, wanted, Timings() if timings is None else timings, reuse_cache=reuse_cache)
+
+    def astream(
+        self,
+        prompt: Prompt,
+        *,
+        settings: Settings | None = None,
+        reuse_cache: bool = True,
+        timings: Timings | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[Step]:
+        """Continue ``prompt`` for ``async for``: the model runs in another thread, the event loop goes on.
+
+        A task that is cancelled stops the model within a fraction of a step.
+        """
+        return astream(
+            self.stream(prompt, settings=settings, reuse_cache=reuse_cache, timings=timings, **options)
+        )
+
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        *,
+        settings: Settings | None = None,
+        reuse_cache: bool = True,
+        **options: Unpack[Options],
+    ) -> Generation:
+        """Continue ``prompt`` and return the whole answer, without blocking the event loop."""
+        stream = self.stream(prompt, settings=settings, reuse_cache=reuse_cache, **options)
+        running = asyncio.get_running_loop()
+        pending = running.run_in_executor(None, stream.generations)
+        try:
+            return (await asyncio.shield(pending))[0]
+        except asyncio.CancelledError:
+            stream.cancel()
+            await asyncio.wait([pending])
+            raise
+
+    def generator(
+        self, settings: Settings | None = None, *, reuse_cache: bool = False, **options: Unpack[Options]
+    ) -> Generator:
+        """Return a Generator: the loop, token by token, over ids. See its class for what can be done."""
+        wanted = Settings.of(settings, options)
+        loop = self._take_loop((), wanted.adapter) if reuse_cache else self.loop()
+        return Generator(loop, self._rules, wanted)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters that can be asked for: the artifact's own, and those that were loaded."""
+        return self._adapters.names
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Read the ``.onnx_adapter`` file ``path`` and call it ``name``.
+
+        Raises BadOption if the name is taken, BadArtifact if the file is damaged or made for another model.
+        """
+        self._adapters.load(path, name)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget the adapter ``name``. Raises BadOption if there is none."""
+        self._adapters.unload(name)
+        self._kept = [kept for kept in self._kept if kept[0] != name]
+
+    def save_cache(self, path: str | Path, *, adapter: str | None = None) -> None:
+        """Write what the last call has computed to the file ``path``, for ``load_cache``.
+
+        Raises BadOption if nothing is kept: no call yet that reuses caches, or one with several answers.
+        """
+        kept = [loop for name, loop in tuple(self._kept) if name == adapter]
+        if not kept:
+            raise BadOption("there is no cache to save: no call with a single answer was made yet.")
+        save(kept[-1], Path(path), model=self._fingerprint(adapter))
+
+    def load_cache(self, path: str | Path, *, adapter: str | None = None) -> None:
+        """Let the next call whose prompt begins alike start from what ``save_cache`` wrote.
+
+        Raises BadArtifact if another model wrote it, or with another adapter.
+        """
+        loop = self.loop()
+        restore(loop, Path(path), model=self._fingerprint(adapter))
+        if len(loop.history) != 1:
+            raise BadOption(f"{path} holds {len(loop.history)} rows; only a Generator can go on with those.")
+        if adapter is not None:
+            loop.use(self._adapter_inputs(adapter))
+        self._keep_loop(adapter, loop)
+
+    def prompt_logprobs(self, prompt: Prompt, *, top: int = 0) -> list[TokenLogprob | None]:
+        """Return the log-probability of every token of ``prompt`` after those before it; the first has none.
+
+        ``top``: so many of the likeliest tokens with each.
+        """
+        loop = self.loop()
+        loop.start()
+        return self._prompt_logprobs(loop, self.encode(prompt), top)
+
+    def hidden_states(self, prompt: Prompt) -> NDArray[np.float32]:
+        """Return the last layer's states after every token of ``prompt``, normalized, float32 [S, H].
+
+        Raises BadArtifact unless the model was built with include_hidden_states.
+        """
+        loop = self.loop()
+        loop.start()
+        found: NDArray[np.float32] = loop.hidden_states([self.encode(prompt)])[0]
+        return found
+
+    def embed(
+        self, prompts: Sequence[Prompt], *, pooling: Pooling = "mean", normalize: bool = True, batch: int = 8
+    ) -> NDArray[np.float32]:
+        """Return a vector for each prompt, float32 [N, H].
+
+        ``pooling``: the "mean" of the hidden states of all tokens, or those of the "last" or the "first" one.
+        ``normalize`` scales to length 1, so that products are cosines. ``batch`` prompts run at once.
+        Raises BadArtifact unless the model was built with include_hidden_states.
+        """
+        if isinstance(prompts, (str, bytes)):
+            raise BadOption("embed takes a list of prompts; put a single one into a list.")
+        rows = [self.encode(prompt) for prompt in prompts]
+        return embed(self.loop(), rows, pooling=pooling, normalize=normalize, batch=batch)
 
     def logits(self, ids: Sequence[int]) -> Logits:
         """Return the logits after every token of ``ids``, float32 [S, V]."""
         tokens = self.encode(ids)
         loop = self.loop()
         loop.start()
-        found: Logits = loop.append([tokens], all_logits=True)[0]
+        found: Logits = loop.append([tokens], keep=len(tokens))[0]
         return found
 
     def logits_batch(
@@ -295,8 +343,8 @@ class LanguageModel:
             self._check_ids(row)
         loop = self.loop()
         loop.start(len(rows))
-        found = [loop.append(rows)]
-        found += [loop.step(np.array(tokens, dtype=np.int64)) for tokens in zip(*more, strict=True)]
+        found = [loop.append(rows).copy()]
+        found += [loop.step(tokens).copy() for tokens in zip(*more, strict=True)]
         return np.stack(found, axis=1)
 
     def _check_tensors(self) -> None:
@@ -323,63 +371,146 @@ class LanguageModel:
                     f"token id {token} at index {at} is outside the vocabulary 0 … {self.vocab_size - 1}."
                 )
 
-    def _check_length(self, ids: Sequence[int]) -> None:
-        context = self.manifest.context_tokens
-        if len(ids) > context:
-            raise ContextFull(f"the prompt has {len(ids)} tokens, but the model's context holds {context}.")
+    # --- inside -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def _rules(self) -> Rules:
+        manifest = self.manifest
+        return Rules(
+            context_tokens=manifest.context_tokens,
+            vocab_size=self.vocab_size,
+            stop_token_ids=frozenset(manifest.stop_token_ids),
+            published=manifest.generation,
+            forbidden=self._forbidden,
+            guide=self._guide,
+            words=self._word_ids,
+            proposer=self._proposer,
+            adapter=self._adapter_inputs,
+            fingerprint=self._fingerprint,
+        )
 
     def _stream(
-        self, ids: list[int], settings: Settings, timings: Timings, *, reuse_cache: bool
-    ) -> Iterator[Step]:
-        settings = settings.with_defaults(self.manifest.generation)
-        stop_ids = {*settings.stop_token_ids, *(() if settings.ignore_eos else self.manifest.stop_token_ids)}
-        # The last token that fits is generated, but never fed.
-        room = self.manifest.context_tokens - len(ids) + 1
-        limit = room if settings.max_new_tokens is None else min(room, settings.max_new_tokens)
-        timings.prompt_tokens = len(ids)
-        search = Sampling(
-            [ids],
-            processors=from_settings(settings, unknown_ids=self._unknown_ids),
-            sampler=multinomial if settings.samples else greedy,
-            seed=settings.seed,
-            stop_ids=stop_ids,
-            max_new_tokens=limit,
+        self,
+        prompts: list[list[int]],
+        settings: Settings | None,
+        options: Options,
+        *,
+        reuse_cache: bool = False,
+        timings: Timings | None = None,
+    ) -> Stream:
+        wanted = Settings.of(settings, options)
+        for ids in prompts:
+            self._check_length(ids)
+        loop = self._take_loop(prompts[0], wanted.adapter) if reuse_cache else self.loop()
+        generator = Generator(loop, self._rules, wanted)
+        timings = Timings() if timings is None else timings
+        timings.prompt_tokens = sum(map(len, prompts))
+        stream = Stream(
+            generator,
+            prompts,
+            generator.settings,
+            self._text_tokenizer(wanted),
+            timings=timings,
+            at_end=self._keep if reuse_cache else _forget,
         )
-        if search.finished:
-            yield Step("", None, "length")
-            return
-        words = _Words(self._text_tokenizer(settings), ids, settings.stop)
-        loop = self._take_loop(ids, timings) if reuse_cache else self.loop()
-        if not loop.history:
-            loop.start()
-        begun, recomputed = time.perf_counter(), loop.recomputed
-        logits = loop.append([ids[loop.length :]])
-        if loop.recomputed > recomputed:
-            timings.cached_tokens = 0
-        now = time.perf_counter()
-        timings.prompt_seconds = now - begun
-        try:
-            while True:
-                token = int(search.step(logits)[0])
-                timings.new_tokens += 1
-                stopped = token in stop_ids
-                text = words.end() if stopped else words.push(token)
-                if words.stopped():
-                    search.finish(0, "stop")
-                done = search.reasons[0]
-                if done is not None and not stopped:
-                    text += words.end()
-                # Whoever takes the steps may be slow; that time is not the model's.
-                timings.decode_seconds += time.perf_counter() - now
-                yield Step(text, token, done)
-                now = time.perf_counter()
-                if done is not None:
-                    return
-                logits = loop.step(np.array([token]))
-                timings.decode_steps += 1
-        finally:
-            if reuse_cache:
-                self._kept[:] = [loop]
+        if wanted.prompt_logprobs is not None:
+            for ids in prompts:
+                # A single prompt's cache then serves the generation.
+                own = loop if len(prompts) == 1 else self.loop()
+                own.start()
+                stream.prompt_logprobs.append(self._prompt_logprobs(own, ids, wanted.prompt_logprobs))
+        return stream
+
+    def _prompt_logprobs(self, loop: Loop, ids: list[int], top: int) -> list[TokenLogprob | None]:
+        found: list[TokenLogprob | None] = [None]
+        for at in range(0, len(ids), _LOGPROB_CHUNK):
+            part = ids[at : at + _LOGPROB_CHUNK]
+            logits = loop.append([part], keep=len(part))[0]
+            for row, token in zip(logits, ids[at + 1 : at + len(part) + 1], strict=False):
+                found.append(token_logprob(row, token, top))
+        return found
+
+    def _take_loop(self, ids: Sequence[int], adapter: str | None) -> Loop:
+        """Return the kept loop that agrees most with ``ids``, or a new one."""
+        while fitting := [kept for kept in tuple(self._kept) if kept[0] == adapter]:
+            best = max(fitting, key=lambda kept: agreement(kept[1].history[0], ids))
+            # Another thread may have taken it meanwhile.
+            with contextlib.suppress(ValueError):
+                self._kept.remove(best)
+                return best[1]
+        return self.loop()
+
+    def _keep(self, generator: Generator) -> None:
+        """Keep what a generation has computed for the next one that begins alike."""
+        proposer = generator.proposer
+        if isinstance(proposer, DraftModel) and len(proposer.loop.history) == 1:
+            draft = generator.settings.draft
+            if isinstance(draft, LanguageModel):
+                draft._keep_loop(None, proposer.loop)
+        if len(generator.loop.history) == 1:
+            self._keep_loop(generator.settings.adapter, generator.loop)
+
+    def _keep_loop(self, adapter: str | None, loop: Loop) -> None:
+        # A stream that nobody holds ends while memory is collected, in the middle of anything: a lock that its
+        # own thread holds would never open.
+        self._kept.append((adapter, loop))
+        while len(self._kept) > self.kept_caches:
+            with contextlib.suppress(IndexError):
+                self._kept.pop(0)
+
+    @cached_property
+    def _adapters(self) -> Adapters:
+        return Adapters(self.session, self.artifact)
+
+    def _adapter_inputs(self, name: str | None) -> Mapping[str, Tensor]:
+        return self._adapters.defaults() if name is None else self._adapters.inputs(name)
+
+    @cached_property
+    def _model_fingerprint(self) -> str:
+        path = self.artifact.graph_path("decoder")
+        return fingerprint(sorted(path.parent.glob(f"{path.name}*")))
+
+    def _fingerprint(self, adapter: str | None) -> str:
+        if adapter is None:
+            return self._model_fingerprint
+        return f"{self._model_fingerprint} {fingerprint([self._adapters.file(adapter)])}"
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer, self.vocab_size)
+
+    def _guide(self, guidance: Guidance, stop_ids: Collection[int], prompt: Sequence[int]) -> Guide:
+        return self._vocabulary.guide(guidance, stop_ids=stop_ids, prompt=prompt)
+
+    def _word_ids(self, word: str) -> list[tuple[int, ...]]:
+        """Return the token sequences that write ``word``: at a text's beginning, after a space, within a word."""
+        encode = self.tokenizer.encode
+        found = {tuple(encode(text, add_special_tokens=False)) for text in (word, f" {word}")}
+        before = encode("\n", add_special_tokens=False)
+        after = encode(f"\n{word}", add_special_tokens=False)
+        if after[: len(before)] == before:
+            found.add(tuple(after[len(before) :]))
+        return sorted(ids for ids in found if ids)
+
+    def _proposer(self, settings: Settings) -> Proposer | None:
+        if settings.draft is None:
+            return None
+        if self._last_logits_only:
+            raise BadOption(
+                f"{self.artifact.graph_path('decoder')} gives the logits of the last token only, so it cannot "
+                "check drafts. Build it with ortlm, or without prune_lm_head."
+            )
+        if settings.draft == "lookup":
+            return Lookup()
+        draft = settings.draft
+        if not isinstance(draft, LanguageModel):
+            raise BadOption(f'draft must be "lookup" or a loaded model, found {draft!r}.')
+        if not self.tokenizer.same_as(draft.tokenizer):
+            raise BadOption(
+                f"{draft.artifact.path} cannot draft for {self.artifact.path}: their tokenizers differ, and both "
+                "models must read the same tokens."
+            )
+        return DraftModel(draft._take_loop((), None), settings, vocab_size=self.vocab_size)
 
     def _text_tokenizer(self, settings: Settings) -> Tokenizer | None:
         """Return the tokenizer, None if the artifact has none and nothing asked for needs it."""
@@ -387,54 +518,31 @@ class LanguageModel:
             return self.tokenizer
         return None
 
-    def _take_loop(self, ids: Sequence[int], timings: Timings) -> Loop:
-        """Return the loop that was kept, taken back to where ``ids`` differs from it; else a new one."""
-        try:
-            # pop() is atomic: two threads never get the same loop.
-            loop = self._kept.pop()
-        except IndexError:
-            return self.loop()
-        past = loop.history[0]
-        agree = next(
-            (i for i, (a, b) in enumerate(zip(past, ids, strict=False)) if a != b), min(len(past), len(ids))
-        )
-        # The logits after the last token are needed, so that one is always fed.
-        loop.trim(min(agree, len(ids) - 1))
-        timings.cached_tokens = loop.length
-        return loop
+    def _check_length(self, ids: Sequence[int]) -> None:
+        context = self.manifest.context_tokens
+        if len(ids) > context:
+            raise ContextFull(f"the prompt has {len(ids)} tokens, but the model's context holds {context}.")
 
 
-class _Words:
-    """Text of the tokens so far: whole characters, nothing of a stop text."""
-
-    def __init__(self, tokenizer: Tokenizer | None, prompt: Sequence[int], stop: Sequence[str]) -> None:
-        self._stream = tokenizer.stream(prompt) if tokenizer else None
-        self._texts = StopTexts(stop)
-
-    def stopped(self) -> bool:
-        """Return whether a stop text occurred."""
-        return self._texts.found is not None
-
-    def push(self, token: int) -> str:
-        return self._texts.push(self._stream.push(token)) if self._stream else ""
-
-    def end(self) -> str:
-        """Return what was held back."""
-        if self._stream is None:
-            return ""
-        return self._texts.push(self._stream.flush()) + self._texts.flush()
+def _forget(generator: Generator) -> None:
+    """Keep nothing."""
 
 
 def load(
-    path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+    kept_caches: int = 1,
 ) -> LanguageModel:
     """Load the artifact in ``path``, ours or one made for onnxruntime-genai.
 
     ``threads``: for one operator; by default the physical cores. ``providers``: ONNX Runtime's execution
-    providers in order of preference, for example ["cuda"]; by default the CPU.
+    providers in order of preference, for example ["cuda"]; by default the CPU. ``kept_caches``: how many
+    caches are kept for later calls that begin with the same tokens, 0 for none.
     Raises BadArtifact if the folder is no artifact or is damaged.
     """
-    return LanguageModel(open_artifact(path), threads=threads, providers=providers)
+    return LanguageModel(open_artifact(path), threads=threads, providers=providers, kept_caches=kept_caches)
 
 
 def _token_id(token: object) -> int:
