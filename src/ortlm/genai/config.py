@@ -1,0 +1,163 @@
+"""What a program may change about a model before it loads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+from ortlm.artifact import (
+    GENAI_FILE,
+    Artifact,
+    GenaiFacts,
+    genai_artifact,
+    genai_facts,
+    overlay_genai,
+    read_genai,
+    with_genai_providers,
+)
+from ortlm.errors import nearest
+from ortlm.genai.errors import GenaiError, official
+
+
+class Config:
+    """The ``genai_config.json`` of the folder ``path``, and changes to it that never reach the disk.
+
+    Raises GenaiError if there is no such file or it is damaged.
+    """
+
+    @official
+    def __init__(self, path: str | Path) -> None:
+        self._folder = Path(path)
+        self._found = read_genai(self._folder)
+        self._data: dict[str, bytes] = {}
+        self._facts()
+
+    @official
+    def clear_providers(self) -> None:
+        """Name no execution provider any more, so that the CPU is used."""
+        self._set_providers({})
+
+    @official
+    def append_provider(self, provider: str) -> None:
+        """Name one more execution provider, as "cuda" or "CUDAExecutionProvider"."""
+        self.set_provider_option(provider)
+
+    @official
+    def set_provider_option(self, provider: str, key: str | None = None, value: str = "") -> None:
+        """Set an option of a provider, which is named if it was not."""
+        providers = {name: dict(options) for name, options in self._facts().providers}
+        name = _short(provider)
+        same = next((known for known in providers if _short(known) == name), provider)
+        options = providers.setdefault(same, {})
+        if key is not None:
+            options[key] = str(value)
+        self._set_providers(providers)
+
+    @official
+    def overlay(self, text: str) -> None:
+        """Change the configuration by JSON of the same form: values replace, items of lists are added.
+
+        Raises GenaiError for keys that are not known and for values of another kind; nothing has changed then.
+        """
+        try:
+            changes = json.loads(text)
+        except ValueError as error:
+            raise GenaiError(f"the overlay is no JSON: {error}") from error
+        changed = overlay_genai(self._found, changes)
+        genai_facts(changed, self._folder / GENAI_FILE)
+        self._found = changed
+
+    @official
+    def add_model_data(self, filename: str, data: Any) -> None:
+        """Let these bytes stand in for the file ``filename`` of the folder, whether it exists or not."""
+        if Path(filename).name != filename:
+            raise GenaiError(f"{filename!r} must be the name of a file, without folders.")
+        self._data[filename] = bytes(data)
+
+    @official
+    def remove_model_data(self, filename: str) -> None:
+        """Forget what ``add_model_data`` was given. Raises GenaiError if that was nothing."""
+        if filename not in self._data:
+            raise GenaiError(f"no data was given for {filename!r}." + nearest(filename, self._data))
+        del self._data[filename]
+
+    @staticmethod
+    def from_package_ep(config_path: str, ep: str) -> Config:
+        """Packages of several variants are not supported: raises GenaiError."""
+        raise GenaiError(
+            f"packages with a variant for each execution provider are not supported. Give the folder of the "
+            f"variant for {ep or 'yours'} within {config_path} to Config."
+        )
+
+    def set_decoder_provider_options_hardware_device_type(self, provider: str, device_type: str) -> None:
+        """Devices cannot be picked: raises GenaiError."""
+        raise _no_devices(provider)
+
+    def set_decoder_provider_options_hardware_device_id(self, provider: str, device_id: int) -> None:
+        """Devices cannot be picked: raises GenaiError."""
+        raise _no_devices(provider)
+
+    def set_decoder_provider_options_hardware_vendor_id(self, provider: str, vendor_id: int) -> None:
+        """Devices cannot be picked: raises GenaiError."""
+        raise _no_devices(provider)
+
+    def clear_decoder_provider_options_hardware_device_type(self, provider: str) -> None:
+        """Nothing was set, so there is nothing to do."""
+
+    def clear_decoder_provider_options_hardware_device_id(self, provider: str) -> None:
+        """Nothing was set, so there is nothing to do."""
+
+    def clear_decoder_provider_options_hardware_vendor_id(self, provider: str) -> None:
+        """Nothing was set, so there is nothing to do."""
+
+    # --- for the rest of this package -------------------------------------------------------------------
+
+    def _facts(self) -> GenaiFacts:
+        return genai_facts(self._found, self._folder / GENAI_FILE)
+
+    def _set_providers(self, providers: dict[str, dict[str, str]]) -> None:
+        self._found = with_genai_providers(self._found, providers)
+
+    def _artifact(self) -> tuple[Artifact, _Copy | None]:
+        """Return the artifact, and the temporary folder that it lies in if data was given."""
+        if not self._data:
+            return genai_artifact(self._folder, self._found), None
+        # Weights lie beside their graph by name, so a graph from memory needs a folder where they are found.
+        copy = _Copy()
+        for path in self._folder.iterdir():
+            if path.is_file() and path.name not in self._data:
+                _place(path.resolve(), copy.path / path.name)
+        for name, data in self._data.items():
+            (copy.path / name).write_bytes(data)
+        return genai_artifact(copy.path, self._found), copy
+
+
+class _Copy:
+    """A folder that lasts as long as this object."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="ortlm-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def _place(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # Another file system. ONNX Runtime refuses weights behind a symbolic link that leads elsewhere.
+        shutil.copyfile(source, target)
+
+
+def _short(provider: str) -> str:
+    return provider.lower().removesuffix("executionprovider")
+
+
+def _no_devices(provider: str) -> GenaiError:
+    return GenaiError(
+        f"devices of {provider} cannot be picked by type or id; ONNX Runtime's default device is used."
+    )

@@ -1,0 +1,147 @@
+"""How to generate, under the names and with the defaults of the official runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ortlm.artifact import GENAI_SEARCH, GENAI_SPECULATIVE
+from ortlm.errors import nearest
+from ortlm.genai.errors import GenaiError, official
+from ortlm.genai.model import Model
+from ortlm.runtime.guidance import Guidance
+from ortlm.runtime.settings import Settings
+
+_GUIDANCE = {
+    "json_schema": Guidance.json_schema,
+    "regex": Guidance.regex,
+    "lark_grammar": Guidance.lark,
+}
+_MOST_DRAFT_TOKENS = 16
+
+
+class GeneratorParams:
+    """The search options of one generation: at first those of the model's configuration.
+
+    Lengths count the prompt. Kinds are checked at once, values when a Generator is made.
+    """
+
+    @official
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._search: dict[str, bool | int | float] = dict(model._facts.search)
+        self._speculative: dict[str, bool | int | float] = dict(model._facts.speculative)
+        self._search["max_length"] = self._search["max_length"] or model._lm.manifest.context_tokens
+        self._guidance: Guidance | None = None
+
+    @official
+    def set_search_options(self, **options: Any) -> None:
+        """Set options by name, all of them or, after an error, none."""
+        self._search.update(_checked("search option", options, GENAI_SEARCH))
+
+    def get_search_options(self) -> dict[str, bool | float]:
+        """Return every option; numbers are floats."""
+        return _shown(self._search)
+
+    @official
+    def set_speculative_options(self, **options: Any) -> None:
+        """Set options of speculative decoding; ``ngram_size`` above 0 proposes what followed the same tokens."""
+        self._speculative.update(_checked("speculative option", options, GENAI_SPECULATIVE))
+
+    def get_speculative_options(self) -> dict[str, bool | float]:
+        """Return every speculative option; numbers are floats."""
+        return _shown(self._speculative)
+
+    @official
+    def set_guidance(self, type: str, data: str, enable_ff_tokens: bool = False) -> None:  # noqa: A002
+        """Let the answer follow a "json_schema", a "regex" or a "lark_grammar".
+
+        ``enable_ff_tokens`` changes nothing: every token is one step. Raises GenaiError for an unusable grammar.
+        """
+        if type not in _GUIDANCE:
+            raise GenaiError(
+                f"guidance must be {', '.join(_GUIDANCE)}, found {type!r}." + nearest(type, _GUIDANCE)
+            )
+        self._guidance = _GUIDANCE[type](data)
+
+    def try_graph_capture_with_max_batch_size(self, max_batch_size: int) -> None:
+        """Graphs are not captured; programs for older versions ask for it."""
+
+    def _settings(self) -> Settings:
+        """Return the same wishes for ortlm's own generator; lengths are left to whoever knows the prompts."""
+        search = self._search
+        self._check_values()
+        beams = int(search["num_beams"])
+        samples = bool(search["do_sample"]) and search["top_k"] != 1 and search["temperature"] != 0
+        sampling: dict[str, Any] = {"do_sample": samples}
+        if samples:
+            sampling["temperature"] = float(search["temperature"])
+            sampling["top_k"] = int(search["top_k"])
+            # Packages exist with 0, which is meant to be off.
+            sampling["top_p"] = float(search["top_p"]) or 1.0
+        drafts = int(self._speculative["ngram_size"]) > 0
+        seed = int(search["random_seed"])
+        return Settings(
+            **sampling,
+            repetition_penalty=float(search["repetition_penalty"]),
+            no_repeat_ngram_size=int(search["no_repeat_ngram_size"]),
+            num_beams=beams,
+            num_return_sequences=int(search["num_return_sequences"]),
+            length_penalty=float(search["length_penalty"]),
+            early_stopping=bool(search["early_stopping"]) if beams > 1 else False,
+            seed=None if seed < 0 else seed,
+            guidance=self._guidance,
+            draft="lookup" if drafts else None,
+            draft_tokens=int(self._speculative["max_draft_tokens"]),
+        )
+
+    def _check_values(self) -> None:
+        search, context = self._search, self._model._lm.manifest.context_tokens
+        for name in ("batch_size", "max_length"):
+            if search[name] < 1:
+                raise GenaiError(f"{name} must be 1 or more, found {search[name]}.")
+        if search["max_length"] > context:
+            raise GenaiError(
+                f"max_length ({search['max_length']}) cannot be greater than the model's context_length "
+                f"({context})."
+            )
+        if search["min_length"] < 0:
+            raise GenaiError(f"min_length must be 0 or more, found {search['min_length']}.")
+        for name in ("diversity_penalty", "blank_penalty"):
+            if search[name]:
+                raise GenaiError(f"{name} has no effect on this model; leave it at 0, found {search[name]}.")
+        if not 1 <= self._speculative["max_draft_tokens"] <= _MOST_DRAFT_TOKENS:
+            raise GenaiError(
+                f"max_draft_tokens must be between 1 and {_MOST_DRAFT_TOKENS}, "
+                f"found {self._speculative['max_draft_tokens']}."
+            )
+
+
+def _checked(
+    what: str, options: Mapping[str, Any], known: Mapping[str, bool | int | float]
+) -> dict[str, bool | int | float]:
+    """Return ``options`` as Python's own numbers. Raises GenaiError for unknown names and other kinds."""
+    found: dict[str, bool | int | float] = {}
+    for name, given in options.items():
+        if name not in known:
+            raise GenaiError(f"there is no {what} {name!r}." + nearest(name, known))
+        value = given.item() if hasattr(given, "item") else given
+        wanted = "True or False" if isinstance(known[name], bool) else "a number"
+        fits = isinstance(value, bool if wanted != "a number" else (int, float))
+        if fits and isinstance(value, bool) != isinstance(known[name], bool):
+            fits = False
+        if fits and wanted == "a number" and isinstance(known[name], int):
+            wanted, fits = "a whole number", float(value).is_integer()
+            value = int(value) if fits else value
+        if not fits:
+            raise GenaiError(f"{name} must be {wanted}, found {given!r}.")
+        found[name] = value
+    return found
+
+
+def _shown(options: Mapping[str, bool | int | float]) -> dict[str, bool | float]:
+    return {
+        name: value if isinstance(value, bool) else float(value)
+        for name, value in options.items()
+        if name != "blank_penalty"
+    }

@@ -1,0 +1,226 @@
+"""Text to token ids and back, with the defaults of the official runtime: no special tokens are added or shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ortlm.errors import nearest
+from ortlm.genai.config import Config
+from ortlm.genai.errors import GenaiError, official
+from ortlm.genai.model import Model
+from ortlm.genai.tensors import Tensor
+from ortlm.runtime import tokenizer as runtime
+from ortlm.runtime.chat import ChatTemplate
+
+# Where the configuration does not name them: what publishers call the beginning and end of calls and reasoning.
+_MARKS = {
+    "bot_token_id": ("<|tool_call|>", "<tool_call>"),
+    "eot_token_id": ("<|/tool_call|>", "</tool_call>"),
+    "bor_token_id": ("<think>",),
+    "eor_token_id": ("</think>",),
+}
+
+
+class Tokenizer:
+    """The tokenizer of a model, of a configuration or of a folder. Raises GenaiError if there is none."""
+
+    @official
+    def __init__(self, source: Model | Config | str | Path) -> None:
+        if isinstance(source, Model):
+            artifact, self._folder, self._facts = source._lm.artifact, source._folder, source._facts
+            self._inner = source._lm.tokenizer
+        else:
+            config = source if isinstance(source, Config) else Config(source)
+            (artifact, self._folder), self._facts = config._artifact(), config._facts()
+            self._inner = runtime.Tokenizer.open(artifact.path)
+        self._artifact, self._manifest = artifact, artifact.manifest
+        self._template = ChatTemplate.open(artifact.path, self._inner.special_tokens)
+        self._options = {"add_special_tokens": False, "skip_special_tokens": True}
+
+    @property
+    def bos_token_id(self) -> int:
+        """The token that a text begins with. Raises GenaiError if there is none."""
+        return _known("bos_token_id", self._manifest.bos_token_id)
+
+    @property
+    def pad_token_id(self) -> int:
+        """The token that fills shorter rows. Raises GenaiError if there is none."""
+        return _known("pad_token_id", self._manifest.pad_token_id)
+
+    @property
+    def eos_token_ids(self) -> NDArray[np.int32]:
+        """The tokens that end a text, int32."""
+        return np.array(self._manifest.stop_token_ids, dtype=np.int32)
+
+    @property
+    def bot_token_id(self) -> int:
+        """The token that begins a tool call. Raises GenaiError if there is none."""
+        return self._mark("bot_token_id")
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a tool call. Raises GenaiError if there is none."""
+        return self._mark("eot_token_id")
+
+    @property
+    def bor_token_id(self) -> int:
+        """The token that begins reasoning. Raises GenaiError if there is none."""
+        return self._mark("bor_token_id")
+
+    @property
+    def eor_token_id(self) -> int:
+        """The token that ends reasoning. Raises GenaiError if there is none."""
+        return self._mark("eor_token_id")
+
+    @official
+    def update_options(self, **options: str | bool | int) -> None:
+        """Set ``add_special_tokens`` (encoding) or ``skip_special_tokens`` (decoding) to "true" or "false"."""
+        words = {"true": True, "1": True, "false": False, "0": False}
+        checked = {}
+        for name, value in options.items():
+            if name not in self._options:
+                raise GenaiError(f"a tokenizer has no option {name!r}." + nearest(name, self._options))
+            if str(value).lower() not in words:
+                raise GenaiError(f'{name} must be "true" or "false", found {value!r}.')
+            checked[name] = words[str(value).lower()]
+        self._options.update(checked)
+
+    @official
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Return the token ids of ``text``, int32."""
+        return np.array(self._ids(text), dtype=np.int32)
+
+    @official
+    def decode(self, tokens: ArrayLike) -> str:
+        """Return the text of token ids of any shape."""
+        return self._decoder.decode(_ids(tokens))
+
+    @official
+    def encode_batch(self, texts: Sequence[str]) -> Tensor:
+        """Return the token ids of texts, int32 [B, S], filled with pad_token_id on the right."""
+        rows = [self._ids(text) for text in texts]
+        if not rows:
+            raise GenaiError("encode_batch takes one text at least.")
+        lengths = [len(row) for row in rows]
+        fill = self.pad_token_id if len(set(lengths)) > 1 else 0
+        padded = [[*row, *[fill] * (max(lengths) - len(row))] for row in rows]
+        return Tensor(np.array(padded, dtype=np.int32).reshape(len(rows), -1), lengths=lengths)
+
+    @official
+    def decode_batch(self, tokens: Tensor | ArrayLike) -> list[str]:
+        """Return the text of every row of ids [B, S]."""
+        array = tokens.as_numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
+        if array.ndim != 2:
+            raise GenaiError(f"decode_batch takes ids of shape [B, S], found {list(array.shape)}.")
+        return [self.decode(row) for row in array]
+
+    @official
+    def to_token_id(self, token: str) -> int:
+        """Return the id of one token by its text, -1 if there is none."""
+        found = self._inner.token_id(token)
+        return -1 if found is None else found
+
+    @official
+    def apply_chat_template(
+        self,
+        messages: str | Sequence[dict[str, Any]],
+        *,
+        template_str: str | None = None,
+        tools: str | Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """Return the prompt of messages, given as JSON or as a list.
+
+        ``template_str`` replaces the model's template, ``tools`` are JSON schemas, as text or as a list;
+        ``variables`` are further names that the template may use, such as ``enable_thinking``.
+        """
+        template = self._template
+        if template_str:
+            template = ChatTemplate({"default": template_str}, self._inner.special_tokens)
+        if template is None:
+            raise GenaiError("the model has no chat template; give one as template_str.")
+        return template.render(
+            _listed("messages", messages),
+            tools=_listed("tools", tools) if tools else None,
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
+        )
+
+    @official
+    def create_stream(self) -> TokenizerStream:
+        """Return what decodes tokens as they come."""
+        # Behind other text, so that a first word keeps its space: what is streamed continues a prompt.
+        return TokenizerStream(self._decoder.stream(self._inner.encode("a", add_special_tokens=False)))
+
+    @cached_property
+    def _shown(self) -> runtime.Tokenizer:
+        return _WithSpecialTokens.open(self._artifact.path)
+
+    @property
+    def _decoder(self) -> runtime.Tokenizer:
+        return self._inner if self._options["skip_special_tokens"] else self._shown
+
+    def _ids(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise GenaiError(f"only text can be encoded, found {type(text).__name__}.")
+        return self._inner.encode(text, add_special_tokens=self._options["add_special_tokens"])
+
+    def _mark(self, name: str) -> int:
+        found = self._facts.marks.get(name)
+        texts = (self._inner.token_id(text) for text in _MARKS[name])
+        return _known(
+            name, found if found is not None else next((id_ for id_ in texts if id_ is not None), None)
+        )
+
+
+class TokenizerStream:
+    """Decodes tokens one by one; made by ``Tokenizer.create_stream``."""
+
+    def __init__(self, inner: runtime.TextStream) -> None:
+        self._inner = inner
+
+    @official
+    def decode(self, token: int) -> str:
+        """Take one token and return the text that is complete now: whole characters, perhaps none."""
+        return self._inner.push(_ids(token)[0])
+
+
+class _WithSpecialTokens(runtime.Tokenizer):
+    """A tokenizer that shows special tokens."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Return the text of ``ids``."""
+        return super().decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+def _known(name: str, found: int | None) -> int:
+    if found is None:
+        raise GenaiError(f"{name} is not defined for this model.")
+    return found
+
+
+def _ids(tokens: Any) -> list[int]:
+    array = np.asarray(tokens)
+    if array.size and (array.dtype.kind not in "iu" or int(array.min()) < 0):
+        raise GenaiError(f"token ids are whole numbers, 0 or more; found {tokens!r}.")
+    found: list[int] = array.ravel().tolist()
+    return found
+
+
+def _listed(name: str, given: Any) -> list[Any]:
+    """Return JSON, or what it stands for, as a list."""
+    try:
+        found = json.loads(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise GenaiError(f"{name} is no JSON: {error}") from error
+    if isinstance(found, (str, dict)) or not isinstance(found, Sequence):
+        raise GenaiError(f"{name} must be a list, found {type(found).__name__}.")
+    return list(found)
