@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ortlm.cli import main
+from tests import lora
 
 
 def run(*args: object) -> int:
@@ -78,6 +80,12 @@ def test_json(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (("--extra_options", "int4_blok_size=32"), 2, r"Did you mean: int4_block_size"),
         (("--extra_options", "block_size=48"), 2, r"Nearest: 32"),
         (("--threads", "0"), 2, r"at least 1"),
+        (("--adapter", "lora"), 2, r"takes NAME=PATH, for example french=./french-lora; got 'lora'"),
+        (("--adapter", "a/b=lora"), 2, r"letters, digits, .* got 'a/b'"),
+        (("--adapter", "a=x", "--adapter", "a=y"), 2, r"gives 'a' twice"),
+        (("--adapter", "a=nothing"), 1, r"nothing is not a folder"),
+        (("--merge-adapter", "nothing"), 1, r"nothing is not a folder"),
+        (("--extra_options", "adapter_path=x"), 2, r"is --merge-adapter PATH here"),
     ],
 )
 def test_wrong_use(
@@ -115,3 +123,26 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "100%" not in out
     for word in ("examples:", "--extra_options", "--dry-run", "exit codes"):
         assert word in out
+
+
+def test_adapters(saved: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Adapters are counted before a build and shown after it."""
+    row, config = lora.ADAPTERS["fused"]
+    lora.save(saved(row).model, tmp_path / "lora", **config)
+    flags = ("-i", saved(row).folder, "-o", tmp_path / "out", "--merge-adapter", tmp_path / "lora")
+    flags = (*flags, "--adapter", f"one={tmp_path / 'lora'}", "--adapter", f"two={tmp_path / 'lora'}")
+    assert run(*flags, "--dry-run", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert run(*flags, "--dry-run") == 0
+    assert "one, " in capsys.readouterr().out
+    assert run(*flags, "--json") == 0
+    built = json.loads(capsys.readouterr().out)
+    assert planned["adapter_bytes"].keys() == {"one", "two"}
+    assert built["output_bytes"] == sum(
+        p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file()
+    )
+    assert main(["inspect", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["adapters"] == {name: f"adapters/{name}.onnx_adapter" for name in ("one", "two")}
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert "merged adapter: lora" in capsys.readouterr().out

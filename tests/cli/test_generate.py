@@ -28,10 +28,11 @@ def test_text_goes_to_stdout_and_speed_to_stderr(model, capsys):
 def test_json(model, capsys):
     assert main(["generate", model, "--json", "--chat", "hello", "-n", "4", "--ignore-eos"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"text", "tokens", "finish_reason", "timings"}
+    assert set(found) == {"text", "tokens", "finish_reason", "usage", "timings"}
     assert len(found["tokens"]) == 4
     assert found["finish_reason"] == "length"
     assert found["timings"]["prompt_tokens"] == 4
+    assert found["usage"] == {"prompt_tokens": 4, "completion_tokens": 4, "cached_tokens": 0}
 
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
@@ -66,8 +67,8 @@ def test_options_reach_the_model(model, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["generate", "MODEL", "x", "-n", "-1"], 2, "max_new_tokens must be"),
-        (["generate", "MODEL", "x", "--temp", "-1"], 2, "temperature must be"),
+        (["generate", "MODEL", "x", "-n", "-1"], 2, "--max-tokens must be"),
+        (["generate", "MODEL", "x", "--temp", "-1"], 2, "--temp must be"),
         (["generate", "MODEL", ""], 2, "the prompt is empty"),
         (["generate", "MODEL"], 2, "the prompt is empty"),
         (["generate", "/nowhere", "x"], 1, "error: /nowhere is not a folder"),
@@ -75,6 +76,13 @@ def test_options_reach_the_model(model, capsys):
         (["generte", "x"], 2, "Did you mean: generate?"),
         (["generate"], 2, "required: MODEL"),
         (["generate", "MODEL", "x", "--wrong"], 2, "--wrong"),
+        (["generate", "MODEL", "x", "-f", "y"], 2, "PROMPT does not go with --file"),
+        (["generate", "MODEL", "-f", "/nowhere"], 2, "--file /nowhere cannot be read: No such file"),
+        (["generate", "MODEL", "x", "--no-chat", "--system", "y"], 2, "--no-chat does not go with --system"),
+        (["generate", "MODEL", "--logprobs", "x"], 2, "put it in front of this flag"),
+        (["generate", "MODEL", "x", "--regex", "a", "--json-object"], 2, "not allowed with"),
+        (["generate", "MODEL", "x", "--adapter", "french"], 2, "there is no adapter 'french'"),
+        (["generate", "MODEL", "x", "--draft", "/nowhere"], 1, "/nowhere is not a folder"),
         ([], 2, "usage: ortlm"),
     ],
 )
@@ -101,6 +109,7 @@ def test_help_and_version_are_quick(capsys):
         ["--version"],
         ["generate", "--help"],
         ["chat", "--help"],
+        ["embed", "--help"],
         ["inspect", "--help"],
     ):
         assert main(arguments) == 0
@@ -114,47 +123,6 @@ def test_a_reader_that_leaves_is_no_error(model):
     command = f"{sys.executable} -m ortlm.cli generate {model} hello --ignore-eos --temp 1 | head -c 1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=True, env=os.environ)
     assert done.stderr == b""
-
-
-def test_chat_over_a_pipe(model, capsys, monkeypatch, tmp_path):
-    path = tmp_path / "talk.json"
-    lines = [
-        "/help",
-        "hello",
-        '"""the',
-        'fox"""',
-        "",
-        f"/save {path}",
-        "/sav",
-        "/clear",
-        f"/load {path}",
-        "/bye",
-        "x",
-    ]
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-    assert main(["chat", model, "--system", "the dog", "-n", "3", "-v"]) == 0
-    out, err = capsys.readouterr()
-    assert ">>>" not in out
-    assert "Did you mean: /save" in err
-    assert "/system" in err
-    talk = json.loads(path.read_text(encoding="utf-8"))
-    assert [m["role"] for m in talk] == ["system", "user", "assistant", "user", "assistant"]
-    assert talk[3]["content"] == "the\nfox"
-
-
-def test_an_answer_can_be_stopped(model, capsys, monkeypatch):
-    from ortlm.runtime.generate import LanguageModel, Step
-
-    def stream(self, *args, **kwargs):
-        yield Step("so", 5)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(LanguageModel, "stream", stream)
-    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
-    assert main(["chat", model]) == 0
-    out, err = capsys.readouterr()
-    assert out == "so\n"
-    assert "(stopped)" in err
 
 
 def test_inspect(model, capsys):

@@ -23,6 +23,8 @@ examples:
   ortlm build -m microsoft/Phi-3.5-mini-instruct -o phi -p int4 -e cpu -c cache
   ortlm build -i ./my-fine-tune -o phi -p int4 -e cpu
   ortlm build -i ./my-fine-tune -o phi -p int4 -e cpu --dry-run
+  ortlm build -i ./base -o phi -p int4 -e cpu --adapter french=./french-lora --adapter code=./code-lora
+  ortlm build -i ./my-fine-tune -o phi -p int4 -e cpu --kv-cache int8
   ortlm build -i ./my-fine-tune -o phi -p int4 -e webgpu --extra_options block_size=32 is_symmetric=true
 
 precisions by execution provider:
@@ -39,10 +41,13 @@ extra options (KEY=VALUE; the official builder's names, old int4_* ones too):
   nodes_to_exclude=NODE,NODE       keep these products float
   matmul_mixed_precision=last_matmul:int8,mixed_layers:int8
   op_types_to_quantize=MatMul[/Gather]
+  kv_cache_quant_scheme=int8_per_channel|int8_per_tensor|none
+                                   as --kv-cache, which is shorter
   num_hidden_layers=N              build the first N layers only
   prune_lm_head=false              logits of every position
   include_hidden_states=true       one more output
   ragged_append=false              loads in ONNX Runtime before 1.31 too
+  windowed_kv_cache=true           layers with a sliding window keep its keys and values only
   filename=model.onnx  config_only=true  hf_token=TOKEN
 
 exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted
@@ -89,6 +94,26 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--extra_options", "--extra-options", metavar="K=V", nargs="+", default=[], help="see below"
     )
     how.add_argument(
+        "--kv-cache",
+        "--kv_cache",
+        metavar="S",
+        help="int8 keeps keys and values in a quarter of the memory (cpu); also int8_per_channel, which is the "
+        "same, int8_per_tensor, and none (default)",
+    )
+    how.add_argument(
+        "--adapter",
+        metavar="NAME=PATH",
+        action="append",
+        default=[],
+        help="add the peft LoRA in folder PATH, to be switched at run time; may be given several times",
+    )
+    how.add_argument(
+        "--merge-adapter",
+        "--merge_adapter",
+        metavar="PATH",
+        help="add the peft LoRA in folder PATH to the weights",
+    )
+    how.add_argument(
         "--threads", type=int, metavar="N", help="cores to quantize with (default: all physical)"
     )
     where = parser.add_argument_group("where and whether")
@@ -108,7 +133,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Build as ``args`` say."""
     from ortlm.errors import BadOption
-    from ortlm.options import parse_extra_options
+    from ortlm.options import parse_adapters, parse_extra_options, with_cache
     from ortlm.target import check_precision, find_target
 
     if not args.model_name and not args.input:
@@ -122,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
     target = find_target(args.execution_provider)
     check_precision(args.precision, target)
     options = parse_extra_options(args.extra_options, target=target)
+    options = with_cache(options, args.kv_cache, target)
+    adapters = parse_adapters(args.adapter)
     out = Path(args.output)
     signal.signal(signal.SIGTERM, _terminate)
 
@@ -145,6 +172,8 @@ def run(args: argparse.Namespace) -> int:
         name=args.model_name if args.input else None,
         cache=args.cache_dir,
         options=options,
+        adapters=adapters,
+        merge_adapter=args.merge_adapter,
     )
     if args.dry_run:
         from dataclasses import replace
@@ -232,7 +261,7 @@ def _report(
     from ortlm.units import readable_bytes
 
     peak = _peak_memory_bytes()
-    size = sum(f.stat().st_size for f in artifact.path.iterdir())
+    size = sum(f.stat().st_size for f in artifact.path.rglob("*") if f.is_file())
     facts = {
         "output": str(artifact.path),
         "checkpoint_bytes": outline.checkpoint_bytes,
@@ -260,6 +289,7 @@ def _show_outline(console: Console, outline: Outline, out: Path) -> None:
     from ortlm.units import readable_bytes
 
     table = Table(title=f"would build {out}", title_justify="left", show_header=False, title_style="bold")
+    cache = f"{outline.cache_bytes_per_token / 1e3:,.1f} kB"
     for name, value in (
         ("source", outline.source),
         ("architecture", f"{outline.model_type}, {outline.layers} layers"),
@@ -267,18 +297,21 @@ def _show_outline(console: Console, outline: Outline, out: Path) -> None:
         ("target", f"{outline.precision} for {outline.target}"),
         ("weights", outline.recipe.replace("; ", "\n")),
         ("bits per weight", f"{outline.bits_per_weight:.2f}"),
+        ("merged adapter", outline.merged_adapter or ""),
+        ("adapters", "\n".join(f"{n}, {readable_bytes(b)}" for n, b in outline.adapter_bytes.items())),
         (
             "size",
             f"{readable_bytes(outline.checkpoint_bytes)} to about {readable_bytes(outline.output_bytes)}",
         ),
         (
             "context",
-            f"{outline.context_tokens:,} tokens, {outline.cache_bytes_per_token / 1e3:,.1f} kB of cache each",
+            f"{outline.context_tokens:,} tokens, {cache} of {outline.kv_cache} cache each",
         ),
         ("peak memory", f"about {readable_bytes(outline.peak_memory_bytes)}"),
         ("time", f"about {outline.seconds:.0f} s on this machine" if outline.seconds else "unknown"),
     ):
-        table.add_row(name, value)
+        if value:
+            table.add_row(name, value)
     console.print(table)
 
 

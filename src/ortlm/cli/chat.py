@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ortlm.cli.generate import add_machine, add_settings, settings_of, summary
-from ortlm.errors import BadOption, ContextFull, Error, nearest
-
-if TYPE_CHECKING:
-    from ortlm.runtime.generate import LanguageModel
-    from ortlm.runtime.settings import Settings
+from ortlm.cli.generate import add_machine
+from ortlm.cli.settings import add_settings, settings_of, with_model
+from ortlm.cli.talk import Talk, tell
+from ortlm.errors import BadOption
 
 _EXAMPLES = '''\
 examples:
@@ -22,17 +18,8 @@ examples:
   ortlm chat phi --system "Answer in one sentence."
   printf 'Hello\\nAnd in French?\\n' | ortlm chat phi
 
-Lines between """ and """ are one message. Ctrl-C stops an answer, Ctrl-D leaves.
+Lines between """ and """ are one message. /help lists commands. Ctrl-C stops an answer, Ctrl-D leaves.
 '''
-
-_COMMANDS = {
-    "/help": "show this list",
-    "/system": "TEXT: set the system message and begin anew",
-    "/clear": "begin anew",
-    "/save": "FILE: write the conversation as JSON",
-    "/load": "FILE: go on with a conversation that was saved",
-    "/bye": "leave",
-}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,13 +27,14 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "chat",
         help="talk with a model",
+        usage="ortlm chat MODEL [options]",
         description="Talk with a model in the terminal, or answer the lines of stdin one after the other.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a built model")
     parser.add_argument("--system", metavar="TEXT", help="system message")
-    add_settings(parser)
+    add_settings(parser, answers=False)
     output = parser.add_argument_group("output")
     output.add_argument(
         "-v", "--verbose", action="store_true", help="write speeds to stderr after each answer"
@@ -65,128 +53,68 @@ def run(args: argparse.Namespace) -> int:
             f"{args.model} has no chat template. Use `ortlm generate`, or put the publisher's "
             "chat_template.jinja into the folder."
         )
-    talk = _Talk(lm, settings, system=args.system, verbose=args.verbose)
-    _tell("/help lists commands, /bye or Ctrl-D leaves.")
-    while (text := _read()) is not None:
-        # A text of several lines is never a command: it may begin with a path.
-        if text.startswith("/") and "\n" not in text:
-            if not talk.command(text):
-                break
-        elif text.strip():
-            talk.answer(text)
-    return 0
-
-
-class _Talk:
-    """A conversation and what can be done with it."""
-
-    def __init__(self, lm: LanguageModel, settings: Settings, *, system: str | None, verbose: bool) -> None:
-        self._lm = lm
-        self._settings = settings
-        self._verbose = verbose
-        self._system = system
-        self.messages: list[dict[str, str]] = []
-        self._clear()
-
-    def answer(self, text: str) -> None:
-        """Answer one message; a failure leaves the conversation as it was."""
-        from ortlm.runtime.generate import Timings
-
-        timings = Timings()
-        pieces: list[str] = []
-        self.messages.append({"role": "user", "content": text})
+    settings = with_model(settings, lm, args)
+    # Told now rather than at every answer: an unknown adapter, a token that the model has not.
+    lm.generator(settings)
+    talk = Talk(lm, settings, system=args.system, verbose=args.verbose)
+    tell("/help lists commands, /bye or Ctrl-D leaves.")
+    leaving = False
+    while True:
         try:
-            for step in self._lm.stream(
-                self.messages, settings=self._settings, reuse_cache=True, timings=timings
-            ):
-                pieces.append(step.text)
-                sys.stdout.write(step.text)
-                sys.stdout.flush()
+            text = _read()
         except KeyboardInterrupt:
-            _tell("\n(stopped)")
-        except Error as error:
-            self.messages.pop()
-            hint = " /clear begins anew." if isinstance(error, ContextFull) else ""
-            _tell(f"error: {error}{hint}")
-            return
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-        self.messages.append({"role": "assistant", "content": "".join(pieces)})
-        if self._verbose:
-            _tell(summary(timings))
+            tell("")
+            # A program that reads a pipe has nobody to ask.
+            if leaving or not sys.stdin.isatty():
+                raise
+            leaving = not _typed()
+            if leaving:
+                tell("(Ctrl-C once more leaves, /bye too)")
+            continue
+        leaving = False
+        if text is None or not talk.take(text):
+            return 0
 
-    def command(self, line: str) -> bool:
-        """Obey a line such as "/save talk.json"; return whether to go on."""
-        word, _, rest = line.strip().partition(" ")
-        rest = rest.strip()
-        if word in ("/bye", "/exit", "/quit"):
-            return False
-        if word == "/help":
-            _tell("\n".join(f"  {name:9}{what}" for name, what in _COMMANDS.items()))
-        elif word == "/clear":
-            self._clear()
-        elif word == "/system":
-            self._system = rest or None
-            self._clear()
-        elif word in ("/save", "/load") and not rest:
-            _tell(f"error: {word} needs a file name.")
-        elif word == "/save":
-            self._save(Path(rest))
-        elif word == "/load":
-            self._load(Path(rest))
-        else:
-            _tell(f"error: there is no command {word}; /help lists them." + nearest(word, _COMMANDS))
-        return True
 
-    def _clear(self) -> None:
-        self.messages = [{"role": "system", "content": self._system}] if self._system else []
-
-    def _save(self, path: Path) -> None:
-        try:
-            path.write_text(json.dumps(self.messages, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            _tell(f"error: {error}")
-
-    def _load(self, path: Path) -> None:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            self.messages = [{"role": str(m["role"]), "content": str(m["content"] or "")} for m in found]
-            # /clear goes back to the system message of this conversation.
-            self._system = next((m["content"] for m in self.messages if m["role"] == "system"), None)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            _tell(f"error: {path} holds no conversation: {error!r}")
+def _typed() -> bool:
+    """Return whether Ctrl-C dropped a line that had been begun."""
+    readline = sys.modules.get("readline")
+    return readline is not None and bool(readline.get_line_buffer().strip())
 
 
 def _read() -> str | None:
     """Return the next message, None at the end of the input."""
-    try:
-        line = _line(">>> ")
-        if line is None or not line.startswith('"""'):
-            return line
-        lines = [line[3:]]
-        while not lines[-1].endswith('"""'):
+    line = _line(">>> ")
+    if line is None or not line.startswith('"""'):
+        return line
+    lines = [line[3:]]
+    while not lines[-1].endswith('"""'):
+        try:
             more = _line("... ")
-            if more is None:
-                break
-            lines.append(more)
-        return "\n".join(lines).removesuffix('"""').strip("\n")
-    except KeyboardInterrupt:
-        _tell("\n(Ctrl-D leaves)")
-        return ""
+        except KeyboardInterrupt:
+            tell("\n(message dropped)")
+            return ""
+        if more is None:
+            break
+        lines.append(more)
+    return "\n".join(lines).removesuffix('"""').strip("\n")
 
 
 def _line(prompt: str) -> str | None:
-    if not sys.stdin.isatty():
-        line = sys.stdin.readline()
-        return line.removesuffix("\n") if line else None
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 - gives input() its history and editing
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - gives input() its history and editing
+        try:
+            return input(prompt)
+        except EOFError:
+            sys.stdout.write("\n")
+            return None
+    if sys.stdin.isatty():
+        # Answers go to a file, where prompts have no place.
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
     try:
-        return input(prompt)
-    except EOFError:
-        return None
-
-
-def _tell(text: str) -> None:
-    """Write what is not an answer."""
-    print(text, file=sys.stderr)
+        line = sys.stdin.readline()
+    except UnicodeDecodeError as error:
+        raise BadOption(f"stdin is no UTF-8 text: {error}.") from error
+    return line.removesuffix("\n") if line else None

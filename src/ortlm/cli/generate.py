@@ -5,20 +5,30 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ortlm.cli.interrupt import stoppable
+from ortlm.cli.settings import add_settings, read_file, refuse, settings_of, with_model
 from ortlm.errors import BadOption
 
 if TYPE_CHECKING:
-    from ortlm.runtime.generate import LanguageModel, Timings
+    from ortlm.runtime.generate import LanguageModel
     from ortlm.runtime.settings import Settings
+    from ortlm.runtime.stream import Stream
 
 _EXAMPLES = """\
 examples:
   ortlm generate phi "The capital of France is" -n 32
-  ortlm generate phi --chat "Write a haiku." --temp 0.8 --seed 1
+  ortlm generate phi --chat "Write a haiku." --temp 0.8 --seed 1 --n 3
   cat letter.txt | ortlm generate phi --chat --system "Summarize." -
   ortlm generate phi "1, 2, 3," --stop 9 --json | jq .tokens
+  ortlm generate phi --chat "Name a city." --json-schema city.json
+  ortlm generate phi --chat "Good or bad? I loved it." --choice good --choice bad --logprobs 2
+  ortlm generate phi --chat -f question.txt --system "$(cat manual.txt)" --cache manual.cache --lookup
+  ortlm generate phi --batch prompts.jsonl -n 64 > answers.jsonl
+
+exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted
 """
 
 
@@ -27,6 +37,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "generate",
         help="continue a prompt",
+        usage="ortlm generate MODEL [PROMPT] [options]",
         description="Continue a prompt and write the text to stdout as it comes.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -39,52 +50,29 @@ def add_parser(subparsers: Any) -> None:
         help="the text to continue; '-' or nothing reads it from stdin (its last line break is dropped)",
     )
     what = parser.add_argument_group("prompt")
+    what.add_argument("-f", "--file", metavar="FILE", help="read the prompt from a file")
     what.add_argument(
         "--chat",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="put the prompt into the model's chat format as a user's message (default: continue it as is)",
     )
     what.add_argument("--system", metavar="TEXT", help="system message; implies --chat")
+    what.add_argument(
+        "--cache",
+        metavar="FILE",
+        help="start from what was computed for the same beginning; if FILE is not there, write it at the end",
+    )
+    what.add_argument(
+        "--batch",
+        metavar="FILE",
+        help="answer many prompts, each a line of JSON (a text, or an object with prompt), with lines of JSON",
+    )
+    what.add_argument("--batch-size", type=int, metavar="N", help="so many at once (default: 8)")
     add_settings(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="write one JSON object instead of the text")
     output.add_argument("-v", "--verbose", action="store_true", help="write speeds to stderr at the end")
     add_machine(parser)
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how to generate."""
-    length = parser.add_argument_group("length")
-    length.add_argument(
-        "-n",
-        "--max-tokens",
-        type=int,
-        metavar="N",
-        help="at most N new tokens (default: until the context is full)",
-    )
-    length.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given again"
-    )
-    length.add_argument("--ignore-eos", action="store_true", help="go on past the model's own end")
-    sampling = parser.add_argument_group(
-        "sampling",
-        "Greedy unless --temp, --top-k, --top-p or --sample is given; then the publisher's values fill in.",
-    )
-    sampling.add_argument("--sample", action="store_true", help="sample with the publisher's values")
-    sampling.add_argument(
-        "--temp",
-        "--temperature",
-        type=float,
-        metavar="T",
-        help="below 1 is sharper, above 1 wilder, 0 is greedy",
-    )
-    sampling.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest tokens; 0 is all")
-    sampling.add_argument(
-        "--top-p", type=float, metavar="P", help="among the likeliest that reach probability P"
-    )
-    sampling.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 avoids repetition")
-    sampling.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -96,83 +84,109 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
-    """Return the settings that ``add_settings`` has read."""
-    from ortlm.runtime.settings import Settings
-
-    return Settings(
-        max_new_tokens=args.max_tokens,
-        do_sample=True if args.sample else None,
-        temperature=args.temp,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        repetition_penalty=args.repetition_penalty,
-        seed=args.seed,
-        stop=args.stop,
-        ignore_eos=args.ignore_eos,
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     """Generate."""
+    _check(args)
     settings = settings_of(args)
-    text = read_prompt(args.prompt)
-    from ortlm.runtime.generate import Timings, load
+    _check_cache(args.cache, settings)
+    if args.batch is not None:
+        from ortlm.cli.batch import run_batch
+
+        return run_batch(args, settings)
+    text = read_prompt(args)
+    from ortlm.runtime.generate import load
 
     lm = load(args.model, threads=args.threads, providers=args.provider)
-    prompt = _messages(text, args.system) if args.chat or args.system else text
-    if args.json:
-        made = lm.generate(prompt, settings=settings)
-        found = {
-            "text": made.text,
-            "tokens": made.token_ids,
-            "finish_reason": made.finish_reason,
-            "timings": made.timings.to_dict(),
-        }
-        print(json.dumps(found, ensure_ascii=False))
-        timings = made.timings
-    else:
-        timings = Timings()
-        _write(lm, prompt, settings, timings)
+    settings = with_model(settings, lm, args)
+    kept = args.cache is not None and Path(args.cache).exists()
+    if kept:
+        lm.load_cache(args.cache, adapter=settings.adapter)
+    stream = lm.stream(prompt_of(text, args), settings=settings)
+    if not _answer(stream, lm, args, settings):
+        return 130
+    if args.cache is not None and not kept:
+        lm.save_cache(args.cache, adapter=settings.adapter)
+    elif kept and not stream.timings.cached_tokens:
+        print(f"{args.cache} begins otherwise; delete it to keep this prompt there.", file=sys.stderr)
     if args.verbose:
-        print(summary(timings), file=sys.stderr)
+        from ortlm.cli.report import summary
+
+        print(summary(stream.timings), file=sys.stderr)
     return 0
 
 
-def read_prompt(given: str | None) -> str:
-    """Return the prompt that was given, or that stands in stdin."""
+def read_prompt(args: argparse.Namespace) -> str:
+    """Return the prompt that was given, that stands in a file, or in stdin."""
+    if args.file is not None:
+        return read_file(args.file, "--file").removesuffix("\n")
+    given: str | None = args.prompt
     if given is not None and given != "-":
         return given
     if given is None and sys.stdin.isatty():
         raise BadOption("PROMPT is missing. Give a text, or pipe one in.")
-    return sys.stdin.read().removesuffix("\n")
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise BadOption(f"stdin is no UTF-8 text: {error}.") from error
 
 
-def summary(timings: Timings) -> str:
-    """Return one line about speed."""
-    fresh = timings.prompt_tokens - timings.cached_tokens
-    rate = fresh / timings.prompt_seconds if timings.prompt_seconds else 0.0
-    return (
-        f"prompt: {timings.prompt_tokens} tokens ({timings.cached_tokens} from the cache), "
-        f"{timings.prompt_seconds:.2f} s, {rate:.1f} tokens/s; "
-        f"answer: {timings.new_tokens} tokens, {timings.decode_seconds:.2f} s, "
-        f"{timings.tokens_per_second:.1f} tokens/s"
-    )
-
-
-def _messages(text: str, system: str | None) -> list[dict[str, str]]:
-    head = [{"role": "system", "content": system}] if system else []
+def prompt_of(text: str, args: argparse.Namespace) -> str | list[dict[str, str]]:
+    """Return ``text``, or the messages that it makes with --chat and --system."""
+    if not (args.chat or args.system is not None):
+        return text
+    head = [{"role": "system", "content": args.system}] if args.system else []
     return [*head, {"role": "user", "content": text}]
 
 
-def _write(
-    lm: LanguageModel, prompt: str | list[dict[str, str]], settings: Settings, timings: Timings
-) -> None:
+def _check(args: argparse.Namespace) -> None:
+    refuse("PROMPT", [("--file", args.prompt is not None and args.file is not None)], "give one of them.")
+    refuse("--no-chat", [("--system", args.chat is False and args.system is not None)], "it is of a chat.")
+    if args.batch is not None:
+        others = {"PROMPT": args.prompt, "--file": args.file, "--cache": args.cache}
+        refuse(
+            "--batch", [(name, value is not None) for name, value in others.items()], "it is for one prompt."
+        )
+    elif args.batch_size is not None:
+        raise BadOption("--batch-size is for --batch only; leave it out.")
+
+
+def _check_cache(cache: str | None, settings: Settings) -> None:
+    """Tell before the model works that its cache could not be kept."""
+    if cache is None:
+        return
+    several = settings.num_return_sequences > 1 or settings.num_beams > 1
+    refuse("--cache", [("several answers or beams", several)], "it holds the text of one answer.")
+    refuse("--cache", [("--prompt-logprobs", settings.prompt_logprobs is not None)], "they need all logits.")
+    folder = Path(cache).parent
+    if not folder.is_dir():
+        raise BadOption(f"--cache {cache} cannot be written: there is no folder {folder}.")
+
+
+def _answer(stream: Stream, lm: LanguageModel, args: argparse.Namespace, settings: Settings) -> bool:
+    """Write the answer; return whether it came to its end."""
+    from ortlm.cli import report
+
+    whole = args.json or settings.num_return_sequences > 1
+    if not whole and settings.logprobs is None and settings.prompt_logprobs is None:
+        return stoppable(lambda: _write(stream), stream.cancel) is not None
+    made = stoppable(lambda: stream.generations()[0], stream.cancel)
+    if made is None:
+        return False
+    if args.json:
+        print(json.dumps(report.as_json(made, lm), ensure_ascii=False))
+    else:
+        report.show(made, lm)
+    return True
+
+
+def _write(stream: Stream) -> bool:
     last = "\n"
-    for step in lm.stream(prompt, settings=settings, timings=timings):
+    for step in stream:
         if step.text:
             sys.stdout.write(step.text)
             sys.stdout.flush()
             last = step.text[-1]
     if last != "\n" or sys.stdout.isatty():
         sys.stdout.write("\n")
+        sys.stdout.flush()
+    return True

@@ -65,9 +65,12 @@ def describe(model: str) -> dict[str, Any]:
                 "optional_inputs": list(graph.optional.values()),
                 "states": len(graph.states),
                 "state_kinds": sorted({state.kind for state in graph.states}),
+                "window_states": sum(state.kind == "window" for state in graph.states),
+                "window_tokens": max((state.window or 0 for state in graph.states), default=0) or None,
             }
             for name, graph in manifest.graphs.items()
         },
+        "adapters": dict(manifest.adapters),
         "cache_bytes_per_token": _cache_bytes_per_token(artifact.path, manifest.info),
         "generation": dict(manifest.generation),
         "total_bytes": sum(sizes.values()),
@@ -95,9 +98,10 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         count = f", {readable_count(info['parameters'])} parameters" if "parameters" in info else ""
         yield "architecture", f"{info['model_type']}{layers}{count}"
     if "recipe" in info:
+        cache = info.get("kv_cache", info["activations"])
         yield (
             "target",
-            f"{info['precision']} for {info['target']}, {info['activations']} activations and cache",
+            f"{info['precision']} for {info['target']}, {info['activations']} activations, {cache} cache",
         )
         yield "weights", "\n".join(str(info["recipe"]).split("; "))
         yield "bits per weight", f"{info['bits_per_weight']:.2f}"
@@ -110,13 +114,23 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     switch = found["rope_switch_tokens"]
     switched = f", positions switch tables after {switch:,}" if switch else ""
     yield "context", f"{found['context_tokens']:,} tokens{switched}"
-    yield "cache", f"{readable_bytes(found['cache_bytes_per_token'])} for each token"
+    bounded = "".join(
+        f"; {graph['window_states']} of {graph['states']} tensors keep little more than the last "
+        f"{graph['window_tokens']:,} tokens"
+        for graph in found["graphs"].values()
+        if graph["window_states"]
+    )
+    yield "cache", f"{readable_bytes(found['cache_bytes_per_token'])} for each token{bounded}"
     yield "vocabulary", f"{found['vocab_size']:,} tokens; {found['stop_token_ids']} end an answer"
     if found["generation"]:
         yield "defaults", ", ".join(f"{key} {value}" for key, value in found["generation"].items())
     for name, graph in found["graphs"].items():
         names = ", ".join([*graph["inputs"], *(f"[{name}]" for name in graph["optional_inputs"])])
         yield f"{name} graph", f"{graph['file']}: {names}, {graph['states']} cache tensors"
+    for name, file in found["adapters"].items():
+        yield f"adapter {name}", file
+    if info.get("merged_adapter"):
+        yield "merged adapter", str(info["merged_adapter"])
     if "source" in info:
         revision = f" at {info['revision']}" if info.get("revision") else ""
         yield "built from", f"{info['source']}{revision}, by {info.get('built_with', 'an unknown builder')}"

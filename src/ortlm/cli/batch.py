@@ -1,0 +1,83 @@
+"""``ortlm generate --batch``: many prompts, a line of JSON each, to as many lines of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ortlm.cli.generate import prompt_of
+from ortlm.cli.report import answer
+from ortlm.cli.settings import read_file, with_model
+from ortlm.errors import BadOption, ContextFull, Error
+
+if TYPE_CHECKING:
+    from ortlm.runtime.generate import LanguageModel
+    from ortlm.runtime.settings import Settings
+    from ortlm.runtime.stream import Generation
+
+_SIZE = 8
+
+
+def run_batch(args: argparse.Namespace, settings: Settings) -> int:
+    """Answer the prompts of ``args.batch`` in groups, and write an answer as soon as its group is done."""
+    size = _SIZE if args.batch_size is None else args.batch_size
+    if size < 1:
+        raise BadOption(f"--batch-size must be at least 1; got {size}.")
+    lines = _read(args.batch)
+    if not lines:
+        raise BadOption(f"--batch {args.batch} holds no prompt. Write one on each line, as JSON.")
+    from ortlm.runtime.generate import load
+
+    lm = load(args.model, threads=args.threads, providers=args.provider)
+    settings = with_model(settings, lm, args)
+    # All at once, so that a prompt that cannot be used is told before hours of work.
+    prompts = [_encode(number, found, lm, args) for number, found in lines]
+    for at in range(0, len(prompts), size):
+        group = prompts[at : at + size]
+        for ids, made in zip(group, lm.generate_batch(group, settings=settings), strict=True):
+            usage = {"prompt_tokens": len(ids), "completion_tokens": _count(made)}
+            print(json.dumps({**answer(made, lm), "usage": usage}, ensure_ascii=False), flush=True)
+        if args.verbose:
+            print(f"{at + len(group)} of {len(prompts)} prompts answered", file=sys.stderr)
+    return 0
+
+
+def _read(path: str) -> list[tuple[int, Any]]:
+    """Return the prompts with their line numbers; empty lines are passed over."""
+    text = sys.stdin.read() if path == "-" else read_file(path, "--batch")
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise BadOption(f"line {number} of --batch {path} is no JSON: {error}.") from error
+        prompt = value.get("prompt") if isinstance(value, dict) else value
+        if not isinstance(prompt, (str, list)):
+            raise BadOption(
+                f"line {number} of --batch {path} must be a text or an object with prompt, such as "
+                f'{{"prompt": "Hello"}}; found {line.strip()[:80]}'
+            )
+        found.append((number, prompt))
+    return found
+
+
+def _encode(number: int, prompt: Any, lm: LanguageModel, args: argparse.Namespace) -> Sequence[int]:
+    """Return a prompt's token ids; a list is messages or token ids already."""
+    try:
+        ids = lm.encode(prompt_of(prompt, args) if isinstance(prompt, str) else prompt)
+    except Error as error:
+        raise type(error)(f"line {number} of --batch {args.batch}: {error}") from error
+    context = lm.manifest.context_tokens
+    if len(ids) > context:
+        where = f"line {number} of --batch {args.batch}"
+        raise ContextFull(f"{where} has {len(ids)} tokens, but the model's context holds {context}.")
+    return ids
+
+
+def _count(made: Generation) -> int:
+    return sum(len(one.token_ids) for one in (made, *made.alternatives))

@@ -1,0 +1,80 @@
+"""``ortlm embed``: texts to vectors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from ortlm.cli.generate import add_machine
+from ortlm.cli.settings import read_file, refuse
+from ortlm.errors import BadOption
+
+_EXAMPLES = """\
+examples:
+  ortlm embed phi "A cat sleeps." "A dog barks."
+  ortlm embed phi -f texts.txt --pooling last > vectors.jsonl
+
+The model must be built with --extra_options include_hidden_states=true.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "embed",
+        help="turn texts into vectors",
+        usage="ortlm embed MODEL [TEXT ...] [options]",
+        description="Write a line with a JSON list of numbers for each text.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a built model")
+    parser.add_argument(
+        "texts", metavar="TEXT", nargs="*", help="a text; without any, each line of stdin is one"
+    )
+    parser.add_argument("-f", "--file", metavar="FILE", help="take each line of a file as a text")
+    parser.add_argument(
+        "--pooling",
+        choices=("mean", "last", "first"),
+        default="mean",
+        help="of all tokens' states (default), or that of the last or first token",
+    )
+    parser.add_argument(
+        "--no-normalize", action="store_true", help="do not scale to length 1, by which products are cosines"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="so many at once (default: 8)")
+    add_machine(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed."""
+    refuse("TEXT", [("--file", bool(args.texts) and args.file is not None)], "give one of them.")
+    if args.batch_size < 1:
+        raise BadOption(f"--batch-size must be at least 1; got {args.batch_size}.")
+    texts = args.texts or _lines(args.file)
+    if not texts:
+        raise BadOption("there is no text. Give some, or one on each line of a file or of stdin.")
+    for number, text in enumerate(texts, 1):
+        if not text:
+            raise BadOption(f"text {number} is empty, and there is no vector for nothing. Remove that line.")
+    from ortlm.runtime.generate import load
+
+    lm = load(args.model, threads=args.threads, providers=args.provider)
+    for at in range(0, len(texts), args.batch_size):
+        group = texts[at : at + args.batch_size]
+        found = lm.embed(group, pooling=args.pooling, normalize=not args.no_normalize, batch=args.batch_size)
+        for vector in found:
+            print(json.dumps(vector.tolist()), flush=True)
+    return 0
+
+
+def _lines(path: str | None) -> list[str]:
+    if path is not None and path != "-":
+        text = read_file(path, "--file")
+    elif sys.stdin.isatty():
+        raise BadOption("TEXT is missing. Give some, or pipe one in on each line.")
+    else:
+        text = sys.stdin.read()
+    return text.removesuffix("\n").split("\n") if text else []

@@ -1,0 +1,84 @@
+"""How finished answers are written: JSON for programs, texts and tables for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ortlm.runtime.generate import LanguageModel
+    from ortlm.runtime.logprobs import TokenLogprob
+    from ortlm.runtime.stream import Generation, Timings
+
+
+def summary(timings: Timings) -> str:
+    """Return one line about speed, and about drafts if there were any."""
+    fresh = timings.prompt_tokens - timings.cached_tokens
+    rate = fresh / timings.prompt_seconds if timings.prompt_seconds else 0.0
+    drafts = ""
+    if timings.proposed_tokens:
+        drafts = f"; drafts: {timings.accepted_tokens} of {timings.proposed_tokens} accepted"
+    return (
+        f"prompt: {timings.prompt_tokens} tokens ({timings.cached_tokens} from the cache), "
+        f"{timings.prompt_seconds:.2f} s, {rate:.1f} tokens/s; "
+        f"answer: {timings.new_tokens} tokens, {timings.decode_seconds:.2f} s, "
+        f"{timings.tokens_per_second:.1f} tokens/s{drafts}"
+    )
+
+
+def as_json(made: Generation, lm: LanguageModel) -> dict[str, Any]:
+    """Return all that is known of an answer; token texts are those that each token has alone."""
+    timings = made.timings
+    return {
+        **answer(made, lm),
+        "usage": {
+            "prompt_tokens": timings.prompt_tokens,
+            "completion_tokens": timings.new_tokens,
+            "cached_tokens": timings.cached_tokens,
+        },
+        "timings": timings.to_dict(),
+    }
+
+
+def answer(made: Generation, lm: LanguageModel) -> dict[str, Any]:
+    """Return an answer with its alternatives; keys of what was not asked for are left out."""
+    found: dict[str, Any] = {"text": made.text, "tokens": made.token_ids, "finish_reason": made.finish_reason}
+    if made.score is not None:
+        found["score"] = made.score
+    if made.logprobs:
+        found["logprobs"] = [_entry(entry, lm) for entry in made.logprobs]
+    if made.prompt_logprobs:
+        found["prompt_logprobs"] = [_entry(entry, lm) for entry in made.prompt_logprobs]
+    if made.alternatives:
+        found["alternatives"] = [answer(other, lm) for other in made.alternatives]
+    return found
+
+
+def show(made: Generation, lm: LanguageModel) -> None:
+    """Write texts to stdout, several with headings between them, and log-probabilities to stderr."""
+    _table("prompt", made.prompt_logprobs, lm)
+    for number, one in enumerate((made, *made.alternatives), 1):
+        if made.alternatives:
+            print(f"--- {number} ---")
+        print(one.text, flush=True)
+        _table("answer", one.logprobs, lm)
+
+
+def _table(title: str, entries: Sequence[TokenLogprob | None], lm: LanguageModel) -> None:
+    for entry in entries:
+        if entry is not None:
+            top = "  ".join(f"{_text(token, lm)!r} {value:.3f}" for token, value in entry.top)
+            line = f"{title} {_text(entry.token_id, lm)!r:>16} {entry.logprob:9.4f}   {top}"
+            print(line.rstrip(), file=sys.stderr)
+
+
+def _entry(entry: TokenLogprob | None, lm: LanguageModel) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    top = [{"token": _text(token, lm), "id": token, "logprob": value} for token, value in entry.top]
+    return {"token": _text(entry.token_id, lm), "id": entry.token_id, "logprob": entry.logprob, "top": top}
+
+
+def _text(token: int, lm: LanguageModel) -> str:
+    return lm.tokenizer.decode([token], skip_special_tokens=False)
