@@ -153,6 +153,37 @@ def write_tensor(file: BinaryIO, name: str, shape: tuple[int, ...], noise: Noise
         file.write(chunk.data)
 
 
+def open_tensor(path: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    """Map the bits of one bfloat16 tensor of a safetensors file for reading and writing."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        start = json.loads(file.read(size))[name]["data_offsets"][0]
+    return np.memmap(path, np.uint16, "r+", 8 + size + start, shape)
+
+
+def make_chain(folder: Path, where: Mapping[str, str], shapes: Shapes, length: int) -> None:
+    """Make the model answer every token with its successor, in circles of ``length`` tokens.
+
+    The head's row of a token becomes the embedding of the one before it, and what layers add to the residual
+    stream is made small. Greedy decoding then repeats a prompt of ``length`` tokens word by word, as a model does
+    that is asked to copy or to edit a text.
+    """
+    table = open_tensor(
+        folder / where["model.embed_tokens.weight"],
+        "model.embed_tokens.weight",
+        shapes["model.embed_tokens.weight"],
+    )
+    head = open_tensor(folder / where["lm_head.weight"], "lm_head.weight", shapes["lm_head.weight"])
+    for start in range(0, len(table), length):
+        circle = np.arange(start, min(start + length, len(table)))
+        head[np.roll(circle, -1)] = table[circle]
+    for name, shape in shapes.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            bits = open_tensor(folder / where[name], name, shape)
+            # Seven less in the exponent is a division by 128; what is smaller than that becomes 0.
+            bits[...] = np.where(bits & 0x7F80 > 7 << 7, bits - (7 << 7), 0)
+
+
 def copy_tokenizer(source: Path, out: Path) -> None:
     """Copy what there is of the tokenizer files of the folder ``source``."""
     for name in _TOKENIZER_FILES:
@@ -169,6 +200,12 @@ def main() -> int:
     parser.add_argument("--shard-gb", type=float, default=2.0, help="largest shard in 1e9 bytes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", type=Path, default=_TOKENIZER, help="folder to copy a tokenizer from")
+    parser.add_argument(
+        "--chain",
+        type=int,
+        metavar="N",
+        help="make a model that repeats: token i is followed by i + 1, in circles of N tokens",
+    )
     args = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
@@ -194,6 +231,8 @@ def main() -> int:
         (args.out / "model.safetensors.index.json").write_text(
             json.dumps(index, indent=2) + "\n", encoding="utf-8"
         )
+    if args.chain:
+        make_chain(args.out, where, shapes, args.chain)
     copy_tokenizer(args.tokenizer, args.out)
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
