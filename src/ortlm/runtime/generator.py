@@ -126,6 +126,13 @@ class Generator:
         self.accepted_tokens = 0
         self.runs = 0
         self.logprobs: list[TokenLogprob | None] = []
+        # Ids without a token are nearly always the last ones, so that nothing need be looked up for the others.
+        self._bound: int | None = None
+        self._gaps = rules.forbidden
+        if rules.forbidden is not None:
+            self._bound = int(np.flatnonzero(~rules.forbidden)[-1]) + 1
+            gaps = rules.forbidden[: self._bound]
+            self._gaps = gaps if gaps.any() else None
         self._take(settings, None)
 
     # --- what there is ----------------------------------------------------------------------------------
@@ -588,14 +595,14 @@ class Generator:
 
     def _choose(self, logits: Logits) -> Tokens:
         if self._is_greedy:
-            return greedy(logits, forbidden=self._rules.forbidden)
+            return greedy(logits[:, : self._bound], forbidden=self._gaps)
         if self._draws_among:
             return draw_among(
-                logits,
+                logits[:, : self._bound],
                 self._randoms,
                 count=self._settings.top_k or 0,
                 warpers=self._warpers,
-                forbidden=self._rules.forbidden,
+                forbidden=self._gaps,
             )
         # A draft that was not drawn needs no rejection: drawing and comparing is the same.
         tokens = multinomial(logits, self._randoms)
