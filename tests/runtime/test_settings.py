@@ -86,6 +86,10 @@ def test_options_are_the_fields_of_settings():
     assert list(Options.__annotations__) == [field.name for field in dataclasses.fields(Settings)]
 
 
+def test_none_is_nothing_asked_for():
+    assert Settings(**dict.fromkeys(Options.__annotations__)) == Settings()
+
+
 def test_each_answer_has_a_seed():
     assert Settings(seed=5).seeds(3) == [5, 6, 7]
     assert Settings(seed=(9, 2)).seeds(2) == [9, 2]

@@ -335,8 +335,8 @@ class Generator:
 
     def save(self, path: str | Path) -> None:
         """Write the tokens so far to the file ``path``, with the cache of all that the model has seen."""
-        if not self.rows or self._beams is not None:
-            raise BadOption("there is nothing to save: no prompt yet, or beams.")
+        if not self.rows or not self._rows.lengths.all() or self._beams is not None:
+            raise BadOption("there is nothing to save: a row without a prompt, or beams.")
         self._drop_logits()
         self._feed(everything=True)
         save(self.loop, Path(path), model=self._fingerprint())

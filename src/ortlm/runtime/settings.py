@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
@@ -201,6 +201,11 @@ class Settings:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
+        # None is how a caller says that nothing is asked for, whatever the field.
+        for entry in fields(self):
+            if getattr(self, entry.name) is None and entry.default is not None:
+                empty = entry.default if entry.default is not MISSING else {}
+                put(entry.name, empty)
         put("stop", (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop))
         put("stop_token_ids", tuple(_plain(t) for t in _listed("stop_token_ids", self.stop_token_ids)))
         put("processors", (self.processors,) if callable(self.processors) else tuple(self.processors))
