@@ -177,7 +177,7 @@ def test_prompts_of_another_kind(built, prompt):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"stop": 5}, {"stop": None}, {"stop_token_ids": 5}, {"stop_token_ids": ["a"]}, {"do_sample": "yes"}],
+    [{"stop": 5}, {"stop_token_ids": 5}, {"stop_token_ids": ["a"]}, {"do_sample": "yes"}],
 )
 def test_settings_of_another_kind(wrong):
     with pytest.raises(BadOption):
