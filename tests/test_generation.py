@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ortlm import Guidance
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.options import BuildOptions
 from tests.architectures import oracle
@@ -211,3 +212,79 @@ def test_a_stream_that_is_cancelled_says_so(build):
     next(stream)
     stream.cancel()
     assert [step.finish_reason for step in stream] == ["cancelled"]
+
+
+def test_cancelling_before_the_first_token(build):
+    lm = build("llama")
+    stream = lm.stream(oracle.random_tokens(8), ignore_eos=True, temperature=1.0, num_return_sequences=2)
+    stream.cancel()
+    made = stream.generations()[0]
+    assert (made.finish_reason, made.alternatives[0].finish_reason) == ("cancelled", "cancelled")
+    ended = lm.stream(oracle.random_tokens(8), max_new_tokens=2)
+    list(ended)
+    ended.cancel()
+    assert len(lm.generate(oracle.random_tokens(8), max_new_tokens=2, ignore_eos=True).token_ids) == 2
+
+
+def test_no_room_for_beams(build):
+    made = build("llama").generate(oracle.random_tokens(8), num_beams=2, max_new_tokens=0)
+    assert (made.text, made.token_ids, made.finish_reason) == ("", (), "length")
+
+
+def test_a_form_that_ends_without_a_stop_token_keeps_its_text(build):
+    made = build("llama").generate("a", guidance=Guidance.choices(["yes", "no"]), ignore_eos=True)
+    assert (made.text in ("yes", "no"), made.finish_reason) == (True, "stop")
+
+
+def test_every_turn_has_its_form(build):
+    lm = build("llama")
+    generator = lm.generator(guidance=Guidance.choices(["yes", "no"]))
+    for turn in ("a", "b"):
+        generator.append(lm.tokenizer.encode(turn))
+        while not generator.done:
+            generator.step()
+        assert lm.tokenizer.decode(generator.answers()[0][0].token_ids) in ("yes", "no")
+
+
+def test_drafts_leave_the_rotation_alone(build):
+    """Near the switch of tables: a draft must not carry the text over it early."""
+    lm = build("phi3-longrope")
+    prompt = oracle.random_tokens(58)
+    plain = lm.generate(prompt, max_new_tokens=12, ignore_eos=True, reuse_cache=False)
+    drafted = lm.generate(prompt, max_new_tokens=12, ignore_eos=True, draft=lm, reuse_cache=False)
+    assert drafted.token_ids == plain.token_ids
+
+
+def test_log_probabilities_beyond_the_switch(saved, build):
+    lm, tokens = build("phi3-longrope"), oracle.random_tokens(74)
+    want = torch.log_softmax(torch.tensor(oracle.prompt_logits(saved("phi3-longrope").model, tokens)), dim=1)
+    for at, entry in enumerate(lm.prompt_logprobs(tokens)[1:]):
+        assert entry.logprob == pytest.approx(float(want[at, tokens[at + 1]]), abs=1e-3)
+
+
+def test_a_row_that_is_given_more_room_goes_on_rightly(build):
+    lm = build("llama")
+    prompt = oracle.random_tokens(16)
+    generator = lm.generator(max_length=19, ignore_eos=True)
+    generator.append([prompt, prompt[:-5]])
+    for _ in range(5):
+        generator.step()
+    generator.change(max_length=28)
+    while not generator.done:
+        generator.step()
+    want = lm.generate(prompt, max_length=28, ignore_eos=True, reuse_cache=False).token_ids
+    assert generator.sequence(0) == [*prompt, *want]
+
+
+def test_settings_that_cannot_be_used_change_nothing(build):
+    generator = build("llama").generator(temperature=1.0)
+    generator.append(oracle.random_tokens(5))
+    with pytest.raises(BadOption, match="no adapter 'nope'"):
+        generator.change(temperature=0.5, adapter="nope")
+    assert generator.settings.temperature == 1.0
+    with pytest.raises(BadOption, match="guidance must be a Guidance"):
+        generator.change(guidance="yes")
+    fresh = build("llama").generator(seed=[1, 2], temperature=1.0)
+    with pytest.raises(BadOption, match="2 numbers for 1 answers"):
+        fresh.append([5, 6])
+    assert fresh.rows == 0

@@ -235,7 +235,9 @@ class LanguageModel:
             return (await asyncio.shield(pending))[0]
         except asyncio.CancelledError:
             stream.cancel()
-            await asyncio.wait([pending])
+            while not pending.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([pending])
             raise
 
     def generator(
@@ -286,12 +288,16 @@ class LanguageModel:
             loop.use(self._adapter_inputs(adapter))
         self._keep_loop(adapter, loop)
 
-    def prompt_logprobs(self, prompt: Prompt, *, top: int = 0) -> list[TokenLogprob | None]:
+    def prompt_logprobs(
+        self, prompt: Prompt, *, top: int = 0, adapter: str | None = None
+    ) -> list[TokenLogprob | None]:
         """Return the log-probability of every token of ``prompt`` after those before it; the first has none.
 
         ``top``: so many of the likeliest tokens with each.
         """
         loop = self.loop()
+        if adapter is not None:
+            loop.use(self._adapter_inputs(adapter))
         loop.start()
         return self._prompt_logprobs(loop, self.encode(prompt), top)
 
@@ -417,17 +423,24 @@ class LanguageModel:
             for ids in prompts:
                 # A single prompt's cache then serves the generation.
                 own = loop if len(prompts) == 1 else self.loop()
+                if wanted.adapter is not None:
+                    own.use(self._adapter_inputs(wanted.adapter))
                 own.start()
                 stream.prompt_logprobs.append(self._prompt_logprobs(own, ids, wanted.prompt_logprobs))
         return stream
 
     def _prompt_logprobs(self, loop: Loop, ids: list[int], top: int) -> list[TokenLogprob | None]:
         found: list[TokenLogprob | None] = [None]
-        for at in range(0, len(ids), _LOGPROB_CHUNK):
-            part = ids[at : at + _LOGPROB_CHUNK]
+        switch = self.manifest.rope_switch_tokens
+        # All positions are rotated by the table of the whole length, from the first chunk on.
+        first = switch + 1 if switch is not None and len(ids) > switch else 0
+        at = 0
+        while at < len(ids):
+            part = ids[at : at + max(_LOGPROB_CHUNK, first - at)]
             logits = loop.append([part], keep=len(part))[0]
             for row, token in zip(logits, ids[at + 1 : at + len(part) + 1], strict=False):
                 found.append(token_logprob(row, token, top))
+            at += len(part)
         return found
 
     def _take_loop(self, ids: Sequence[int], adapter: str | None) -> Loop:
@@ -447,7 +460,7 @@ class LanguageModel:
             draft = generator.settings.draft
             if isinstance(draft, LanguageModel):
                 draft._keep_loop(None, proposer.loop)
-        if len(generator.loop.history) == 1:
+        if len(generator.loop.history) == 1 and not generator.mixed:
             self._keep_loop(generator.settings.adapter, generator.loop)
 
     def _keep_loop(self, adapter: str | None, loop: Loop) -> None:

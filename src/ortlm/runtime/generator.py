@@ -125,6 +125,8 @@ class Generator:
         self.proposed_tokens = 0
         self.accepted_tokens = 0
         self.runs = 0
+        # Whether the cache holds what different adapters computed.
+        self.mixed = False
         self.logprobs: list[TokenLogprob | None] = []
         # Ids without a token are nearly always the last ones, so that nothing need be looked up for the others.
         self._bound: int | None = None
@@ -151,6 +153,11 @@ class Generator:
     def finish_reasons(self) -> list[FinishReason | None]:
         """Why each row ended: "stop" (stop token or text), "length" or "cancelled"; None if it has not."""
         return list(self._reasons)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return self._stop_ids
 
     @property
     def lengths(self) -> list[int]:
@@ -233,13 +240,26 @@ class Generator:
         try:
             if not self.done:
                 self._feed()
+            if first:
+                self._spread()
         except BaseException:
             if first:
                 # The rows are not spread out yet; the prompt may be appended again, and what is computed stays.
                 self._arrange(0)
+            else:
+                self._guide_anew(given)
             raise
         if first:
-            self._spread()
+            self._renew()
+        else:
+            self._guide_anew(given)
+
+    def _guide_anew(self, given: list[list[int]]) -> None:
+        """Let the answers behind new tokens begin their form from the start."""
+        for row, more in enumerate(given):
+            item = self._guides[row]
+            if more and item is not None:
+                self._guides[row] = self._guide(item.guidance, row)
         self._renew()
 
     def step(self) -> Tokens:
@@ -263,14 +283,15 @@ class Generator:
             processed[ended] = logits[ended]
         tokens = self._choose(processed)
         top = self._settings.logprobs
-        self.logprobs = [None] * self.rows
+        self.logprobs = [
+            None if top is None or reason is not None else token_logprob(logits[row], int(tokens[row]), top)
+            for row, reason in enumerate(self._reasons)
+        ]
         for row, reason in enumerate(self._reasons):
             if reason is not None:
                 tokens[row] = -1
                 continue
             token = int(tokens[row])
-            if top is not None:
-                self.logprobs[row] = token_logprob(logits[row], token, top)
             self._rows.put(row, token)
             self._end_if_due(row, token)
         self._advance(tokens)
@@ -337,6 +358,8 @@ class Generator:
         """Write the tokens so far to the file ``path``, with the cache of all that the model has seen."""
         if not self.rows or not self._rows.lengths.all() or self._beams is not None:
             raise BadOption("there is nothing to save: a row without a prompt, or beams.")
+        if self.mixed:
+            raise BadOption("the adapter was changed on the way; what two models computed cannot be saved.")
         self._drop_logits()
         self._feed(everything=True)
         save(self.loop, Path(path), model=self._fingerprint())
@@ -380,6 +403,8 @@ class Generator:
             raise BadOption("there is nothing to append: no row has a new token.")
         for row, more in enumerate(given):
             past = self.lengths[row] if self.rows else 0
+            if not more and past:
+                continue
             if not more and not past:
                 raise BadOption(f"row {row} is empty: there must be at least one token to continue.")
             if past + len(more) > context:
@@ -446,7 +471,17 @@ class Generator:
     # --- settings ---------------------------------------------------------------------------------------
 
     def _take(self, settings: Settings, before: Settings | None) -> None:
-        """Adopt settings in place of those ``before``."""
+        """Adopt settings in place of those ``before``; if they cannot be used, nothing changes."""
+        if self._beams is not None:
+            raise BadOption("beams keep the settings that they began with; begin a new generator.")
+        kept = dict(self.__dict__)
+        try:
+            self._adopt(settings, before)
+        except BaseException:
+            self.__dict__.update(kept)
+            raise
+
+    def _adopt(self, settings: Settings, before: Settings | None) -> None:
         filled = settings.with_defaults(self._rules.published)
         if before is not None and self.rows:
             for name in ("num_beams", "num_return_sequences", "num_beam_groups"):
@@ -479,6 +514,10 @@ class Generator:
         for row, reason in enumerate(self._reasons):
             if reason == "length" and self._new_tokens(row) < self._limit(row):
                 self._reasons[row] = None
+                self._drop_logits()
+        if filled.adapter != before.adapter:
+            self.mixed = True
+            self._drop_logits()
         self._renew()
 
     def _seed(self, rows: int) -> None:
@@ -657,13 +696,15 @@ class Generator:
         for row, reason in enumerate(self._reasons):
             # The logits after a row's last token are wanted, so that one is fed in any case.
             if reason is None:
-                self._fed[row] = min(self._fed[row], rows.lengths[row] - 1)
+                self._fed[row] = max(0, min(self._fed[row], rows.lengths[row] - 1))
         if any(len(past) > fed for past, fed in zip(loop.history, self._fed, strict=True)):
             loop.trim(self._fed.tolist())
         fresh: list[list[int]] = []
         drafts: list[Draft | None] = [None] * self.rows
         for row, reason in enumerate(self._reasons):
             waits = reason is not None and self._fed[row] > 0 and not everything
+            # The last token of a full context was generated, but does not fit.
+            waits = waits or rows.lengths[row] > self._rules.context_tokens
             fresh.append([] if waits else rows.tokens(row, int(self._fed[row])).tolist())
             if self.proposer and reason is None and self._new_tokens(row) and not everything:
                 drafts[row] = self._draft(self.proposer, row)
@@ -694,6 +735,10 @@ class Generator:
             self._rules.context_tokens - length,
             self._settings.draft_tokens,
         )
+        switch = self.loop.switch_tokens
+        if switch is not None and length <= switch:
+            # Drafts must not turn the whole text over to another rotation before it gets there itself.
+            room = min(room, switch - length)
         if room < 1:
             return None
         draft = proposer.propose(row, self._rows.tokens(row), room, self._randoms[row])

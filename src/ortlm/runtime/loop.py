@@ -80,6 +80,11 @@ class Loop:
         """How many tokens a row may have."""
         return self._context
 
+    @property
+    def switch_tokens(self) -> int | None:
+        """The length above which another rotation table holds, None if there is only one."""
+        return self._switch
+
     def use(self, inputs: Mapping[str, Tensor]) -> None:
         """Let every run from now on read these further inputs, such as the tensors of an adapter."""
         for name, tensor in inputs.items():

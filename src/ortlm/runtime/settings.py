@@ -158,6 +158,8 @@ class Settings:
     @classmethod
     def of(cls, base: Settings | None = None, options: Mapping[str, Any] | None = None) -> Settings:
         """Return ``base`` with ``options`` in place of its fields. Raises BadOption for unknown names."""
+        if base is not None and not isinstance(base, cls):
+            raise BadOption(f"settings must be Settings, found {type(base).__name__}.")
         known = [entry.name for entry in fields(cls)]
         for name in options or ():
             if name not in known:
@@ -208,7 +210,9 @@ class Settings:
                 put(entry.name, empty)
         put("stop", (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop))
         put("stop_token_ids", tuple(_plain(t) for t in _listed("stop_token_ids", self.stop_token_ids)))
-        put("processors", (self.processors,) if callable(self.processors) else tuple(self.processors))
+        own = (self.processors,) if callable(self.processors) else _listed("processors", self.processors)
+        put("processors", own)
+        self._check_guidance()
         put("bad_words", tuple(_bad_word(word) for word in _listed("bad_words", self.bad_words)))
         if not isinstance(self.logit_bias, Mapping):
             raise BadOption(f"logit_bias must map token ids to numbers, found {self.logit_bias!r}.")
@@ -222,6 +226,16 @@ class Settings:
             if not callable(process):
                 raise BadOption(
                     f"processors must hold functions (history, logits) -> logits, found {process!r}."
+                )
+
+    def _check_guidance(self) -> None:
+        from ortlm.runtime.guidance import Guidance
+
+        wanted = self.guidance
+        for item in wanted if isinstance(wanted, (list, tuple)) else (wanted,):
+            if item is not None and not isinstance(item, Guidance):
+                raise BadOption(
+                    f"guidance must be a Guidance, such as Guidance.regex(…), or a list of them; found {item!r}."
                 )
 
     def _check_numbers(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -135,9 +136,13 @@ class Stream:
     def generations(self) -> list[Generation]:
         """Run to the end and return the answer to each prompt."""
         steps = list(self)
-        answers = [answer for found in self.generator.answers() for answer in found]
-        made = [self._generation(index, steps, answers[index].score) for index in range(len(answers))]
-        each = len(answers) // len(self._prompts)
+        each = self._settings.num_return_sequences
+        scores: dict[int, float | None] = {}
+        for number, found in enumerate(self.generator.answers() if self.generator.rows else ()):
+            scores |= {number * each + i: answer.score for i, answer in enumerate(found)}
+        made = [
+            self._generation(index, steps, scores.get(index)) for index in range(len(self._prompts) * each)
+        ]
         out = []
         for at, prompt in enumerate(self._prompts):
             first, *others = made[at * each : (at + 1) * each]
@@ -162,7 +167,8 @@ class Stream:
         return Generation(
             text="".join(step.text for step in own),
             token_ids=tuple(step.token_id for step in own if step.token_id is not None),
-            finish_reason=own[-1].finish_reason or "length",
+            finish_reason=(own[-1].finish_reason if own else None)
+            or ("cancelled" if self._cancelled else "length"),
             timings=self.timings,
             logprobs=tuple(step.logprob for step in own if step.logprob is not None),
             score=score,
@@ -178,12 +184,12 @@ class Stream:
             timings.prompt_seconds += now - begun
             timings.cached_tokens += generator.cached_tokens
             words = [self._words(self._prompts[row // self._each]) for row in range(generator.rows)]
-            for row in range(generator.rows):
-                if generator.finish_reasons[row] is not None:
-                    yield Step("", None, generator.finish_reasons[row], row)
             if self._settings.num_beams > 1:
                 yield from self._beams(now)
                 return
+            for row in range(generator.rows):
+                if generator.finish_reasons[row] is not None:
+                    yield Step("", None, generator.finish_reasons[row], row)
             first = True
             while not generator.done:
                 tokens = generator.step()
@@ -201,7 +207,7 @@ class Stream:
                 now = time.perf_counter()
                 self._check()
         except Cancelled:
-            for row in range(max(1, generator.rows)):
+            for row in range(generator.rows or len(self._prompts) * self._settings.num_return_sequences):
                 if not generator.rows or generator.finish_reasons[row] is None:
                     if generator.rows:
                         generator.finish(row, "cancelled")
@@ -234,10 +240,10 @@ class Stream:
     def _step(self, row: int, token: int, words: _Words) -> Step:
         generator = self.generator
         reason = generator.finish_reasons[row]
-        text = words.end() if reason == "stop" else words.push(token)
+        text = words.end() if token in generator.stop_ids else words.push(token)
         if words.stopped():
             generator.finish(row, "stop")
-        elif reason == "length":
+        elif reason is not None:
             text += words.end()
         return Step(text, token, generator.finish_reasons[row], row, generator.logprobs[row])
 
@@ -252,9 +258,10 @@ class Stream:
         self._count()
         timings.decode_tokens += max(0, steps - 1) * generator.prompts
         timings.decode_seconds += time.perf_counter() - now
-        index = 0
-        for prompt, answers in zip(self._prompts, generator.answers(), strict=True):
-            for answer in answers:
+        for number, (prompt, answers) in enumerate(zip(self._prompts, generator.answers(), strict=True)):
+            for index, answer in enumerate(answers, number * self._settings.num_return_sequences):
+                if not answer.token_ids:
+                    yield Step("", None, answer.finish_reason or "length", index)
                 words = self._words(prompt)
                 timings.new_tokens += len(answer.token_ids)
                 for at, token in enumerate(answer.token_ids):
@@ -270,7 +277,6 @@ class Stream:
                     yield Step(text, token, reason, index)
                     if stopped:
                         break
-                index += 1
 
 
 class _Words:
@@ -306,7 +312,9 @@ async def astream(stream: Stream) -> AsyncIterator[Step]:
             except asyncio.CancelledError:
                 stream.cancel()
                 # The model stops within one operator; its thread must be out before the stream is closed.
-                await asyncio.wait([pending])
+                while not pending.done():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait([pending])
                 raise
             if step is None:
                 return
