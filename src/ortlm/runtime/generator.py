@@ -315,7 +315,7 @@ class Generator:
         self._logits = found
 
     def _current(self) -> Logits:
-        if not self.rows or not self._rows.lengths.all():
+        if not self.rows:
             raise BadOption("there is a row without a prompt; append its tokens first.")
         if self._logits is None:
             self._feed()
@@ -574,6 +574,7 @@ class Generator:
             warp=not self._draws_among,
             guide=guided(guides, starts) if any(guides) else None,
         )
+        self._limits = [self._limit(row) for row in range(self.rows)]
         # They see few tokens, so that the rank is taken before.
         self._warpers = warpers(replace(self._settings, top_k=0))
         if self._beams is not None:
@@ -605,7 +606,7 @@ class Generator:
     def _end_if_due(self, row: int, token: int) -> None:
         if token in self._stop_ids:
             self._reasons[row] = "stop"
-        elif self._new_tokens(row) >= self._limit(row):
+        elif self._new_tokens(row) >= self._limits[row]:
             self._reasons[row] = "length"
         elif not self._stop_ids and self._is_complete(row):
             self._reasons[row] = "stop"
@@ -692,6 +693,8 @@ class Generator:
             self._logits = loop.step(rows.tokens(0)[-1:])
             self._fed[0] += 1
             return
+        if not rows.lengths.all():
+            raise BadOption("there is a row without a prompt; append its tokens first.")
         self._fed = np.minimum(self._fed, [len(past) for past in loop.history])
         for row, reason in enumerate(self._reasons):
             # The logits after a row's last token are wanted, so that one is fed in any case.
