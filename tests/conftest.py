@@ -15,10 +15,14 @@ import pytest
 import torch
 
 import ortlm
+from ortlm import presets
 from ortlm.options import BuildOptions
 from tests.architectures import families
 
 torch.set_num_threads(1)
+
+# Most tests are about other things than calibration, which would take most of their time.
+presets.DEFAULTS["int4"] = "fast"
 
 ROOT = Path(__file__).parents[1]
 

@@ -245,7 +245,8 @@ def test_interrupted(how: signal.Signals, tiny: Path, tmp_path: Path) -> None:
         "slow = write._write_rows\n"
         "def late(*a):\n    time.sleep(0.2); slow(*a)\n"
         "write._write_rows = late\n"
-        f"sys.exit(main(['build', '-i', {str(tiny)!r}, '-o', {str(out)!r}, '--threads', '1']))\n"
+        f"arguments = ['-i', {str(tiny)!r}, '-o', {str(out)!r}, '--threads', '1', '--recipe', 'fast']\n"
+        "sys.exit(main(['build', *arguments]))\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

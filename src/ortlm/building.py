@@ -34,19 +34,21 @@ from ortlm.card import model_card
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.checkpoint.open import Checkpoint, check_weights, read_json
 from ortlm.checkpoint.safetensors import same
-from ortlm.checkpoint.stack import Part, Stack, stack
 from ortlm.cores import physical_cores
 from ortlm.errors import BadCheckpoint, BadOption, NotEnoughSpace, nearest
 from ortlm.graph.attention import CacheScales
 from ortlm.graph.decoder import Emitted, emit_decoder
-from ortlm.graph.storage import Plain, Quantized
 from ortlm.manifest import make_manifest, plain_tokenizer_config
-from ortlm.options import BuildOptions, cache_scheme, check_adapter_names, make_recipe
-from ortlm.outline import Outline, make_outline
-from ortlm.place import check_output, put_in_place, unfinished
-from ortlm.spec import Architecture, Decoder, Parameter, Source, parameters
-from ortlm.target import Target, check_precision, find_target
+from ortlm.options import BuildOptions, cache_scheme, check_adapter_names, make_recipe, preset_of
+from ortlm.outline import CalibrationPlan, Outline, make_outline
+from ortlm.place import check_output, put_in_place, resumable, unfinished
+from ortlm.quant.methods import CALIBRATED
+from ortlm.quant.recipe import Calibration, Preset
+from ortlm.quant.rotation import Rotation
+from ortlm.spec import Architecture, Decoder, Source, parameters
+from ortlm.target import HERE, Target, check_precision, find_target
 from ortlm.units import readable_bytes
+from ortlm.weights import Weights, check_rotatable
 from ortlm.write import Layout, Progress, lay_out, write_weights
 
 # Files beside the weights that an artifact takes along.
@@ -55,6 +57,12 @@ _TAKEN_ALONG = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 class Silent:
     """Progress that nobody watches."""
+
+    def stage(self, name: str, total: int, unit: str, *, done: int = 0) -> None:
+        """Do nothing."""
+
+    def step(self, count: int) -> None:
+        """Do nothing."""
 
     def start(self, *, bytes_total: int, tensors_total: int) -> None:
         """Do nothing."""
@@ -181,6 +189,9 @@ def prepare(
         _check_window_cache(where, architecture.decoder)
     else:
         where = replace(where, window_cache=False)
+    preset = preset_of(precision, options) if precision in ("int4", "int8") else None
+    if preset is not None:
+        architecture = _rotatable(architecture, preset, options, switched)
     emitted = _emit(architecture.decoder, where, precision, options, switched.values())
     _check_excluded(options, emitted)
     plan = emitted.builder.plan
@@ -199,6 +210,11 @@ def prepare(
         },
         merged_adapter=merged.folder.resolve().name if merged else None,
         kv_cache=options.kv_cache or "none",
+        recipe_name=preset.name if preset is not None else None,
+        rotated=preset is not None and preset.rotate,
+        calibration=_calibration(options, preset, architecture.decoder)
+        if preset and plan.calibrated
+        else None,
     )
     manifest = make_manifest(
         checkpoint, architecture.decoder, emitted, outline, filename=options.filename, adapters=switched
@@ -225,7 +241,7 @@ def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, pr
     with unfinished(out) as folder:
         try:
             files = _write_files(
-                prepared, folder, threads or physical_cores() or os.cpu_count() or 1, progress
+                prepared, folder, out, threads or physical_cores() or os.cpu_count() or 1, progress
             )
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -240,6 +256,45 @@ def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, pr
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         put_in_place(folder, out, force=force)
     return Artifact(out, manifest) if prepared.options.config_only else open_artifact(out)
+
+
+def _rotatable(
+    architecture: Architecture, preset: Preset, options: BuildOptions, adapters: Mapping[str, Adapter]
+) -> Architecture:
+    """Return ``architecture`` as it has to be for what ``preset`` moves between weights.
+
+    Raises BadOption if that cannot be, or would change what adapters or hidden states mean.
+    """
+    method = CALIBRATED.get(preset.algorithm)
+    moved = "rotate" if preset.rotate else preset.algorithm if method and method.equalizes else None
+    if moved and adapters:
+        raise BadOption(
+            f"{moved} changes what a product's inputs are, so adapters, trained on the old ones, would go wrong. "
+            "Merge the adapter (--merge-adapter), or choose another recipe."
+        )
+    if not preset.rotate:
+        return architecture
+    if options.hidden_states:
+        raise BadOption("rotate changes what hidden states mean; leave rotate or include_hidden_states out.")
+    if architecture.decoder.tied_head:
+        # Embeddings and head take different factors, so that they are one no longer.
+        architecture = _untied(architecture, architecture.sources["embed.weight"])
+    check_rotatable(architecture.decoder)
+    return architecture
+
+
+def _calibration(options: BuildOptions, preset: Preset, spec: Decoder) -> CalibrationPlan:
+    settings = preset.calibration
+    source = "text that the model writes itself"
+    if options.calibration is not None:
+        path = Path(options.calibration)
+        if not path.is_file():
+            raise BadOption(
+                f"--calibration {path} is not a file; give text, JSONL or token ids (.npy), or leave it out."
+            )
+        source = f"the file {path.name}"
+    rows, length = settings.of(sum(p.size for p in parameters(spec)), spec.max_tokens)
+    return CalibrationPlan(source, rows, length)
 
 
 def _emit(
@@ -364,7 +419,9 @@ def _onnxruntime() -> tuple[int, int]:
 # --- writing ------------------------------------------------------------------------------------------------
 
 
-def _write_files(prepared: Prepared, folder: Path, threads: int, progress: Progress) -> dict[str, Any]:
+def _write_files(
+    prepared: Prepared, folder: Path, out: Path, threads: int, progress: Progress
+) -> dict[str, Any]:
     """Write everything but the manifest; returns each file's size and hash."""
     checkpoint, options, emitted = prepared.checkpoint, prepared.options, prepared.emitted
     plan = emitted.builder.plan
@@ -373,15 +430,12 @@ def _write_files(prepared: Prepared, folder: Path, threads: int, progress: Progr
     for name, text in prepared.texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     if not options.config_only:
-        data = f"{options.filename}.data"
-        write_weights(
-            folder / data,
-            plan,
-            prepared.layout,
-            _stacks(prepared),
-            threads=threads,
-            progress=progress,
-        )
+        data = folder / f"{options.filename}.data"
+        weights = _weights(prepared)
+        if prepared.outline.calibration is not None:
+            _calibrate(prepared, weights, folder, data, out, threads, progress)
+        else:
+            _write_all(prepared, weights, data, threads, progress)
         _save_graph(emitted, prepared, folder)
     for name, adapter in prepared.adapters.items():
         write_adapter(
@@ -395,6 +449,106 @@ def _write_files(prepared: Prepared, folder: Path, threads: int, progress: Progr
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def _write_all(prepared: Prepared, weights: Weights, path: Path, threads: int, progress: Progress) -> None:
+    plan = prepared.emitted.builder.plan
+    stacks = {item.tensors[0].name: weights.stack(item.parameters) for item in plan.items}
+    write_weights(path, plan, prepared.layout, stacks, threads=threads, progress=progress)
+
+
+def _calibrate(
+    prepared: Prepared,
+    weights: Weights,
+    folder: Path,
+    data: Path,
+    out: Path,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Write the weights' file ``data`` of the artifact that grows in ``folder``, calibrated.
+
+    What is finished is kept beside ``out``; a build of the same, interrupted before, goes on from there.
+    """
+    # They load ONNX Runtime, which other builds do without.
+    from ortlm.calibration.rows import Reader, read_rows, write_rows
+    from ortlm.calibration.run import calibrate
+    from ortlm.calibration.state import State
+
+    settings = preset_of(prepared.outline.precision, prepared.options).calibration
+    shape = prepared.outline.calibration
+    assert shape is not None
+    with resumable(out) as kept:
+        state = State.open(kept, _fingerprint(prepared, settings, threads))
+        rows = state.rows()
+        if rows is None and prepared.options.calibration is not None:
+            path = Path(prepared.options.calibration)
+            reader = Reader.open(folder, prepared.spec.vocab)
+            rows = read_rows(path, reader, count=shape.rows, length=shape.length)
+        if rows is None:
+            draft = _draft(prepared, kept / "draft", threads)
+            progress.stage("writing text to calibrate on", shape.tokens, "tokens")
+            rows = write_rows(
+                draft,
+                count=shape.rows,
+                length=shape.length,
+                seed=settings.seed,
+                threads=threads,
+                advance=progress.step,
+            )
+            shutil.rmtree(kept / "draft")
+        if not state.resumed:
+            state.keep_rows(rows)
+            _write_all(prepared, weights, state.data, threads, progress)
+            state.begin()
+        calibrate(
+            state,
+            prepared.emitted.builder.plan,
+            prepared.layout,
+            weights,
+            rows,
+            settings,
+            threads=threads,
+            progress=progress,
+        )
+        state.data.replace(data)
+        state.forget()
+
+
+def _draft(prepared: Prepared, out: Path, threads: int) -> Artifact:
+    """Build the same model quickly, for the processor here: it writes the text that calibration reads."""
+    quick = prepare(
+        prepared.checkpoint.folder,
+        target=HERE.name,
+        options=BuildOptions(recipe="fast", layers=prepared.options.layers),
+        merge_adapter=prepared.merged.folder if prepared.merged else None,
+    )
+    return write(quick, out, force=True, threads=threads, progress=Silent())
+
+
+def _fingerprint(prepared: Prepared, settings: Calibration, threads: int) -> str:
+    """Return what stands for everything that the codes depend on."""
+    options, checkpoint = prepared.options, prepared.checkpoint
+    files = {weight.file for weight in checkpoint.weights.values()}
+    merged = prepared.merged
+    if merged is not None:
+        files |= {f for f in merged.folder.iterdir() if f.is_file()}
+    text = Path(options.calibration) if options.calibration is not None else None
+    facts = [
+        __version__,
+        checkpoint.config,
+        sorted((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files),
+        [
+            (str(item), prepared.layout.offsets[item.tensors[0].name])
+            for item in prepared.emitted.builder.plan.items
+        ],
+        asdict(settings),
+        _sha256(text) if text is not None and text.is_file() else str(text),
+        threads,
+        [version(name) for name in ("numpy", "onnx-ir")],
+        _onnxruntime(),
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _save_graph(emitted: Emitted, prepared: Prepared, folder: Path) -> None:
@@ -456,18 +610,10 @@ def _texts(
     return texts
 
 
-def _stacks(prepared: Prepared) -> dict[str, Stack]:
-    by_name: dict[str, Parameter] = {p.name: p for p in parameters(prepared.spec)}
-    deltas = prepared.merged.deltas if prepared.merged else {}
-
-    def part(name: str) -> Part:
-        source = prepared.architecture.sources[name]
-        start, stop = source.rows or (0, by_name[name].shape[0])
-        weight, delta = prepared.checkpoint.weights[source.tensor], deltas.get(name)
-        return Part(weight, start, stop, source.add, delta)
-
-    items: list[Plain | Quantized] = prepared.emitted.builder.plan.items
-    return {item.tensors[0].name: stack([part(n) for n in item.parameters]) for item in items}
+def _weights(prepared: Prepared) -> Weights:
+    deltas = prepared.merged.deltas if prepared.merged else None
+    rotation = Rotation(prepared.spec.hidden) if prepared.outline.rotated else None
+    return Weights(prepared.checkpoint, prepared.architecture, deltas, rotation)
 
 
 def _files_along(folder: Path) -> list[Path]:

@@ -7,25 +7,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ortlm.errors import BadOption, nearest
-from ortlm.quant.recipe import EightBit, Excluding, Mixed, Recipe, Uniform, check_recipe
-from ortlm.quant.rounding import quantizer
+from ortlm.presets import DEFAULTS, find_preset
+from ortlm.quant.methods import CALIBRATED, check_algorithm
+from ortlm.quant.recipe import PRESETS, ROLES, SENSITIVE, Preset, Recipe, Rule, Ruled, Uniform
 from ortlm.quant.scheme import Scheme
 from ortlm.target import TARGETS, Target
 
-# Roles of matrices, as in ``spec.Parameter``.
-ROLES = ("embed", "head", "qkv", "out", "gate_up", "down")
 # How the key/value cache may be stored: as activations are, or in 8 bits.
 CACHE_SCHEMES = ("none", "int8_per_channel", "int8_per_tensor")
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """Everything beyond precision and target; None leaves a choice to the target.
+    """Everything beyond precision and target; None leaves a choice to the recipe, and that to the target.
 
-    Quantization: ``block_size`` inputs share a scale; ``symmetric``; ``accuracy_level`` of MatMulNBits (4 is
+    Quantization: ``recipe`` is "fast", "balanced", "quality" or a file, by default balanced for int4 and fast for
+    int8. ``block_size`` inputs share a scale; ``symmetric``; ``accuracy_level`` of MatMulNBits (4 is
     int8 activations); ``bits`` overrides the precision's (2, 4 or 8), ``head_bits`` and ``embed_bits`` those
-    of head and embeddings, 0 keeps them float; ``algorithm`` "rtn" or "clip_search"; ``recipe`` "uniform" or
-    "mixed"; ``bits8_roles`` are kept at 8 bits; ``excluded_nodes`` keep float weights.
+    of head and embeddings, 0 keeps them float; ``algorithm`` finds the codes: "rtn", "clip_search", "importance",
+    "awq", "gptq" or "awq_gptq"; ``bits8_roles`` are kept at 8 bits, with ``mixed`` also queries, keys, values and
+    down projections of the layers that suffer most; ``excluded_nodes`` keep float weights; ``rotate`` turns the
+    residual stream. ``rules`` come last and win.
+
+    Calibration: ``calibration`` is a file of text, chats or token ids; without one the model writes the text
+    itself. ``calibration_tokens`` of it are read.
 
     Graph: ``layers`` builds the first so many only; ``all_logits`` gives logits for every position;
     ``hidden_states`` adds them as an output; ``filename`` of the graph; ``config_only`` writes everything
@@ -45,9 +50,14 @@ class BuildOptions:
     bits: int | None = None
     head_bits: int | None = None
     embed_bits: int | None = None
-    algorithm: str = "rtn"
-    recipe: str = "uniform"
+    algorithm: str | None = None
+    recipe: str | None = None
+    rotate: bool | None = None
+    mixed: bool = False
     bits8_roles: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    calibration: str | None = None
+    calibration_tokens: int | None = None
     excluded_nodes: tuple[str, ...] = ()
     layers: int | None = None
     all_logits: bool = False
@@ -60,29 +70,42 @@ class BuildOptions:
     token: str | bool | None = field(default=None, repr=False)
 
 
+def preset_of(precision: str, options: BuildOptions) -> Preset:
+    """Return the recipe, as data, that ``options`` ask for, by default the one for ``precision``.
+
+    Raises BadOption if there is none of that name.
+    """
+    preset = find_preset(options.recipe or DEFAULTS.get(precision, "fast"))
+    calibration = preset.calibration
+    if options.calibration_tokens is not None:
+        if options.calibration_tokens < 16:
+            raise BadOption(f"calibration takes at least 16 tokens; got {options.calibration_tokens}.")
+        calibration = replace(
+            calibration,
+            tokens=options.calibration_tokens,
+            length=min(calibration.length, options.calibration_tokens),
+        )
+    return replace(
+        preset,
+        algorithm=options.algorithm or preset.algorithm,
+        rotate=preset.rotate if options.rotate is None else options.rotate,
+        calibration=calibration,
+    )
+
+
 def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe:
     """Return the recipe that ``precision`` means on ``target`` with ``options``.
 
     Raises BadOption for options that contradict each other, the precision or the target.
     """
-    quantizer(options.algorithm)
-    check_recipe(options.recipe)
+    if options.algorithm is not None:
+        check_algorithm(options.algorithm)
+    preset = preset_of(precision, options)
     if precision not in ("int4", "int8"):
-        unused = [
-            name
-            for name in ("block_size", "symmetric", "accuracy_level", "bits", "head_bits", "embed_bits")
-            if getattr(options, name) is not None
-        ]
-        unused += [n for n in ("bits8_roles", "excluded_nodes") if getattr(options, n)]
-        unused += ["recipe"] * (options.recipe != "uniform") + ["algorithm"] * (options.algorithm != "rtn")
-        if unused:
-            raise BadOption(
-                f"{', '.join(unused)} shape quantized weights, but -p {precision} quantizes none. "
-                "Nearest: -p int4 or -p int8."
-            )
+        _check_nothing_quantized(precision, options)
         return Uniform(None, None, None)
     eight = precision == "int8"
-    if eight and (options.bits not in (None, 8) or options.recipe != "uniform"):
+    if eight and (options.bits not in (None, 8) or options.mixed):
         raise BadOption(
             "-p int8 means 8 bits everywhere; bits and mixed recipes shape int4. "
             "Nearest: -p int4 with the same options."
@@ -90,37 +113,71 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
     unknown = set(options.bits8_roles) - set(ROLES)
     if unknown:
         raise BadOption(f"bits8_roles has {sorted(unknown)[0]!r}; there are {', '.join(ROLES)}.")
+
+    def first(*choices: int | None) -> int:
+        return next(c for c in choices if c is not None)
+
     body = Scheme(
-        bits=(8 if eight else 4) if options.bits is None else options.bits,
-        block=target.block if options.block_size is None else options.block_size,
-        symmetric=target.symmetric if options.symmetric is None else options.symmetric,
-        accuracy_level=target.accuracy_level if options.accuracy_level is None else options.accuracy_level,
-        algorithm=options.algorithm,
+        bits=first(options.bits, 8 if eight else preset.bits, 4),
+        block=first(options.block_size, preset.block, target.block),
+        symmetric=bool(first(options.symmetric, preset.symmetric, target.symmetric)),
+        accuracy_level=first(options.accuracy_level, target.accuracy_level),
+        algorithm=preset.algorithm,
     )
 
-    def at(wanted: int | None, default: int) -> Scheme | None:
-        chosen = default if wanted is None else wanted
-        return None if chosen == 0 else replace(body, bits=chosen)
+    def at(bits: int, *, rounded: bool) -> Scheme | None:
+        # Embeddings are looked up, not multiplied, so there is nothing to calibrate; 8 bits need no help.
+        algorithm = "rtn" if rounded and body.algorithm in CALIBRATED else body.algorithm
+        return None if bits == 0 else replace(body, bits=bits, algorithm=algorithm)
 
-    base = Uniform(
-        body,
-        at(options.head_bits, 8 if eight else target.head_bits),
-        at(options.embed_bits, 8 if eight else target.embed_bits),
-    )
-    recipe: Recipe = Mixed(base) if options.recipe == "mixed" else base
+    head = first(options.head_bits, 8 if eight else preset.head_bits, target.head_bits)
+    embed = first(options.embed_bits, 8 if eight else preset.embed_bits, target.embed_bits)
+    base = Uniform(body, at(head, rounded=head == 8), at(embed, rounded=True))
+    rules = []
     # A width that was asked for wins over one that a named recipe implies.
+    if preset.wide and options.bits is None and target.wide_roles:
+        rules.append(Rule(roles=target.wide_roles, bits=8))
+    rules += [r for r in preset.rules if not (options.recipe in (None, *PRESETS) and _too_wide(r, target))]
+    if options.mixed:
+        rules.append(Rule(roles=("qkv", "down"), layers=SENSITIVE, bits=8))
     roles = tuple(r for r in options.bits8_roles if r != "head" or options.head_bits is None)
     if roles:
-        recipe = EightBit(recipe, roles)
-    used = {s.bits for s in (base.body, base.head, base.embed) if s}
-    used |= {8} if options.recipe == "mixed" or roles else set()
+        rules.append(Rule(roles=roles, bits=8))
+    if options.excluded_nodes:
+        rules.append(Rule(nodes=tuple(_literal(n) for n in options.excluded_nodes), bits=0))
+    rules += options.rules
+    used = {s.bits for s in (base.body, base.head, base.embed) if s} | {r.bits for r in rules if r.bits}
     if not used <= set(target.weight_bits):
         wrong = sorted(used - set(target.weight_bits))[0]
         raise BadOption(
             f"{target.name} has no kernel for {wrong}-bit weights; it has "
             f"{', '.join(map(str, target.weight_bits))} bits."
         )
-    return Excluding(recipe, frozenset(options.excluded_nodes)) if options.excluded_nodes else recipe
+    return Ruled(base, tuple(rules)) if rules else base
+
+
+def _check_nothing_quantized(precision: str, options: BuildOptions) -> None:
+    """Raise BadOption if ``options`` shape quantized weights, of which ``precision`` has none."""
+    shaping = (
+        "block_size", "symmetric", "accuracy_level", "bits", "head_bits", "embed_bits", "bits8_roles", "mixed",
+        "excluded_nodes", "recipe", "algorithm", "rotate", "rules", "calibration", "calibration_tokens",
+    )  # fmt: skip
+    unused = [name for name in shaping if getattr(options, name) not in (None, (), False)]
+    if unused:
+        raise BadOption(
+            f"{', '.join(unused)} shape quantized weights, but -p {precision} quantizes none. "
+            "Nearest: -p int4 or -p int8."
+        )
+
+
+def _too_wide(rule: Rule, target: Target) -> bool:
+    """Whether a rule of a built-in recipe, which has to fit every target, asks for more than ``target`` knows."""
+    return rule.bits is not None and rule.bits not in target.weight_bits
+
+
+def _literal(name: str) -> str:
+    """Return a pattern that matches ``name`` only."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def cache_scheme(name: str | None, target: Target) -> str:
@@ -163,6 +220,23 @@ def with_cache(options: BuildOptions, name: str | None, target: Target) -> Build
             "other; give one of the two."
         )
     return replace(options, kv_cache=scheme)
+
+
+def with_recipe(
+    options: BuildOptions, recipe: str | None, calibration: str | None, tokens: int | None
+) -> BuildOptions:
+    """Return ``options`` with what --recipe, --calibration and --calibration-tokens say; None leaves them.
+
+    Raises BadOption if the options name a recipe or an algorithm themselves.
+    """
+    if recipe is not None:
+        if options.recipe not in (None, recipe):
+            raise BadOption(
+                f"--recipe {recipe} and --extra_options contradict each other: algo_config and recipe= choose "
+                f"{options.recipe!r}. Give one of the two."
+            )
+        options = replace(options, recipe=recipe)
+    return replace(options, calibration=calibration, calibration_tokens=tokens)
 
 
 def parse_adapters(pairs: Sequence[str]) -> dict[str, str]:
@@ -225,15 +299,19 @@ _ALIASES = {
     "int4_matmul_mixed_precision": "matmul_mixed_precision",
     "num_layers": "num_hidden_layers",
 }
-# algo_config: our algorithm, recipe, roles at 8 bits.
-_ALGORITHMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "default": ("rtn", "uniform", ()),
-    "rtn": ("rtn", "uniform", ()),
-    "rtn_last": ("rtn", "uniform", ("head",)),
-    "k_quant": ("clip_search", "uniform", ()),
-    "k_quant_last": ("clip_search", "uniform", ("head",)),
-    "k_quant_mixed": ("clip_search", "mixed", ("head",)),
-    "clip_search": ("clip_search", "uniform", ()),
+# algo_config: our algorithm, whether 8 bits go to the layers that suffer most, roles at 8 bits.
+_ALGORITHMS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
+    "default": ("rtn", False, ()),
+    "rtn": ("rtn", False, ()),
+    "rtn_last": ("rtn", False, ("head",)),
+    "k_quant": ("clip_search", False, ()),
+    "k_quant_last": ("clip_search", False, ("head",)),
+    "k_quant_mixed": ("clip_search", True, ("head",)),
+    "clip_search": ("clip_search", False, ()),
+    "importance": ("importance", False, ()),
+    "awq": ("awq", False, ()),
+    "gptq": ("gptq", False, ()),
+    "awq_gptq": ("awq_gptq", False, ()),
 }
 # Options of the official builder that hold one value here, and why: any other is refused.
 _FIXED: dict[str, tuple[str, str]] = {
@@ -256,7 +334,7 @@ _KNOWN = (
     "matmul_mixed_precision", "num_hidden_layers", "filename", "config_only", "prune_lm_head",
     "include_hidden_states", "shared_embeddings", "fuse_qkv", "disable_qkv_fusion", "fuse_mlp_gate_up",
     "hf_token", "ragged_append", "windowed_kv_cache", "bits", "head_bits", "embed_bits", "recipe", "algorithm",
-    "kv_cache_quant_scheme",
+    "kv_cache_quant_scheme", "rotate",
 )  # fmt: skip
 
 
@@ -320,8 +398,9 @@ def _options(given: Mapping[str, str], target: Target) -> BuildOptions:
         ragged_append=_flag("ragged_append", given["ragged_append"]) if "ragged_append" in given else None,
         window_cache=_flag("windowed_kv_cache", given.get("windowed_kv_cache", "false")),
         excluded_nodes=tuple(n for n in given.get("nodes_to_exclude", "").split(",") if n),
-        algorithm=given.get("algorithm", "rtn"),
-        recipe=given.get("recipe", "uniform"),
+        algorithm=given.get("algorithm"),
+        recipe=given.get("recipe"),
+        rotate=_flag("rotate", given["rotate"]) if "rotate" in given else None,
     )
     if "kv_cache_quant_scheme" in given:
         options = replace(options, kv_cache=cache_scheme(given["kv_cache_quant_scheme"].lower(), target))
@@ -337,8 +416,9 @@ def _options(given: Mapping[str, str], target: Target) -> BuildOptions:
                 raise BadOption(
                     f"--extra_options algo_config={name} sets the {key} too; give one of the two."
                 )
-        algorithm, recipe, roles = _ALGORITHMS[name]
-        options = replace(options, algorithm=algorithm, recipe=recipe, bits8_roles=roles)
+        algorithm, mixed, roles = _ALGORITHMS[name]
+        # As there: all matrices alike, but for those that the name itself says.
+        options = replace(options, algorithm=algorithm, recipe="fast", mixed=mixed, bits8_roles=roles)
     if "matmul_mixed_precision" in given:
         options = _mixed_precision(options, given["matmul_mixed_precision"])
     if "op_types_to_quantize" in given:
@@ -388,5 +468,5 @@ def _mixed_precision(options: BuildOptions, text: str) -> BuildOptions:
         if what == "last_matmul":
             options = replace(options, head_bits=8 if kind == "int8" else 4)
         else:
-            options = replace(options, recipe="mixed" if kind == "int8" else "uniform")
+            options = replace(options, mixed=kind == "int8")
     return options

@@ -13,10 +13,24 @@ from ortlm.checkpoint.open import Checkpoint
 from ortlm.cores import physical_cores
 from ortlm.dtypes import dtype
 from ortlm.graph.storage import Plan, Quantized
-from ortlm.quant.rounding import quantizer
+from ortlm.quant.methods import quantizer
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import Decoder, parameters
 from ortlm.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationPlan:
+    """What the model reads to be calibrated: ``rows`` of ``length`` tokens of ``source``."""
+
+    source: str
+    rows: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens that makes."""
+        return self.rows * self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +40,9 @@ class Outline:
     Sizes in bytes; ``bits_per_weight`` counts scales and zero points; ``seconds`` is an estimate from a short
     measurement on this machine, None where nothing was measured. ``kv_cache`` is how keys and values are stored:
     an element type, or int8 with the kind of its scales. ``adapter_bytes`` is the size of each adapter's file, by
-    name; ``merged_adapter`` the folder of the one that was added to the weights.
+    name; ``merged_adapter`` the folder of the one that was added to the weights. ``recipe`` says in words which
+    weights are stored how, ``recipe_name`` where that comes from; ``calibration`` is None if nothing is read.
+    ``rotated``: the residual stream was turned before.
     """
 
     source: str
@@ -45,6 +61,9 @@ class Outline:
     kv_cache: str
     adapter_bytes: Mapping[str, int] = field(default_factory=dict)
     merged_adapter: str | None = None
+    recipe_name: str | None = None
+    rotated: bool = False
+    calibration: CalibrationPlan | None = None
     seconds: float | None = None
 
 
@@ -60,6 +79,9 @@ def make_outline(
     adapter_bytes: Mapping[str, int],
     merged_adapter: str | None,
     kv_cache: str = "none",
+    recipe_name: str | None = None,
+    rotated: bool = False,
+    calibration: CalibrationPlan | None = None,
 ) -> Outline:
     """Return the outline; ``data_bytes`` is the size of the weights' file, ``other_bytes`` of files copied."""
     adapters = sum(adapter_bytes.values())
@@ -92,7 +114,8 @@ def make_outline(
         peak_memory_bytes=100_000_000
         + 20_000_000 * (physical_cores() or os.cpu_count() or 1)
         + (0 if kv_cache == "none" else 100_000_000 + 3 * data_bytes // 2)
-        + (50_000_000 + 3 * max(adapter_bytes.values()) if adapter_bytes else 0),
+        + (50_000_000 + 3 * max(adapter_bytes.values()) if adapter_bytes else 0)
+        + (0 if calibration is None else _calibration_bytes(spec, calibration.tokens)),
         cache_bytes_per_token=sum(
             2 * layer.mixer.kv_heads * layer.mixer.head_dim * dtype(kind_of_cache).bytes
             for layer in spec.layers
@@ -100,7 +123,25 @@ def make_outline(
         kv_cache=kv_cache if kv_cache != "none" else kind_of_cache,
         adapter_bytes=dict(adapter_bytes),
         merged_adapter=merged_adapter,
+        recipe_name=recipe_name,
+        rotated=rotated,
+        calibration=calibration,
     )
+
+
+def _calibration_bytes(spec: Decoder, tokens: int) -> int:
+    """Return about how much memory calibration takes: of one layer the weights, moments and inputs of products."""
+    most = 0
+    for layer in spec.layers:
+        wide = layer.mixer.heads * layer.mixer.head_dim
+        widths = (spec.hidden, wide, spec.hidden, layer.ffn.intermediate)
+        matrices = {"qkv": 3 * wide * spec.hidden, "ffn": 2 * layer.ffn.intermediate * spec.hidden}
+        # Moments and drift in fp32, their factors in fp64; and what is multiplied, by the float model and by ours.
+        square = max(widths) ** 2
+        most = max(
+            most, 24 * square + 4 * tokens * (sum(widths) + 4 * max(widths)) + 16 * max(matrices.values())
+        )
+    return most
 
 
 def measure_seconds(outline: Outline, plan: Plan) -> float:

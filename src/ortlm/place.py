@@ -91,6 +91,38 @@ def unfinished(out: Path) -> Iterator[Path]:
                     empty.rmdir()
 
 
+@contextlib.contextmanager
+def resumable(out: Path) -> Iterator[Path]:
+    """Give a hidden folder beside ``out`` in which layers are kept for the next build of ``out`` to go on with.
+
+    It goes as soon as there are none. Raises BadOption if another build is using it.
+    """
+    folder = out.absolute().parent / f"{_hidden(out)}calibration"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise BadOption(f"{folder} cannot be created: {error.strerror or error}.") from error
+    lock = _lock(folder)
+    if lock is None and sys.platform != "win32":
+        raise BadOption(f"{out} is being built by another process. Wait for it, or choose another folder.")
+    try:
+        yield folder
+    finally:
+        if resumable_layers(out) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        _unlock(lock)
+
+
+def resumable_layers(out: Path) -> tuple[Path, int] | None:
+    """Return where an interrupted build of ``out`` kept layers, and how many; None if it kept none."""
+    folder = out.absolute().parent / f"{_hidden(out)}calibration"
+    try:
+        done = json.loads((folder / "state.json").read_text(encoding="utf-8"))["done"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return (folder, int(done)) if done else None
+
+
 def put_in_place(folder: Path, out: Path, *, force: bool) -> None:
     """Rename ``folder`` to ``out``; an artifact that is there goes only once that is done, if ``force`` allows."""
     check_output(out, force=force)

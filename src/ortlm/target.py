@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ortlm.errors import BadOption, nearest
 
@@ -17,7 +17,8 @@ class Target:
     otherwise RotaryEmbedding does, from a ``position_ids`` input. ``query_lengths``: GroupQueryAttention
     takes the number of new tokens per row (input 16; ONNX Runtime 1.31 and later on CPU and CUDA).
     ``block``, ``symmetric``, ``accuracy_level``, ``head_bits``, ``embed_bits`` are what ``-p int4`` means
-    here; ``int8`` takes the same with 8 bits. ``weight_bits`` are those that its kernels know.
+    here; ``int8`` takes the same with 8 bits. ``weight_bits`` are those that its kernels know;
+    recipes give 8 bits to the matrices with ``wide_roles``, which lose most.
     ``int8_cache``: GroupQueryAttention keeps keys and values in 8 bits here.
     ``window_cache``: GroupQueryAttention can keep a window's positions only (``sliding_window_cache``).
     """
@@ -35,6 +36,7 @@ class Target:
     head_bits: int
     embed_bits: int
     weight_bits: tuple[int, ...] = (2, 4, 8)
+    wide_roles: tuple[str, ...] = ()
     int8_cache: bool = False
     window_cache: bool = False
 
@@ -53,7 +55,9 @@ _TARGETS = (
         symmetric=False,
         accuracy_level=4,
         head_bits=8,
-        embed_bits=4,
+        embed_bits=8,
+        # Large blocks are fast and leave bits over; down projections lose most by them.
+        wide_roles=("down",),
         int8_cache=True,
         window_cache=True,
     ),
@@ -122,6 +126,9 @@ _TARGETS = (
 )
 
 TARGETS = {t.name: t for t in _TARGETS}
+
+# What a build itself computes on, in fp32 and with operators that every ONNX Runtime here knows.
+HERE = replace(TARGETS["cpu"], query_lengths=False, window_cache=False)
 PRECISIONS = ("int4", "int8", "fp16", "bf16", "fp32")
 
 # Other names that users of peers type, and the nearest target.

@@ -17,11 +17,12 @@ from typing import Protocol
 
 import numpy as np
 
-from ortlm.checkpoint.stack import Stack
 from ortlm.dtypes import Array, dtype
 from ortlm.errors import BadCheckpoint, BadOption
 from ortlm.graph.storage import Plain, Plan, Quantized
-from ortlm.quant.rounding import quantizer
+from ortlm.quant.methods import quantizer
+from ortlm.quant.rounding import Packed
+from ortlm.weights import Rows
 
 # Large tensors start on a page, so that they can be mapped on their own; small ones on a cache line.
 _PAGE, _LINE, _LARGE = 4096, 64, 1 << 20
@@ -70,12 +71,18 @@ class Progress(Protocol):
     def advance(self, *, bytes_done: int, tensors_done: int) -> None:
         """Count what has been written since the last call."""
 
+    def stage(self, name: str, total: int, unit: str, *, done: int = 0) -> None:
+        """Begin something else that takes ``total`` of ``unit``, of which ``done`` are done."""
+
+    def step(self, count: int) -> None:
+        """Count what has been done of it since the last call."""
+
 
 def write_weights(
     path: Path,
     plan: Plan,
     layout: Layout,
-    stacks: Mapping[str, Stack],
+    stacks: Mapping[str, Rows],
     *,
     threads: int,
     progress: Progress,
@@ -129,7 +136,7 @@ def _unless(stop: threading.Event, run: Callable[[], None]) -> Callable[[], None
     return guarded
 
 
-def _tasks(path: Path, item: Plain | Quantized, layout: Layout, weights: Stack) -> list[_Task]:
+def _tasks(path: Path, item: Plain | Quantized, layout: Layout, weights: Rows) -> list[_Task]:
     if isinstance(item, Quantized):
         rows, width = item.rows, item.inputs
     else:
@@ -151,16 +158,24 @@ def _ranges(rows: int, width: int) -> list[tuple[int, int]]:
     return [(a, min(a + step, rows)) for a in range(0, rows, step)]
 
 
-def _write_rows(path: Path, item: Plain | Quantized, layout: Layout, weights: Stack, a: int, b: int) -> None:
+def _write_rows(path: Path, item: Plain | Quantized, layout: Layout, weights: Rows, a: int, b: int) -> None:
     if isinstance(item, Quantized):
         _write_quantized(path, item, layout, weights, a, b)
     else:
         _write_plain(path, item, layout, weights, a, b)
 
 
-def _write_quantized(path: Path, item: Quantized, layout: Layout, weights: Stack, a: int, b: int) -> None:
+def _write_quantized(path: Path, item: Quantized, layout: Layout, weights: Rows, a: int, b: int) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         packed = quantizer(item.scheme.algorithm)(weights.rows(a, b), item.scheme)
+    write_packed(path, item, layout, packed, a)
+
+
+def write_packed(path: Path, item: Quantized, layout: Layout, packed: Packed, start: int) -> None:
+    """Write rows of the matrix ``item``, from row ``start`` on, where they belong in the file ``path``.
+
+    Raises BadCheckpoint if a scale is not finite.
+    """
     if not np.isfinite(packed.scales).all():
         raise BadCheckpoint(
             f"weight {' + '.join(item.parameters)} has values near the largest that fp32 holds, which cannot be "
@@ -172,10 +187,16 @@ def _write_quantized(path: Path, item: Quantized, layout: Layout, weights: Stack
         parts.append((item.zeros, packed.zeros))
     for tensor, data in parts:
         row = tensor.bytes // item.rows
-        _write_at(path, data, layout.offsets[tensor.name] + a * row)
+        _write_at(path, data, layout.offsets[tensor.name] + start * row)
 
 
-def _write_plain(path: Path, item: Plain, layout: Layout, weights: Stack, a: int, b: int) -> None:
+def write_values(path: Path, item: Plain, layout: Layout, values: Array) -> None:
+    """Write a float tensor, [out, in] or a vector, where it belongs in the file ``path``."""
+    data = values.T if item.transposed else values
+    _write_at(path, _narrow(data, item.tensor.dtype, item.tensor.name), layout.offsets[item.tensor.name])
+
+
+def _write_plain(path: Path, item: Plain, layout: Layout, weights: Rows, a: int, b: int) -> None:
     data = weights.columns(a, b) if item.transposed else weights.rows(a, b)
     data = _narrow(data, item.tensor.dtype, item.tensor.name)
     row = item.tensor.bytes // item.tensor.shape[0]

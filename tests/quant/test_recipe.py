@@ -31,7 +31,7 @@ def test_cpu_default() -> None:
 
 
 def test_mixed_rule() -> None:
-    options = BuildOptions(recipe="mixed")
+    options = BuildOptions(mixed=True)
     eight = [i for i in range(32) if bits(options, place("down", i)) == 8]
     assert eight == [i for i in range(32) if i < 4 or i >= 28 or (i - 4) % 3 == 2]
     assert bits(options, place("gate_up", 0)) == 4
@@ -61,10 +61,11 @@ def test_extra_options() -> None:
     )
     assert options.block_size == 64
     assert options.symmetric is True
-    assert (options.recipe, options.algorithm, options.bits8_roles) == ("mixed", "clip_search", ("head",))
+    assert (options.recipe, options.algorithm, options.mixed) == ("fast", "clip_search", True)
+    assert options.bits8_roles == ("head",)
     assert options.layers == 2
     options = parse_extra_options(["matmul_mixed_precision=last_matmul:int4,mixed_layers:int8"], target=CPU)
-    assert (options.head_bits, options.recipe) == (4, "mixed")
+    assert (options.head_bits, options.mixed) == (4, True)
     assert parse_extra_options(["op_types_to_quantize=MatMul"], target=CPU).embed_bits == 0
     assert parse_extra_options(["prune_lm_head=false", "fuse_qkv=true", "hf_remote=0"], target=CPU).all_logits
 
@@ -77,7 +78,7 @@ def test_extra_options() -> None:
         ("block_size", r"KEY=VALUE"),
         ("block_size=big", r"must be a whole number"),
         ("is_symmetric=maybe", r"must be true or false"),
-        ("algo_config=gptq", r"there is no algo_config 'gptq'"),
+        ("algo_config=hqq", r"there is no algo_config 'hqq'"),
         ("use_qdq=true", r"use_qdq=true does not apply"),
         ("hf_remote=true", r"never runs code"),
         ("fuse_qkv=false", r"packed product"),
@@ -100,7 +101,7 @@ def test_explicit_widths_win() -> None:
 
 
 def test_contradictions() -> None:
-    for options in (BuildOptions(bits=4), BuildOptions(recipe="mixed")):
+    for options in (BuildOptions(bits=4), BuildOptions(mixed=True)):
         with pytest.raises(BadOption, match="8 bits everywhere"):
             make_recipe("int8", CPU, options)
     with pytest.raises(BadOption, match="bits must be one of"):

@@ -25,6 +25,8 @@ examples:
   ortlm build -i ./my-fine-tune -o phi -p int4 -e cpu --dry-run
   ortlm build -i ./base -o phi -p int4 -e cpu --adapter french=./french-lora --adapter code=./code-lora
   ortlm build -i ./my-fine-tune -o phi -p int4 -e cpu --kv-cache int8
+  ortlm build -i ./my-fine-tune -o phi --recipe fast
+  ortlm build -i ./my-fine-tune -o phi --recipe quality --calibration chats.jsonl
   ortlm build -i ./my-fine-tune -o phi -p int4 -e webgpu --extra_options block_size=32 is_symmetric=true
 
 precisions by execution provider:
@@ -36,7 +38,9 @@ extra options (KEY=VALUE; the official builder's names, old int4_* ones too):
   block_size=16|32|64|128|256      inputs that share a scale
   is_symmetric=true|false          zero point fixed in the middle, or stored
   accuracy_level=0..4              MatMulNBits' activations: 4 is int8, 1 is fp32
-  algo_config=rtn|k_quant|k_quant_mixed|rtn_last|k_quant_last
+  algo_config=rtn|k_quant|k_quant_mixed|rtn_last|k_quant_last|importance|awq|gptq|awq_gptq
+                                   one algorithm, all matrices alike; without it --recipe says
+  rotate=true                      turn the residual stream before rounding (Hadamard)
   bits= head_bits= embed_bits=     2, 4 or 8; 0 keeps head or embeddings float
   nodes_to_exclude=NODE,NODE       keep these products float
   matmul_mixed_precision=last_matmul:int8,mixed_layers:int8
@@ -91,6 +95,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="cpu (default), cuda, dml, webgpu or mobile",
     )
     how.add_argument(
+        "--recipe",
+        metavar="R",
+        help="fast: rounding, no calibration; balanced (default for int4): GPTQ; quality: more bits, more text; "
+        "or a YAML file",
+    )
+    how.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="text, JSONL (texts, chats, token ids) or .npy to calibrate on; by default the model writes it",
+    )
+    how.add_argument(
+        "--calibration-tokens", type=int, metavar="N", help="how many tokens of it (default: the recipe's)"
+    )
+    how.add_argument(
         "--extra_options", "--extra-options", metavar="K=V", nargs="+", default=[], help="see below"
     )
     how.add_argument(
@@ -133,7 +151,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Build as ``args`` say."""
     from ortlm.errors import BadOption
-    from ortlm.options import parse_adapters, parse_extra_options, with_cache
+    from ortlm.options import parse_adapters, parse_extra_options, with_cache, with_recipe
     from ortlm.target import check_precision, find_target
 
     if not args.model_name and not args.input:
@@ -148,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
     check_precision(args.precision, target)
     options = parse_extra_options(args.extra_options, target=target)
     options = with_cache(options, args.kv_cache, target)
+    options = with_recipe(options, args.recipe, args.calibration, args.calibration_tokens)
     adapters = parse_adapters(args.adapter)
     out = Path(args.output)
     signal.signal(signal.SIGTERM, _terminate)
@@ -157,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ortlm import building
     from ortlm import outline as outlines
-    from ortlm.place import check_output
+    from ortlm.place import check_output, resumable_layers
     from ortlm.units import readable_count
 
     console = Console(stderr=True, quiet=args.quiet or args.json)
@@ -199,6 +218,12 @@ def run(args: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         left = "the old artifact is still there" if out.exists() else "nothing was left behind"
+        kept = resumable_layers(out)
+        if kept is not None:
+            left = (
+                f"{kept[1]} layers are calibrated and kept in {kept[0]}; the same command goes on from there"
+                + (", and the old artifact is still there" if out.exists() else "")
+            )
         print(f"interrupted: {left}.", file=sys.stderr)
         raise
     _report(args, console, artifact, outline, time.monotonic() - began)
@@ -216,7 +241,6 @@ class _Bars:
     def __init__(self, console: Console) -> None:
         from rich.progress import (
             BarColumn,
-            DownloadColumn,
             Progress,
             TextColumn,
             TimeRemainingColumn,
@@ -225,8 +249,8 @@ class _Bars:
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(),
-            TextColumn("{task.fields[tensors]}"),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[amount]}"),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
@@ -234,6 +258,7 @@ class _Bars:
             transient=True,
         )
         self._total = self._done = 0
+        self._unit = ""
 
     def __enter__(self) -> _Bars:
         self._bars.start()
@@ -244,13 +269,26 @@ class _Bars:
 
     def start(self, *, bytes_total: int, tensors_total: int) -> None:
         """Show the bar."""
-        self._total = tensors_total
-        self._task = self._bars.add_task("writing", total=bytes_total, tensors=f"0/{tensors_total} tensors")
+        self._total, self._done = tensors_total, 0
+        self._task = self._bars.add_task("writing", total=bytes_total, amount=f"0/{tensors_total} tensors")
 
     def advance(self, *, bytes_done: int, tensors_done: int) -> None:
         """Move the bar."""
         self._done += tensors_done
-        self._bars.update(self._task, advance=bytes_done, tensors=f"{self._done}/{self._total} tensors")
+        self._bars.update(self._task, advance=bytes_done, amount=f"{self._done}/{self._total} tensors")
+
+    def stage(self, name: str, total: int, unit: str, *, done: int = 0) -> None:
+        """Show a bar for what comes next."""
+        self._unit, self._total, self._done = unit, total, done
+        self._task = self._bars.add_task(
+            name, total=total, completed=done, amount=f"{done:,}/{total:,} {unit}"
+        )
+
+    def step(self, count: int) -> None:
+        """Move that bar."""
+        self._done += count
+        amount = f"{self._done:,}/{self._total:,} {self._unit}"
+        self._bars.update(self._task, advance=count, amount=amount)
 
 
 def _report(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -37,6 +38,19 @@ _CONTRIB = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product with float weights: which ``parameters`` it multiplies by, and where it stands.
+
+    ``weight`` and ``value`` name its matrix and its other factor; ``node`` is its place in the order of nodes.
+    """
+
+    parameters: tuple[str, ...]
+    weight: str
+    value: str
+    node: int
+
+
 class Builder:
     """Collects the nodes, inputs and weights of one graph.
 
@@ -61,9 +75,10 @@ class Builder:
         self.layers = layers
         self.plan = Plan()
         self.asked: set[str] = set()
-        self._nodes: list[ir.Node] = []
+        self.products: list[Product] = []
+        self.nodes: list[ir.Node] = []
         self._inputs: list[Value] = []
-        self._outputs: list[Value] = []
+        self.outputs: list[Value] = []
         self._initializers: dict[str, Value] = {}
         self._used: dict[str, int] = {}
 
@@ -87,7 +102,7 @@ class Builder:
         """Make ``value`` a graph output called ``name`` that is declared with ``shape``."""
         value.name = name
         value.shape = ir.Shape(shape)
-        self._outputs.append(value)
+        self.outputs.append(value)
 
     def constant(self, array: Array, name: str) -> Value:
         """Return a small constant; the same name stands for the same value."""
@@ -153,7 +168,7 @@ class Builder:
         ]
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]
-        self._nodes.append(
+        self.nodes.append(
             ir.node(kind, list(inputs), dict(attributes or {}), domain=domain, outputs=values, name=name)
         )
         return values
@@ -173,6 +188,15 @@ class Builder:
         rows, inputs = sum(p.shape[0] for p in parameters), parameters[0].shape[1]
         shape = (inputs, rows) if transposed else (rows, inputs)
         return self._plain(parameters, name, shape, transposed=transposed)
+
+    def product(
+        self, x: Value, parameters: Sequence[Parameter], name: str, *, shape: Shape, path: str
+    ) -> Value:
+        """Multiply ``x`` [B, S, in] by float matrices [out, in] that lie one below the other."""
+        w = self.matrix(parameters, name, transposed=True)
+        names = tuple(p.name for p in parameters)
+        self.products.append(Product(names, name, str(x.name), len(self.nodes)))
+        return self.op("MatMul", x, w, shape=shape, name=path)
 
     def vector(self, parameters: Sequence[Parameter], name: str) -> Value:
         """Return vectors (biases) one behind the other."""
@@ -250,8 +274,8 @@ class Builder:
                 )
         graph = ir.Graph(
             self._inputs,
-            self._outputs,
-            nodes=self._nodes,
+            self.outputs,
+            nodes=self.nodes,
             initializers=list(self._initializers.values()),
             opset_imports={"": OPSET, MICROSOFT: 1},
             name="decoder",

@@ -72,20 +72,19 @@ def emit_decoder(
         x = g.op("Mul", x, g.number(spec.embed_scale), shape=shape, name="/model/embed_tokens")
     stream = Residual(g, x, shape, weights)
     presents = []
-    for i, layer in enumerate(spec.layers):
+    for i in range(len(spec.layers)):
         # Only the last layer's queries are wanted of the last positions; its keys and values of all.
         last = select if i == len(spec.layers) - 1 and not hidden_states else None
         presents.append(
-            _layer(
+            emit_layer(
                 g,
-                layer,
+                spec,
                 stream,
                 caches[i],
                 index=i,
                 step=step,
                 tables=tables,
                 weights=weights,
-                hidden=spec.hidden,
                 last=last,
                 scales=cache_scales[i] if cache_scales is not None else None,
             )
@@ -100,7 +99,7 @@ def emit_decoder(
         if select is not None:
             x = select(x, spec.hidden, "/lm_head")
             shape = (*select.lead, spec.hidden)
-    logits = _logits(g, spec, vocabulary, x, shape)
+    logits = logits_of(g, spec, vocabulary, x, shape)
     # onnxruntime-genai allocates [B, S, V] unless it reads a static 1 here.
     g.output(logits, "logits", ("batch", "sequence" if all_logits else 1, spec.vocab))
     outputs["logits"] = "logits"
@@ -118,22 +117,26 @@ def _past(g: Builder, i: int, layer: Layer, kind: str) -> KeyValue:
     return KeyValue(g.input(CACHE_NAMES[0] % i, kind, shape), g.input(CACHE_NAMES[1] % i, kind, shape))
 
 
-def _layer(
+def emit_layer(
     g: Builder,
-    spec: Layer,
+    decoder: Decoder,
     stream: Residual,
     past: KeyValue,
     *,
     index: int,
     step: Step,
-    tables: RopeTables,
     weights: Parameters,
-    hidden: int,
-    last: Selection | None,
-    scales: CacheScales | None,
+    tables: RopeTables | None = None,
+    last: Selection | None = None,
+    scales: CacheScales | None = None,
 ) -> KeyValue:
-    """Emit one layer onto ``stream``; ``last`` drops the positions that nothing after it needs."""
+    """Emit layer ``index`` of ``decoder`` onto ``stream`` and return its cache.
+
+    ``last`` drops the positions that nothing after it needs; ``tables`` are shared by layers.
+    """
     at, module = f"layers.{index}", f"layers.{index}"
+    spec, hidden = decoder.layers[index], decoder.hidden
+    tables = tables or RopeTables(g, decoder.max_tokens)
     mixer = spec.mixer
     x = stream.normed(spec.mixer_pre, f"{at}.mixer_pre", module=f"{module}.input_layernorm")
     y, present = attention(
@@ -175,9 +178,10 @@ def _layer(
     return present
 
 
-def _logits(
+def logits_of(
     g: Builder, spec: Decoder, vocabulary: Vocabulary, x: Value, shape: tuple[int | str, ...]
 ) -> Value:
+    """Return the logits of normalised hidden states ``x``."""
     path = "/lm_head"
     out = (*shape[:-1], spec.vocab)
     scale = g.number(spec.logit_scale) if spec.logit_scale != 1.0 else None

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
 from ortlm.graph.lora import add_lora
+from ortlm.quant.methods import CALIBRATED
 from ortlm.quant.scheme import BLOCKS, Scheme
 from ortlm.spec import Decoder, Parameter
 
@@ -35,8 +36,7 @@ def linear(
     out = (*shape[:-1], rows)
     scheme = g.scheme(weights[0].role, f"{path}/MatMul", layer)
     if scheme is None:
-        w = g.matrix(weights, f"{module}.weight", transposed=True)
-        y = g.op("MatMul", x, w, shape=out, name=path)
+        y = g.product(x, weights, f"{module}.weight", shape=out, path=path)
     else:
         codes, _, scales, zeros = g.quantized(weights, module, scheme)
         y = _matmul_nbits(
@@ -90,6 +90,9 @@ class Vocabulary:
         self._embed = parameters["embed.weight"]
         head_scheme = g.scheme("head", "/lm_head/MatMul", None)
         embed_scheme = g.scheme("embed", "/model/embed_tokens/Gather", None)
+        if spec.tied_head and head_scheme is not None and head_scheme.algorithm in CALIBRATED:
+            # What is looked up as well must not lean on what the head alone is multiplied by.
+            head_scheme = replace(head_scheme, algorithm="rtn")
         if spec.tied_head and embed_scheme is not None and head_scheme is not None:
             # One matrix serves both, so both take the head's scheme: the head decides the quality.
             embed_scheme = head_scheme = _dividing(head_scheme, spec.hidden) or head_scheme

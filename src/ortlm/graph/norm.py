@@ -64,6 +64,11 @@ class Residual:
         self._stream, self._open = total, None
         return out
 
+    def total(self, module: str) -> Value:
+        """Return the stream with every branch added."""
+        self._settle(module)
+        return self._stream
+
     def keep(self, select: Selection, module: str) -> None:
         """Keep only the positions that ``select`` returns."""
         self._settle(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ortlm.dtypes import dtype
+from ortlm.quant.methods import CALIBRATED
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import Parameter
 
@@ -82,6 +83,11 @@ class Plan:
 
     items: list[Plain | Quantized] = field(default_factory=list)
     low_rank: list[LowRank] = field(default_factory=list)
+
+    @property
+    def calibrated(self) -> list[Quantized]:
+        """The matrices whose codes depend on what the model reads."""
+        return [i for i in self.items if isinstance(i, Quantized) and i.scheme.algorithm in CALIBRATED]
 
     @property
     def bytes(self) -> int:

@@ -1,12 +1,19 @@
-"""Which weight gets which scheme. A recipe is a function; what to do is kept apart from how."""
+"""Which weight gets which scheme: recipes are data, and what follows from one is a function of the place."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from ortlm.errors import BadOption, nearest
+from ortlm.errors import BadOption
 from ortlm.quant.scheme import Scheme
+
+# Roles of matrices, as in ``spec.Parameter``.
+ROLES = ("embed", "head", "qkv", "out", "gate_up", "down")
+# The layers that suffer most: the first and the last eighth, and every third between.
+# Source: llama.cpp's Q4_K_M and onnxruntime-genai's k_quant_mixed use this rule.
+SENSITIVE = "sensitive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,57 +47,126 @@ class Uniform:
 
 
 @dataclass(frozen=True, slots=True)
-class Mixed:
-    """``base`` with 8 bits where rounding hurts most: queries, keys, values and down projections of some layers.
+class Rule:
+    """What the matrices at some places get instead; None leaves a field as it is.
 
-    The layers are the first and the last eighth, and every third between.
-    Source: llama.cpp's Q4_K_M and onnxruntime-genai's k_quant_mixed use this rule.
+    It holds where every condition does that is given: ``roles``; ``layers``, numbers of which negative ones count
+    from the end, or "sensitive"; ``nodes``, names of operators in which ``*`` stands for anything. ``bits`` 0
+    keeps the weights float.
     """
 
-    base: Uniform
+    roles: tuple[str, ...] = ()
+    layers: tuple[int, ...] | str | None = None
+    nodes: tuple[str, ...] = ()
+    bits: int | None = None
+    block: int | None = None
+    symmetric: bool | None = None
+    algorithm: str | None = None
+
+    def holds(self, place: Place) -> bool:
+        """Return whether ``place`` is meant."""
+        if self.roles and place.role not in self.roles:
+            return False
+        if self.nodes and not any(fnmatch.fnmatchcase(place.node, pattern) for pattern in self.nodes):
+            return False
+        if self.layers is None:
+            return True
+        if place.layer is None:
+            return False
+        i, n = place.layer, place.layers
+        if isinstance(self.layers, str):
+            return i < n / 8 or i >= 7 * n / 8 or (i - round(n / 8)) % 3 == 2
+        return i in self.layers or i - n in self.layers
+
+
+@dataclass(frozen=True, slots=True)
+class Ruled:
+    """``base``, changed by each rule that holds, one after the other: later ones win."""
+
+    base: Recipe
+    rules: tuple[Rule, ...]
 
     def __call__(self, place: Place) -> Scheme | None:
         """Return the scheme for ``place``."""
         scheme = self.base(place)
-        if scheme is None or place.layer is None or place.role not in ("qkv", "down"):
-            return scheme
-        i, n = place.layer, place.layers
-        if i < n / 8 or i >= 7 * n / 8 or (i - round(n / 8)) % 3 == 2:
-            return replace(scheme, bits=8)
+        for rule in self.rules:
+            if rule.holds(place):
+                scheme = _changed(scheme, rule)
         return scheme
 
 
+def _changed(scheme: Scheme | None, rule: Rule) -> Scheme | None:
+    if rule.bits == 0 or scheme is None:
+        return None
+    return replace(
+        scheme,
+        bits=scheme.bits if rule.bits is None else rule.bits,
+        block=scheme.block if rule.block is None else rule.block,
+        symmetric=scheme.symmetric if rule.symmetric is None else rule.symmetric,
+        algorithm=rule.algorithm or scheme.algorithm,
+    )
+
+
 @dataclass(frozen=True, slots=True)
-class EightBit:
-    """``base`` with 8 bits for some roles, the head for example."""
+class Calibration:
+    """How a model is calibrated: on ``tokens`` tokens, in rows of ``length``.
 
-    base: Recipe
-    roles: tuple[str, ...]
+    ``tokens`` None is 32,768, and half of that for models above two billion parameters, whose layers are large.
+    ``damping``: see ``quant.gptq.feedback``. ``correct`` lets each matrix make good for the errors of earlier
+    layers too. ``seed`` is that of the text that the model writes itself.
+    """
 
-    def __call__(self, place: Place) -> Scheme | None:
-        """Return the scheme for ``place``."""
-        scheme = self.base(place)
-        return replace(scheme, bits=8) if scheme is not None and place.role in self.roles else scheme
+    tokens: int | None = None
+    length: int = 256
+    damping: float = 0.01
+    correct: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.length < 16 or (self.tokens is not None and self.tokens < self.length):
+            raise BadOption(
+                f"calibration takes at least one row of at least 16 tokens; got {self.tokens} tokens in rows "
+                f"of {self.length}."
+            )
+        if not 0 < self.damping <= 1:
+            raise BadOption(f"damping must be above 0 and at most 1; got {self.damping}.")
+
+    def of(self, parameters: int, context: int) -> tuple[int, int]:
+        """Return how many rows of which length a model reads that has so many parameters, and such a context."""
+        tokens = self.tokens or (32768 if parameters < 2e9 else 16384)
+        length = min(self.length, context)
+        return max(1, tokens // length), length
 
 
 @dataclass(frozen=True, slots=True)
-class Excluding:
-    """``base``, but the operators named in ``nodes`` keep float weights."""
+class Preset:
+    """A recipe as data. None leaves a choice to the target.
 
-    base: Recipe
-    nodes: frozenset[str]
+    ``algorithm`` finds the codes of all matrices but embeddings, and heads of 8 bits, which are rounded. ``wide``
+    gives 8 bits to the roles that the target can afford to. ``rules`` come after that. ``rotate`` turns the
+    residual stream so that no channel stands out.
+    """
 
-    def __call__(self, place: Place) -> Scheme | None:
-        """Return the scheme for ``place``."""
-        return None if place.node in self.nodes else self.base(place)
+    name: str
+    algorithm: str
+    bits: int | None = None
+    block: int | None = None
+    symmetric: bool | None = None
+    head_bits: int | None = None
+    embed_bits: int | None = None
+    wide: bool = False
+    rotate: bool = False
+    rules: tuple[Rule, ...] = ()
+    calibration: Calibration = field(default_factory=Calibration)
 
 
-RECIPES = ("uniform", "mixed")
-
-
-def check_recipe(name: str) -> None:
-    """Raise BadOption if there is no recipe called ``name``."""
-    if name not in RECIPES:
-        raise BadOption(
-            f"there is no recipe {name!r}; there are {', '.join(RECIPES)}." + nearest(name, RECIPES)
-        )
+FAST = Preset("fast", "rtn")
+BALANCED = Preset("balanced", "gptq", wide=True)
+QUALITY = Preset(
+    "quality",
+    "gptq",
+    wide=True,
+    rules=(Rule(roles=("qkv", "down"), bits=8),),
+    calibration=Calibration(tokens=65536),
+)
+PRESETS = {p.name: p for p in (FAST, BALANCED, QUALITY)}

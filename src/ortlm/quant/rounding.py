@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ortlm.dtypes import Array
-from ortlm.errors import BadOption, nearest
 from ortlm.quant.pack import pack, unpack
 from ortlm.quant.scheme import Scheme
+
+# Elements that are worked on at once.
+_CACHED = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +50,32 @@ def rtn(weight: Array, scheme: Scheme) -> Packed:
     return _finish(blocks, scales, zeros, scheme)
 
 
-def clip_search(weight: Array, scheme: Scheme) -> Packed:
+def clip_search(weight: Array, scheme: Scheme, importance: Array | None = None) -> Packed:
     """Round each block of ``weight`` float32 [rows, inputs] within the range that loses least.
 
     Tries ranges shrunk to between 100 % and 60 % and keeps, block by block, the one with the smallest
-    squared error, each weight counting by its magnitude plus the block's root mean square: large weights
-    matter more to the output, as in llama.cpp's k-quants. Roughly ten times the work of ``rtn``.
+    squared error, each weight counting by the ``importance`` [inputs] of its input. Without that, each counts
+    by its magnitude plus the block's root mean square: large weights matter more to the output, as in
+    llama.cpp's k-quants. Roughly ten times the work of ``rtn``.
     """
+    scales, zeros = clipped_range(weight, scheme, importance)
+    return _finish(_blocks(weight, scheme), scales, zeros, scheme)
+
+
+def clipped_range(weight: Array, scheme: Scheme, importance: Array | None) -> tuple[Array, Array]:
+    """Return scales and zeros, float32 [rows, blocks] each, of the ranges that lose least; see ``clip_search``."""
+    # A few rows at a time stay in the processor's cache.
+    step = max(1, _CACHED // weight.shape[1])
+    found = [_clipped(weight[a : a + step], scheme, importance) for a in range(0, len(weight), step)]
+    return np.concatenate([s for s, _ in found]), np.concatenate([z for _, z in found])
+
+
+def _clipped(weight: Array, scheme: Scheme, importance: Array | None) -> tuple[Array, Array]:
     blocks = _blocks(weight, scheme)
-    importance = np.abs(blocks) + np.sqrt(np.mean(blocks * blocks, axis=-1, keepdims=True))
+    if importance is None:
+        counts = np.abs(blocks) + np.sqrt(np.mean(blocks * blocks, axis=-1, keepdims=True))
+    else:
+        counts = _blocks(importance[None, :], scheme)
     low, high = _range(blocks)
     extreme = _extreme(blocks) if scheme.symmetric else high
     best_error = np.full(low.shape, np.inf, np.float32)
@@ -75,28 +94,14 @@ def clip_search(weight: Array, scheme: Scheme) -> Packed:
         off *= s
         off -= blocks
         off *= off
-        off *= importance
+        off *= counts
         error = off.sum(axis=-1)
         better = error < best_error
         np.copyto(best_error, error, where=better)
         np.copyto(best_scales, scales, where=better)
         if not scheme.symmetric:
             np.copyto(best_zeros, zeros, where=better)
-    return _finish(blocks, best_scales, best_zeros, scheme)
-
-
-# The place for better quantizers: a name here and a function of type Quantizer.
-QUANTIZERS: dict[str, Quantizer] = {"rtn": rtn, "clip_search": clip_search}
-
-
-def quantizer(name: str) -> Quantizer:
-    """Return the quantizer called ``name``; raises BadOption with the known names."""
-    if name not in QUANTIZERS:
-        raise BadOption(
-            f"there is no quantization algorithm {name!r}; there are {', '.join(QUANTIZERS)}."
-            + nearest(name, QUANTIZERS)
-        )
-    return QUANTIZERS[name]
+    return best_scales, best_zeros
 
 
 def dequantize(packed: Packed, scheme: Scheme, inputs: int) -> Array:

@@ -1,0 +1,226 @@
+"""Quantizes a model layer after layer, each on what the layers before it, as quantized, give to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.dtypes import dtype
+from ortlm.errors import BadCheckpoint
+from ortlm.graph.builder import Product
+from ortlm.graph.storage import Plain, Plan, Quantized
+from ortlm.quant.awq import channel_scales
+from ortlm.quant.gptq import Feedback, Moments, corrected, feedback, gptq, moments
+from ortlm.quant.methods import CALIBRATED, quantizer
+from ortlm.quant.recipe import Calibration
+from ortlm.quant.rounding import Packed, clip_search, clipped_range, dequantize
+from ortlm.quant.scheme import Scheme
+from ortlm.spec import GatedMLP
+from ortlm.weights import Weights
+
+Floats = NDArray[np.float32]
+Results = dict[Quantized | Plain, Packed | Floats]
+
+# Elements of a matrix that are rounded at once; more would only take more memory.
+_CHUNK = 1 << 25
+# Elements whose ranges one core looks for at once.
+_PIECE = 1 << 22
+
+
+class LayerQuantizer:
+    """Finds the codes of one layer's matrices while ``LayerwiseModel`` computes it.
+
+    ``plan`` says what is stored and how. After a layer, ``results`` holds what has to be written: packed matrices,
+    and float weights that scales were moved into.
+    """
+
+    def __init__(self, plan: Plan, weights: Weights, settings: Calibration, *, threads: int) -> None:
+        self._quantized = {
+            name: item for item in plan.items if isinstance(item, Quantized) for name in item.parameters
+        }
+        self._plain = {
+            name: item for item in plan.items if isinstance(item, Plain) for name in item.parameters
+        }
+        self._weights, self._settings, self._threads = weights, settings, threads
+        self.results: Results = {}
+
+    def __call__(
+        self, product: Product, inputs: list[Floats], floats: list[Floats] | None, weight: Floats
+    ) -> Floats:
+        """Quantize ``weight`` for these ``inputs`` and return what it has become."""
+        items = [item for _, _, item in self._parts(product) if item is not None]
+        schemes = [item.scheme for item in items]
+        methods = [CALIBRATED.get(scheme.algorithm) for scheme in schemes]
+        if any(m is not None and m.equalizes for m in methods):
+            weight = self._equalize(product, schemes[0], inputs, floats, weight)
+        known: Moments | Feedback | None = None
+        if any(methods):
+            found = moments(inputs, floats)
+            if not np.isfinite(np.diagonal(found.second)).all():
+                raise BadCheckpoint(
+                    f"what {product.parameters[0]} is multiplied by becomes infinite while the model reads the "
+                    "calibration text: the checkpoint is damaged or training diverged."
+                )
+            known = found
+            if any(m is not None and m.feeds_back for m in methods):
+                known = feedback(found, damping=self._settings.damping)
+            del found
+        done = []
+        for start, stop, item in self._parts(product):
+            rows = weight[start:stop]
+            if item is not None:
+                packed = self._pack(rows, item, known)
+                self.results[item] = packed
+                rows = dequantize(packed, item.scheme, item.inputs)
+            done.append(rows)
+        return np.concatenate(done) if len(done) > 1 else done[0]
+
+    def head(self, states: Sequence[Floats], item: Quantized) -> None:
+        """Quantize the head, which is multiplied by ``states`` [B, S, H], a part of its rows at a time."""
+        carry = feedback(moments(states), damping=self._settings.damping)
+        stack = self._weights.stack(item.parameters)
+        step = max(1, _CHUNK // item.inputs)
+        parts = [
+            self._pack(stack.rows(a, min(a + step, item.rows)), item, carry)
+            for a in range(0, item.rows, step)
+        ]
+        self.results[item] = _joined(parts)
+
+    def _parts(self, product: Product) -> Iterator[tuple[int, int, Quantized | None]]:
+        """Yield the stored matrices that make up a product, with the rows [start, stop) that they have in it."""
+        at, seen = 0, None
+        for name in product.parameters:
+            item = self._quantized.get(name)
+            rows = self._weights.shapes[name][0]
+            if item is None:
+                yield at, at + rows, None
+            elif item is not seen:
+                # What is stored together is together here too: the other way round it may be apart.
+                yield at, at + item.rows, item
+            at, seen = at + rows, item
+
+    def _pack(self, rows: Floats, item: Quantized, known: Moments | Feedback | None) -> Packed:
+        scheme = item.scheme
+        method = CALIBRATED.get(scheme.algorithm)
+        if method is None or known is None:
+            return self._in_pieces(rows, lambda part: quantizer(scheme.algorithm)(part, scheme))
+        importance = known.importance
+        if not method.feeds_back or not isinstance(known, Feedback):
+            return self._in_pieces(rows, lambda part: clip_search(part, scheme, importance))
+        done = []
+        step = max(1, _CHUNK // item.inputs)
+        for a in range(0, len(rows), step):
+            part = rows[a : a + step]
+            if self._settings.correct:
+                part = corrected(part, known)
+            scales, zeros = self._ranges(part, scheme, importance)
+            # What is rounded against is what will be stored.
+            kept = scales.astype(dtype(item.scales.dtype).numpy).astype(np.float32)
+            done.append(gptq(part, scheme, known, np.where(kept == 0, scales, kept), zeros))
+        return _joined(done)
+
+    def _in_pieces(self, rows: Floats, pack: Callable[[Floats], Packed]) -> Packed:
+        with ThreadPoolExecutor(self._threads) as pool:
+            return _joined(list(pool.map(pack, _pieces(rows))))
+
+    def _ranges(self, rows: Floats, scheme: Scheme, importance: Floats) -> tuple[Floats, Floats]:
+        with ThreadPoolExecutor(self._threads) as pool:
+            found = list(pool.map(lambda part: clipped_range(part, scheme, importance), _pieces(rows)))
+        return np.concatenate([s for s, _ in found]), np.concatenate([z for _, z in found])
+
+    # --- equalization ---------------------------------------------------------------------------------------
+
+    def _equalize(
+        self,
+        product: Product,
+        scheme: Scheme,
+        inputs: list[Floats],
+        floats: list[Floats] | None,
+        weight: Floats,
+    ) -> Floats:
+        """Move scales of the inputs of ``weight`` into the weights before it, where that is possible."""
+        before = self._before(product)
+        if before is None or any(item is None for _, _, item in self._parts(product)):
+            return weight
+        scales = channel_scales(weight, scheme, moments(inputs))
+        name, shared = before
+        shrink = scales
+        if shared is not None:
+            # Several inputs come from one row: what serves them in the middle serves all.
+            middle = np.exp(np.log(scales).reshape(shared).mean(axis=1, keepdims=True))
+            shrink = middle.reshape(-1).astype(np.float32)
+            scales = np.broadcast_to(middle, shared).reshape(-1).astype(np.float32)
+        if not self._divide(name, shrink):
+            return weight
+        for x in inputs:
+            x /= scales
+        # The model beside goes on with its own.
+        for i, f in enumerate(floats or ()):
+            assert floats is not None
+            floats[i] = f / scales
+        return weight * scales
+
+    def _before(self, product: Product) -> tuple[str, tuple[int, ...] | None] | None:
+        """Return whose output the inputs of ``product`` are, channel by channel, and how those are shared.
+
+        Attention hands each channel of a value to several heads: (key/value heads, heads of each, head size).
+        None where scales cannot move there.
+        """
+        first = product.parameters[0]
+        at, _, role = first.removesuffix(".weight").rpartition(".")
+        layer = self._weights.spec.layers[int(at.rpartition(".")[2])]
+        if role == "q":
+            return (f"{at}.mixer_pre", None) if layer.mixer_pre is not None and not layer.parallel else None
+        if role in ("gate", "up"):
+            return (f"{at}.ffn_pre", None) if layer.ffn_pre is not None and not layer.parallel else None
+        if role == "o":
+            mixer = layer.mixer
+            return f"{at}.v", (mixer.kv_heads, mixer.heads // mixer.kv_heads, mixer.head_dim)
+        if role == "down":
+            return (f"{at}.up", None) if isinstance(layer.ffn, GatedMLP) else None
+        return None
+
+    def _divide(self, name: str, scales: Floats) -> bool:
+        """Divide the outputs of the norm or matrix ``name`` by ``scales``; False if they cannot be changed."""
+        if f"{name}.weight" in self._plain and self._plain[f"{name}.weight"].parameters == (
+            f"{name}.weight",
+        ):
+            for kind in ("weight", "bias"):
+                vector = self._plain.get(f"{name}.{kind}")
+                if vector is not None:
+                    value: Floats = self._weights.read(vector.parameters)
+                    if value.ndim > 1:
+                        return False
+                    self.results[vector] = value / scales
+            return True
+        item = self._quantized.get(f"{name}.weight")
+        packed = self.results.get(item) if item is not None else None
+        if item is None or not isinstance(packed, Packed) or f"{name}.bias" in self._weights.shapes:
+            return False
+        start = 0
+        for other in item.parameters:
+            if other == f"{name}.weight":
+                break
+            start += self._weights.shapes[other][0]
+        # A row's scales take what the whole row is multiplied by: its codes stay.
+        packed.scales[start : start + len(scales)] /= scales[:, None]
+        return True
+
+
+def _pieces(rows: Floats) -> list[Floats]:
+    step = max(1, _PIECE // rows.shape[1])
+    return [rows[a : a + step] for a in range(0, len(rows), step)]
+
+
+def _joined(parts: Sequence[Packed]) -> Packed:
+    if len(parts) == 1:
+        return parts[0]
+    zeros = [p.zeros for p in parts if p.zeros is not None]
+    return Packed(
+        np.concatenate([p.values for p in parts]),
+        np.concatenate([p.scales for p in parts]),
+        np.concatenate(zeros) if zeros else None,
+    )

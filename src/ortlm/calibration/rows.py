@@ -1,0 +1,252 @@
+"""What a model reads while it is calibrated: a file's tokens, or what the model writes itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.artifact import Artifact
+from ortlm.errors import BadOption
+from ortlm.runtime.chat import ChatTemplate
+from ortlm.runtime.generate import LanguageModel
+from ortlm.runtime.tokenizer import Tokenizer
+
+Row = NDArray[np.int64]
+
+# Of a larger text, pieces from all over it are read: so many bytes for each token that is wanted.
+_BYTES_PER_TOKEN = 16
+# Memory for the cache while the model writes.
+_CACHE_BYTES = 1 << 30
+_MOST_ROWS = 128
+_MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Turns documents into token ids: a tokenizer, a template for chats if there is one, the vocabulary."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    vocab: int
+
+    @classmethod
+    def open(cls, folder: Path, vocab: int) -> Reader:
+        """Open the tokenizer files in ``folder``."""
+        tokenizer = Tokenizer.open(folder)
+        return cls(tokenizer, ChatTemplate.open(folder, tokenizer.special_tokens), vocab)
+
+
+def read_rows(path: Path, reader: Reader, *, count: int, length: int) -> list[Row]:
+    """Return ``count`` rows of ``length`` ids, int64, from all over the file ``path``; fewer if it is short.
+
+    A ``.jsonl`` file has a document in each line: a text, a list of token ids, a list of chat messages, or an
+    object with ``text``, ``messages``, ``input_ids`` or ``tokens``. An ``.npy`` file has token ids. Any other file
+    is text.
+    Raises BadOption if it is something else, or too short for a single row.
+    """
+    if not path.is_file():
+        raise BadOption(f"--calibration {path} is not a file; give one of text, JSONL or token ids (.npy).")
+    if path.suffix == ".npy":
+        stream = _saved_ids(path, reader.vocab)
+    elif path.suffix in (".jsonl", ".ndjson"):
+        stream = [token for document in _documents(path, reader) for token in document]
+    else:
+        stream = _text_ids(path, reader, count, length)
+    count = min(len(stream) // length, count)
+    if not count:
+        raise BadOption(
+            f"{path} has {len(stream)} tokens, and calibration reads rows of {length}. Give a longer file, or "
+            "leave --calibration out: the model then writes the text itself."
+        )
+    starts = np.linspace(0, len(stream) - length, count).astype(int)
+    return [np.array(stream[a : a + length], np.int64) for a in starts]
+
+
+def _saved_ids(path: Path, vocab: int) -> list[int]:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise BadOption(f"{path} is not an array that numpy saved: {error}") from error
+    if not np.issubdtype(found.dtype, np.integer):
+        raise BadOption(f"{path} holds {found.dtype}, expected whole numbers, the ids of tokens.")
+    return _known(found.reshape(-1).tolist(), vocab, str(path))
+
+
+def _known(ids: list[Any], vocab: int, where: str) -> list[int]:
+    for token in ids:
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab:
+            raise BadOption(f"{where} has {token!r}, which is no token id: those are 0 to {vocab - 1}.")
+    return ids
+
+
+def _text_ids(path: Path, reader: Reader, count: int, length: int) -> list[int]:
+    size, enough = path.stat().st_size, count * length * _BYTES_PER_TOKEN
+    with path.open("rb") as stream:
+        if size <= enough:
+            pieces = [stream.read()]
+        else:
+            pieces = []
+            for at in np.linspace(0, size - enough // count, count).astype(int):
+                stream.seek(int(at))
+                pieces.append(stream.read(enough // count))
+    texts = []
+    for piece in pieces:
+        try:
+            # A piece may begin or end inside a character.
+            texts.append(piece.decode("utf-8", errors="strict" if len(pieces) == 1 else "ignore"))
+        except UnicodeDecodeError as error:
+            raise BadOption(f"{path} is not text in UTF-8: {error}.") from error
+    found = []
+    for text in texts:
+        if text.strip():
+            ids = reader.tokenizer.encode(text)
+            # Each piece gives as much as the others, whatever it tokenizes to.
+            found += ids if len(texts) == 1 else ids[:length]
+    return found
+
+
+def _documents(path: Path, reader: Reader) -> Iterator[list[int]]:
+    with path.open(encoding="utf-8-sig") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _document(line, reader, f"{path}, line {number}")
+        except UnicodeDecodeError as error:
+            raise BadOption(f"{path} is not text in UTF-8: {error}.") from error
+
+
+def _document(line: str, reader: Reader, where: str) -> list[int]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadOption(f"{where} is not JSON: {error}.") from error
+    if isinstance(found, Mapping):
+        keys = [k for k in ("messages", "text", "input_ids", "tokens") if k in found]
+        if not keys:
+            raise BadOption(
+                f"{where} has none of messages, text, input_ids and tokens, but {', '.join(found)}."
+            )
+        found = found[keys[0]]
+    if isinstance(found, str):
+        return reader.tokenizer.encode(found)
+    if not isinstance(found, list) or not found:
+        raise BadOption(f"{where} is neither a text, nor token ids, nor chat messages.")
+    if isinstance(found[0], Mapping):
+        if reader.template is None:
+            raise BadOption(f"{where} has chat messages, but the model has no chat template; give texts.")
+        text = reader.template.render(found, add_generation_prompt=False)
+        return reader.tokenizer.encode(text, add_special_tokens=False)
+    return _known(found, reader.vocab, where)
+
+
+# --- what the model writes itself ---------------------------------------------------------------------------
+
+
+def write_rows(
+    artifact: Artifact,
+    *,
+    count: int,
+    length: int,
+    seed: int,
+    threads: int | None,
+    advance: Callable[[int], None],
+) -> list[Row]:
+    """Return ``count`` rows of ``length`` ids, int64, that a model writes: drawn from its own probabilities.
+
+    Every other row begins as a text does, the rest as a chat in which the model writes both sides; where it ends
+    one, another begins. ``advance`` is told the tokens that have been written.
+    Source of the idea: Liu et al. 2023 (LLM-QAT); Xu et al. 2024 (Magpie) for the user's side of chats.
+    """
+    lm = LanguageModel(artifact, threads=threads, kept_caches=0)
+    at_once = max(1, min(_MOST_ROWS, _CACHE_BYTES // max(1, lm.cache_bytes_per_token * length)))
+    writer = _Writer(lm)
+    rows: list[Row] = []
+    while len(rows) < count:
+        numbers = range(len(rows), min(count, len(rows) + at_once))
+        rows += writer.write(numbers, length, seed, advance)
+    return rows
+
+
+class _Writer:
+    """Lets a model write several rows at once, feeding it what begins a text or a turn."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+        self._stops = set(lm.manifest.stop_token_ids)
+        unknown = lm.tokenizer.unknown_ids(lm.vocab_size)
+        self._known = np.setdiff1d(np.arange(lm.vocab_size), unknown)
+        self._barred = unknown[unknown < lm.vocab_size]
+        self._turns = self._chat_turns()
+
+    def _chat_turns(self) -> list[list[int]] | None:
+        """Return what stands before a user's words, and between those and an answer; None without a template."""
+        if self._lm.chat_template is None:
+            return None
+        try:
+            text = self._lm.render([{"role": "user", "content": _MARK}])
+        except Exception:
+            return None
+        before, mark, after = text.partition(_MARK)
+        if not mark:
+            return None
+        encode = self._lm.tokenizer.encode
+        turns = [encode(part, add_special_tokens=False) for part in (before, after)]
+        return turns if all(turns) else None
+
+    def write(self, numbers: range, length: int, seed: int, advance: Callable[[int], None]) -> list[Row]:
+        random = np.random.default_rng([seed, numbers.start])
+        rows: list[list[int]] = [[] for _ in numbers]
+        forced: list[list[int]] = [[] for _ in numbers]
+        chats = [self._turns is not None and number % 2 == 1 for number in numbers]
+        users = [False] * len(numbers)
+
+        def begin(i: int) -> None:
+            bos = self._lm.manifest.bos_token_id
+            if chats[i] and self._turns is not None:
+                users[i], forced[i] = True, list(self._turns[0])
+            elif bos is not None:
+                forced[i] = [bos]
+            else:
+                forced[i] = [int(random.choice(self._known))]
+
+        for i in range(len(numbers)):
+            begin(i)
+        loop = self._lm.loop()
+        loop.start(len(numbers))
+        tokens = np.array([queue.pop(0) for queue in forced], np.int64)
+        while True:
+            for row, token in zip(rows, tokens, strict=True):
+                row.append(int(token))
+            advance(len(numbers))
+            if len(rows[0]) == length:
+                return [np.array(row, np.int64) for row in rows]
+            logits = loop.step(tokens) if len(rows[0]) > 1 else loop.append([[int(t)] for t in tokens])
+            logits = np.array(logits)
+            logits[:, self._barred] = -np.inf
+            for i, token in enumerate(_draw(logits, random)):
+                if forced[i]:
+                    tokens[i] = forced[i].pop(0)
+                    continue
+                tokens[i] = token
+                if int(token) in self._stops:
+                    if users[i] and self._turns is not None:
+                        # The template has its own way to end a turn; the model's stop is the first token of it.
+                        users[i] = False
+                        after = self._turns[1]
+                        forced[i] = list(after[1:] if after[0] == token else after)
+                    else:
+                        begin(i)
+
+
+def _draw(logits: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.int64]:
+    """Draw a token of every row of ``logits`` [B, V] by its probability, all rows at once."""
+    reached = np.exp(logits - logits.max(axis=1, keepdims=True)).cumsum(axis=1, dtype=np.float64)
+    aim = random.random(len(logits)) * reached[:, -1]
+    found: NDArray[np.int64] = (reached <= aim[:, None]).sum(axis=1)
+    return found

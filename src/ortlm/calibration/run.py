@@ -1,0 +1,94 @@
+"""Calibration from the first layer to the head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.calibration.layers import LayerQuantizer, Results
+from ortlm.calibration.state import State
+from ortlm.graph.storage import Plan, Quantized
+from ortlm.layerwise.model import LayerwiseModel, LookedUp
+from ortlm.quant.methods import CALIBRATED, quantizer
+from ortlm.quant.recipe import Calibration
+from ortlm.quant.rounding import Packed, dequantize
+from ortlm.weights import Weights
+from ortlm.write import Layout, Progress, write_packed, write_values
+
+Floats = NDArray[np.float32]
+
+
+def calibrate(
+    state: State,
+    plan: Plan,
+    layout: Layout,
+    weights: Weights,
+    rows: Sequence[NDArray[np.int64]],
+    settings: Calibration,
+    *,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Find the codes of everything in ``plan`` that is to be calibrated, and write them to ``state.data``.
+
+    Layer by layer: each is calibrated on what the quantized layers before it make of ``rows``. Where
+    ``settings.correct``, the float model runs beside, so that errors so far are made good for. One layer's float
+    weights, moments of its inputs, and the states of all rows are in memory.
+    """
+    spec = weights.spec
+    model = LayerwiseModel(weights, threads=threads)
+    progress.stage("calibrating", len(spec.layers), "layers", done=state.done)
+    try:
+        if state.resumed and state.done:
+            streams = state.streams()
+        else:
+            streams = [model.embed(rows, change=_embedded(plan))]
+            if settings.correct:
+                streams.append(model.embed(rows))
+        for index in range(state.done, len(spec.layers)):
+            layer = LayerQuantizer(plan, weights, settings, threads=threads)
+            beside = streams[1] if settings.correct else None
+            streams = list(model.layer(index, streams[0], layer, beside))
+            _write(state, layout, layer.results)
+            state.finish(index + 1, streams)
+            progress.step(1)
+        head = _head(plan)
+        if head is not None:
+            last = LayerQuantizer(plan, weights, settings, threads=threads)
+            last.head(model.head_inputs(streams[0]), head)
+            _write(state, layout, last.results)
+    finally:
+        model.close()
+
+
+def _embedded(plan: Plan) -> LookedUp | None:
+    """Return what becomes of the embeddings, row by row."""
+    for item in plan.items:
+        if isinstance(item, Quantized) and item.parameters == ("embed.weight",):
+            scheme = item.scheme
+            return lambda rows: dequantize(quantizer(scheme.algorithm)(rows, scheme), scheme, rows.shape[1])
+    return None
+
+
+def _head(plan: Plan) -> Quantized | None:
+    """Return the head if it has to be calibrated. One that is tied to the embeddings is rounded as they are."""
+    for item in plan.items:
+        if (
+            isinstance(item, Quantized)
+            and item.parameters == ("head.weight",)
+            and item.scheme.algorithm in CALIBRATED
+        ):
+            return item
+    return None
+
+
+def _write(state: State, layout: Layout, results: Results) -> None:
+    for item, found in results.items():
+        if isinstance(found, Packed):
+            assert isinstance(item, Quantized)
+            write_packed(state.data, item, layout, found, 0)
+        else:
+            assert not isinstance(item, Quantized)
+            write_values(state.data, item, layout, found)

@@ -1,0 +1,155 @@
+"""A graph cut at its products, so that each can be looked at, and changed, before it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from ortlm.graph.attention import KeyValue
+from ortlm.graph.builder import IR_VERSION, MICROSOFT, OPSET, Builder, Product
+from ortlm.graph.decoder import CACHE_NAMES, emit_layer, logits_of
+from ortlm.graph.linear import Parameters, Vocabulary
+from ortlm.graph.norm import Residual
+from ortlm.graph.step import Step
+from ortlm.graph.storage import Plain
+from ortlm.quant.recipe import Uniform
+from ortlm.spec import Decoder, parameters
+from ortlm.target import HERE
+
+# Names of what goes into the first piece of a layer and comes out of the last one.
+HIDDEN, MASK, RESULT = "hidden", "attention_mask", "result"
+_FLOAT = Uniform(None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive operators of a graph, from one product (the first of them) up to the next.
+
+    ``inputs`` are values of earlier pieces or of the graph, ``weights`` what the plan says has to be fed, and
+    ``outputs`` what later pieces need, or the graph's result. ``product`` is None for what stands before all.
+    """
+
+    model: ir.Model
+    inputs: tuple[str, ...]
+    weights: tuple[Plain, ...]
+    outputs: tuple[str, ...]
+    product: Product | None
+
+
+def layer_pieces(spec: Decoder, index: int) -> list[Piece]:
+    """Return layer ``index`` of ``spec`` in fp32, in pieces.
+
+    In go ``hidden`` float32 [B, S, H], ``attention_mask`` int64 [B, S] and an empty cache
+    (``past_key_values.{index}.key|value`` [B, K, 0, D]); out comes ``result`` [B, S, H], the residual stream.
+    """
+    g, weights = _builder(spec)
+    shape = ("batch", "sequence", spec.hidden)
+    x = g.input(HIDDEN, "fp32", shape)
+    mask = g.input(MASK, "int64", ("batch", "total_length"))
+    mixer = spec.layers[index].mixer
+    empty = ("batch", mixer.kv_heads, "past_length", mixer.head_dim)
+    past = KeyValue(*(g.input(name % index, "fp32", empty) for name in CACHE_NAMES[:2]))
+    stream = Residual(g, x, shape, weights)
+    emit_layer(
+        g, spec, stream, past, index=index, step=Step(g, x, mask, None, all_logits=True), weights=weights
+    )
+    result = g.op("Identity", stream.total(f"layers.{index}"), shape=shape, name="/model/result")
+    g.output(result, RESULT, shape)
+    return cut(g)
+
+
+def head_pieces(spec: Decoder, rows: int) -> list[Piece]:
+    """Return the final norm and the first ``rows`` rows of the head in fp32, in pieces; see ``layer_pieces``.
+
+    The head's weights are those called ``head.weight`` and ``head.bias``, also if it is tied.
+    """
+    # The result of a slice of the head is that slice of the logits: what follows it works on each alone.
+    part = replace(spec, vocab=rows, tied_head=False)
+    g, weights = _builder(part)
+    shape = ("batch", "sequence", spec.hidden)
+    stream = Residual(g, g.input(HIDDEN, "fp32", shape), shape, weights)
+    x = stream.normed(spec.final_norm, "final_norm", module="layers.norm")
+    logits = logits_of(g, part, Vocabulary(g, part, weights), x, shape)
+    out = (*shape[:-1], rows)
+    g.output(g.op("Identity", logits, shape=out, name="/lm_head/result"), RESULT, out)
+    return cut(g)
+
+
+def _builder(spec: Decoder) -> tuple[Builder, Parameters]:
+    g = Builder(target=HERE, dtype="fp32", recipe=_FLOAT, layers=len(spec.layers))
+    return g, {p.name: p for p in parameters(spec)}
+
+
+def cut(g: Builder) -> list[Piece]:
+    """Return the graph of ``g`` in pieces, each a model of its own; all its weights become inputs."""
+    items = {item.tensors[0].name: item for item in g.plan.items if isinstance(item, Plain)}
+    starts = [0, *(p.node for p in g.products)]
+    stops = [*starts[1:], len(g.nodes)]
+    products: list[Product | None] = [None, *g.products]
+    ends = [str(value.name) for value in g.outputs]
+    pieces = []
+    for start, stop, product in zip(starts, stops, products, strict=True):
+        later = {str(v.name) for node in g.nodes[stop:] for v in node.inputs if v is not None}
+        pieces.append(_piece(g, g.nodes[start:stop], {*later, *ends}, items, product))
+    return pieces
+
+
+def _piece(
+    g: Builder, nodes: Sequence[ir.Node], wanted: set[str], items: dict[str, Plain], product: Product | None
+) -> Piece:
+    """Return copies of ``nodes`` as a model that gives those of their results that are ``wanted``."""
+    values: dict[str, ir.Value] = {}
+    inputs: list[ir.Value] = []
+    constants: list[ir.Value] = []
+
+    def found(value: ir.Value | None) -> ir.Value | None:
+        if value is None:
+            return None
+        name = str(value.name)
+        if name not in values:
+            values[name] = _copy(value)
+            if value.const_value is not None:
+                values[name].const_value = value.const_value
+                constants.append(values[name])
+            else:
+                inputs.append(values[name])
+        return values[name]
+
+    copies = []
+    for node in nodes:
+        given = [found(value) for value in node.inputs]
+        made = [_copy(value) for value in node.outputs]
+        values.update((str(value.name), value) for value in made if value.name)
+        copies.append(
+            ir.Node(
+                node.domain,
+                node.op_type,
+                given,
+                list(node.attributes.values()),
+                outputs=made,
+                name=node.name,
+            )
+        )
+    outputs = [values[str(v.name)] for node in nodes for v in node.outputs if v.name in wanted]
+    graph = ir.Graph(
+        inputs,
+        outputs,
+        nodes=copies,
+        initializers=constants,
+        opset_imports={"": OPSET, MICROSOFT: 1},
+        name="piece",
+    )
+    names = [str(value.name) for value in inputs]
+    return Piece(
+        ir.Model(graph, ir_version=IR_VERSION, producer_name="ortlm"),
+        tuple(name for name in names if name not in items),
+        tuple(items[name] for name in names if name in items),
+        tuple(str(value.name) for value in outputs),
+        product,
+    )
+
+
+def _copy(value: ir.Value) -> ir.Value:
+    return ir.Value(name=value.name, shape=value.shape, type=value.type)

@@ -1,0 +1,221 @@
+"""A model in fp32, computed one layer at a time for many rows, so that its weights are never together."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ortlm.graph.builder import Product
+from ortlm.graph.decoder import CACHE_NAMES
+from ortlm.graph.pieces import HIDDEN, MASK, RESULT, Piece, head_pieces, layer_pieces
+from ortlm.runtime.session import Session
+from ortlm.spec import Decoder, Layer
+from ortlm.weights import Weights
+
+Floats = NDArray[np.float32]
+
+# Rows of the same length run together, up to so many tokens: large enough for fast products.
+_BATCH_TOKENS = 2048
+# Rows of the head that are in memory at once.
+_HEAD_ROWS = 16384
+
+
+# Values of a graph by name, of any element type.
+Values = dict[str, Any]
+# What becomes of embeddings [n, H] that are looked up.
+LookedUp = Callable[[Floats], Floats]
+
+
+class Change(Protocol):
+    """Looks at each product of a layer before it is computed."""
+
+    def __call__(
+        self, product: Product, inputs: list[Floats], floats: list[Floats] | None, weight: Floats
+    ) -> Floats:
+        """Return the matrix [out, in] to compute with: ``weight``, or another one in its place.
+
+        ``inputs`` is what it will be multiplied by, [B, S, in] for each batch, and may be changed in place;
+        ``floats`` is the same of the model that is not changed, if that is computed beside.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    piece: Piece
+    session: Session
+
+
+class LayerwiseModel:
+    """A decoder in fp32 over ``weights``, one layer at a time.
+
+    ``rows`` of tokens become hidden states (``embed``), go through ``layer`` after ``layer``, and give ``logits``.
+    Only one product's matrix is in memory at a time, beside the states of all rows.
+    """
+
+    def __init__(self, weights: Weights, *, threads: int | None = None) -> None:
+        self.spec: Decoder = weights.spec
+        self._weights, self._threads = weights, threads
+        self._layers: dict[Layer, tuple[int, list[_Ready]]] = {}
+        self._heads: dict[int, list[_Ready]] = {}
+        # Weights are inputs of these graphs, so the files are small.
+        self._folder = tempfile.TemporaryDirectory(prefix="ortlm-")
+
+    def close(self) -> None:
+        """Remove the graphs' files."""
+        self._layers.clear()
+        self._heads.clear()
+        self._folder.cleanup()
+
+    def embed(self, rows: Sequence[NDArray[np.int64]], change: LookedUp | None = None) -> list[Floats]:
+        """Return the first hidden states [B, S, H] of ``rows``; neighbours of equal length become one batch.
+
+        ``change`` is applied to the embeddings that are looked up, [tokens, H].
+        """
+        tokens = np.unique(np.concatenate(list(rows)))
+        stack = self._weights.stack(["embed.weight"])
+        known = np.concatenate([stack.rows(int(t), int(t) + 1) for t in tokens])
+        if change is not None:
+            known = change(known)
+        if self.spec.embed_scale != 1.0:
+            known = known * np.float32(self.spec.embed_scale)
+        return [known[np.searchsorted(tokens, batch)] for batch in batches(rows)]
+
+    def layer(
+        self,
+        index: int,
+        states: list[Floats],
+        change: Change | None = None,
+        beside: list[Floats] | None = None,
+    ) -> tuple[list[Floats], list[Floats]]:
+        """Return the residual stream after layer ``index``, of ``states`` and of ``beside``.
+
+        ``change`` changes what ``states`` are multiplied by; ``beside``, if given, goes through the layer as it
+        is. Both lists are emptied, to save memory.
+        """
+        kind = self.spec.layers[index]
+        if kind not in self._layers:
+            pieces = layer_pieces(self.spec, index)
+            self._layers[kind] = index, [self._ready(piece, f"layer-{index}") for piece in pieces]
+        first, ready = self._layers[kind]
+        given = [self._inputs(states, kind, first), self._inputs(beside or [], kind, first)]
+        for at, part in enumerate(ready):
+            changed, plain = self._fed(part, index, first, given, change)
+            needed = {name for later in ready[at + 1 :] for name in later.piece.inputs}
+            for batches, fed in ((given[0], changed), (given[1], plain)):
+                for values in batches:
+                    self._execute(part, values, fed)
+                    for name in set(values) - needed - {RESULT}:
+                        del values[name]
+        done, other = ([values[RESULT] for values in batches] for batches in given)
+        return done, other
+
+    @staticmethod
+    def _inputs(states: list[Floats], kind: Layer, first: int) -> list[Values]:
+        found: list[Values] = []
+        mixer = kind.mixer
+        for x in states:
+            empty = np.zeros((len(x), mixer.kv_heads, 0, mixer.head_dim), np.float32)
+            past = {name % first: empty for name in CACHE_NAMES[:2]}
+            found.append({HIDDEN: x, MASK: np.ones(x.shape[:2], np.int64), **past})
+        states.clear()
+        return found
+
+    def _fed(
+        self, part: _Ready, index: int, first: int, given: list[list[Values]], change: Change | None
+    ) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Return the weights of a piece as ``change`` makes them, and as they are."""
+        changed: dict[str, Floats] = {}
+        plain: dict[str, Floats] = {}
+        product = part.piece.product
+        for item in part.piece.weights:
+            # Layers that are alike share a graph, which was made for the first of them.
+            names = [name.replace(f"layers.{first}.", f"layers.{index}.", 1) for name in item.parameters]
+            found = self._weights.read(names)
+            other = found
+            if product is not None and item.tensor.name == product.weight and change is not None:
+                inputs, floats = ([values[product.value] for values in batches] for batches in given)
+                real = Product(tuple(names), product.weight, product.value, product.node)
+                other = change(real, inputs, floats or None, found)
+            changed[item.tensor.name] = np.ascontiguousarray(other.T) if item.transposed else other
+            if given[1]:
+                plain[item.tensor.name] = np.ascontiguousarray(found.T) if item.transposed else found
+        return changed, plain
+
+    def head_inputs(self, states: Sequence[Floats]) -> list[Floats]:
+        """Return the states after the final norm."""
+        ready = self._head(1)
+        found = []
+        for x in states:
+            values = {HIDDEN: x}
+            norm, product = ready[0], ready[1].piece.product
+            assert product is not None
+            fed = {w.tensor.name: self._weights.read(w.parameters) for w in norm.piece.weights}
+            self._execute(norm, values, fed)
+            found.append(values[product.value])
+        return found
+
+    def logits(self, states: Floats) -> Floats:
+        """Return the logits [B, S, V] of the last layer's states [B, S, H]."""
+        spec = self.spec
+        out = np.empty((*states.shape[:2], spec.vocab), np.float32)
+        name = "embed.weight" if spec.tied_head else "head.weight"
+        stack = self._weights.stack([name])
+        for start in range(0, spec.vocab, _HEAD_ROWS):
+            stop = min(start + _HEAD_ROWS, spec.vocab)
+            values = {HIDDEN: states}
+            for ready in self._head(stop - start):
+                fed = {}
+                for item in ready.piece.weights:
+                    if item.parameters == ("head.weight",):
+                        fed[item.tensor.name] = np.ascontiguousarray(stack.rows(start, stop).T)
+                    elif item.parameters == ("head.bias",):
+                        fed[item.tensor.name] = self._weights.stack(["head.bias"]).rows(start, stop)
+                    else:
+                        fed[item.tensor.name] = self._weights.read(item.parameters)
+                self._execute(ready, values, fed)
+            out[..., start:stop] = values[RESULT]
+        return out
+
+    def _head(self, rows: int) -> list[_Ready]:
+        if rows not in self._heads:
+            self._heads[rows] = [self._ready(piece, f"head-{rows}") for piece in head_pieces(self.spec, rows)]
+        return self._heads[rows]
+
+    def _ready(self, piece: Piece, name: str) -> _Ready:
+        path = Path(self._folder.name) / f"{name}-{len(list(Path(self._folder.name).iterdir()))}.onnx"
+        ir.save(piece.model, path)
+        # What each session kept for its next run would add up.
+        options = {"enable_cpu_mem_arena": False}
+        return _Ready(piece, Session(path, threads=self._threads, options=options))
+
+    @staticmethod
+    def _execute(part: _Ready, values: Values, fed: Mapping[str, Floats]) -> None:
+        binding = part.session.binding()
+        for name in part.piece.inputs:
+            binding.input(name, part.session.tensor(values[name]))
+        for name, array in fed.items():
+            binding.input(name, part.session.tensor(array))
+        for name in part.piece.outputs:
+            binding.output(name, None)
+        part.session.run(binding)
+        for name in part.piece.outputs:
+            values[name] = binding.result(name).numpy()
+
+
+def batches(rows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Return ``rows`` as batches [B, S] of neighbours of equal length, as many as run well together."""
+    found: list[list[NDArray[np.int64]]] = []
+    for row in rows:
+        last = found[-1] if found else []
+        if last and len(last[0]) == len(row) and (len(last) + 1) * len(row) <= _BATCH_TOKENS:
+            last.append(row)
+        else:
+            found.append([row])
+    return [np.stack(group) for group in found]

@@ -1,0 +1,73 @@
+"""A checkpoint in fp32 as the reference that its quantized models are measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.errors import BadOption
+from ortlm.graph.builder import Product
+from ortlm.layerwise.model import LayerwiseModel
+from ortlm.weights import Weights
+
+Floats = NDArray[np.float32]
+# Called with a layer, a chunk and what that layer's attention is given, [S, H].
+Observe = Callable[[int, int, Floats], None]
+
+
+class Reference:
+    """The logits of a model in fp32 for chunks of tokens that are known before.
+
+    All chunks go through one layer before the next one's weights are read, so memory holds one layer and the states
+    of all chunks, whatever the model.
+    """
+
+    def __init__(self, weights: Weights, *, threads: int | None = None) -> None:
+        self._model = LayerwiseModel(weights, threads=threads)
+        self.vocab_size = weights.spec.vocab
+        self._states: list[Floats] = []
+
+    def open(self, chunks: Sequence[NDArray[np.int64]], observe: Observe | None = None) -> None:
+        """Compute the last layer's states of every chunk, int64 [S] each.
+
+        ``observe`` is called with what each layer's attention is given in each chunk, and for the number of layers
+        with what the head is given.
+        """
+        model = self._model
+        # One at a time, so that states keep the order of chunks.
+        states = [x for chunk in chunks for x in model.embed([np.asarray(chunk, np.int64)])]
+        for index in range(len(model.spec.layers)):
+            watch = None if observe is None else _Watch(index, observe)
+            states, _ = model.layer(index, states, watch)
+        self._states = states
+        if observe is not None:
+            for i, x in enumerate(model.head_inputs(states)):
+                observe(len(model.spec.layers), i, x[0])
+
+    def logits(self, chunk: int) -> Floats:
+        """Return the logits float32 [S, V] after every token of chunk number ``chunk``."""
+        if not 0 <= chunk < len(self._states):
+            raise BadOption(f"there are {len(self._states)} chunks; there is no number {chunk}.")
+        return self._model.logits(self._states[chunk])[0]
+
+    def close(self) -> None:
+        """Free what the model holds on disk and in memory."""
+        self._states = []
+        self._model.close()
+
+
+class _Watch:
+    """Shows the first product's inputs, which are what attention is given."""
+
+    def __init__(self, index: int, observe: Observe) -> None:
+        self._index, self._observe = index, observe
+
+    def __call__(
+        self, product: Product, inputs: list[Floats], floats: list[Floats] | None, weight: Floats
+    ) -> Floats:
+        if product.parameters[0] == f"layers.{self._index}.q.weight":
+            for i, x in enumerate(inputs):
+                self._observe(self._index, i, x[0])
+        return weight

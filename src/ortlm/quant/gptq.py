@@ -1,0 +1,180 @@
+"""GPTQ: rounding one input after the other, each making good for the errors of those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.quant.pack import pack
+from ortlm.quant.rounding import Packed
+from ortlm.quant.scheme import Scheme
+
+Floats = NDArray[np.float32]
+
+# Inputs that are rounded, and unknowns that are solved for, between two large products.
+_STEP, _SOLVED = 32, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What calibration saw of a matrix's inputs x: ``second`` float32 [K, K] is the mean of x xᵀ over tokens.
+
+    ``drift`` [K, K] is the mean of (f - x) xᵀ, if the inputs f of the float model at the same tokens are known.
+    """
+
+    second: Floats
+    drift: Floats | None = None
+
+    @property
+    def importance(self) -> Floats:
+        """How much an error of each input's weights counts: its mean square, [K], at least a trace of it."""
+        diagonal = np.diagonal(self.second)
+        least = np.float32(1e-6) * max(float(diagonal.mean()), 1e-30)
+        found: Floats = np.maximum(diagonal, least).astype(np.float32)
+        return found
+
+
+def moments(inputs: Sequence[Floats], floats: Sequence[Floats] | None = None) -> Moments:
+    """Return the moments of ``inputs`` [..., K]; ``floats`` are the same of the float model."""
+    width = inputs[0].shape[-1]
+    second = np.zeros((width, width), np.float32)
+    drift = None if floats is None else np.zeros((width, width), np.float32)
+    count = 0
+    for i, x in enumerate(inputs):
+        flat = x.reshape(-1, width)
+        second += flat.T @ flat
+        count += len(flat)
+        if drift is not None and floats is not None:
+            drift += (floats[i].reshape(-1, width) - flat).T @ flat
+    second /= np.float32(count)
+    if drift is not None:
+        drift /= np.float32(count)
+    return Moments(second, drift)
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """In which ``order`` inputs are rounded, int64 [K], and how errors carry over.
+
+    The moments in that order, damped, are A D Aᵀ: A, ``carried`` float32 [K, K], is unit upper triangular and D,
+    ``spread`` [K], diagonal. What is added to input k before rounding is the sum over earlier j of error j times
+    ``carried[j, k]``. ``drift`` [K, K] is that of ``Moments``.
+    """
+
+    order: NDArray[np.int64]
+    carried: Floats
+    spread: Floats
+    drift: Floats | None
+
+    @property
+    def importance(self) -> Floats:
+        """How much the rounding of each input counts, [K]: what no later one can make good."""
+        found = np.empty_like(self.spread)
+        found[self.order] = self.spread
+        return found
+
+
+def feedback(found: Moments, *, damping: float = 0.01) -> Feedback:
+    """Return how errors carry over, given the second moments of the inputs.
+
+    ``damping`` times the mean of the diagonal is added to it, so that inputs that calibration hardly saw keep
+    close to their weights. The most important inputs come first: later ones make good for their errors.
+
+    With H = A D Aᵀ, A unit upper triangular, rounding w + (w - ŵ) (A - I) one input after the other minimises each
+    term of (w - ŵ) H (w - ŵ)ᵀ in turn.
+    Source: Frantar et al. 2022 (GPTQ), in the form of Chee et al. 2023 (QuIP, LDLQ), which needs no inverse.
+    """
+    order = np.argsort(-found.importance, kind="stable")
+    backwards = order[::-1]
+    # In float64: the inputs of a trained model are nearly dependent.
+    h = found.second[np.ix_(backwards, backwards)].astype(np.float64)
+    diagonal = np.einsum("ii->i", h)
+    diagonal += damping * max(float(diagonal.mean()), 1e-30)
+    # The Cholesky factor of the reversed matrix, reversed, is the upper triangular one of the matrix itself.
+    h = np.asarray(np.linalg.cholesky(h), np.float64)
+    spread = np.diagonal(h).copy()
+    h /= spread
+    carried = np.ascontiguousarray(h[::-1, ::-1], dtype=np.float32)
+    return Feedback(order, carried, (spread[::-1] ** 2).astype(np.float32), found.drift)
+
+
+def corrected(weight: Floats, carry: Feedback) -> Floats:
+    """Return the matrix [rows, K] whose products with the inputs come nearest to those of the float model.
+
+    Errors of earlier layers change what a matrix is multiplied by, from f to x. The least squares solution of
+    w' x = w f is w + w E[(f - x) xᵀ] E[x xᵀ]⁻¹, the last factor damped as in ``feedback``.
+    Source: the asymmetric objective of Li et al. 2025 (GPTAQ), solved before rounding.
+    """
+    if carry.drift is None:
+        return weight
+    right = (weight @ carry.drift)[:, carry.order]
+    solved = _solve_upper(_solve_lower(right, carry.carried) / carry.spread, carry.carried)
+    found = weight.copy()
+    found[:, carry.order] += solved
+    return found
+
+
+def _solve_lower(right: Floats, upper: Floats) -> Floats:
+    """Return z with z Aᵀ = ``right`` [rows, K], A unit upper triangular."""
+    found = right.copy()
+    size = len(upper)
+    for a in reversed(range(0, size, _SOLVED)):
+        b = min(a + _SOLVED, size)
+        if b < size:
+            found[:, a:b] -= found[:, b:] @ upper[a:b, b:].T
+        found[:, a:b] = found[:, a:b] @ np.linalg.inv(upper[a:b, a:b]).T
+    return found
+
+
+def _solve_upper(right: Floats, upper: Floats) -> Floats:
+    """Return z with z A = ``right`` [rows, K], A unit upper triangular."""
+    found = right.copy()
+    size = len(upper)
+    for a in range(0, size, _SOLVED):
+        b = min(a + _SOLVED, size)
+        if a:
+            found[:, a:b] -= found[:, :a] @ upper[:a, a:b]
+        found[:, a:b] = found[:, a:b] @ np.linalg.inv(upper[a:b, a:b])
+    return found
+
+
+def gptq(weight: Floats, scheme: Scheme, carry: Feedback, scales: Floats, zeros: Floats) -> Packed:
+    """Round ``weight`` float32 [rows, K] so that its products with the inputs behind ``carry`` change least.
+
+    ``scales`` and ``zeros`` [rows, blocks] are fixed before (static groups), for example by ``clipped_range``.
+    """
+    rows, inputs = weight.shape
+    top = np.float32((1 << scheme.bits) - 1)
+    order, carried = carry.order, carry.carried
+    # Inputs are rows here: each is read and written as one contiguous stretch.
+    w = np.ascontiguousarray(weight.T[order])
+    error = np.empty_like(w)
+    codes = np.zeros((scheme.blocks(inputs) * scheme.block, rows), np.uint8)
+    scale_of, zero_of = np.ascontiguousarray(scales.T), np.ascontiguousarray(zeros.T)
+    block_of = order // scheme.block
+    for a in range(0, inputs, _STEP):
+        b = min(a + _STEP, inputs)
+        aims = w[a:b] + carried[:a, a:b].T @ error[:a] if a else w[a:b].copy()
+        for k in range(a, b):
+            code = aims[k - a]
+            if k > a:
+                code += carried[a:k, k] @ error[a:k]
+            scale, zero = scale_of[block_of[k]], zero_of[block_of[k]]
+            code /= scale
+            code += zero
+            np.rint(code, out=code)
+            np.clip(code, 0, top, out=code)
+            codes[order[k]] = code
+            code -= zero
+            code *= scale
+            np.subtract(w[k], code, out=error[k])
+    # What is behind the last input is never multiplied by anything but 0; it decodes to 0 as well.
+    codes[inputs:] = zero_of[-1].astype(np.uint8)
+    return Packed(
+        values=pack(np.ascontiguousarray(codes.T), scheme.bits),
+        scales=scales,
+        zeros=None if scheme.symmetric else pack(zeros.astype(np.uint8), scheme.bits),
+    )
