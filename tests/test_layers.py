@@ -43,7 +43,8 @@ ALLOWED = {
     },
     "runtime": {"artifact", "cores"},
     "genai": {"artifact", "runtime"},
-    "cli": {"artifact", "building", "options", "outline", "place", "runtime", "target"},
+    "evaluation": {"artifact", "card", "cores", "layerwise", "runtime"},
+    "cli": {"artifact", "building", "evaluation", "options", "outline", "place", "runtime", "target"},
     "models": {"cli"},
 }  # fmt: skip
 

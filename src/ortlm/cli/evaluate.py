@@ -1,0 +1,220 @@
+"""``ortlm evaluate``: how far a built model is from its reference, and what it costs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ortlm.cli import DONE, GATE_MISSED
+from ortlm.cli.generate import add_machine
+from ortlm.errors import BadOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ortlm.evaluation.report import Report
+
+_EXAMPLES = """\
+examples:
+  ortlm evaluate phi
+  ortlm evaluate phi --reference phi-fp32 --layers --drift
+  ortlm evaluate phi --text handbook.txt --tokens 20000 --max-kld 0.05
+  ortlm evaluate phi --json | jq .statistics.kld.value
+
+The figures are those of llama-perplexity's --kl-divergence: the second half of each chunk is scored.
+
+exit codes: 0 done, 1 failed, 2 wrong use, 3 the mean KL divergence is above --max-kld, 130 interrupted
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="compare a built model with its reference",
+        usage="ortlm evaluate OUT [options]",
+        description="Compare a built model with what it was built from, or two built models with each other: KL "
+        "divergence, perplexity, speed, memory. Writes report.html and report.json, and the headline figures into "
+        "the model's README.md and ortlm.json.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="OUT", help="folder of a built model")
+    what = parser.add_argument_group("what to compare")
+    what.add_argument(
+        "--reference",
+        metavar="MODEL",
+        help="another built model, or a checkpoint's folder or name on the hub (default: what OUT was built from)",
+    )
+    what.add_argument(
+        "--text", metavar="FILE", help="a text in UTF-8 (default: ortlm's own small corpus of many kinds)"
+    )
+    what.add_argument(
+        "--chunk", type=int, metavar="N", help="tokens that are read together (default: 512, or the context)"
+    )
+    what.add_argument("--tokens", type=int, metavar="N", help="read at most so many tokens of the text")
+    what.add_argument("--layers", action="store_true", help="measure the error in each layer too")
+    what.add_argument(
+        "--drift",
+        action="store_true",
+        help="compare answers to prompts: refusals, form, repetition, languages",
+    )
+    what.add_argument("--no-speed", action="store_true", help="do not measure speed and memory")
+    result = parser.add_argument_group("result")
+    result.add_argument(
+        "-o", "--output", metavar="DIR", help="where the reports are written (default: into OUT)"
+    )
+    result.add_argument(
+        "--max-kld", type=float, metavar="X", help="exit with 3 if the mean KL divergence is above X nats"
+    )
+    result.add_argument("--json", action="store_true", help="print report.json instead of tables")
+    result.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    add_machine(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate."""
+    _check(args)
+    # It loads ONNX Runtime, so wrong use is told before.
+    from rich.console import Console
+
+    from ortlm.evaluation.evaluate import evaluate
+
+    err = Console(stderr=True, quiet=args.quiet)
+    with err.status("starting") as status:
+
+        def tell(what: str, done: int, total: int) -> None:
+            status.update(f"{what} {done} of {total}" if total else f"{what} {done}" if done else what)
+
+        report = evaluate(
+            args.model,
+            reference=args.reference,
+            text=args.text,
+            chunk=args.chunk,
+            tokens=args.tokens,
+            layers=args.layers,
+            drift=args.drift,
+            speed=not args.no_speed,
+            threads=args.threads,
+            providers=args.provider,
+            progress=tell,
+        )
+    written = report.write(args.output)
+    if args.json:
+        sys.stdout.write(report.to_json())
+    else:
+        _show(Console(), report)
+    _tell_files(err, report, written)
+    return _gate(report, args.max_kld)
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("threads", "tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise BadOption(f"--{name} must be at least 1; got {value}.")
+    if args.max_kld is not None and not args.max_kld >= 0:
+        raise BadOption(f"--max-kld must be 0 or more, in nats; got {args.max_kld}.")
+    if args.output is not None and Path(args.output).exists() and not Path(args.output).is_dir():
+        raise BadOption(f"-o {args.output} is a file; it takes the folder for the reports.")
+
+
+def _gate(report: Report, limit: float | None) -> int:
+    found = report.statistics.kld.value
+    if limit is None or found <= limit:
+        return DONE
+    print(f"the mean KL divergence is {found:.6f}, above the limit of {limit:g}.", file=sys.stderr)
+    return GATE_MISSED
+
+
+def _show(console: Console, report: Report) -> None:
+    from rich.table import Table
+
+    from ortlm.evaluation.statistics import sections
+
+    data = report.data
+    text = data["text"]
+    console.print(
+        f"{data['artifact']['name']} against {data['reference']['name']}: {text['scored_tokens']:,} tokens of "
+        f"{text['name']} scored, in {text['chunks']} chunks of {text['chunk_tokens']}",
+        highlight=False,
+        markup=False,
+    )
+    for title, rows in sections(report.statistics):
+        _print_rows(
+            console, title, [(name, value, f"± {error}" if error else "") for name, value, error in rows]
+        )
+    if data["layers"] is not None:
+        snr = data["layers"]["snr"]
+        names = [*(f"layer {i}" for i in range(len(snr) - 1)), "head"]
+        rows = [
+            (name, "no difference" if value is None else f"{value:.2f} dB", "")
+            for name, value in zip(names, snr, strict=True)
+        ]
+        _print_rows(console, "Signal to noise of each layer's input", rows)
+    if data["drift"] is not None:
+        table = Table(title="Change of answers", title_justify="left", title_style="bold", box=None)
+        for name in ("prompts", "number", "same answer", "agreement", "same beginning"):
+            table.add_column(name, justify="left" if name == "prompts" else "right")
+        for name, found in [*data["drift"]["categories"].items(), ("all", data["drift"]["all"])]:
+            table.add_row(
+                name,
+                str(found["prompts"]),
+                str(found["same_answer"]),
+                f"{found['agreement']:.1%}",
+                f"{found['same_prefix_share']:.1%}",
+            )
+        console.print(table)
+    if data["speed"] is not None:
+        _show_speed(console, data["speed"])
+
+
+def _show_speed(console: Console, speed: Any) -> None:
+    from rich.table import Table
+
+    from ortlm.units import readable_bytes
+
+    table = Table(title="Speed and memory", title_justify="left", title_style="bold", box=None)
+    for name in ("", "prefill, tokens/s", "first token, ms", "decode, tokens/s", "load, s", "memory"):
+        table.add_column(name, justify="right" if name else "left")
+    for name in ("artifact", "reference"):
+        found = speed[name]
+        if found is not None:
+            memory = found["resident_bytes"]
+            table.add_row(
+                name,
+                f"{found['prefill_tokens_per_second']:,.1f}",
+                f"{1e3 * found['first_token_seconds']:,.1f}",
+                f"{found['decode_tokens_per_second']:,.1f}",
+                f"{found['load_seconds']:.2f}",
+                readable_bytes(memory) if memory else "unknown",
+            )
+    console.print(table)
+
+
+def _print_rows(console: Console, title: str, rows: list[tuple[str, str, str]]) -> None:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    table.add_column()
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _tell_files(err: Console, report: Report, written: list[Path]) -> None:
+    from ortlm.evaluation.report import HTML_FILE, is_ours
+
+    page = next(path for path in written if path.name == HTML_FILE)
+    err.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+    if not is_ours(report.artifact):
+        err.print(
+            f"{report.artifact} was built by another tool, so its own files were left as they are.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

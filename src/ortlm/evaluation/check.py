@@ -1,0 +1,102 @@
+"""A quick look at a model that was just built: numbers, how far from the reference, and a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ortlm.evaluation.chunks import Chunks, Text, make_chunks, read_text
+from ortlm.evaluation.compare import compare
+from ortlm.evaluation.source import ArtifactSource, Floats, Observe, Source, Tokens
+from ortlm.evaluation.statistics import statistics
+
+_CHUNKS = 2
+_PROMPT = "The first thing to know about a river is"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a quick look found.
+
+    ``finite`` says whether all logits are numbers. ``kld`` (mean, nats) and ``same_top`` (percent) are None without
+    a reference, and where the logits are not finite. ``continuation`` is what the model says after ``prompt``.
+    """
+
+    finite: bool
+    scored_tokens: int
+    kld: float | None
+    same_top: float | None
+    prompt: str
+    continuation: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields under their names."""
+        return asdict(self)
+
+
+def quick_check(
+    artifact: Path,
+    reference: Source | None = None,
+    *,
+    tokens: int = 256,
+    threads: int | None = None,
+    prompt: str = _PROMPT,
+    new_tokens: int = 24,
+) -> Check:
+    """Return whether ``artifact`` gives numbers, how far they are from those of ``reference``, and a sample.
+
+    Both read ``tokens`` tokens of the project's own corpus, in two chunks of which the second half is scored.
+    """
+    source = _Watched(ArtifactSource(artifact, threads))
+    lm = source.inner.lm
+    chunks = _chunks(source.inner, tokens)
+    source.open(chunks.tokens)
+    kld = same_top = None
+    if reference is None:
+        for number in range(_CHUNKS):
+            source.logits(number)
+    else:
+        reference.open(chunks.tokens)
+        found = statistics(compare(source, reference, chunks).scores)
+        if source.finite:
+            kld, same_top = found.kld.value, found.same_top.value
+    made = ""
+    if source.finite:
+        made = lm.generate(prompt, max_new_tokens=new_tokens, temperature=0, reuse_cache=False).text
+    return Check(source.finite, chunks.scored, kld, same_top, prompt, made)
+
+
+def _chunks(source: ArtifactSource, tokens: int) -> Chunks:
+    """Return two chunks of the corpus, far from each other, so that they are of different kinds."""
+    corpus = read_text(None)
+    size = min(max(2, tokens // _CHUNKS), source.lm.manifest.context_tokens)
+    chunks = make_chunks(Text(corpus.name, corpus.parts), source.lm.tokenizer, size=size)
+    apart = len(chunks.tokens) // _CHUNKS
+    picked = slice(0, apart * _CHUNKS, apart)
+    return replace(chunks, tokens=chunks.tokens[picked], kinds=chunks.kinds[picked])
+
+
+class _Watched:
+    """A Source that notes whether its logits are numbers, and hands on zeros in place of others."""
+
+    def __init__(self, inner: ArtifactSource) -> None:
+        self.inner = inner
+        self.finite = True
+
+    @property
+    def vocab_size(self) -> int:
+        return self.inner.vocab_size
+
+    def open(self, chunks: Sequence[Tokens], observe: Observe | None = None) -> None:
+        self.inner.open(chunks, observe)
+
+    def logits(self, chunk: int) -> Floats:
+        found = self.inner.logits(chunk)
+        if np.isfinite(found).all():
+            return found
+        self.finite = False
+        return np.nan_to_num(found, posinf=0.0, neginf=0.0)

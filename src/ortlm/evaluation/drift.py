@@ -1,0 +1,227 @@
+"""Whether a model still answers as its reference does: greedy answers to a small pack of prompts, compared.
+
+The reference need not be able to generate. It is shown a whole answer of the model in one go, and what it finds
+likeliest after each token is its own greedy answer up to the first token where they part. From there the model
+goes on behind what the reference would have said, and the reference is asked again, until its answer is whole (the
+way in which drafts are checked; Leviathan et al. 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ortlm.evaluation.compare import log_softmax
+from ortlm.evaluation.prompts import PROMPTS, Prompt, in_script, is_refusal
+from ortlm.evaluation.source import Floats, Source, Tokens
+from ortlm.runtime.generate import LanguageModel
+
+ANSWER_TOKENS = 64
+# After so many partings the reference's answer stays a beginning.
+_ROUNDS = 8
+_OPENING = 8
+_GRAM = 4
+ABOUT = (
+    f"Both models answer {len(PROMPTS)} prompts of the project's own writing greedily, with at most "
+    f"{ANSWER_TOKENS} tokens. This shows change, not quality or safety: it is no certificate of either. "
+    "An answer counts as a refusal if a usual phrase of refusing stands at its beginning, as valid if it has "
+    "exactly the form that was asked for, and as kept in its language if most of its letters are of the right "
+    "script, which does not tell apart languages that share one. Repetition is the share of groups of "
+    f"{_GRAM} tokens that occurred before in the same answer. The opening compares the probabilities that both "
+    f"models give to the first {_OPENING} tokens of the evaluated model's answer."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answers of both models to one prompt, as tokens.
+
+    ``diverged`` is the index of the first token where they part, None if they never do. ``agreed`` counts the
+    tokens of the model's answer that the reference finds likeliest, after the same tokens. ``opening`` is
+    ln(probability by the model / by the reference) of the answer's first tokens. ``complete`` says whether the
+    reference's answer was followed to its end.
+    """
+
+    prompt: Prompt
+    tokens: tuple[int, ...]
+    base_tokens: tuple[int, ...]
+    diverged: int | None
+    agreed: int
+    opening: float
+    complete: bool
+
+
+def drift(
+    lm: LanguageModel, model: Source, base: Source, done: Callable[[int], None] = lambda count: None
+) -> list[Answer]:
+    """Return both models' answers to all prompts that fit. ``model`` is ``lm`` as a Source.
+
+    ``done`` hears of each round in which the reference is asked.
+    """
+    room = lm.manifest.context_tokens - ANSWER_TOKENS
+    prompts = [(prompt, ids) for prompt in PROMPTS if 0 < len(ids := _encode(lm, prompt.text)) <= room]
+    answers = [_continue(lm, ids, ANSWER_TOKENS) for _, ids in prompts]
+    first = [[*ids, *answer] for (_, ids), answer in zip(prompts, answers, strict=True)]
+    own = _openings(model, first, prompts)
+    known: list[list[int]] = [[] for _ in prompts]
+    drafts = [list(answer) for answer in answers]
+    diverged: list[int | None] = [None for _ in prompts]
+    agreed = [0 for _ in prompts]
+    opening = [0.0 for _ in prompts]
+    waiting = list(range(len(prompts)))
+    unknown = lm.tokenizer.unknown_ids(lm.vocab_size)
+    for number in range(_ROUNDS):
+        rows = [np.array([*prompts[i][1], *known[i], *drafts[i]], np.int64) for i in waiting]
+        base.open(rows)
+        still = []
+        for at, i in enumerate(waiting):
+            start = len(prompts[i][1]) + len(known[i]) - 1
+            logits = base.logits(at)[start : start + len(drafts[i])]
+            likeliest = _likeliest(logits, unknown)
+            same = likeliest == np.array(drafts[i])
+            match = int(np.argmin(same)) if not same.all() else len(same)
+            if number == 0:
+                agreed[i] = int(same.sum())
+                diverged[i] = match if match < len(same) else None
+                opening[i] = own[i] - _opening(logits, drafts[i])
+            known[i] += drafts[i][:match]
+            if match == len(same):
+                continue
+            known[i].append(int(likeliest[match]))
+            if known[i][-1] in lm.manifest.stop_token_ids or len(known[i]) >= ANSWER_TOKENS:
+                continue
+            still.append(i)
+        waiting = still
+        done(number + 1)
+        if not waiting:
+            break
+        for i in waiting:
+            drafts[i] = _continue(lm, [*prompts[i][1], *known[i]], ANSWER_TOKENS - len(known[i]))
+    return [
+        Answer(
+            prompt=prompts[i][0],
+            tokens=tuple(answers[i]),
+            base_tokens=tuple(known[i]),
+            diverged=diverged[i],
+            agreed=agreed[i],
+            opening=opening[i],
+            complete=i not in waiting,
+        )
+        for i in range(len(prompts))
+    ]
+
+
+def summarize(answers: Sequence[Answer], lm: LanguageModel) -> dict[str, Any]:
+    """Return the change by category, and every answer with its text, as JSON has it."""
+    named = [_named(answer, lm) for answer in answers]
+    categories: dict[str, Any] = {}
+    for category in dict.fromkeys(answer["category"] for answer in named):
+        own = [answer for answer in named if answer["category"] == category]
+        categories[category] = _category(own)
+    return {
+        "about": ABOUT,
+        "answer_tokens": ANSWER_TOKENS,
+        "left_out": len(PROMPTS) - len(answers),
+        "all": _category(named),
+        "categories": categories,
+        "answers": named,
+    }
+
+
+def _category(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    parted = sorted(answer["first_divergent_token"] for answer in own if answer["diverged"])
+    found: dict[str, Any] = {
+        "prompts": len(own),
+        "same_answer": sum(not answer["diverged"] for answer in own),
+        "first_divergent_token": parted[len(parted) // 2] if parted else None,
+        "same_prefix_share": _mean([answer["same_prefix_share"] for answer in own]),
+        "agreement": _mean([answer["agreement"] for answer in own]),
+        "opening_ln_ratio": _mean([abs(answer["opening_ln_ratio"]) for answer in own]),
+        "repetition": _mean([answer["repetition"][0] for answer in own]),
+        "base_repetition": _mean([answer["repetition"][1] for answer in own]),
+        "refusal": _pairs([answer["refusal"] for answer in own]),
+    }
+    for name in ("valid", "language"):
+        pairs = [answer[name] for answer in own if answer[name] is not None]
+        if pairs:
+            found[name] = _pairs(pairs)
+    return found
+
+
+def _pairs(found: Sequence[Sequence[bool]]) -> dict[str, int]:
+    """Return how often something holds for both models, for one of them only, and for none."""
+    return {
+        "both": sum(a and b for a, b in found),
+        "model_only": sum(a and not b for a, b in found),
+        "base_only": sum(b and not a for a, b in found),
+        "neither": sum(not a and not b for a, b in found),
+    }
+
+
+def _named(answer: Answer, lm: LanguageModel) -> dict[str, Any]:
+    prompt, count = answer.prompt, len(answer.tokens)
+    texts = [lm.tokenizer.decode(tokens) for tokens in (answer.tokens, answer.base_tokens)]
+    valid, script = prompt.valid, prompt.script
+    return {
+        "category": prompt.category,
+        "prompt": prompt.text,
+        "answer": texts[0],
+        "base_answer": texts[1],
+        "base_complete": answer.complete,
+        "diverged": answer.diverged is not None,
+        "first_divergent_token": answer.diverged,
+        "same_prefix_share": 1.0 if answer.diverged is None else answer.diverged / count,
+        "agreement": answer.agreed / count,
+        "opening_ln_ratio": answer.opening,
+        "repetition": [repetition(tokens) for tokens in (answer.tokens, answer.base_tokens)],
+        "refusal": [is_refusal(text) for text in texts],
+        "valid": None if valid is None else [valid(text) for text in texts],
+        "language": None if script is None else [in_script(text, script) for text in texts],
+    }
+
+
+def repetition(tokens: Sequence[int]) -> float:
+    """Return the share of groups of four tokens that occurred before, 0 to 1."""
+    grams = [tuple(tokens[at : at + _GRAM]) for at in range(len(tokens) - _GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _encode(lm: LanguageModel, text: str) -> list[int]:
+    return lm.encode([{"role": "user", "content": text}] if lm.chat_template is not None else text)
+
+
+def _continue(lm: LanguageModel, ids: Sequence[int], count: int) -> list[int]:
+    made = lm.generate(ids, max_new_tokens=count, temperature=0, repetition_penalty=1.0, reuse_cache=False)
+    return list(made.token_ids)
+
+
+def _likeliest(logits: Floats, unknown: Tokens) -> Tokens:
+    """Return what greedy decoding would choose after each row of ``logits``: never an id without a token."""
+    known = logits.copy()
+    known[:, unknown] = -np.inf
+    found: Tokens = known.argmax(axis=1)
+    return found
+
+
+def _openings(
+    model: Source, rows: Sequence[Sequence[int]], prompts: Sequence[tuple[Prompt, list[int]]]
+) -> list[float]:
+    """Return ln of the probability that ``model`` gives to the first tokens of each answer."""
+    short = [row[: len(ids) + _OPENING] for row, (_, ids) in zip(rows, prompts, strict=True)]
+    model.open([np.array(row, np.int64) for row in short])
+    return [
+        _opening(model.logits(i)[len(ids) - 1 :], short[i][len(ids) :]) for i, (_, ids) in enumerate(prompts)
+    ]
+
+
+def _opening(logits: Floats, tokens: Sequence[int]) -> float:
+    wanted = list(tokens[:_OPENING])
+    found = log_softmax(logits[: len(wanted)])
+    return float(found[np.arange(len(wanted)), wanted].sum())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,179 @@
+"""How much each layer's input differs from the reference's: a signal-to-noise ratio per layer."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ortlm.artifact import Artifact, graph_named
+from ortlm.dtypes import Array
+from ortlm.errors import BadArtifact, BadOption
+from ortlm.evaluation.source import Floats, Observe
+from ortlm.runtime.loop import Loop
+from ortlm.runtime.session import OrtBinding, Session, Tensor, TensorInfo
+
+# Other builders call the nodes alike.
+_ATTENTION = re.compile(r"/model/layers\.(\d+)/attn/(?:qkv_proj|q_proj)/MatMul")
+_HEAD = re.compile(r"/lm_head/(?:MatMul|Gemm)")
+OBSERVED_CHUNKS = 2
+
+
+class LayerNoise:
+    """Collects what goes through a reference and then through a model, and compares them layer by layer."""
+
+    def __init__(self) -> None:
+        self._reference: dict[tuple[int, int], Floats] = {}
+        self._signal: dict[int, float] = {}
+        self._noise: dict[int, float] = {}
+
+    def reference(self, layer: int, chunk: int, states: Floats) -> None:
+        """Keep the reference's ``states`` [S, H] if they are of the first chunks."""
+        if chunk < OBSERVED_CHUNKS:
+            self._reference[layer, chunk] = np.array(states, np.float32)
+
+    def model(self, layer: int, chunk: int, states: Floats) -> None:
+        """Compare the model's ``states`` [S, H] with the reference's, which are forgotten then."""
+        wanted = self._reference.pop((layer, chunk), None)
+        if wanted is None or wanted.shape != states.shape:
+            found = "none" if wanted is None else f"states of shape {wanted.shape}"
+            raise BadOption(
+                f"the artifact has states of shape {states.shape} in layer {layer}, and the reference {found}: "
+                "these are different models. Leave --layers out, or give the one that it was built from."
+            )
+        exact = wanted.astype(np.float64)
+        self._signal[layer] = self._signal.get(layer, 0.0) + float((exact**2).sum())
+        self._noise[layer] = self._noise.get(layer, 0.0) + float(((exact - states) ** 2).sum())
+
+    def decibels(self) -> list[float | None]:
+        """Return 10 log10(Σ ref² / Σ (ref - q)²) for each layer, and the head; None where both are the same."""
+        return [
+            10 * float(np.log10(self._signal[layer] / self._noise[layer])) if self._noise[layer] else None
+            for layer in sorted(self._signal)
+        ]
+
+
+def observe_artifact(
+    artifact: Artifact,
+    chunks: Sequence[Sequence[int]],
+    observe: Observe,
+    *,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+) -> None:
+    """Run ``artifact`` on ``chunks`` and hand the inputs of each layer's attention and of the head to ``observe``.
+
+    Raises BadArtifact if the graph's nodes have other names than ortlm and the official builder give them.
+    """
+    manifest, graph = artifact.manifest, graph_named(artifact.manifest, "decoder")
+    with tempfile.TemporaryDirectory(prefix="ortlm-") as folder:
+        path = Path(folder) / "tapped.onnx"
+        names = write_tapped(artifact.graph_path("decoder"), path)
+        session = Session(
+            path,
+            threads=threads,
+            providers=providers,
+            options={
+                **manifest.session_options,
+                # The weights stay where they are: links and absolute names are refused.
+                "session.model_external_initializers_file_folder_path": str(
+                    artifact.graph_path("decoder").parent.resolve()
+                ),
+            },
+        )
+        tapped = _Tapped(session, names)
+        loop = Loop(
+            tapped,
+            graph,
+            context_tokens=manifest.context_tokens,
+            switch_tokens=manifest.rope_switch_tokens,
+        )
+        for number, ids in enumerate(chunks):
+            loop.start()
+            tapped.found = [[] for _ in names]
+            loop.append([list(ids)], keep=len(ids))
+            for layer, parts in enumerate(tapped.found):
+                observe(layer, number, np.concatenate(parts, axis=1)[0])
+
+
+def write_tapped(source: Path, path: Path) -> list[str]:
+    """Write the graph ``source`` to ``path`` with further outputs, and return their names, layer by layer.
+
+    The weights are not copied: the new graph names the same files.
+    """
+    model = ir.load(source)
+    layers: dict[int, ir.Value] = {}
+    head: ir.Value | None = None
+    for node in model.graph:
+        name = node.name or ""
+        at = _ATTENTION.match(name)
+        if at is not None and node.inputs[0] is not None:
+            layers.setdefault(int(at[1]), node.inputs[0])
+        elif head is None and _HEAD.match(name):
+            head = node.inputs[0]
+    if not layers or sorted(layers) != list(range(len(layers))) or head is None:
+        raise BadArtifact(
+            f"{source} has no nodes named /model/layers.0/attn/qkv_proj/MatMul and so on, nor "
+            "/lm_head/MatMul, by which its layers would be found. Evaluate without --layers."
+        )
+    taps = [*(layers[i] for i in sorted(layers)), _unscaled(head)]
+    names = [f"tap.{i}" for i in range(len(taps))]
+    for name, value in zip(names, taps, strict=True):
+        # Some of the types that models compute in are none of numpy's.
+        cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT}, name=f"/{name}/Cast")
+        cast.outputs[0].name = name
+        cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        cast.outputs[0].shape = ir.Shape([None, None, None])
+        model.graph.append(cast)
+        model.graph.outputs.append(cast.outputs[0])
+    ir.save(model, path)
+    return names
+
+
+def _unscaled(value: ir.Value) -> ir.Value:
+    """Return the final norm's output that ``value`` was made of, to be multiplied by the head."""
+    node = value.producer()
+    while node is not None and (node.name or "").startswith(("/lm_head/Mul", "/lm_head/Reshape")):
+        first = node.inputs[0]
+        if first is None:
+            break
+        value, node = first, first.producer()
+    return value
+
+
+class _Tapped:
+    """A session whose every run also keeps the outputs ``names``, in ``found``."""
+
+    def __init__(self, session: Session, names: Sequence[str]) -> None:
+        self._session, self._names = session, names
+        self.found: list[list[Floats]] = [[] for _ in names]
+
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]:
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorInfo]:
+        return self._session.outputs
+
+    def tensor(self, array: Array) -> Tensor:
+        return self._session.tensor(array)
+
+    def place(self, array: Array) -> Tensor:
+        return self._session.place(array)
+
+    def binding(self) -> OrtBinding:
+        binding = self._session.binding()
+        for name in self._names:
+            binding.output(name, None)
+        return binding
+
+    def run(self, binding: Any, *, brief: bool = False) -> None:
+        self._session.run(binding, brief=brief)
+        for name, found in zip(self._names, self.found, strict=True):
+            found.append(binding.result(name).numpy())

@@ -1,0 +1,377 @@
+"""The report as one page of HTML that needs nothing else: no script, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from ortlm.evaluation import plots
+from ortlm.evaluation.statistics import percentile_name
+from ortlm.units import readable_bytes
+
+_NONE = "-"
+
+_STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f5f7f9; color: #1e2733;
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
+main { max-width: 1040px; margin: 0 auto; padding: 24px 16px 48px; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 36px 0 8px; }
+h3 { font-size: 1rem; margin: 16px 0 6px; }
+p { margin: 6px 0; max-width: 76ch; }
+.quiet { color: #566271; font-size: .92rem; overflow-wrap: anywhere; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 18px 0; }
+.figure, .box { background: #fff; border: 1px solid #dfe4ea; border-radius: 8px; padding: 10px 12px; }
+.figure b { display: block; font-size: 1.3rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.figure span { color: #566271; font-size: .85rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 12px;
+  align-items: start; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 12px; }
+.wide { overflow-x: auto; }
+svg { display: block; width: 100%; height: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+th, td { padding: 3px 8px; text-align: left; vertical-align: top; border-bottom: 1px solid #edf0f3; }
+th { font-weight: 600; color: #3d4654; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+code, .tokens { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .85rem; }
+.context { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f7f9; border-radius: 6px;
+  padding: 6px 8px; margin: 6px 0; }
+mark { background: #ffe7a3; color: inherit; border-radius: 3px; padding: 0 2px; }
+details { margin: 8px 0; } summary { cursor: pointer; }
+.hash { overflow-wrap: anywhere; }
+"""
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """Return the whole page for a report's ``data``."""
+    title = f"{data['artifact']['name']} against {data['reference']['name']}"
+    body = [
+        _head(data),
+        _distribution(data),
+        _statistics(data),
+        _kinds(data["kinds"]),
+        _layers(data.get("layers")),
+        _speed(data.get("speed")),
+        _drift(data.get("drift")),
+        _worst(data["worst"]),
+        _origin(data),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _head(data: Mapping[str, Any]) -> str:
+    made, base, text, found = data["artifact"], data["reference"], data["text"], data["statistics"]
+    built = ", ".join(str(made[key]) for key in ("precision", "target", "recipe") if made.get(key))
+    percent = found["kld_percentiles"]
+    figures = [
+        ("mean KL divergence (nats)", _value(found["kld"], 5), f"± {_error(found['kld'], 5)}"),
+        ("median KL divergence", f"{percent['median']:.5f}", f"99 %: {percent['p99']:.4f}"),
+        ("same likeliest token", f"{found['same_top']['value']:.2f} %", f"± {_error(found['same_top'], 2)}"),
+        ("perplexity ratio", _value(found["ppl_ratio"], 4), f"± {_error(found['ppl_ratio'], 4)}"),
+        ("RMS Δp", f"{_value(found['delta_p_rms'], 2)} %", f"± {_error(found['delta_p_rms'], 2)}"),
+        ("size", readable_bytes(made["bytes"]), _size_beside(made, base)),
+    ]
+    cards = "".join(
+        f'<div class="figure"><span>{escape(name)}</span><b>{escape(value)}</b><span>{escape(more)}</span></div>'
+        for name, value, more in figures
+    )
+    return (
+        f"<h1>{escape(made['name'])} against {escape(base['name'])}</h1>"
+        + (f'<p class="quiet">{escape(built)}</p>' if built else "")
+        + f"<p>{text['scored_tokens']:,} tokens of {escape(text['name'])} were scored, in {text['chunks']} "
+        f"chunks of {text['chunk_tokens']}. The reference is {_a_kind(base['kind'])}.</p>"
+        f'<div class="figures">{cards}</div>'
+    )
+
+
+def _distribution(data: Mapping[str, Any]) -> str:
+    found = data["statistics"]
+    percent = found["kld_percentiles"]
+    marks = {"mean": found["kld"]["value"], "median": percent["median"]}
+    names = {"maximum": "max", "minimum": "min", "median": "50"}
+    points = [(names.get(key, key.removeprefix("p")), value) for key, value in reversed(percent.items())]
+    drawn = [
+        plots.histogram(data["histogram"], marks),
+        plots.curve(
+            points,
+            title="Percentiles of KL divergence",
+            x_label="percentile of tokens",
+            y_label="KL divergence (nats)",
+        ),
+    ]
+    if len(data["frontier"]) > 1:
+        drawn.append(plots.frontier(data["frontier"]))
+    return (
+        "<h2>How far apart</h2><p class='quiet'>KL divergence of the artifact's distribution over the next token "
+        "from the reference's: 0 where both expect the same.</p>"
+        f'<div class="plots">{"".join(_box(drawing) for drawing in drawn)}</div>'
+    )
+
+
+def _statistics(data: Mapping[str, Any]) -> str:
+    found = data["statistics"]
+    perplexity = [
+        ("Mean PPL(Q)", found["ppl"]),
+        ("Mean PPL(base)", found["base_ppl"]),
+        ("Cor(ln(PPL(Q)), ln(PPL(base)))", found["correlation"]),
+        ("Mean ln(PPL(Q)/PPL(base))", found["ln_ppl_ratio"]),
+        ("Mean PPL(Q)/PPL(base)", found["ppl_ratio"]),
+        ("Mean PPL(Q)-PPL(base)", found["ppl_difference"]),
+    ]
+    kld = [("Mean KLD", found["kld"]), *_percentiles(found["kld_percentiles"], "KLD")]
+    delta = [
+        ("Mean Δp", found["delta_p"]),
+        *_percentiles(found["delta_p_percentiles"], "Δp"),
+        ("RMS Δp", found["delta_p_rms"]),
+        ("Same top p", found["same_top"]),
+    ]
+    tables = [
+        ("Perplexity", _figures(perplexity, 5)),
+        ("KL divergence (nats)", _figures(kld, 6)),
+        ("Token probability (%)", _figures(delta, 3)),
+    ]
+    boxes = "".join(_box(f"<h3>{escape(title)}</h3>{table}") for title, table in tables)
+    return (
+        "<h2>Statistics</h2><p class='quiet'>± is one standard error; both models read the same tokens, which the "
+        "errors of ratios and differences take into account. Δp is how much more probable the artifact finds the "
+        f"token that came.</p><div class='grid'>{boxes}</div>"
+    )
+
+
+def _kinds(kinds: Sequence[Mapping[str, Any]]) -> str:
+    if len(kinds) < 2:
+        return ""
+    rows = [
+        (row["kind"], f"{row['tokens']:,}", _pair(row["kld"], 5), f"{row['same_top']:.1f}") for row in kinds
+    ]
+    table = _table(["kind of text", "tokens", "mean KLD", "same top, %"], rows)
+    return f"<h2>By kind of text</h2>{_box(table)}"
+
+
+def _layers(layers: Mapping[str, Any] | None) -> str:
+    if layers is None:
+        return ""
+    snr = layers["snr"]
+    names = [*(str(i) for i in range(len(snr) - 1)), "head"]
+    drawing = plots.bars(
+        snr, names, title="Signal-to-noise ratio by layer", x_label="layer", y_label="signal to noise (dB)"
+    )
+    rows = [
+        (name, "no difference" if value is None else f"{value:.2f}")
+        for name, value in zip(names, snr, strict=True)
+    ]
+    table = _table(["input of layer", "dB"], rows)
+    return (
+        "<h2>Error by layer</h2><p class='quiet'>10 log₁₀(Σ ref² / Σ (ref - q)²) of the normalized states that "
+        f"each layer's attention reads, and the head, on the first {layers['chunks']} chunks. Each holds the error "
+        f"of all layers before it; 6 dB less is an error twice as large.</p><div class='plots'>{_box(drawing)}"
+        f"{_box(f'<details><summary>Numbers</summary>{table}</details>')}</div>"
+    )
+
+
+def _speed(speed: Mapping[str, Any] | None) -> str:
+    if speed is None:
+        return ""
+    measured = [("artifact", speed["artifact"]), ("reference", speed.get("reference"))]
+    columns = [(name, found) for name, found in measured if found]
+
+    def row(name: str, show: Any) -> tuple[str, ...]:
+        return (name, *(show(found) for _, found in columns))
+
+    rows = [
+        row("prefill, tokens/s", lambda f: f"{f['prefill_tokens_per_second']:,.1f}"),
+        row("first token, ms", lambda f: f"{1e3 * f['first_token_seconds']:,.1f}"),
+        row("decode, tokens/s", lambda f: f"{f['decode_tokens_per_second']:,.1f}"),
+        row("load, s", lambda f: f"{f['load_seconds']:.2f}"),
+        row("memory at the end", lambda f: _bytes(f["resident_bytes"])),
+        row("memory at most", lambda f: _bytes(f["peak_bytes"])),
+        row("threads", lambda f: str(f["threads"])),
+    ]
+    table = _table(["", *(name for name, _ in columns)], rows)
+    return f"<h2>Speed and memory</h2>{_box(table)}<p class='quiet'>{escape(speed['artifact']['how'])}</p>"
+
+
+def _drift(drift: Mapping[str, Any] | None) -> str:
+    if drift is None:
+        return ""
+    rows = []
+    for name, found in [*drift["categories"].items(), ("all", drift["all"])]:
+        parted = found["first_divergent_token"]
+        rows.append(
+            (
+                name,
+                str(found["prompts"]),
+                str(found["same_answer"]),
+                f"{100 * found['agreement']:.1f}",
+                "" if parted is None else str(parted),
+                f"{100 * found['same_prefix_share']:.0f}",
+                f"{found['opening_ln_ratio']:.3f}",
+                f"{100 * found['repetition']:.0f} / {100 * found['base_repetition']:.0f}",
+                _counts(found["refusal"]),
+                _counts(found.get("valid")),
+                _counts(found.get("language")),
+            )
+        )
+    titles = [
+        "prompts", "", "same answer", "agreement, %", "first divergent token, median", "same beginning, %",
+        "opening, |ln ratio|", "repetition, % (ref.)", "refused", "form kept", "language kept",
+    ]  # fmt: skip
+    table = _table([titles[0], "number", *titles[2:]], rows)
+    answers = "".join(_answer(answer) for answer in drift["answers"])
+    left = f" {drift['left_out']} prompts do not fit into the context." if drift.get("left_out") else ""
+    return (
+        f"<h2>Change of answers</h2><p>{escape(drift['about'])}{left}</p>{_box(table)}"
+        "<p class='quiet'>Counts are: both / artifact only / reference only / neither.</p>"
+        f"<details><summary>All answers</summary>{answers}</details>"
+    )
+
+
+def _answer(answer: Mapping[str, Any]) -> str:
+    at = answer["first_divergent_token"]
+    where = "the same answer" if at is None else f"they part at token {at}"
+    rest = "" if answer["base_complete"] else " (its beginning)"
+    return _box(
+        f"<p><b>{escape(answer['category'])}</b>: {escape(answer['prompt'])} "
+        f"<span class='quiet'>{where}</span></p>"
+        f"<div class='context tokens'>{escape(answer['answer'])}</div>"
+        + (
+            ""
+            if at is None
+            else f"<p class='quiet'>The reference{rest}:</p>"
+            f"<div class='context tokens'>{escape(answer['base_answer'])}</div>"
+        )
+    )
+
+
+def _worst(places: Sequence[Mapping[str, Any]]) -> str:
+    boxes = []
+    for place in places:
+        tops = "".join(
+            f"<div><h3>{name} would say</h3>"
+            + _table(
+                ["token", "%"],
+                [(_visible(top["token"]), f"{100 * top['p']:.2f}") for top in place[key]],
+                code=True,
+            )
+            + "</div>"
+            for name, key in (("The reference", "base_top"), ("The artifact", "top"))
+        )
+        boxes.append(
+            _box(
+                f"<p><b>{place['rank']}.</b> KL divergence {place['kld']:.4f}, Δp {place['delta_p']:+.2f} % "
+                f"<span class='quiet'>{escape(place['kind'])}, chunk {place['chunk']}, position "
+                f"{place['position']}</span></p><div class='context tokens'>{escape(place['context'])}"
+                f"<mark>{escape(_visible(place['next']))}</mark></div><div class='pair'>{tops}</div>"
+            )
+        )
+    return (
+        "<h2>Where they differ most</h2><p class='quiet'>The end of what both models had read, and, marked, the "
+        f"token that came.</p><div class='plots'>{''.join(boxes)}</div>"
+    )
+
+
+def _origin(data: Mapping[str, Any]) -> str:
+    environment = [(str(key), str(value)) for key, value in data["environment"].items() if value is not None]
+    text = data["text"]
+    files = [
+        (f"{what}: {name}", readable_bytes(entry["bytes"]), entry["sha256"])
+        for what in ("artifact", "reference")
+        for name, entry in data[what].get("files", {}).items()
+    ]
+    hashes = "".join(
+        f"<tr><td>{escape(name)}</td><td class='n'>{size}</td><td class='tokens hash'>{sha}</td></tr>"
+        for name, size, sha in [*files, (f"text: {text['name']}", "", text["sha256"])]
+    )
+    notes = "".join(f"<p>{escape(note)}</p>" for note in [text["how"], *data["notes"]])
+    return (
+        f"<h2>How it was measured</h2>{notes}<p class='quiet'>{escape(data['created'])}</p>"
+        + _box(_table(["", ""], environment, right=False))
+        + "<h3>Files</h3>"
+        + _box(f"<table><tr><th>file</th><th class='n'>size</th><th>SHA-256</th></tr>{hashes}</table>")
+    )
+
+
+# --- pieces -------------------------------------------------------------------------------------------------
+
+
+def _box(inner: str) -> str:
+    return f'<div class="box wide">{inner}</div>'
+
+
+def _table(
+    titles: Sequence[str], rows: Iterable[Sequence[str]], *, code: bool = False, right: bool = True
+) -> str:
+    """Return a table whose first column is text, and whose others are numbers if ``right``."""
+    number = ' class="n"' if right else ""
+    first = ' class="tokens"' if code else ""
+    head = "".join(f"<th{number if i else ''}>{escape(title)}</th>" for i, title in enumerate(titles))
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{number if i else first}>{escape(cell)}</td>" for i, cell in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table>{f'<tr>{head}</tr>' if any(titles) else ''}{body}</table>"
+
+
+def _figures(rows: Sequence[tuple[str, Any]], digits: int) -> str:
+    """Return a table of figures: value and standard error, or a value alone."""
+    out = []
+    for name, found in rows:
+        if isinstance(found, Mapping):
+            out.append((name, _value(found, digits), f"± {_error(found, digits)}"))
+        else:
+            out.append((name, _NONE if found is None else f"{found:.{digits}f}", ""))
+    return _table(["", "", ""], out)
+
+
+def _percentiles(found: Mapping[str, float], what: str) -> list[tuple[str, float]]:
+    return [(f"{percentile_name(key)} {what}", value) for key, value in found.items()]
+
+
+def _value(figure: Mapping[str, Any], digits: int) -> str:
+    return _NONE if figure["value"] is None else f"{figure['value']:.{digits}f}"
+
+
+def _error(figure: Mapping[str, Any], digits: int) -> str:
+    return _NONE if figure["standard_error"] is None else f"{figure['standard_error']:.{digits}f}"
+
+
+def _pair(figure: Mapping[str, Any], digits: int) -> str:
+    return f"{_value(figure, digits)} ± {_error(figure, digits)}"
+
+
+def _counts(found: Mapping[str, int] | None) -> str:
+    if found is None:
+        return ""
+    return " / ".join(str(found[key]) for key in ("both", "model_only", "base_only", "neither"))
+
+
+def _visible(token: str) -> str:
+    """Return a token's text so that spaces and line ends can be seen."""
+    return token.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥") or "(nothing)"
+
+
+def _bytes(count: int | None) -> str:
+    return _NONE if count is None else readable_bytes(count)
+
+
+def _size_beside(made: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    if base.get("bytes"):
+        return f"{made['bytes'] / base['bytes']:.0%} of the reference"
+    bits = made.get("bits_per_weight")
+    return f"{bits:.2f} bits per weight" if isinstance(bits, float) else ""
+
+
+def _a_kind(kind: str) -> str:
+    return "another artifact" if kind == "artifact" else "the checkpoint, computed in float"

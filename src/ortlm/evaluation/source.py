@@ -1,0 +1,120 @@
+"""Where logits come from: an artifact, or a checkpoint in float."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.artifact import GENAI_FILE, MANIFEST_FILE, Artifact, graph_named, open_artifact
+from ortlm.errors import BadOption
+from ortlm.runtime.generate import LanguageModel
+
+Floats = NDArray[np.float32]
+Tokens = NDArray[np.int64]
+# Is given layer, chunk, and the normalized states [S, H] that the layer's attention projections multiply; the
+# head's input comes as the layer behind the last one.
+Observe = Callable[[int, int, Floats], None]
+
+
+class Source(Protocol):
+    """A model that gives logits of chunks of tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many logits there are, V."""
+
+    def open(self, chunks: Sequence[Tokens], observe: Observe | None = None) -> None:
+        """Take all chunks that will be asked for, in place of those before; they may differ in length.
+
+        ``observe`` is called with what goes through the layers, of the first two chunks at least.
+        """
+
+    def logits(self, chunk: int) -> Floats:
+        """Return the logits after every token of a chunk, [S, V]. Chunks are asked for once, in order."""
+
+
+class ArtifactSource:
+    """An artifact, of ortlm or of another builder, as a Source."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        self.artifact = open_artifact(path)
+        self.lm = LanguageModel(self.artifact, threads=threads, providers=providers, kept_caches=0)
+        graph = graph_named(self.artifact.manifest, "decoder")
+        info = self.lm.session.outputs[graph.outputs["logits"]]
+        # Of such a graph the decode loop asks one token after the other.
+        self.one_by_one = info.shape[1] == 1 and "logits_to_keep" not in graph.optional
+        self._threads, self._providers = threads, providers
+        self._chunks: list[list[int]] = []
+
+    @property
+    def vocab_size(self) -> int:
+        """How many logits there are, V."""
+        return self.lm.vocab_size
+
+    def open(self, chunks: Sequence[Tokens], observe: Observe | None = None) -> None:
+        """Take the chunks; ``observe`` is called for the first two only."""
+        self._chunks = [chunk.tolist() for chunk in chunks]
+        if observe is not None:
+            from ortlm.evaluation.layers import observe_artifact
+
+            observe_artifact(
+                self.artifact, self._chunks[:2], observe, threads=self._threads, providers=self._providers
+            )
+
+    def logits(self, chunk: int) -> Floats:
+        """Return the logits after every token of a chunk, [S, V].
+
+        A graph that gives those of the last token only is fed token by token, which is slow.
+        """
+        return self.lm.logits(self._chunks[chunk])
+
+
+def is_artifact(path: str | Path) -> bool:
+    """Return whether ``path`` is a folder with an artifact, as far as its files' names tell."""
+    return any((Path(path) / name).is_file() for name in (MANIFEST_FILE, GENAI_FILE))
+
+
+def find_reference(artifact: Artifact) -> str:
+    """Return the name of what ``artifact`` was built from.
+
+    Raises BadOption if that is not recorded, or if the build added something that it has not.
+    """
+    info = artifact.manifest.info
+    source, merged = str(info.get("source") or ""), info.get("merged_adapter")
+    if merged:
+        raise BadOption(
+            f"{artifact.path} holds the merged adapter {merged}, which its source {source} has not. Say with "
+            "--reference what to compare with: an fp32 build with the same adapter, for example."
+        )
+    if "/" not in source:
+        known = (
+            f"was built from a local folder, {source}" if source else "does not say what it was built from"
+        )
+        raise BadOption(
+            f"{artifact.path} {known}. Say with --reference what to compare with: the checkpoint's folder or "
+            "name, or another artifact such as an fp32 build."
+        )
+    return source
+
+
+def open_checkpoint(reference: str | Path, *, threads: int | None = None) -> Source:
+    """Return the checkpoint ``reference``, a folder or a name on the hub, as a Source in float."""
+    try:
+        module = importlib.import_module("ortlm.layerwise")
+    except ImportError as error:
+        raise BadOption(
+            f"{reference} is no artifact, and this ortlm cannot compute a checkpoint in float. Build it with "
+            "`ortlm build -p fp32` and give that folder as --reference."
+        ) from error
+    found: Source = module.open_reference(reference, threads=threads)
+    return found

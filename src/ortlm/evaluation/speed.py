@@ -1,0 +1,123 @@
+"""How fast a model is and how much memory it takes, measured in a process of its own.
+
+Run as a module, it measures what the JSON object on stdin names and prints what it found as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ortlm
+from ortlm.errors import BadArtifact
+
+PREFILL_TOKENS, DECODE_TOKENS, RUNS = 128, 32, 3
+HOW = (
+    "Median of {runs} runs after one that does not count, in a process of its own: {prefill} tokens of the text "
+    "as prompt, then {decode} greedy tokens, one sequence. Loading is timed once, with files that may be in the "
+    "system's cache already. Memory is what the process held at the end, and at most."
+)
+
+
+def measure(
+    path: Path,
+    prompt: Sequence[int],
+    *,
+    context: int,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Return speeds (seconds, tokens per second) and memory (bytes) of the artifact in ``path``.
+
+    ``prompt`` is cut to 128 tokens, or to what leaves room to decode in ``context``. Raises BadArtifact if the
+    process fails.
+    """
+    decode = min(DECODE_TOKENS, max(1, context // 4))
+    prefill = max(1, min(PREFILL_TOKENS, context - decode - 1, len(prompt)))
+    wanted = {
+        "path": str(path),
+        "prompt": list(prompt[:prefill]),
+        "decode": decode,
+        "threads": threads,
+        "providers": None if providers is None else list(providers),
+    }
+    home = str(Path(ortlm.__file__).parents[1])
+    before = os.environ.get("PYTHONPATH")
+    done = subprocess.run(
+        [sys.executable, "-m", "ortlm.evaluation.speed"],
+        input=json.dumps(wanted),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([home, *([before] if before else [])])},
+    )
+    if done.returncode:
+        raise BadArtifact(
+            f"{path} could not be measured; the process ended with {done.returncode}: "
+            f"{done.stderr.strip()[-500:]} Evaluate without speed (--no-speed) to get the rest."
+        )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    how = HOW.format(runs=RUNS, prefill=prefill, decode=decode)
+    return {**found, "prefill_tokens": prefill, "decode_tokens": decode, "runs": RUNS, "how": how}
+
+
+def _measure_here(wanted: dict[str, Any]) -> dict[str, Any]:
+    from ortlm.runtime.generate import load
+
+    begun = time.perf_counter()
+    lm = load(wanted["path"], threads=wanted["threads"], providers=wanted["providers"], kept_caches=0)
+    loaded = time.perf_counter() - begun
+    runs = [_run(lm, wanted["prompt"], wanted["decode"]) for _ in range(RUNS + 1)][1:]
+    prefill, first, decode = (statistics.median(run[i] for run in runs) for i in range(3))
+    return {
+        "threads": lm.session.threads,
+        "load_seconds": loaded,
+        "prefill_tokens_per_second": len(wanted["prompt"]) / prefill,
+        "first_token_seconds": first,
+        "decode_tokens_per_second": wanted["decode"] / decode,
+        **_memory(),
+    }
+
+
+def _run(lm: Any, prompt: list[int], decode: int) -> tuple[float, float, float]:
+    """Return the seconds of the prefill, until the first token, and of the ``decode`` tokens after it."""
+    begun = time.perf_counter()
+    stream = lm.stream(
+        prompt,
+        max_new_tokens=decode + 1,
+        ignore_eos=True,
+        temperature=0,
+        repetition_penalty=1.0,
+        reuse_cache=False,
+    )
+    next(stream)
+    first = time.perf_counter()
+    for _ in stream:
+        pass
+    return stream.timings.prompt_seconds, first - begun, time.perf_counter() - first
+
+
+def _memory() -> dict[str, int | None]:
+    """Return how many bytes this process holds now, and held at most; None where the system does not say."""
+    found: dict[str, int | None] = {"resident_bytes": None, "peak_bytes": None}
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return found
+    # Not getrusage: its maximum includes that of the process that started this one.
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name in ("VmRSS", "VmHWM"):
+            found["resident_bytes" if name == "VmRSS" else "peak_bytes"] = int(value.split()[0]) * 1024
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure_here(json.load(sys.stdin))))
