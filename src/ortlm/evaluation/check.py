@@ -22,8 +22,9 @@ _PROMPT = "The first thing to know about a river is"
 class Check:
     """What a quick look found.
 
-    ``finite`` says whether all logits are numbers. ``kld`` (mean, nats) and ``same_top`` (percent) are None without
-    a reference, and where the logits are not finite. ``continuation`` is what the model says after ``prompt``.
+    ``finite`` says whether all logits are numbers. ``kld`` (mean, nats) and ``same_top`` (percent) are None
+    without a reference, and where the logits are not finite. ``continuation`` is what the model says after
+    ``prompt``.
     """
 
     finite: bool

@@ -32,11 +32,13 @@ p { margin: 6px 0; max-width: 76ch; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 12px; }
 .wide { overflow-x: auto; }
+.tall { overflow-y: auto; max-height: 330px; }
 svg { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { padding: 3px 8px; text-align: left; vertical-align: top; border-bottom: 1px solid #edf0f3; }
 th { font-weight: 600; color: #3d4654; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n { white-space: nowrap; }
 code, .tokens { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .85rem; }
 .context { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f7f9; border-radius: 6px;
   padding: 6px 8px; margin: 6px 0; }
@@ -136,7 +138,7 @@ def _statistics(data: Mapping[str, Any]) -> str:
         ("Same top p", found["same_top"]),
     ]
     tables = [
-        ("Perplexity", _figures(perplexity, 5)),
+        ("Perplexity", _figures(perplexity, 4)),
         ("KL divergence (nats)", _figures(kld, 6)),
         ("Token probability (%)", _figures(delta, 3)),
     ]
@@ -174,8 +176,8 @@ def _layers(layers: Mapping[str, Any] | None) -> str:
     return (
         "<h2>Error by layer</h2><p class='quiet'>10 log₁₀(Σ ref² / Σ (ref - q)²) of the normalized states that "
         f"each layer's attention reads, and the head, on the first {layers['chunks']} chunks. Each holds the error "
-        f"of all layers before it; 6 dB less is an error twice as large.</p><div class='plots'>{_box(drawing)}"
-        f"{_box(f'<details><summary>Numbers</summary>{table}</details>')}</div>"
+        "of all layers before it; 6 dB less is an error twice as large.</p>"
+        f"<div class='plots'>{_box(drawing)}<div class='box tall'>{table}</div></div>"
     )
 
 
@@ -340,11 +342,19 @@ def _percentiles(found: Mapping[str, float], what: str) -> list[tuple[str, float
 
 
 def _value(figure: Mapping[str, Any], digits: int) -> str:
-    return _NONE if figure["value"] is None else f"{figure['value']:.{digits}f}"
+    return _number(figure["value"], figure["value"], digits)
 
 
 def _error(figure: Mapping[str, Any], digits: int) -> str:
-    return _NONE if figure["standard_error"] is None else f"{figure['standard_error']:.{digits}f}"
+    """Return a standard error with as many digits as its value has."""
+    return _number(figure["standard_error"], figure["value"], digits)
+
+
+def _number(number: float | None, beside: float | None, digits: int) -> str:
+    if number is None:
+        return _NONE
+    large = abs(beside or 0.0)
+    return f"{number:,.{1 if large >= 1000 else min(digits, 3) if large >= 10 else digits}f}"
 
 
 def _pair(figure: Mapping[str, Any], digits: int) -> str:

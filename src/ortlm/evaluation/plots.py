@@ -42,7 +42,8 @@ def histogram(data: Mapping[str, Any], marks: Mapping[str, float]) -> str:
     low = 10 ** math.floor(round(math.log10(edges[filled[0]]), 6))
     high = 10 ** math.ceil(round(math.log10(edges[filled[-1] + 1]), 6))
     x = Scale(low, high, _LEFT, _WIDTH - _RIGHT, log=True)
-    y = Scale(0, max(counts), _HEIGHT - _BOTTOM, _TOP)
+    # The marks' names stand above the bars.
+    y = Scale(0, max(counts), _HEIGHT - _BOTTOM, _TOP + 22)
     parts = [
         _grid_y(y, _round_ticks(max(counts)), lambda v: f"{v:,.0f}"),
         _grid_x(x, _decades(low, high), _power),
@@ -54,13 +55,15 @@ def histogram(data: Mapping[str, Any], marks: Mapping[str, float]) -> str:
             f'<rect x="{left + 0.5:.1f}" y="{top:.1f}" width="{max(1.0, right - left - 1):.1f}" '
             f'height="{y(0) - top:.1f}" fill="{_FILL}"><title>{title}</title></rect>'
         )
-    for at, (name, value) in enumerate(marks.items()):
+    ordered = sorted(marks.items(), key=lambda mark: mark[1])
+    for at, (name, value) in enumerate(ordered):
         place = x(value)
-        anchor, shift = ("end", -4) if place > _WIDTH * 0.75 else ("start", 4)
+        # The smaller one's name to its left, so that two that are close do not meet.
+        anchor, shift = ("end", -4) if at < len(ordered) / 2 else ("start", 4)
         parts.append(
             f'<line x1="{place:.1f}" x2="{place:.1f}" y1="{_TOP}" y2="{y(0):.1f}" stroke="{_MARK}" '
             f'stroke-width="1.5" stroke-dasharray="4 3"/>'
-            + _text(place + shift, _TOP + 12 + 16 * at, name, anchor=anchor, colour=_MARK)
+            + _text(place + shift, _TOP + 11, name, anchor=anchor, colour=_MARK)
         )
     return _svg("Distribution of KL divergence", parts, "KL divergence of a token (nats)", "tokens")
 
