@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ortlm.artifact import MANIFEST_FILE
 from ortlm.cli import DONE, GATE_MISSED
 from ortlm.cli.generate import add_machine
 from ortlm.errors import BadOption
@@ -119,6 +121,9 @@ def _check(args: argparse.Namespace) -> None:
         raise BadOption(f"--max-kld must be 0 or more, in nats; got {args.max_kld}.")
     if args.output is not None and Path(args.output).exists() and not Path(args.output).is_dir():
         raise BadOption(f"-o {args.output} is a file; it takes the folder for the reports.")
+    # Told now rather than when everything is measured.
+    if args.output is None and Path(args.model).is_dir() and not os.access(args.model, os.W_OK):
+        raise BadOption(f"{args.model} may not be written to. Give another folder for the reports with -o.")
 
 
 def _gate(report: Report, limit: float | None) -> int:
@@ -156,7 +161,7 @@ def _show(console: Console, report: Report) -> None:
         _print_rows(console, "Signal to noise of each layer's input", rows)
     if data["drift"] is not None:
         table = Table(title="Change of answers", title_justify="left", title_style="bold", box=None)
-        for name in ("prompts", "number", "same answer", "agreement", "same beginning"):
+        for name in ("prompts", "number", "same answer", "agreement", "with itself", "same beginning"):
             table.add_column(name, justify="left" if name == "prompts" else "right")
         for name, found in [*data["drift"]["categories"].items(), ("all", data["drift"]["all"])]:
             table.add_row(
@@ -164,6 +169,7 @@ def _show(console: Console, report: Report) -> None:
                 str(found["prompts"]),
                 str(found["same_answer"]),
                 f"{found['agreement']:.1%}",
+                f"{found['self_agreement']:.1%}",
                 f"{found['same_prefix_share']:.1%}",
             )
         console.print(table)
@@ -210,11 +216,10 @@ def _tell_files(err: Console, report: Report, written: list[Path]) -> None:
     from ortlm.evaluation.report import HTML_FILE, is_ours
 
     page = next(path for path in written if path.name == HTML_FILE)
-    err.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+    lines = [f"report: {page}"]
     if not is_ours(report.artifact):
-        err.print(
-            f"{report.artifact} was built by another tool, so its own files were left as they are.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        lines.append(f"{report.artifact} was built by another tool, so its own files were left as they are.")
+    elif report.artifact / MANIFEST_FILE not in written:
+        lines.append(f"{report.artifact} may not be written to, so its model card was left as it is.")
+    for line in lines:
+        err.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -74,7 +74,7 @@ def quick_check(
 def _chunks(source: ArtifactSource, tokens: int) -> Chunks:
     """Return two chunks of the corpus, far from each other, so that they are of different kinds."""
     corpus = read_text(None)
-    size = min(max(2, tokens // _CHUNKS), source.lm.manifest.context_tokens)
+    size = min(max(8, tokens // _CHUNKS), source.lm.manifest.context_tokens)
     chunks = make_chunks(Text(corpus.name, corpus.parts), source.lm.tokenizer, size=size)
     apart = len(chunks.tokens) // _CHUNKS
     picked = slice(0, apart * _CHUNKS, apart)

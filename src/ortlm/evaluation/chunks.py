@@ -16,6 +16,7 @@ from ortlm.runtime.tokenizer import Tokenizer
 
 DEFAULT_CHUNK = 512
 LEAST_SCORED = 100
+_LEAST_CHUNK = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,10 @@ def chunk_size(wanted: int | None, context: int) -> int:
     """Return how many tokens a chunk has: 512 or the whole ``context`` unless something else is wanted."""
     if wanted is None:
         return min(DEFAULT_CHUNK, context)
-    if not 4 <= wanted <= context:
-        raise BadOption(f"--chunk must be 4 to {context}, the tokens that the context holds; got {wanted}.")
+    if not _LEAST_CHUNK <= wanted <= context:
+        raise BadOption(
+            f"--chunk must be {_LEAST_CHUNK} to {context}, the tokens that the context holds; got {wanted}."
+        )
     return wanted
 
 

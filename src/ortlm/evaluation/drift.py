@@ -27,6 +27,8 @@ _GRAM = 4
 ABOUT = (
     f"Both models answer {len(PROMPTS)} prompts of the project's own writing greedily, with at most "
     f"{ANSWER_TOKENS} tokens. This shows change, not quality or safety: it is no certificate of either. "
+    "The reference reads answers at once, and kernels that multiply many rows round otherwise than those for one: "
+    "the agreement of the model with itself, read so, shows how much of the change comes from that. "
     "An answer counts as a refusal if a usual phrase of refusing stands at its beginning, as valid if it has "
     "exactly the form that was asked for, and as kept in its language if most of its letters are of the right "
     "script, which does not tell apart languages that share one. Repetition is the share of groups of "
@@ -40,7 +42,8 @@ class Answer:
     """Answers of both models to one prompt, as tokens.
 
     ``diverged`` is the index of the first token where they part, None if they never do. ``agreed`` counts the
-    tokens of the model's answer that the reference finds likeliest, after the same tokens. ``opening`` is
+    tokens of the model's answer that the reference finds likeliest, after the same tokens, ``self_agreed`` those that the
+    model itself does when it reads its answer at once. ``opening`` is
     ln(probability by the model / by the reference) of the answer's first tokens. ``complete`` says whether the
     reference's answer was followed to its end.
     """
@@ -50,6 +53,7 @@ class Answer:
     base_tokens: tuple[int, ...]
     diverged: int | None
     agreed: int
+    self_agreed: int
     opening: float
     complete: bool
 
@@ -65,7 +69,6 @@ def drift(
     prompts = [(prompt, ids) for prompt in PROMPTS if 0 < len(ids := _encode(lm, prompt.text)) <= room]
     answers = [_continue(lm, ids, ANSWER_TOKENS) for _, ids in prompts]
     first = [[*ids, *answer] for (_, ids), answer in zip(prompts, answers, strict=True)]
-    own = _openings(model, first, prompts)
     known: list[list[int]] = [[] for _ in prompts]
     drafts = [list(answer) for answer in answers]
     diverged: list[int | None] = [None for _ in prompts]
@@ -73,6 +76,7 @@ def drift(
     opening = [0.0 for _ in prompts]
     waiting = list(range(len(prompts)))
     unknown = lm.tokenizer.unknown_ids(lm.vocab_size)
+    own = _read_again(model, first, prompts, unknown)
     for number in range(_ROUNDS):
         rows = [np.array([*prompts[i][1], *known[i], *drafts[i]], np.int64) for i in waiting]
         base.open(rows)
@@ -86,7 +90,7 @@ def drift(
             if number == 0:
                 agreed[i] = int(same.sum())
                 diverged[i] = match if match < len(same) else None
-                opening[i] = own[i] - _opening(logits, drafts[i])
+                opening[i] = own[i][0] - _opening(logits, drafts[i])
             known[i] += drafts[i][:match]
             if match == len(same):
                 continue
@@ -107,6 +111,7 @@ def drift(
             base_tokens=tuple(known[i]),
             diverged=diverged[i],
             agreed=agreed[i],
+            self_agreed=own[i][1],
             opening=opening[i],
             complete=i not in waiting,
         )
@@ -139,6 +144,7 @@ def _category(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "first_divergent_token": parted[len(parted) // 2] if parted else None,
         "same_prefix_share": _mean([answer["same_prefix_share"] for answer in own]),
         "agreement": _mean([answer["agreement"] for answer in own]),
+        "self_agreement": _mean([answer["self_agreement"] for answer in own]),
         "opening_ln_ratio": _mean([abs(answer["opening_ln_ratio"]) for answer in own]),
         "repetition": _mean([answer["repetition"][0] for answer in own]),
         "base_repetition": _mean([answer["repetition"][1] for answer in own]),
@@ -175,6 +181,7 @@ def _named(answer: Answer, lm: LanguageModel) -> dict[str, Any]:
         "first_divergent_token": answer.diverged,
         "same_prefix_share": 1.0 if answer.diverged is None else answer.diverged / count,
         "agreement": answer.agreed / count,
+        "self_agreement": answer.self_agreed / count,
         "opening_ln_ratio": answer.opening,
         "repetition": [repetition(tokens) for tokens in (answer.tokens, answer.base_tokens)],
         "refusal": [is_refusal(text) for text in texts],
@@ -206,15 +213,18 @@ def _likeliest(logits: Floats, unknown: Tokens) -> Tokens:
     return found
 
 
-def _openings(
-    model: Source, rows: Sequence[Sequence[int]], prompts: Sequence[tuple[Prompt, list[int]]]
-) -> list[float]:
-    """Return ln of the probability that ``model`` gives to the first tokens of each answer."""
-    short = [row[: len(ids) + _OPENING] for row, (_, ids) in zip(rows, prompts, strict=True)]
-    model.open([np.array(row, np.int64) for row in short])
-    return [
-        _opening(model.logits(i)[len(ids) - 1 :], short[i][len(ids) :]) for i, (_, ids) in enumerate(prompts)
-    ]
+def _read_again(
+    model: Source, rows: Sequence[Sequence[int]], prompts: Sequence[tuple[Prompt, list[int]]], unknown: Tokens
+) -> list[tuple[float, int]]:
+    """Return what ``model`` says when it reads its own answers at once: their openings, and how much it agrees."""
+    model.open([np.array(row, np.int64) for row in rows])
+    found = []
+    for i, (_, ids) in enumerate(prompts):
+        answer = rows[i][len(ids) :]
+        logits = model.logits(i)[len(ids) - 1 : -1]
+        same = _likeliest(logits, unknown) == np.array(answer)
+        found.append((_opening(logits, answer), int(same.sum())))
+    return found
 
 
 def _opening(logits: Floats, tokens: Sequence[int]) -> float:

@@ -17,7 +17,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: #f5f7f9; color: #1e2733;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 24px 16px 48px; }
+main { max-width: 1120px; margin: 0 auto; padding: 24px 16px 48px; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 36px 0 8px; }
 h3 { font-size: 1rem; margin: 16px 0 6px; }
@@ -35,7 +35,7 @@ p { margin: 6px 0; max-width: 76ch; }
 .tall { overflow-y: auto; max-height: 330px; }
 svg { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th, td { padding: 3px 8px; text-align: left; vertical-align: top; border-bottom: 1px solid #edf0f3; }
+th, td { padding: 3px 6px; text-align: left; vertical-align: top; border-bottom: 1px solid #edf0f3; }
 th { font-weight: 600; color: #3d4654; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 td.n { white-space: nowrap; }
@@ -154,7 +154,7 @@ def _kinds(kinds: Sequence[Mapping[str, Any]]) -> str:
     if len(kinds) < 2:
         return ""
     rows = [
-        (row["kind"], f"{row['tokens']:,}", _pair(row["kld"], 5), f"{row['same_top']:.1f}") for row in kinds
+        (row["kind"], f"{row['tokens']:,}", _pair(row["kld"], 4), f"{row['same_top']:.1f}") for row in kinds
     ]
     table = _table(["kind of text", "tokens", "mean KLD", "same top, %"], rows)
     return f"<h2>By kind of text</h2>{_box(table)}"
@@ -175,8 +175,8 @@ def _layers(layers: Mapping[str, Any] | None) -> str:
     table = _table(["input of layer", "dB"], rows)
     return (
         "<h2>Error by layer</h2><p class='quiet'>10 log₁₀(Σ ref² / Σ (ref - q)²) of the normalized states that "
-        f"each layer's attention reads, and the head, on the first {layers['chunks']} chunks. Each holds the error "
-        "of all layers before it; 6 dB less is an error twice as large.</p>"
+        f"each layer's attention reads, and the head, on the first {layers['chunks']} chunks. Each holds the "
+        "error of all layers before it; 6 dB less is an error twice as large.</p>"
         f"<div class='plots'>{_box(drawing)}<div class='box tall'>{table}</div></div>"
     )
 
@@ -215,6 +215,7 @@ def _drift(drift: Mapping[str, Any] | None) -> str:
                 str(found["prompts"]),
                 str(found["same_answer"]),
                 f"{100 * found['agreement']:.1f}",
+                f"{100 * found['self_agreement']:.1f}",
                 "" if parted is None else str(parted),
                 f"{100 * found['same_prefix_share']:.0f}",
                 f"{found['opening_ln_ratio']:.3f}",
@@ -225,7 +226,7 @@ def _drift(drift: Mapping[str, Any] | None) -> str:
             )
         )
     titles = [
-        "prompts", "", "same answer", "agreement, %", "first divergent token, median", "same beginning, %",
+        "prompts", "", "same answer", "agreement, %", "with itself, %", "first divergent token, median", "same beginning, %",
         "opening, |ln ratio|", "repetition, % (ref.)", "refused", "form kept", "language kept",
     ]  # fmt: skip
     table = _table([titles[0], "number", *titles[2:]], rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -65,17 +66,21 @@ class Report:
     def write(self, folder: str | Path | None = None) -> list[Path]:
         """Write report.html and report.json into ``folder``, by default the artifact's; return what was written.
 
-        The headline figures go into the artifact's model card and ``ortlm.json``, if ortlm built it: nothing of
-        another builder's is changed. Each file appears whole or not at all.
+        The headline figures go into the artifact's model card and ``ortlm.json``, if ortlm built it and they may
+        be written: nothing of another builder's is changed. Each file appears whole or not at all.
         """
         target = self.artifact if folder is None else Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         texts = {HTML_FILE: self.to_html(), JSON_FILE: self.to_json()}
-        here = target.resolve() == self.artifact.resolve()
         files = {target / name: text for name, text in texts.items()}
-        if is_ours(self.artifact):
+        if is_ours(self.artifact) and os.access(self.artifact, os.W_OK):
+            inside = target.resolve()
+            added = {}
+            if inside.is_relative_to(self.artifact.resolve()):
+                at = inside.relative_to(self.artifact.resolve())
+                added = {(at / name).as_posix(): text for name, text in texts.items()}
             # The list of files first: a file that is on no list would keep the artifact from being replaced.
-            files = {**self._recorded(texts if here else {}), **files}
+            files = {**self._recorded(added), **files}
         for path, text in files.items():
             _write(path, text)
         return list(files)

@@ -41,6 +41,20 @@ in a year. Towns grew rich on it and roads were named after it. Without salt the
 winter, no leather and no cheese. What changed this was not one invention but several: coal in place of wood, pumps in
 place of buckets, and ships and railways that made distance cheap. Within a hundred years salt turned from a treasure
 into something that is thrown on icy streets.
+
+A map is a promise about what can be left out. The one in the railway carriage shows every station and no hill; the
+hiker's map shows every hill and only the stations where a path begins. Neither is wrong. A map with everything on it
+would be as large as the country, and one would need another map to find one's way about it. Good makers of maps are
+therefore less proud of what they draw than of what they omit: the width of a road that would cover a whole village if
+it were drawn to scale, the bend of a river that nobody will ever need to count.
+
+It snowed on the night before the election, and in the valley three of the five polling stations could not be reached
+by car. At the school in Upper Birch the teacher lit the stove at six, put the box on the table, and waited. The first
+voter came on skis at half past nine. He was eighty-four, had voted in every election since he was allowed to, and
+wanted to know whether there was coffee. There was. By noon eleven people sat around the stove, among them both
+candidates for the office of mayor, who had shared a sledge. Nobody spoke of politics. When the box was counted in the
+evening it held twelve votes for each, and the teacher, who had forgotten to vote, was asked by both of them to think
+about it carefully.
 """
 
 _PYTHON = '''\
@@ -282,6 +296,20 @@ Assistant: Because the universe has a finite age and is expanding, the light of 
 been stretched beyond what eyes can see.
 User: How many litres are in a cubic metre?
 Assistant: There are 1,000 litres in a cubic metre.
+
+Caller: Good morning, I ordered a pair of boots two weeks ago and they still haven't arrived.
+Agent: I'm sorry to hear that. Could you give me the order number, please?
+Caller: It's four, seven, seven, one, zero, nine.
+Agent: Thank you. I see the parcel was returned to us because the house number was missing. Shall I send it again?
+Caller: Yes please, to number 16, and it's the door at the back.
+Agent: I've added that. It leaves our warehouse today and should be with you on Thursday. Is there anything else?
+Caller: No, that's all. Thanks for being so quick about it.
+
+User: Give me three names for a café by the sea, each with a short reason.
+Assistant: 1. "The Tide Table": guests come and go like the water. 2. "Driftwood": it sounds worn and warm, like old
+furniture. 3. "North Window": for a room with cool light and a view of the pier.
+User: I like the second. What could be written on the sign below it?
+Assistant: "Coffee, cake, and nowhere to be."
 """
 
 _FACTS = """\
@@ -302,6 +330,15 @@ Page numbers, title pages and indexes came decades later. In 1895 Wilhelm Röntg
 but not through bone, and in 1903 a flight of twelve seconds began the age of aeroplanes. The metre was defined in
 the 1790s as one ten-millionth of the way from the pole to the equator; since 1983 it has been the distance that light
 travels in 1/299,792,458 of a second.
+
+Sound travels through air at about 343 metres per second at 20 °C, through water more than four times as fast, and
+through steel faster still. A thunderstorm is therefore about one kilometre away for every three seconds between the
+flash and the thunder. Bats use echoes of calls between 20 and 120 kilohertz, far above what people hear, and can tell
+a moth from a leaf in complete darkness.
+
+Potatoes came to Europe from the Andes in the sixteenth century and were grown in gardens for their flowers long before
+they were a common food. They yield more energy from a field than wheat does and keep through the winter, but plants
+that are all alike also fall ill together: from 1845 on, a mould destroyed the harvest in Ireland several years in a row.
 """
 
 TEXTS = {

@@ -1,0 +1,68 @@
+"""A text becomes chunks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ortlm.calibration import texts as calibration
+from ortlm.errors import BadOption
+from ortlm.evaluation.chunks import Text, chunk_size, make_chunks, read_text
+from ortlm.evaluation.texts import TEXTS
+from ortlm.runtime.tokenizer import Tokenizer
+from tests.runtime import tiny as tokenizers
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Tokenizer:
+    tokenizers.save(tmp_path, tokenizers.byte_level(), add_bos_token=True)
+    return Tokenizer.open(tmp_path)
+
+
+def test_every_chunk_begins_with_bos_and_no_token_is_lost(tokenizer: Tokenizer) -> None:
+    text = Text("fox", (("first", "the quick brown fox " * 40), ("second", "hello dog " * 60)))
+    chunks = make_chunks(text, tokenizer, size=32)
+    plain = [token for _, part in text.parts for token in tokenizer.encode(part, add_special_tokens=False)]
+    assert chunks.prefix == (tokenizer.token_id("<s>"),)
+    assert {len(chunk) for chunk in chunks.tokens} == {32}
+    read = [token for chunk in chunks.tokens for token in chunk[1:].tolist()]
+    assert read == plain[: len(read)]
+    assert len(plain) - len(read) == chunks.left_out < 31
+    kinds = [kind for own in chunks.kinds for kind in own[1:].tolist()]
+    assert kinds == sorted(kinds)
+    assert set(kinds) == {0, 1}
+
+
+def test_tokens_limit(tokenizer: Tokenizer) -> None:
+    text = Text("fox", (("text", "the quick brown fox " * 200),))
+    assert len(make_chunks(text, tokenizer, size=65, tokens=400).tokens) == 400 // 64
+
+
+@pytest.mark.parametrize("tokens", [None, 150])
+def test_too_little_says_what_to_do(tokenizer: Tokenizer, tokens: int | None) -> None:
+    text = Text("fox.txt", (("text", "the fox " * (20 if tokens is None else 900)),))
+    with pytest.raises(BadOption, match=r"fox.txt has .* fewer than 100 say nothing\. Give a longer --text"):
+        make_chunks(text, tokenizer, size=64, tokens=tokens)
+
+
+def test_chunk_size() -> None:
+    assert chunk_size(None, 4096) == 512
+    assert chunk_size(None, 128) == 128
+    assert chunk_size(1024, 4096) == 1024
+    with pytest.raises(BadOption, match="--chunk must be 8 to 128"):
+        chunk_size(512, 128)
+
+
+def test_unreadable_texts(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    for name, why in (("latin", "no UTF-8 text"), ("nowhere", "No such file")):
+        with pytest.raises(BadOption, match=why):
+            read_text(tmp_path / name)
+
+
+def test_corpus_is_of_many_kinds_and_not_what_calibration_reads() -> None:
+    assert 15_000 < sum(len(text.encode()) for text in TEXTS.values()) < 30_000
+    assert len(TEXTS) == 8
+    known = {line for text in calibration.TEXTS for line in text.splitlines() if len(line) > 40}
+    assert not known & {line for text in TEXTS.values() for line in text.splitlines()}
