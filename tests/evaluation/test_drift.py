@@ -21,12 +21,12 @@ def test_reference_answers_are_its_own(builds: Callable[[str], Path]) -> None:
     for answer in answers:
         prompt = base.lm.encode([{"role": "user", "content": answer.prompt.text}])
         made = base.lm.generate(prompt, max_new_tokens=ANSWER_TOKENS, reuse_cache=False).token_ids
-        assert answer.base_tokens == made[: len(answer.base_tokens)]
-        whole += answer.base_tokens == made
-        assert answer.base_tokens == made or not answer.complete
-        assert (answer.tokens == made) == (answer.diverged is None)
+        assert answer.base_tokens == list(made[: len(answer.base_tokens)])
+        whole += answer.base_tokens == list(made)
+        assert answer.base_tokens == list(made) or not answer.complete
+        assert (answer.tokens == list(made)) == (answer.diverged is None)
         at = len(made) if answer.diverged is None else answer.diverged
-        assert answer.tokens[:at] == made[:at]
+        assert answer.tokens[:at] == list(made[:at])
     assert whole > len(answers) // 2
 
 
@@ -41,7 +41,7 @@ def test_a_model_does_not_drift_from_itself(builds: Callable[[str], Path]) -> No
     assert everything["repetition"] == everything["base_repetition"]
     for category in found["categories"].values():
         for counts in (category["refusal"], category.get("valid", {}), category.get("language", {})):
-            assert not counts.get("model_only") and not counts.get("base_only")
+            assert counts.get("model_only", 0) == counts.get("base_only", 0) == 0
     assert "no certificate" in found["about"]
     assert set(found["categories"]) >= {"refusal", "format", "repetition", "language"}
 

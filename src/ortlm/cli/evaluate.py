@@ -146,6 +146,7 @@ def _show(console: Console, report: Report) -> None:
         f"{text['name']} scored, in {text['chunks']} chunks of {text['chunk_tokens']}",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     for title, rows in sections(report.statistics):
         _print_rows(

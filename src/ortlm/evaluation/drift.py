@@ -8,8 +8,8 @@ way in which drafts are checked; Leviathan et al. 2023).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,25 +37,50 @@ ABOUT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """Answers of both models to one prompt, as tokens.
 
-    ``diverged`` is the index of the first token where they part, None if they never do. ``agreed`` counts the
-    tokens of the model's answer that the reference finds likeliest, after the same tokens, ``self_agreed`` those that the
-    model itself does when it reads its answer at once. ``opening`` is
-    ln(probability by the model / by the reference) of the answer's first tokens. ``complete`` says whether the
-    reference's answer was followed to its end.
+    ``base_tokens`` grow while the reference is asked; ``complete`` says that they are whole. ``diverged`` is the
+    index of the first token where they part, None if they never do. ``agreed`` counts the tokens of the model's
+    answer that the reference finds likeliest after the same tokens, ``self_agreed`` those that the model itself
+    does when it reads its answer at once. ``opening`` is ln(probability by the model / by the reference) of the
+    answer's first tokens.
     """
 
     prompt: Prompt
-    tokens: tuple[int, ...]
-    base_tokens: tuple[int, ...]
-    diverged: int | None
-    agreed: int
-    self_agreed: int
-    opening: float
-    complete: bool
+    ids: list[int]
+    tokens: list[int]
+    base_tokens: list[int] = field(default_factory=list)
+    draft: list[int] = field(default_factory=list)
+    complete: bool = False
+    diverged: int | None = None
+    agreed: int = 0
+    self_agreed: int = 0
+    opening: float = 0.0
+
+    @property
+    def row(self) -> Tokens:
+        """What the reference has to read next."""
+        return np.array([*self.ids, *self.base_tokens, *self.draft], np.int64)
+
+    def compare(self, logits: Floats, likeliest: Tokens) -> None:
+        """Take what the reference says of the whole answer, as ``follow`` does, for the first time."""
+        same = likeliest == np.array(self.tokens)
+        self.agreed = int(same.sum())
+        self.diverged = None if same.all() else int(np.argmin(same))
+        self.opening -= opening(logits, self.tokens)
+
+    def follow(self, likeliest: Tokens, ends: Collection[int]) -> None:
+        """Go on with the reference's answer, given what it finds likeliest for each token of the draft, [N]."""
+        same = likeliest == np.array(self.draft)
+        match = len(same) if same.all() else int(np.argmin(same))
+        self.base_tokens += self.draft[:match]
+        if match < len(same):
+            self.base_tokens.append(int(likeliest[match]))
+        whole = match == len(same) or len(self.base_tokens) >= ANSWER_TOKENS
+        self.complete = whole or self.base_tokens[-1] in ends
+        self.draft = []
 
 
 def drift(
@@ -66,57 +91,32 @@ def drift(
     ``done`` hears of each round in which the reference is asked.
     """
     room = lm.manifest.context_tokens - ANSWER_TOKENS
-    prompts = [(prompt, ids) for prompt in PROMPTS if 0 < len(ids := _encode(lm, prompt.text)) <= room]
-    answers = [_continue(lm, ids, ANSWER_TOKENS) for _, ids in prompts]
-    first = [[*ids, *answer] for (_, ids), answer in zip(prompts, answers, strict=True)]
-    known: list[list[int]] = [[] for _ in prompts]
-    drafts = [list(answer) for answer in answers]
-    diverged: list[int | None] = [None for _ in prompts]
-    agreed = [0 for _ in prompts]
-    opening = [0.0 for _ in prompts]
-    waiting = list(range(len(prompts)))
+    asked = [(prompt, _encode(lm, prompt.text)) for prompt in PROMPTS]
+    answers = [
+        Answer(prompt, ids, _continue(lm, ids, ANSWER_TOKENS)) for prompt, ids in asked if len(ids) <= room
+    ]
     unknown = lm.tokenizer.unknown_ids(lm.vocab_size)
-    own = _read_again(model, first, prompts, unknown)
+    _read_again(model, answers, unknown)
     for number in range(_ROUNDS):
-        rows = [np.array([*prompts[i][1], *known[i], *drafts[i]], np.int64) for i in waiting]
-        base.open(rows)
-        still = []
-        for at, i in enumerate(waiting):
-            start = len(prompts[i][1]) + len(known[i]) - 1
-            logits = base.logits(at)[start : start + len(drafts[i])]
-            likeliest = _likeliest(logits, unknown)
-            same = likeliest == np.array(drafts[i])
-            match = int(np.argmin(same)) if not same.all() else len(same)
-            if number == 0:
-                agreed[i] = int(same.sum())
-                diverged[i] = match if match < len(same) else None
-                opening[i] = own[i][0] - _opening(logits, drafts[i])
-            known[i] += drafts[i][:match]
-            if match == len(same):
-                continue
-            known[i].append(int(likeliest[match]))
-            if known[i][-1] in lm.manifest.stop_token_ids or len(known[i]) >= ANSWER_TOKENS:
-                continue
-            still.append(i)
-        waiting = still
-        done(number + 1)
+        waiting = [answer for answer in answers if not answer.complete]
         if not waiting:
             break
-        for i in waiting:
-            drafts[i] = _continue(lm, [*prompts[i][1], *known[i]], ANSWER_TOKENS - len(known[i]))
-    return [
-        Answer(
-            prompt=prompts[i][0],
-            tokens=tuple(answers[i]),
-            base_tokens=tuple(known[i]),
-            diverged=diverged[i],
-            agreed=agreed[i],
-            self_agreed=own[i][1],
-            opening=opening[i],
-            complete=i not in waiting,
-        )
-        for i in range(len(prompts))
-    ]
+        for answer in waiting:
+            so_far = answer.base_tokens
+            answer.draft = (
+                _continue(lm, [*answer.ids, *so_far], ANSWER_TOKENS - len(so_far))
+                if number
+                else answer.tokens
+            )
+        base.open([answer.row for answer in waiting])
+        for at, answer in enumerate(waiting):
+            logits = base.logits(at)[-1 - len(answer.draft) : -1]
+            likeliest = _likeliest(logits, unknown)
+            if number == 0:
+                answer.compare(logits, likeliest)
+            answer.follow(likeliest, lm.manifest.stop_token_ids)
+        done(number + 1)
+    return answers
 
 
 def summarize(answers: Sequence[Answer], lm: LanguageModel) -> dict[str, Any]:
@@ -213,21 +213,17 @@ def _likeliest(logits: Floats, unknown: Tokens) -> Tokens:
     return found
 
 
-def _read_again(
-    model: Source, rows: Sequence[Sequence[int]], prompts: Sequence[tuple[Prompt, list[int]]], unknown: Tokens
-) -> list[tuple[float, int]]:
-    """Return what ``model`` says when it reads its own answers at once: their openings, and how much it agrees."""
-    model.open([np.array(row, np.int64) for row in rows])
-    found = []
-    for i, (_, ids) in enumerate(prompts):
-        answer = rows[i][len(ids) :]
-        logits = model.logits(i)[len(ids) - 1 : -1]
-        same = _likeliest(logits, unknown) == np.array(answer)
-        found.append((_opening(logits, answer), int(same.sum())))
-    return found
+def _read_again(model: Source, answers: Sequence[Answer], unknown: Tokens) -> None:
+    """Note what ``model`` says when it reads its own answers at once."""
+    model.open([np.array([*answer.ids, *answer.tokens], np.int64) for answer in answers])
+    for at, answer in enumerate(answers):
+        logits = model.logits(at)[len(answer.ids) - 1 : -1]
+        answer.opening = opening(logits, answer.tokens)
+        answer.self_agreed = int((_likeliest(logits, unknown) == np.array(answer.tokens)).sum())
 
 
-def _opening(logits: Floats, tokens: Sequence[int]) -> float:
+def opening(logits: Floats, tokens: Sequence[int]) -> float:
+    """Return ln of the probability that ``logits`` [N, V] give to the first of ``tokens`` [N]."""
     wanted = list(tokens[:_OPENING])
     found = log_softmax(logits[: len(wanted)])
     return float(found[np.arange(len(wanted)), wanted].sum())

@@ -226,10 +226,11 @@ def _drift(drift: Mapping[str, Any] | None) -> str:
             )
         )
     titles = [
-        "prompts", "", "same answer", "agreement, %", "with itself, %", "first divergent token, median", "same beginning, %",
-        "opening, |ln ratio|", "repetition, % (ref.)", "refused", "form kept", "language kept",
+        "prompts", "number", "same answer", "agreement, %", "with itself, %", "first divergent token, median",
+        "same beginning, %", "opening, |ln ratio|", "repetition, % (ref.)", "refused", "form kept",
+        "language kept",
     ]  # fmt: skip
-    table = _table([titles[0], "number", *titles[2:]], rows)
+    table = _table(titles, rows)
     answers = "".join(_answer(answer) for answer in drift["answers"])
     left = f" {drift['left_out']} prompts do not fit into the context." if drift.get("left_out") else ""
     return (
