@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,9 @@ def test_errors(
     assert message in err
     assert out == ""
     assert not (model / "report.html").exists()
+
+
+def test_help_is_quick() -> None:
+    code = "import sys; from ortlm.cli import main; assert main(['evaluate', '--help']) == 0; "
+    code += "assert not {'numpy', 'onnxruntime', 'onnx_ir', 'tokenizers', 'rich'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

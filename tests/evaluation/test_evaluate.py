@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from ortlm.evaluation import evaluate as module
 from ortlm.evaluation.check import quick_check
 from ortlm.evaluation.evaluate import evaluate
 from ortlm.evaluation.report import Report
-from ortlm.evaluation.source import ArtifactSource, find_reference
+from ortlm.evaluation.source import ArtifactSource, find_reference, open_checkpoint
+from tests.evaluation.fakes import VOCAB, FakeSource
 from ortlm.evaluation.texts import TEXTS
 
 Builds = Callable[[str], Path]
@@ -156,6 +159,21 @@ def test_a_checkpoint_as_reference(
     report = evaluate(own, reference=tiny, tokens=1024, speed=False, threads=1, layers=True, drift=False)
     assert report.data["reference"] == {"kind": "checkpoint", "name": "tiny-phi3"}
     assert report.statistics.kld.value > 0
+
+
+def test_checkpoints_are_opened_by_layerwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def opened(reference: str, *, threads: int | None) -> FakeSource:
+        asked.append((reference, threads))
+        return FakeSource()
+
+    monkeypatch.setitem(sys.modules, "ortlm.layerwise", SimpleNamespace(open_reference=opened))
+    assert open_checkpoint("microsoft/Phi-3", threads=2).vocab_size == VOCAB
+    assert asked == [("microsoft/Phi-3", 2)]
+    monkeypatch.setitem(sys.modules, "ortlm.layerwise", None)
+    with pytest.raises(BadOption, match="ortlm build -p fp32"):
+        open_checkpoint("microsoft/Phi-3")
 
 
 def test_reference_that_is_not_named(own: Path) -> None:

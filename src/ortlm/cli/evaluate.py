@@ -159,7 +159,7 @@ def _show(console: Console, report: Report) -> None:
             (name, "no difference" if value is None else f"{value:.2f} dB", "")
             for name, value in zip(names, snr, strict=True)
         ]
-        _print_rows(console, "Signal to noise of each layer's input", rows)
+        _print_rows(console, "Signal to noise", rows)
     if data["drift"] is not None:
         table = Table(title="Change of answers", title_justify="left", title_style="bold", box=None)
         for name in ("prompts", "number", "same answer", "agreement", "with itself", "same beginning"):

@@ -45,6 +45,7 @@ code, .tokens { font-family: ui-monospace, Menlo, Consolas, monospace; font-size
 mark { background: #ffe7a3; color: inherit; border-radius: 3px; padding: 0 2px; }
 details { margin: 8px 0; } summary { cursor: pointer; }
 .hash { overflow-wrap: anywhere; }
+@media (max-width: 480px) { table { font-size: .8rem; } th, td { padding: 3px 4px; } .box { padding: 8px; } }
 """
 
 

@@ -110,11 +110,11 @@ def find_reference(artifact: Artifact) -> str:
 def open_checkpoint(reference: str | Path, *, threads: int | None = None) -> Source:
     """Return the checkpoint ``reference``, a folder or a name on the hub, as a Source in float."""
     try:
-        module = importlib.import_module("ortlm.layerwise")
-    except ImportError as error:
+        opened = importlib.import_module("ortlm.layerwise").open_reference
+    except (ImportError, AttributeError) as error:
         raise BadOption(
             f"{reference} is no artifact, and this ortlm cannot compute a checkpoint in float. Build it with "
             "`ortlm build -p fp32` and give that folder as --reference."
         ) from error
-    found: Source = module.open_reference(reference, threads=threads)
+    found: Source = opened(reference, threads=threads)
     return found
