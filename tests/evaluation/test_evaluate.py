@@ -21,8 +21,8 @@ from ortlm.evaluation.check import quick_check
 from ortlm.evaluation.evaluate import evaluate
 from ortlm.evaluation.report import Report
 from ortlm.evaluation.source import ArtifactSource, find_reference, open_checkpoint
-from tests.evaluation.fakes import VOCAB, FakeSource
 from ortlm.evaluation.texts import TEXTS
+from tests.evaluation.fakes import VOCAB, FakeSource
 
 Builds = Callable[[str], Path]
 

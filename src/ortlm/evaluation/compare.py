@@ -64,7 +64,8 @@ def compare(
             )
         scores = score(logits, base_logits, ids[chunks.first + 1 :])
         parts.append(scores)
-        worst = _worst([*worst, *_places(number, chunks.first, scores, logits, base_logits)])
+        least = worst[-1].kld if len(worst) == _WORST else -1.0
+        worst = _worst([*worst, *_places(number, chunks.first, scores, logits, base_logits, least)])
         done(number + 1)
     return Comparison(
         Scores(
@@ -108,8 +109,10 @@ def log_softmax(logits: Floats) -> Doubles:
 
 def likeliest(logits: Floats) -> tuple[tuple[int, float], ...]:
     """Return the five likeliest tokens of ``logits`` [V] with their probabilities."""
+    count = min(_TOP, len(logits))
+    tokens = np.flatnonzero(logits >= np.partition(logits, -count)[-count])
     # Equal logits in the order of their tokens, whatever the sorting does.
-    order = np.lexsort((np.arange(len(logits)), -logits))[:_TOP]
+    order = tokens[np.lexsort((tokens, -logits[tokens]))][:count]
     p = np.exp(log_softmax(logits[None])[0])
     return tuple((int(token), float(p[token])) for token in order)
 
@@ -123,7 +126,10 @@ def _checked(logits: Floats, error: type[BadArtifact] | type[BadCheckpoint], wha
     return logits
 
 
-def _places(number: int, first: int, scores: Scores, logits: Floats, base_logits: Floats) -> list[Place]:
+def _places(
+    number: int, first: int, scores: Scores, logits: Floats, base_logits: Floats, least: float
+) -> list[Place]:
+    """Return the worst places of a chunk, as far as their KL divergence is above ``least``."""
     rows = np.lexsort((np.arange(len(scores.kld)), -scores.kld))[:_WORST].tolist()
     return [
         Place(
@@ -135,6 +141,7 @@ def _places(number: int, first: int, scores: Scores, logits: Floats, base_logits
             top=likeliest(logits[row]),
         )
         for row in rows
+        if scores.kld[row] > least
     ]
 
 
