@@ -69,6 +69,16 @@ def test_artifacts_of_the_official_builder(tmp_path_factory: pytest.TempPathFact
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
+def test_graphs_that_are_fed_token_by_token(builds: Callable[[str], Path], tmp_path: Path) -> None:
+    """Without ortlm.json nothing says that all logits can be had."""
+    for path in builds("fp32").iterdir():
+        if path.name != "ortlm.json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    wanted = taken(ortlm.open_artifact(builds("fp32")))
+    for key, states in taken(ortlm.open_artifact(tmp_path)).items():
+        np.testing.assert_allclose(states, wanted[key], atol=1e-4 * np.abs(wanted[key]).max())
+
+
 def test_noise_is_that_of_its_definition() -> None:
     random = np.random.default_rng(0)
     ref, q = (random.normal(size=(2, 10, 8)).astype(np.float32) for _ in range(2))

@@ -176,4 +176,5 @@ class _Tapped:
     def run(self, binding: Any, *, brief: bool = False) -> None:
         self._session.run(binding, brief=brief)
         for name, found in zip(self._names, self.found, strict=True):
-            found.append(binding.result(name).numpy())
+            # The next run may write to the same memory.
+            found.append(np.array(binding.result(name).numpy(), np.float32))
