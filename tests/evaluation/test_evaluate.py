@@ -40,7 +40,12 @@ def without_speed(report: Report) -> dict[str, Any]:
 
 def test_more_bits_are_nearer_and_the_same_is_the_same(builds: Builds, report: Report) -> None:
     int8 = evaluate(builds("int8"), reference=builds("fp32"), tokens=2048, speed=False, threads=1).statistics
-    same = evaluate(builds("fp32"), reference=builds("fp32"), tokens=2048, speed=False, threads=1).statistics
+    twin = evaluate(
+        builds("fp32"), reference=builds("fp32"), tokens=2048, layers=True, speed=False, threads=1
+    )
+    same = twin.statistics
+    assert twin.data["layers"]["snr"] == [None] * 5
+    assert "no difference" in twin.to_html()
     assert 10 * int8.kld.value < report.statistics.kld.value
     assert (same.kld.value, same.same_top.value, same.ppl_ratio.value) == (0, 100, 1)
 
