@@ -20,7 +20,6 @@ import onnx_ir as ir
 
 from ortlm._version import __version__
 from ortlm.adapters import Adapter, adapter_arrays, adapter_bytes, open_adapter, write_adapter
-from ortlm.architectures import describe
 from ortlm.artifact import (
     GENAI_FILE,
     MANIFEST_FILE,
@@ -32,23 +31,23 @@ from ortlm.artifact import (
 )
 from ortlm.card import model_card
 from ortlm.checkpoint.hub import find_checkpoint
-from ortlm.checkpoint.open import Checkpoint, check_weights, read_json
-from ortlm.checkpoint.safetensors import same
+from ortlm.checkpoint.open import Checkpoint, read_json
 from ortlm.cores import physical_cores
 from ortlm.errors import BadCheckpoint, BadOption, NotEnoughSpace, nearest
 from ortlm.graph.attention import CacheScales
 from ortlm.graph.decoder import Emitted, emit_decoder
 from ortlm.manifest import make_manifest, plain_tokenizer_config
 from ortlm.options import BuildOptions, cache_scheme, check_adapter_names, make_recipe, preset_of
+from ortlm.origin import remember
 from ortlm.outline import CalibrationPlan, Outline, make_outline
 from ortlm.place import check_output, put_in_place, resumable, unfinished
 from ortlm.quant.methods import CALIBRATED
 from ortlm.quant.recipe import Calibration, Preset
 from ortlm.quant.rotation import Rotation
-from ortlm.spec import Architecture, Decoder, Source, parameters
+from ortlm.spec import Architecture, Decoder, parameters
 from ortlm.target import HERE, Target, check_precision, find_target
 from ortlm.units import readable_bytes
-from ortlm.weights import Weights, check_rotatable
+from ortlm.weights import Weights, check_rotatable, stored_architecture, untied
 from ortlm.write import Layout, Progress, lay_out, write_weights
 
 # Files beside the weights that an artifact takes along.
@@ -163,15 +162,14 @@ def prepare(
             f"got {options.filename!r}."
         )
     checkpoint = find_checkpoint(source, name=name, cache=Path(cache) if cache else None, token=options.token)
-    architecture = _own_head(checkpoint, describe(checkpoint.config))
-    _check_tensors(checkpoint, architecture)
+    architecture = stored_architecture(checkpoint)
     _check_tokenizer(checkpoint)
     check_adapter_names(adapters or {})
     switched = {name: open_adapter(path, checkpoint, architecture) for name, path in (adapters or {}).items()}
     merged = open_adapter(merge_adapter, checkpoint, architecture) if merge_adapter is not None else None
     if merged is not None and architecture.decoder.tied_head and "head.weight" in merged.deltas:
         # It changes the head alone, so that head and embeddings are one no longer.
-        architecture = _untied(architecture, architecture.sources["embed.weight"])
+        architecture = untied(architecture, architecture.sources["embed.weight"])
     if options.layers is not None:
         architecture = _first_layers(architecture, options.layers)
     if options.ragged_append and not where.query_lengths:
@@ -255,6 +253,7 @@ def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, pr
         manifest = replace(prepared.manifest, info={**prepared.manifest.info, **made})
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         put_in_place(folder, out, force=force)
+    remember(manifest, prepared.checkpoint.folder, prepared.merged.folder if prepared.merged else None)
     return Artifact(out, manifest) if prepared.options.config_only else open_artifact(out)
 
 
@@ -278,7 +277,7 @@ def _rotatable(
         raise BadOption("rotate changes what hidden states mean; leave rotate or include_hidden_states out.")
     if architecture.decoder.tied_head:
         # Embeddings and head take different factors, so that they are one no longer.
-        architecture = _untied(architecture, architecture.sources["embed.weight"])
+        architecture = untied(architecture, architecture.sources["embed.weight"])
     check_rotatable(architecture.decoder)
     return architecture
 
@@ -318,41 +317,6 @@ def _emit(
 
 
 # --- checks -------------------------------------------------------------------------------------------------
-
-
-def _check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
-    """Compare the checkpoint's tensors, names and shapes, with what the spec implies."""
-    tall: dict[str, int] = {}
-    wide: dict[str, tuple[int, ...]] = {}
-    for parameter in parameters(architecture.decoder):
-        source = architecture.sources[parameter.name]
-        stop = source.rows[1] if source.rows else parameter.shape[0]
-        tall[source.tensor] = max(tall.get(source.tensor, 0), stop)
-        wide[source.tensor] = parameter.shape[1:]
-    expected = {name: (tall[name], *wide[name]) for name in tall}
-    copies = (architecture.head_copy,) if architecture.decoder.tied_head else ()
-    check_weights(checkpoint, expected, (*architecture.ignored, *copies))
-
-
-def _own_head(checkpoint: Checkpoint, architecture: Architecture) -> Architecture:
-    """Return ``architecture`` untied if the checkpoint, though tied by its configuration, holds another head.
-
-    Fine-tunes leave such heads behind, and transformers uses them.
-    """
-    spec, weights = architecture.decoder, checkpoint.weights
-    head, embed = (
-        weights.get(architecture.head_copy),
-        weights.get(architecture.sources["embed.weight"].tensor),
-    )
-    if not spec.tied_head or head is None or embed is None or same(head, embed):
-        return architecture
-    return _untied(architecture, Source(architecture.head_copy))
-
-
-def _untied(architecture: Architecture, head: Source) -> Architecture:
-    """Return ``architecture`` with a head of its own, which lies at ``head``."""
-    decoder = replace(architecture.decoder, tied_head=False)
-    return replace(architecture, decoder=decoder, sources={**architecture.sources, "head.weight": head})
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> None:
@@ -431,7 +395,7 @@ def _write_files(
         (folder / name).write_text(text, encoding="utf-8")
     if not options.config_only:
         data = folder / f"{options.filename}.data"
-        weights = _weights(prepared)
+        weights = weights_of(prepared)
         if prepared.outline.calibration is not None:
             _calibrate(prepared, weights, folder, data, out, threads, progress)
         else:
@@ -610,9 +574,10 @@ def _texts(
     return texts
 
 
-def _weights(prepared: Prepared) -> Weights:
+def weights_of(prepared: Prepared, *, turned: bool = True) -> Weights:
+    """Return the weights that a build stores; unless ``turned``, as they were before their rotation."""
     deltas = prepared.merged.deltas if prepared.merged else None
-    rotation = Rotation(prepared.spec.hidden) if prepared.outline.rotated else None
+    rotation = Rotation(prepared.spec.hidden) if turned and prepared.outline.rotated else None
     return Weights(prepared.checkpoint, prepared.architecture, deltas, rotation)
 
 

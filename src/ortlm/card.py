@@ -17,6 +17,7 @@ Built by ortlm from `{source}` ({model_type}). Runs in ortlm and, unchanged, in 
 |---|---|
 | Parameters | {parameters:,} in {layers} layers |
 | Weights | {recipe} |
+| Recipe | {how} |
 | Bits per weight | {bits_per_weight:.2f} |
 | Size | {size} (checkpoint: {before}) |
 | Context | {context_tokens:,} tokens, {cache:.1f} kB of cache each |
@@ -66,11 +67,24 @@ def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
             "name": name,
             "size": readable_bytes(outline["output_bytes"]),
             "before": readable_bytes(outline["checkpoint_bytes"]),
+            "how": _how(outline),
             "cache": outline["cache_bytes_per_token"] / 1e3,
             "licence": words,
         }
     )
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def _how(outline: Mapping[str, Any]) -> str:
+    """Return in words by which recipe weights were quantized, and on what they were calibrated."""
+    name, found = outline.get("recipe_name"), outline.get("calibration")
+    if name is None:
+        return "not quantized"
+    turned = ", residual stream rotated" if outline.get("rotated") else ""
+    if found is None:
+        return f"{name}{turned}, not calibrated"
+    tokens = found["rows"] * found["length"]
+    return f"{name}{turned}, calibrated on {tokens:,} tokens of {found['source']}"
 
 
 def public_name(source: str) -> str:

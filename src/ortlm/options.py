@@ -126,13 +126,13 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
     )
 
     def at(bits: int, *, rounded: bool) -> Scheme | None:
-        # Embeddings are looked up, not multiplied, so there is nothing to calibrate; 8 bits need no help.
+        # Embeddings are looked up, not multiplied, so there is nothing to calibrate.
         algorithm = "rtn" if rounded and body.algorithm in CALIBRATED else body.algorithm
         return None if bits == 0 else replace(body, bits=bits, algorithm=algorithm)
 
     head = first(options.head_bits, 8 if eight else preset.head_bits, target.head_bits)
     embed = first(options.embed_bits, 8 if eight else preset.embed_bits, target.embed_bits)
-    base = Uniform(body, at(head, rounded=head == 8), at(embed, rounded=True))
+    base = Uniform(body, at(head, rounded=False), at(embed, rounded=True))
     rules = []
     # A width that was asked for wins over one that a named recipe implies.
     if preset.wide and options.bits is None and target.wide_roles:

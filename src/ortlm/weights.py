@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
+from ortlm.architectures import describe
 from ortlm.checkpoint.lora import Delta
-from ortlm.checkpoint.open import Checkpoint
+from ortlm.checkpoint.open import Checkpoint, check_weights
+from ortlm.checkpoint.safetensors import same
 from ortlm.checkpoint.stack import Part, Stack, stack
 from ortlm.dtypes import Array
 from ortlm.errors import BadOption
 from ortlm.quant.rotation import Rotation
-from ortlm.spec import Architecture, Decoder, parameters
+from ortlm.spec import Architecture, Decoder, Source, parameters
 
 
 class Rows(Protocol):
@@ -92,6 +95,56 @@ class Weights:
         weight = self._checkpoint.weights[source.tensor]
         return Part(weight, start, stop, source.add, self._deltas.get(name))
 
+
+# --- what a checkpoint really holds -------------------------------------------------------------------------
+
+
+def stored_architecture(checkpoint: Checkpoint) -> Architecture:
+    """Return what the model of ``checkpoint`` is, by its configuration and by the tensors that are there.
+
+    Raises UnsupportedModel, and BadCheckpoint if tensors are missing, too many, or of other shapes.
+    """
+    architecture = _own_head(checkpoint, describe(checkpoint.config))
+    _check_tensors(checkpoint, architecture)
+    return architecture
+
+
+def _check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Compare the checkpoint's tensors, names and shapes, with what the spec implies."""
+    tall: dict[str, int] = {}
+    wide: dict[str, tuple[int, ...]] = {}
+    for parameter in parameters(architecture.decoder):
+        source = architecture.sources[parameter.name]
+        stop = source.rows[1] if source.rows else parameter.shape[0]
+        tall[source.tensor] = max(tall.get(source.tensor, 0), stop)
+        wide[source.tensor] = parameter.shape[1:]
+    expected = {name: (tall[name], *wide[name]) for name in tall}
+    copies = (architecture.head_copy,) if architecture.decoder.tied_head else ()
+    check_weights(checkpoint, expected, (*architecture.ignored, *copies))
+
+
+def _own_head(checkpoint: Checkpoint, architecture: Architecture) -> Architecture:
+    """Return ``architecture`` untied if the checkpoint, though tied by its configuration, holds another head.
+
+    Fine-tunes leave such heads behind, and transformers uses them.
+    """
+    spec, weights = architecture.decoder, checkpoint.weights
+    head, embed = (
+        weights.get(architecture.head_copy),
+        weights.get(architecture.sources["embed.weight"].tensor),
+    )
+    if not spec.tied_head or head is None or embed is None or same(head, embed):
+        return architecture
+    return untied(architecture, Source(architecture.head_copy))
+
+
+def untied(architecture: Architecture, head: Source) -> Architecture:
+    """Return ``architecture`` with a head of its own, which lies at ``head``."""
+    decoder = replace(architecture.decoder, tied_head=False)
+    return replace(architecture, decoder=decoder, sources={**architecture.sources, "head.weight": head})
+
+
+# --- rotation -----------------------------------------------------------------------------------------------
 
 # The norm before each matrix that reads the residual stream.
 _BEHIND = {

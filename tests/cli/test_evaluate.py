@@ -56,7 +56,6 @@ def test_gate(
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ((), 2, "Say with --reference"),
         (("--reference", "MODEL", "--chunk", "4"), 2, "--chunk must be 8 to 512"),
         (("--reference", "MODEL", "--tokens", "0"), 2, "--tokens must be at least 1"),
         (("--reference", "MODEL", "--tokens", "100"), 2, "fewer than 100 say nothing"),

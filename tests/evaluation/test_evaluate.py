@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,9 @@ from ortlm.evaluation import evaluate as module
 from ortlm.evaluation.check import quick_check
 from ortlm.evaluation.evaluate import evaluate
 from ortlm.evaluation.report import Report
-from ortlm.evaluation.source import ArtifactSource, find_reference, open_checkpoint
+from ortlm.evaluation.source import ArtifactSource, find_reference
 from ortlm.evaluation.texts import TEXTS
-from tests.evaluation.fakes import VOCAB, FakeSource
+from ortlm.origin import Origin
 
 Builds = Callable[[str], Path]
 
@@ -159,29 +157,26 @@ def test_a_checkpoint_as_reference(
     own: Path, builds: Builds, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        module, "open_checkpoint", lambda name, threads: ArtifactSource(builds("fp32"), threads)
+        module, "open_checkpoint", lambda origin, threads: ArtifactSource(builds("fp32"), threads)
     )
     report = evaluate(own, reference=tiny, tokens=1024, speed=False, threads=1, layers=True, drift=False)
     assert report.data["reference"] == {"kind": "checkpoint", "name": "tiny-phi3"}
     assert report.statistics.kld.value > 0
 
 
-def test_checkpoints_are_opened_by_layerwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def opened(reference: str, *, threads: int | None) -> FakeSource:
-        asked.append((reference, threads))
-        return FakeSource()
-
-    monkeypatch.setitem(sys.modules, "ortlm.layerwise", SimpleNamespace(open_reference=opened))
-    assert open_checkpoint("microsoft/Phi-3", threads=2).vocab_size == VOCAB
-    assert asked == [("microsoft/Phi-3", 2)]
-    monkeypatch.setitem(sys.modules, "ortlm.layerwise", None)
-    with pytest.raises(BadOption, match="ortlm build -p fp32"):
-        open_checkpoint("microsoft/Phi-3")
+def test_a_checkpoint_equals_its_fp32_build(own: Path, builds: Builds, tiny: Path) -> None:
+    streamed = evaluate(own, reference=tiny, tokens=2048, speed=False, layers=True, threads=1)
+    loaded = evaluate(own, reference=builds("fp32"), tokens=2048, speed=False, layers=True, threads=1)
+    assert streamed.statistics.kld.value == pytest.approx(loaded.statistics.kld.value, rel=1e-4)
+    assert streamed.data["layers"]["snr"] == pytest.approx(loaded.data["layers"]["snr"], rel=1e-4)
 
 
-def test_reference_that_is_not_named(own: Path) -> None:
+def test_the_machine_that_built_it_knows_the_checkpoint(own: Path, tiny: Path) -> None:
+    assert find_reference(ortlm.open_artifact(own)) == Origin(str(tiny.resolve()))
+
+
+def test_reference_that_is_not_named(own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
     with pytest.raises(BadOption, match=r"was built from a local folder, tiny-phi3\. Say with --reference"):
         evaluate(own)
     record = json.loads((own / "ortlm.json").read_text(encoding="utf-8"))
@@ -193,7 +188,7 @@ def test_reference_that_is_not_named(own: Path) -> None:
         (own / "ortlm.json").write_text(json.dumps({**record, "info": info}), encoding="utf-8")
         artifact = ortlm.open_artifact(own)
         if wanted == info.get("source"):
-            assert find_reference(artifact) == wanted
+            assert find_reference(artifact) == Origin(wanted)
         else:
             with pytest.raises(BadOption, match=wanted):
                 find_reference(artifact)

@@ -14,7 +14,7 @@ from ortlm.graph.builder import Product
 from ortlm.graph.storage import Plain, Plan, Quantized
 from ortlm.quant.awq import channel_scales
 from ortlm.quant.gptq import Feedback, Moments, corrected, feedback, gptq, moments
-from ortlm.quant.methods import CALIBRATED, quantizer
+from ortlm.quant.methods import CALIBRATED, Calibrated, quantizer
 from ortlm.quant.recipe import Calibration
 from ortlm.quant.rounding import Packed, clip_search, clipped_range, dequantize
 from ortlm.quant.scheme import Scheme
@@ -26,6 +26,8 @@ Results = dict[Quantized | Plain, Packed | Floats]
 
 # Elements of a matrix that are rounded at once; more would only take more memory.
 _CHUNK = 1 << 25
+# Rounding to 8 bits loses little, and the moments of so many inputs take more time and memory than all the rest.
+_WIDE = 4096
 # Elements whose ranges one core looks for at once.
 _PIECE = 1 << 22
 
@@ -53,7 +55,7 @@ class LayerQuantizer:
         """Quantize ``weight`` for these ``inputs`` and return what it has become."""
         items = [item for _, _, item in self._parts(product) if item is not None]
         schemes = [item.scheme for item in items]
-        methods = [CALIBRATED.get(scheme.algorithm) for scheme in schemes]
+        methods = [self._method(item) for item in items]
         if any(m is not None and m.equalizes for m in methods):
             weight = self._equalize(product, schemes[0], inputs, floats, weight)
         known: Moments | Feedback | None = None
@@ -78,9 +80,12 @@ class LayerQuantizer:
             done.append(rows)
         return np.concatenate(done) if len(done) > 1 else done[0]
 
-    def head(self, states: Sequence[Floats], item: Quantized) -> None:
-        """Quantize the head, which is multiplied by ``states`` [B, S, H], a part of its rows at a time."""
-        carry = feedback(moments(states), damping=self._settings.damping)
+    def head(self, states: Sequence[Floats], floats: Sequence[Floats] | None, item: Quantized) -> None:
+        """Quantize the head, which is multiplied by ``states`` [B, S, H], a part of its rows at a time.
+
+        ``floats`` are those of the float model.
+        """
+        carry = feedback(moments(states, floats), damping=self._settings.damping)
         stack = self._weights.stack(item.parameters)
         step = max(1, _CHUNK // item.inputs)
         parts = [
@@ -103,8 +108,7 @@ class LayerQuantizer:
             at, seen = at + rows, item
 
     def _pack(self, rows: Floats, item: Quantized, known: Moments | Feedback | None) -> Packed:
-        scheme = item.scheme
-        method = CALIBRATED.get(scheme.algorithm)
+        scheme, method = item.scheme, self._method(item)
         if method is None or known is None:
             return self._in_pieces(rows, lambda part: quantizer(scheme.algorithm)(part, scheme))
         importance = known.importance
@@ -121,6 +125,13 @@ class LayerQuantizer:
             kept = scales.astype(dtype(item.scales.dtype).numpy).astype(np.float32)
             done.append(gptq(part, scheme, known, np.where(kept == 0, scales, kept), zeros))
         return _joined(done)
+
+    @staticmethod
+    def _method(item: Quantized) -> Calibrated | None:
+        """Return how ``item`` is calibrated, None if it is only rounded."""
+        if item.scheme.bits == 8 and item.inputs > _WIDE:
+            return None
+        return CALIBRATED.get(item.scheme.algorithm)
 
     def _in_pieces(self, rows: Floats, pack: Callable[[Floats], Packed]) -> Packed:
         with ThreadPoolExecutor(self._threads) as pool:

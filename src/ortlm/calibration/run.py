@@ -57,7 +57,8 @@ def calibrate(
         head = _head(plan)
         if head is not None:
             last = LayerQuantizer(plan, weights, settings, threads=threads)
-            last.head(model.head_inputs(streams[0]), head)
+            floats = model.head_inputs(streams[1]) if settings.correct else None
+            last.head(model.head_inputs(streams[0]), floats, head)
             _write(state, layout, last.results)
     finally:
         model.close()

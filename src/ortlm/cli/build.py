@@ -12,10 +12,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from ortlm.cli import DONE, FAILED
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ortlm.artifact import Artifact
+    from ortlm.building import Prepared
+    from ortlm.evaluation.check import Check
     from ortlm.outline import Outline
 
 _EXAMPLES = """\
@@ -26,6 +30,7 @@ examples:
   ortlm build -i ./base -o phi -p int4 -e cpu --adapter french=./french-lora --adapter code=./code-lora
   ortlm build -i ./my-fine-tune -o phi -p int4 -e cpu --kv-cache int8
   ortlm build -i ./my-fine-tune -o phi --recipe fast
+  ortlm build -i ./my-fine-tune -o phi --evaluate handbook.txt --max-kld 0.05
   ortlm build -i ./my-fine-tune -o phi --recipe quality --calibration chats.jsonl
   ortlm build -i ./my-fine-tune -o phi -p int4 -e webgpu --extra_options block_size=32 is_symmetric=true
 
@@ -54,7 +59,7 @@ extra options (KEY=VALUE; the official builder's names, old int4_* ones too):
   windowed_kv_cache=true           layers with a sliding window keep its keys and values only
   filename=model.onnx  config_only=true  hf_token=TOKEN
 
-exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted
+exit codes: 0 done, 1 failed, 2 wrong use, 3 above --max-kld, 130 interrupted
 """
 
 
@@ -134,6 +139,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     how.add_argument(
         "--threads", type=int, metavar="N", help="cores to quantize with (default: all physical)"
     )
+    good = parser.add_argument_group("is it still good")
+    good.add_argument(
+        "--no-check",
+        action="store_true",
+        help="do not compare the finished model with its checkpoint on a few hundred tokens",
+    )
+    good.add_argument(
+        "--evaluate",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write report.html and report.json, as `ortlm evaluate` does, on the text FILE or ortlm's own",
+    )
+    good.add_argument(
+        "--max-kld",
+        type=float,
+        metavar="X",
+        help="exit with 3 if the mean KL divergence is above X nats",
+    )
     where = parser.add_argument_group("where and whether")
     where.add_argument(
         "-c",
@@ -162,6 +186,12 @@ def run(args: argparse.Namespace) -> int:
         from ortlm.errors import BadCheckpoint
 
         raise BadCheckpoint(f"-i {args.input} is not a folder. For a model on the hub use -m NAME.")
+    if args.max_kld is not None and not args.max_kld >= 0:
+        raise BadOption(f"--max-kld must be 0 or more, in nats; got {args.max_kld}.")
+    if args.evaluate and not Path(args.evaluate).is_file():
+        raise BadOption(
+            f"--evaluate {args.evaluate} is not a file; it takes a text, or nothing for ortlm's own."
+        )
     target = find_target(args.execution_provider)
     check_precision(args.precision, target)
     options = parse_extra_options(args.extra_options, target=target)
@@ -226,8 +256,58 @@ def run(args: argparse.Namespace) -> int:
             )
         print(f"interrupted: {left}.", file=sys.stderr)
         raise
-    _report(args, console, artifact, outline, time.monotonic() - began)
-    return 0
+    seconds = time.monotonic() - began
+    checked = _check(args, console, prepared, out)
+    _report(args, console, artifact, outline, seconds, checked)
+    if checked is not None and not checked.finite:
+        print(
+            f"the logits of {out} are not all numbers, so it is of no use: weights or activations are beyond what "
+            f"{outline.precision} holds on {outline.target}. Try another precision.",
+            file=sys.stderr,
+        )
+        return FAILED
+    return _evaluate(args, console, out)
+
+
+def _check(args: argparse.Namespace, console: Console, prepared: Prepared, out: Path) -> Check | None:
+    """Compare the finished model with its checkpoint; None if nobody wants that, or it cannot be done here."""
+    if args.no_check or args.evaluate is not None or prepared.options.config_only:
+        return None
+    from ortlm.checking import Unchecked, check
+
+    try:
+        with console.status("checking the model against its checkpoint"):
+            return check(prepared, out, threads=args.threads)
+    except Unchecked as reason:
+        print(
+            f"not checked: {reason}. Evaluate it where it will run (ortlm evaluate {out}).", file=sys.stderr
+        )
+        return None
+
+
+def _evaluate(args: argparse.Namespace, console: Console, out: Path) -> int:
+    """Write the report that --evaluate and --max-kld ask for; returns the exit code."""
+    if args.evaluate is None and args.max_kld is None:
+        return DONE
+    from ortlm.cli.evaluate import gate
+    from ortlm.evaluation.evaluate import evaluate
+
+    with console.status("evaluating") as status:
+        report = evaluate(
+            out,
+            text=args.evaluate or None,
+            threads=args.threads,
+            progress=lambda what, done, total: status.update(f"{what} {done} of {total}" if total else what),
+        )
+    written = report.write()
+    found = report.statistics
+    console.print(
+        f"mean KL divergence {found.kld.value:.5f} ± {found.kld.error:.5f}, same top token "
+        f"{found.same_top.value:.2f} %; see {written[0]}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return gate(report, args.max_kld)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -292,8 +372,14 @@ class _Bars:
 
 
 def _report(
-    args: argparse.Namespace, console: Console, artifact: Artifact, outline: Outline, seconds: float
+    args: argparse.Namespace,
+    console: Console,
+    artifact: Artifact,
+    outline: Outline,
+    seconds: float,
+    checked: Check | None,
 ) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from ortlm.units import readable_bytes
@@ -307,6 +393,7 @@ def _report(
         "bits_per_weight": round(outline.bits_per_weight, 3),
         "seconds": round(seconds, 2),
         "peak_memory_bytes": peak,
+        "check": checked.to_dict() if checked is not None else None,
     }
     if args.json:
         print(json.dumps({"schema": 1, **asdict(outline), **facts}, indent=2))
@@ -317,8 +404,26 @@ def _report(
     table.add_row("bits per weight", f"{outline.bits_per_weight:.2f}")
     table.add_row("time", f"{seconds:.1f} s")
     table.add_row("peak memory", readable_bytes(peak) if peak else "unknown")
+    if checked is not None and checked.kld is not None:
+        table.add_row(
+            "check",
+            f"KL divergence {checked.kld:.4f}, same top token {checked.same_top:.1f} % "
+            f"({checked.scored_tokens} tokens, against fp32)",
+        )
+        table.add_row("it says", f"{checked.prompt}[dim] | [/]{escape(_one_line(checked.continuation))}")
     console.print(table)
     console.print(f'Run it: ortlm generate {artifact.path} "Once upon a time"', highlight=False)
+
+
+def _one_line(text: str) -> str:
+    """Return the beginning of ``text`` as one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else f"{line[:57]}..."
+
+
+def _calibration(outline: Outline) -> str:
+    found = outline.calibration
+    return f"{found.tokens:,} tokens of {found.source}" if found is not None else ""
 
 
 def _show_outline(console: Console, outline: Outline, out: Path) -> None:
@@ -333,7 +438,9 @@ def _show_outline(console: Console, outline: Outline, out: Path) -> None:
         ("architecture", f"{outline.model_type}, {outline.layers} layers"),
         ("parameters", f"{outline.parameters:,}"),
         ("target", f"{outline.precision} for {outline.target}"),
+        ("recipe", outline.recipe_name or ""),
         ("weights", outline.recipe.replace("; ", "\n")),
+        ("calibration", _calibration(outline)),
         ("bits per weight", f"{outline.bits_per_weight:.2f}"),
         ("merged adapter", outline.merged_adapter or ""),
         ("adapters", "\n".join(f"{n}, {readable_bytes(b)}" for n, b in outline.adapter_bytes.items())),

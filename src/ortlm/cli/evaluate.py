@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(Console(), report)
     _tell_files(err, report, written)
-    return _gate(report, args.max_kld)
+    return gate(report, args.max_kld)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -126,7 +126,8 @@ def _check(args: argparse.Namespace) -> None:
         raise BadOption(f"{args.model} may not be written to. Give another folder for the reports with -o.")
 
 
-def _gate(report: Report, limit: float | None) -> int:
+def gate(report: Report, limit: float | None) -> int:
+    """Return the exit code for a limit of the mean KL divergence, and say if it is missed."""
     found = report.statistics.kld.value
     if limit is None or found <= limit:
         return DONE

@@ -20,6 +20,7 @@ from ortlm.evaluation.report import SCHEMA, Report, is_ours
 from ortlm.evaluation.source import ArtifactSource, Source, find_reference, is_artifact, open_checkpoint
 from ortlm.evaluation.speed import measure
 from ortlm.evaluation.statistics import statistics
+from ortlm.origin import Origin
 from ortlm.runtime.tokenizer import Tokenizer
 
 # Told what is being done, how much of it is done, and how much there is (0: not known).
@@ -50,8 +51,8 @@ def evaluate(
     """
     tell = progress or _silent
     built = open_artifact(artifact)
-    base = reference if reference is not None else find_reference(built)
-    base_artifact = open_artifact(base) if is_artifact(base) else None
+    base = Origin(str(reference)) if reference is not None else find_reference(built)
+    base_artifact = open_artifact(base.source) if is_artifact(base.source) else None
     tokenizer = Tokenizer.open(built.path)
     _check_same(built, base_artifact, tokenizer)
     read = read_text(text)
@@ -69,7 +70,7 @@ def evaluate(
         "artifact": identity,
         "reference": {
             "kind": "checkpoint",
-            "name": public_name(str(base)),
+            "name": public_name(base.source),
             **({} if base_artifact is None else {"kind": "artifact", **details.identity(base_artifact)}),
         },
         "text": details.text(read, chunks),
@@ -103,7 +104,7 @@ class _Pair:
 
     built: Artifact
     base_artifact: Artifact | None
-    base: str | Path
+    base: Origin
     chunks: Chunks
     threads: int | None
     providers: Sequence[str] | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from ortlm.artifact import GENAI_FILE, MANIFEST_FILE, Artifact, graph_named, open_artifact
 from ortlm.errors import BadOption
+from ortlm.origin import Origin, recall
 from ortlm.runtime.generate import LanguageModel
 
 Floats = NDArray[np.float32]
@@ -84,11 +84,14 @@ def is_artifact(path: str | Path) -> bool:
     return any((Path(path) / name).is_file() for name in (MANIFEST_FILE, GENAI_FILE))
 
 
-def find_reference(artifact: Artifact) -> str:
-    """Return the name of what ``artifact`` was built from.
+def find_reference(artifact: Artifact) -> Origin:
+    """Return what ``artifact`` was built from: on this machine, or by its name on the hub.
 
-    Raises BadOption if that is not recorded, or if the build added something that it has not.
+    Raises BadOption if that is not known, or if the build added something that it has not.
     """
+    known_here = recall(artifact.manifest)
+    if known_here is not None:
+        return known_here
     info = artifact.manifest.info
     source, merged = str(info.get("source") or ""), info.get("merged_adapter")
     if merged:
@@ -104,17 +107,12 @@ def find_reference(artifact: Artifact) -> str:
             f"{artifact.path} {known}. Say with --reference what to compare with: the checkpoint's folder or "
             "name, or another artifact such as an fp32 build."
         )
-    return source
+    return Origin(source)
 
 
-def open_checkpoint(reference: str | Path, *, threads: int | None = None) -> Source:
-    """Return the checkpoint ``reference``, a folder or a name on the hub, as a Source in float."""
-    try:
-        opened = importlib.import_module("ortlm.layerwise").open_reference
-    except (ImportError, AttributeError) as error:
-        raise BadOption(
-            f"{reference} is no artifact, and this ortlm cannot compute a checkpoint in float. Build it with "
-            "`ortlm build -p fp32` and give that folder as --reference."
-        ) from error
-    found: Source = opened(reference, threads=threads)
-    return found
+def open_checkpoint(origin: Origin, *, threads: int | None = None) -> Source:
+    """Return a checkpoint, with the adapter that was added to it, as a Source in float."""
+    # It needs onnx-ir, which takes most of a second to import.
+    from ortlm.layerwise.reference import open_reference
+
+    return open_reference(origin.source, adapter=origin.adapter, threads=threads)

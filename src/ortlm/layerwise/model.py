@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +67,14 @@ class LayerwiseModel:
         self._layers: dict[Layer, tuple[int, list[_Ready]]] = {}
         self._heads: dict[int, list[_Ready]] = {}
         # Weights are inputs of these graphs, so the files are small.
-        self._folder = tempfile.TemporaryDirectory(prefix="ortlm-")
+        self._folder = Path(tempfile.mkdtemp(prefix="ortlm-"))
+        self._cleaned = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def close(self) -> None:
         """Remove the graphs' files."""
         self._layers.clear()
         self._heads.clear()
-        self._folder.cleanup()
+        self._cleaned()
 
     def embed(self, rows: Sequence[NDArray[np.int64]], change: LookedUp | None = None) -> list[Floats]:
         """Return the first hidden states [B, S, H] of ``rows``; neighbours of equal length become one batch.
@@ -189,7 +192,7 @@ class LayerwiseModel:
         return self._heads[rows]
 
     def _ready(self, piece: Piece, name: str) -> _Ready:
-        path = Path(self._folder.name) / f"{name}-{len(list(Path(self._folder.name).iterdir()))}.onnx"
+        path = self._folder / f"{name}-{len(list(self._folder.iterdir()))}.onnx"
         ir.save(piece.model, path)
         # What each session kept for its next run would add up.
         options = {"enable_cpu_mem_arena": False}

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ortlm.adapters import open_adapter
+from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.errors import BadOption
 from ortlm.graph.builder import Product
 from ortlm.layerwise.model import LayerwiseModel
-from ortlm.weights import Weights
+from ortlm.weights import Weights, stored_architecture
 
 Floats = NDArray[np.float32]
 # Called with a layer, a chunk and what that layer's attention is given, [S, H].
 Observe = Callable[[int, int, Floats], None]
 
 
+def open_reference(
+    source: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    cache: str | Path | None = None,
+    threads: int | None = None,
+) -> Reference:
+    """Return the checkpoint ``source``, a folder or a name on the hub, as a reference.
+
+    The LoRA ``adapter`` is added to its weights. Raises what a build of it would raise.
+    """
+    checkpoint = find_checkpoint(source, name=None, cache=Path(cache) if cache else None, token=None)
+    architecture = stored_architecture(checkpoint)
+    deltas = open_adapter(adapter, checkpoint, architecture).deltas if adapter is not None else None
+    return Reference(Weights(checkpoint, architecture, deltas), threads=threads)
+
+
 class Reference:
     """The logits of a model in fp32 for chunks of tokens that are known before.
 
-    All chunks go through one layer before the next one's weights are read, so memory holds one layer and the states
-    of all chunks, whatever the model.
+    All chunks go through one layer before the next one's weights are read, so memory holds one layer and the
+    states of all chunks, whatever the model.
     """
 
     def __init__(self, weights: Weights, *, threads: int | None = None) -> None:
@@ -32,8 +52,8 @@ class Reference:
     def open(self, chunks: Sequence[NDArray[np.int64]], observe: Observe | None = None) -> None:
         """Compute the last layer's states of every chunk, int64 [S] each.
 
-        ``observe`` is called with what each layer's attention is given in each chunk, and for the number of layers
-        with what the head is given.
+        ``observe`` is called with what each layer's attention is given in each chunk, and for the number of
+        layers with what the head is given.
         """
         model = self._model
         # One at a time, so that states keep the order of chunks.
@@ -50,7 +70,8 @@ class Reference:
         """Return the logits float32 [S, V] after every token of chunk number ``chunk``."""
         if not 0 <= chunk < len(self._states):
             raise BadOption(f"there are {len(self._states)} chunks; there is no number {chunk}.")
-        return self._model.logits(self._states[chunk])[0]
+        found: Floats = self._model.logits(self._states[chunk])[0]
+        return found
 
     def close(self) -> None:
         """Free what the model holds on disk and in memory."""

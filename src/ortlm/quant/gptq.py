@@ -77,7 +77,7 @@ class Feedback:
         return found
 
 
-def feedback(found: Moments, *, damping: float = 0.01) -> Feedback:
+def feedback(found: Moments, *, damping: float = 0.03) -> Feedback:
     """Return how errors carry over, given the second moments of the inputs.
 
     ``damping`` times the mean of the diagonal is added to it, so that inputs that calibration hardly saw keep

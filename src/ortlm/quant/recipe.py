@@ -118,7 +118,7 @@ class Calibration:
 
     tokens: int | None = None
     length: int = 256
-    damping: float = 0.01
+    damping: float = 0.03
     correct: bool = True
     seed: int = 0
 
@@ -166,7 +166,7 @@ QUALITY = Preset(
     "quality",
     "gptq",
     wide=True,
-    rules=(Rule(roles=("qkv", "down"), bits=8),),
+    rules=(Rule(roles=("qkv", "out", "down"), bits=8),),
     calibration=Calibration(tokens=65536),
 )
 PRESETS = {p.name: p for p in (FAST, BALANCED, QUALITY)}

@@ -1,0 +1,61 @@
+"""The quick look at the end of a build: whether the model still says what its checkpoint says."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from ortlm.artifact import MANIFEST_FILE, open_artifact
+from ortlm.building import Prepared, weights_of
+from ortlm.errors import BadArtifact, Error
+from ortlm.evaluation.check import Check, quick_check
+from ortlm.layerwise.reference import Reference
+
+
+class Unchecked(Error):
+    """A model cannot be checked here."""
+
+
+def check(prepared: Prepared, out: Path, *, threads: int | None = None) -> Check:
+    """Compare the model that ``prepared`` became in ``out`` with its checkpoint in fp32, on a few hundred tokens.
+
+    What was found goes into the manifest, as ``info["check"]``. Raises Unchecked, with the reason, if this machine
+    cannot run the model.
+    """
+    size = prepared.layout.bytes
+    free = _available_bytes()
+    if free is not None and 1.3 * size > free:
+        raise Unchecked(
+            f"running it takes about {1.3 * size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+        )
+    if prepared.emitted.builder.dtype == "bf16":
+        raise Unchecked("no processor here computes in bf16")
+    reference = Reference(weights_of(prepared, turned=False), threads=threads)
+    try:
+        found = quick_check(out, reference, threads=threads)
+    except BadArtifact as error:
+        raise Unchecked(str(error)) from error
+    finally:
+        reference.close()
+    manifest = open_artifact(out).manifest
+    kept = replace(manifest, info={**manifest.info, "check": found.to_dict()})
+    new = out / f".{MANIFEST_FILE}.new"
+    new.write_text(kept.to_json(), encoding="utf-8")
+    new.replace(out / MANIFEST_FILE)
+    return found
+
+
+def _available_bytes() -> int | None:
+    """Return how much memory is free for use, None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 - no file, and read line by line
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None

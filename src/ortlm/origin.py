@@ -1,0 +1,59 @@
+"""Where artifacts came from, remembered on the machine that built them: no path goes into an artifact."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ortlm.artifact import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A checkpoint, a folder or a name on the hub, and the adapter that was added to its weights."""
+
+    source: str
+    adapter: str | None = None
+
+
+def remember(manifest: Manifest, checkpoint: Path, adapter: Path | None) -> None:
+    """Note that ``checkpoint`` was built into the artifact of ``manifest``, where notes can be kept."""
+    path = _note(manifest)
+    if path is None:
+        return
+    found = {"source": str(checkpoint.resolve()), "adapter": str(adapter.resolve()) if adapter else None}
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found), encoding="utf-8")
+
+
+def recall(manifest: Manifest) -> Origin | None:
+    """Return what the artifact of ``manifest`` was built from here, if that is known and still there."""
+    path = _note(manifest)
+    if path is None:
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        origin = Origin(str(found["source"]), found["adapter"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    there = all(Path(p).is_dir() for p in (origin.source, origin.adapter) if p is not None)
+    return origin if there else None
+
+
+def _note(manifest: Manifest) -> Path | None:
+    """Return the file for the artifact, which is known by its weights."""
+    files = manifest.info.get("files")
+    hashes = [
+        str(entry.get("sha256"))
+        for name, entry in (files.items() if isinstance(files, dict) else ())
+        if name.endswith(".onnx.data") and isinstance(entry, dict)
+    ]
+    if not hashes:
+        return None
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "ortlm" / "built" / f"{hashes[0][:40]}.json"

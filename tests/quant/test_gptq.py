@@ -1,0 +1,113 @@
+"""GPTQ against a slow reference, and what calibrated rounding promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ortlm.quant.awq import channel_scales
+from ortlm.quant.gptq import corrected, feedback, gptq, moments
+from ortlm.quant.rounding import clip_search, clipped_range, dequantize, rtn
+from ortlm.quant.scheme import Scheme
+
+
+def inputs(count: int = 600, width: int = 96, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    # Correlated, and some of them large.
+    mixed = random.standard_normal((count, width)) @ random.standard_normal((width, width))
+    mixed[:, ::17] *= 8
+    return mixed.astype(np.float32)
+
+
+def weight(rows: int = 24, width: int = 96) -> np.ndarray:
+    return np.random.default_rng(5).standard_normal((rows, width)).astype(np.float32)
+
+
+def loss(w: np.ndarray, other: np.ndarray, x: np.ndarray) -> float:
+    return float(np.square(x @ (w - other).T).sum())
+
+
+def plain_gptq(
+    w: np.ndarray, scheme: Scheme, h: np.ndarray, order: np.ndarray, s: np.ndarray, z: np.ndarray
+) -> np.ndarray:
+    """Frantar et al. 2022, algorithm 1, one column at a time, through the inverse."""
+    w = w[:, order].astype(np.float64).copy()
+    inverse = np.linalg.inv(h[np.ix_(order, order)].astype(np.float64))
+    upper = np.linalg.cholesky(inverse).T
+    found = np.zeros_like(w)
+    for i, k in enumerate(order):
+        scale, zero = s[:, k // scheme.block], z[:, k // scheme.block]
+        code = np.clip(np.rint(w[:, i] / scale + zero), 0, 2**scheme.bits - 1)
+        found[:, i] = (code - zero) * scale
+        error = (w[:, i] - found[:, i]) / upper[i, i]
+        w[:, i:] -= np.outer(error, upper[i, i:])
+    back = np.empty_like(found)
+    back[:, order] = found
+    return back
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("block", [16, 64])
+def test_equals_the_plain_algorithm(bits: int, block: int, symmetric: bool) -> None:
+    scheme = Scheme(bits=bits, block=block, symmetric=symmetric)
+    w, found = weight(), moments([inputs()])
+    carry = feedback(found, damping=0.05)
+    scales, zeros = clipped_range(w, scheme, carry.importance)
+    h = found.second + 0.05 * np.diagonal(found.second).mean() * np.eye(96)
+    want = plain_gptq(w, scheme, h, carry.order, scales, zeros)
+    got = dequantize(gptq(w, scheme, carry, scales, zeros), scheme, 96)
+    # Ties may fall either way in float32.
+    assert np.mean(np.abs(got - want) > 1e-4) < 0.02
+
+
+def test_each_step_loses_less() -> None:
+    scheme, w, x = Scheme(bits=4, block=32), weight(), inputs()
+    found = moments([x])
+    carry = feedback(found)
+    losses = [
+        loss(w, dequantize(packed, scheme, 96), x)
+        for packed in (
+            rtn(w, scheme),
+            clip_search(w, scheme, found.importance),
+            gptq(w, scheme, carry, *clipped_range(w, scheme, carry.importance)),
+        )
+    ]
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_widths_that_no_block_divides() -> None:
+    scheme = Scheme(bits=4, block=64)
+    w, found = weight(width=96), moments([inputs()])
+    packed = gptq(w, scheme, feedback(found), *clipped_range(w, scheme, None))
+    assert packed.values.shape == (24, scheme.row_bytes(96))
+    # What is behind the last input decodes to 0.
+    assert not dequantize(packed, scheme, 128)[:, 96:].any()
+
+
+def test_silent_inputs() -> None:
+    x = inputs()
+    x[:, 10:40] = 0
+    scheme, w = Scheme(bits=4, block=32), weight()
+    packed = gptq(w, scheme, feedback(moments([x])), *clipped_range(w, scheme, None))
+    assert np.isfinite(packed.scales).all()
+    # They are rounded as if nothing were known of them.
+    assert np.abs(dequantize(packed, scheme, 96) - w)[:, 10:40].max() < 0.5
+
+
+def test_correction_is_least_squares() -> None:
+    x, w = inputs(), weight()
+    f = x + 0.1 * inputs(seed=1)
+    carry = feedback(moments([x[:300], x[300:]], [f[:300], f[300:]]), damping=1e-6)
+    want = np.linalg.lstsq(x.astype(np.float64), f.astype(np.float64) @ w.T.astype(np.float64), rcond=None)[
+        0
+    ].T
+    np.testing.assert_allclose(corrected(w, carry), want, atol=2e-2)
+    assert corrected(w, feedback(moments([x]))) is w
+
+
+def test_awq_scales_help_rounding() -> None:
+    scheme, w, x = Scheme(bits=4, block=32), weight(), inputs()
+    scales = channel_scales(w, scheme, moments([x]))
+    scaled = dequantize(rtn(w * scales, scheme), scheme, 96) / scales
+    assert loss(w, scaled, x) < loss(w, dequantize(rtn(w, scheme), scheme, 96), x)
