@@ -46,8 +46,11 @@ ALLOWED = {
     "runtime": {"artifact", "cores"},
     "genai": {"artifact", "runtime"},
     "evaluation": {"artifact", "card", "cores", "layerwise", "origin", "runtime"},
+    "bench": {"artifact", "cores", "runtime"},
+    "search": {"artifact", "building", "evaluation", "layerwise", "options", "place", "quant", "runtime", "write"},
     "cli": {
-        "artifact", "building", "checking", "evaluation", "options", "outline", "place", "runtime", "target",
+        "artifact", "bench", "building", "checking", "evaluation", "options", "outline", "place", "runtime",
+        "search", "target",
     },
     "models": {"cli"},
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line: ``ortlm build | generate | chat | embed | evaluate | inspect``.
+"""The command line: ``ortlm build | generate | chat | embed | evaluate | bench | inspect``.
 
 Each verb is a module with ``add_parser(subparsers)`` and ``run(args) -> int``. Only the verb that is asked
 for is imported, and nothing heavy before its ``run``. Results go to stdout, all else to stderr.
@@ -29,6 +29,7 @@ VERBS = {
     "embed": ("ortlm.cli.embed", "turn texts into vectors"),
     "evaluate": ("ortlm.cli.evaluate", "compare a built model with its reference"),
     "inspect": ("ortlm.cli.inspect", "show what a built model is and what it costs"),
+    "bench": ("ortlm.cli.bench", "measure how fast a built model is on this machine"),
 }
 
 _EXAMPLES = """\

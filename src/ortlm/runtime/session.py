@@ -292,6 +292,11 @@ def _infos(nodes: Sequence[Any], path: Path) -> dict[str, TensorInfo]:
     return found
 
 
+def onnxruntime_version() -> str:
+    """Return the version of the onnxruntime that runs the graphs."""
+    return str(onnxruntime.__version__)
+
+
 def available_providers() -> list[str]:
     """Return the names of the execution providers that this onnxruntime has."""
     return list(onnxruntime.get_available_providers())
