@@ -34,7 +34,8 @@ _METHOD = {
 class Study:
     """What is to be measured. ``shapes`` are (rows of a batch, tokens of each row's prompt).
 
-    ``threads`` are the physical cores by default. ``buffer`` is the number of bytes that measure the memory bandwidth, None to choose it.
+    ``threads`` are the physical cores by default. ``buffer`` is the number of bytes that measure the memory
+    bandwidth, None to choose it.
     Raises BadOption for numbers below 1 and for one that occurs twice.
     """
 
