@@ -296,6 +296,14 @@ def _calibration(options: BuildOptions, preset: Preset, spec: Decoder) -> Calibr
     return CalibrationPlan(source, rows, length)
 
 
+def record(out: Path, **facts: Any) -> None:
+    """Put ``facts`` into what the manifest of the artifact ``out`` tells of its build."""
+    manifest = open_artifact(out).manifest
+    new = out / f".{MANIFEST_FILE}.new"
+    new.write_text(replace(manifest, info={**manifest.info, **facts}).to_json(), encoding="utf-8")
+    new.replace(out / MANIFEST_FILE)
+
+
 def _emit(
     spec: Decoder,
     target: Target,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
-from ortlm.artifact import MANIFEST_FILE, open_artifact
-from ortlm.building import Prepared, weights_of
+from ortlm.building import Prepared, record, weights_of
 from ortlm.errors import BadArtifact, Error
 from ortlm.evaluation.check import Check, quick_check
 from ortlm.layerwise.reference import Reference
@@ -38,11 +36,7 @@ def check(prepared: Prepared, out: Path, *, threads: int | None = None) -> Check
         raise Unchecked(str(error)) from error
     finally:
         reference.close()
-    manifest = open_artifact(out).manifest
-    kept = replace(manifest, info={**manifest.info, "check": found.to_dict()})
-    new = out / f".{MANIFEST_FILE}.new"
-    new.write_text(kept.to_json(), encoding="utf-8")
-    new.replace(out / MANIFEST_FILE)
+    record(out, check=found.to_dict())
     return found
 
 

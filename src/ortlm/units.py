@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from ortlm.errors import BadOption
+
 
 def readable_bytes(count: float) -> str:
     """Return ``count`` bytes in powers of 1000, as disks are sold: "640.3 MB"."""
@@ -15,3 +19,13 @@ def readable_bytes(count: float) -> str:
 def readable_count(number: int) -> str:
     """Return a number of parameters in millions or billions: "3.82 B"."""
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """Return the bytes that ``text`` says: "2.1GB", "700 MB", "4096". Raises BadOption naming ``option``."""
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kMG]i?B?|B)?\s*", text, flags=re.IGNORECASE)
+    if not found:
+        raise BadOption(f"{option} takes a size such as 2.1GB or 700MB; got {text!r}.")
+    unit = (found[2] or "B").lower().removesuffix("b")
+    base = 1024 if unit.endswith("i") else 1000
+    return int(float(found[1]) * base ** " kmg".index(unit[0] if unit else " "))

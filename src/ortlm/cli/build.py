@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ortlm.cli import DONE, FAILED
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ortlm.artifact import Artifact
     from ortlm.building import Prepared
     from ortlm.evaluation.check import Check
+    from ortlm.options import BuildOptions
     from ortlm.outline import Outline
+    from ortlm.search import Point
 
 _EXAMPLES = """\
 examples:
@@ -106,6 +108,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "or a YAML file",
     )
     how.add_argument(
+        "--target-kld",
+        type=float,
+        metavar="X",
+        help="search which matrices need 8 bits for a mean KL divergence of at most X nats",
+    )
+    how.add_argument(
+        "--target-size", metavar="SIZE", help="search which may have 8 bits in at most SIZE: 2.1GB, 700MB"
+    )
+    how.add_argument(
         "--calibration",
         metavar="FILE",
         help="text, JSONL (texts, chats, token ids) or .npy to calibrate on; by default the model writes it",
@@ -188,6 +199,10 @@ def run(args: argparse.Namespace) -> int:
         raise BadCheckpoint(f"-i {args.input} is not a folder. For a model on the hub use -m NAME.")
     if args.max_kld is not None and not args.max_kld >= 0:
         raise BadOption(f"--max-kld must be 0 or more, in nats; got {args.max_kld}.")
+    if args.target_kld is not None and args.target_size is not None:
+        raise BadOption("--target-kld and --target-size are two aims; give one of them.")
+    if args.target_kld is not None and not args.target_kld > 0:
+        raise BadOption(f"--target-kld must be above 0, in nats; got {args.target_kld}.")
     if args.evaluate and not Path(args.evaluate).is_file():
         raise BadOption(
             f"--evaluate {args.evaluate} is not a file; it takes a text, or nothing for ortlm's own."
@@ -213,17 +228,15 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         check_output(out, force=args.force, source=args.input or args.model_name)
     began = time.monotonic()
-    prepared = building.prepare(
-        args.input or args.model_name,
-        precision=args.precision,
-        target=args.execution_provider,
-        # With both, the weights are local and the name says what they are.
-        name=args.model_name if args.input else None,
-        cache=args.cache_dir,
-        options=options,
-        adapters=adapters,
-        merge_adapter=args.merge_adapter,
-    )
+
+    def prepare(wanted: BuildOptions) -> Prepared:
+        return building.prepare(args.input or args.model_name, options=wanted, **_how(args, adapters))
+
+    prepared = prepare(options)
+    frontier = None
+    if not args.dry_run and (args.target_kld is not None or args.target_size is not None):
+        options, frontier = _search(args, console, options, adapters, out)
+        prepared = prepare(options)
     if args.dry_run:
         from dataclasses import replace
 
@@ -256,6 +269,8 @@ def run(args: argparse.Namespace) -> int:
             )
         print(f"interrupted: {left}.", file=sys.stderr)
         raise
+    if frontier is not None:
+        building.record(out, frontier=[point.to_dict() for point in frontier])
     seconds = time.monotonic() - began
     checked = _check(args, console, prepared, out)
     _report(args, console, artifact, outline, seconds, checked)
@@ -267,6 +282,49 @@ def run(args: argparse.Namespace) -> int:
         )
         return FAILED
     return _evaluate(args, console, out)
+
+
+def _how(args: argparse.Namespace, adapters: dict[str, str]) -> dict[str, Any]:
+    """Return what is built, and for what: the arguments of ``prepare`` that are not options."""
+    return {
+        "precision": args.precision,
+        "target": args.execution_provider,
+        # With both, the weights are local and the name says what they are.
+        "name": args.model_name if args.input else None,
+        "cache": args.cache_dir,
+        "adapters": adapters,
+        "merge_adapter": args.merge_adapter,
+    }
+
+
+def _search(
+    args: argparse.Namespace, console: Console, options: BuildOptions, adapters: dict[str, str], out: Path
+) -> tuple[BuildOptions, tuple[Point, ...]]:
+    """Find which matrices get 8 bits, and show the frontier."""
+    from rich.table import Table
+
+    from ortlm.search import search
+    from ortlm.units import parse_bytes, readable_bytes
+
+    with _Bars(console) as progress:
+        found = search(
+            args.input or args.model_name,
+            out,
+            target_kld=args.target_kld,
+            target_size=parse_bytes(args.target_size, "--target-size") if args.target_size else None,
+            options=options,
+            threads=args.threads,
+            progress=progress,
+            **_how(args, adapters),
+        )
+    table = Table(title="size against KL divergence", title_justify="left", box=None)
+    for name in ("matrices at 8 bits", "size", "mean KL divergence", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for point in found.frontier:
+        chosen = "chosen" if point == found.chosen else ""
+        table.add_row(str(len(point.nodes)), readable_bytes(point.bytes), f"{point.kld:.5f}", chosen)
+    console.print(table)
+    return found.options, found.frontier
 
 
 def _check(args: argparse.Namespace, console: Console, prepared: Prepared, out: Path) -> Check | None:

@@ -76,6 +76,8 @@ class Builder:
         self.plan = Plan()
         self.asked: set[str] = set()
         self.products: list[Product] = []
+        # Of quantized products: codes to the operator's name, as recipes know it.
+        self.stored_for: dict[str, str] = {}
         self.nodes: list[ir.Node] = []
         self._inputs: list[Value] = []
         self.outputs: list[Value] = []

@@ -39,6 +39,7 @@ def linear(
         y = g.product(x, weights, f"{module}.weight", shape=out, path=path)
     else:
         codes, _, scales, zeros = g.quantized(weights, module, scheme)
+        g.stored_for[f"{module}.codes"] = f"{path}/MatMul"
         y = _matmul_nbits(
             g, x, codes, scales, zeros, scheme=scheme, inputs=weights[0].shape[1], out=out, path=path
         )

@@ -1,0 +1,261 @@
+"""Spends bits where they matter: which matrices get 8 of them, for a wanted quality or a wanted size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ortlm._version import __version__
+from ortlm.artifact import Artifact
+from ortlm.building import Prepared, Silent, prepare, weights_of, write
+from ortlm.errors import BadOption
+from ortlm.evaluation.chunks import make_chunks, read_text
+from ortlm.evaluation.compare import log_softmax
+from ortlm.layerwise.reference import Reference
+from ortlm.options import BuildOptions, preset_of
+from ortlm.place import unfinished
+from ortlm.quant.methods import CALIBRATED
+from ortlm.quant.recipe import Rule
+from ortlm.runtime.generate import LanguageModel
+from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.units import readable_bytes
+from ortlm.write import Progress
+
+# What sensitivities are measured on: so many chunks of so many tokens, of which the second half counts.
+_CHUNKS, _CHUNK_TOKENS = 6, 256
+# How many points of the frontier are measured, besides its ends.
+_POINTS = 5
+_NARROW, _WIDE = "narrow", "wide"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A model on the frontier: the ``nodes`` that have 8 bits, its size and its mean KL divergence in nats."""
+
+    nodes: tuple[str, ...]
+    bytes: int
+    kld: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the point as reports show it."""
+        return {"name": f"{len(self.nodes)} at 8 bits", "bytes": self.bytes, "kld": self.kld}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found: options to build with, the point they stand for, and the frontier by size."""
+
+    options: BuildOptions
+    chosen: Point
+    frontier: tuple[Point, ...] = field(default=())
+
+
+def search(
+    source: str | Path,
+    out: Path,
+    *,
+    target_kld: float | None = None,
+    target_size: int | None = None,
+    options: BuildOptions,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    **how: Any,
+) -> Found:
+    """Find the smallest model with a KL divergence of at most ``target_kld``, or the best within ``target_size``.
+
+    The model is built twice beside ``out``, once with 4 and once with 8 bits for every matrix; from both, models
+    with any mixture are put together without writing weights again. The sensitivity of a matrix is how much the KL
+    divergence from fp32 grows if it alone has 4 bits; those that save most for what they cost go first. The size is
+    that of the whole folder. ``how`` are the other arguments of ``building.prepare``. Raises BadOption if no mixture
+    reaches what is wanted, saying what can be reached.
+    """
+    progress = progress or Silent()
+    if how.get("precision", "int4") != "int4":
+        raise BadOption(f"--target-kld and --target-size shape int4; got -p {how['precision']}.")
+    method = CALIBRATED.get(preset_of("int4", options).algorithm)
+    if method is not None and method.equalizes:
+        raise BadOption(
+            "--target-kld and --target-size mix matrices of two builds, which AWQ scales differently. Choose "
+            "another algorithm, gptq for example."
+        )
+    with unfinished(out) as folder:
+        pair = _Pair(source, folder, options, how, threads, progress)
+        nodes = pair.nodes()
+        progress.stage("measuring sensitivity", len(nodes) + _POINTS + 2, "models")
+        order = pair.by_sensitivity(nodes)
+        # From all at 8 bits down to none: what matters least goes first.
+        mixtures = [tuple(sorted(order[i:])) for i in range(len(order) + 1)]
+        measured: dict[int, Point] = {}
+
+        def at(i: int) -> Point:
+            if i not in measured:
+                measured[i] = pair.point(mixtures[i])
+                progress.step(1)
+            return measured[i]
+
+        last = len(mixtures) - 1
+        for i in np.linspace(0, last, _POINTS + 2).round().astype(int):
+            at(int(i))
+        if target_size is not None:
+            chosen = _largest_below(at, mixtures, pair.bytes_of, target_size)
+        else:
+            assert target_kld is not None
+            chosen = _smallest_within(at, last, target_kld)
+        frontier = tuple(sorted(measured.values(), key=lambda p: p.bytes))
+        return Found(pair.options_for(chosen.nodes), chosen, frontier)
+
+
+def _largest_below(
+    at: Callable[[int], Point],
+    mixtures: list[tuple[str, ...]],
+    size_of: Callable[[tuple[str, ...]], int],
+    limit: int,
+) -> Point:
+    for i, mixture in enumerate(mixtures):
+        if size_of(mixture) <= limit:
+            return at(i)
+    raise BadOption(
+        f"--target-size {readable_bytes(limit)} cannot be reached: with 4 bits everywhere the model takes "
+        f"{readable_bytes(size_of(mixtures[-1]))}. Allowed: that or more."
+    )
+
+
+def _smallest_within(at: Callable[[int], Point], last: int, limit: float) -> Point:
+    if at(0).kld > limit:
+        raise BadOption(
+            f"--target-kld {limit:g} cannot be reached: with 8 bits everywhere the mean KL divergence is "
+            f"{at(0).kld:.5f}. Allowed: that or more."
+        )
+    low, high = 0, last + 1  # low is within the limit, high is not known to be
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if at(middle).kld <= limit else (low, middle)
+    return at(low)
+
+
+class _Pair:
+    """The same model with 4 and with 8 bits everywhere, and mixtures of the two."""
+
+    def __init__(
+        self,
+        source: str | Path,
+        folder: Path,
+        options: BuildOptions,
+        how: Mapping[str, Any],
+        threads: int | None,
+        progress: Progress,
+    ) -> None:
+        self._source, self._folder, self._options = source, folder, options
+        self._how, self._threads, self._progress = how, threads, progress
+        # The graph of a mixture names both files of weights, so each has its own name.
+        self._built = {
+            name: self._build(name, bits, fast)
+            for name, bits, fast in ((_NARROW, 4, False), (_WIDE, 8, True))
+        }
+        self._schemes = {
+            name: {i.tensors[0].name: (i.scheme.bits, i.scheme.block) for i in _quantized(p)}
+            for name, p in self._built.items()
+        }
+        self._chunks, self._wanted = self._reference()
+
+    def _build(self, name: str, bits: int, fast: bool) -> Prepared:
+        options = replace(self._everywhere(bits), filename=f"{name}.onnx")
+        if fast:
+            # What 8 bits lose by rounding is far below what is asked about.
+            options = replace(
+                options, recipe="fast", algorithm=None, calibration=None, calibration_tokens=None
+            )
+        prepared = prepare(self._source, options=options, **self._how)
+        built = self._folder / name
+        write(prepared, built, force=True, threads=self._threads, progress=self._progress)
+        for file in built.iterdir():
+            file.replace(self._folder / file.name)
+        built.rmdir()
+        return prepared
+
+    def _everywhere(self, bits: int) -> BuildOptions:
+        roles = ("qkv", "out", "gate_up", "down", "head")
+        return replace(self._options, rules=(*self._options.rules, Rule(roles=roles, bits=bits)))
+
+    def options_for(self, nodes: tuple[str, ...]) -> BuildOptions:
+        """Return the options of the model in which ``nodes`` have 8 bits and all others 4."""
+        base = self._everywhere(4)
+        return replace(base, rules=(*base.rules, Rule(nodes=nodes, bits=8))) if nodes else base
+
+    def nodes(self) -> list[str]:
+        """Return every product whose weights have 4 bits in one model and 8 in the other."""
+        return [
+            node
+            for tensor, node in self._built[_NARROW].emitted.builder.stored_for.items()
+            if self._schemes[_NARROW][tensor] != self._schemes[_WIDE].get(tensor)
+        ]
+
+    def bytes_of(self, nodes: tuple[str, ...]) -> int:
+        """Return the size of the artifact of a mixture."""
+        return self._prepare(nodes).outline.output_bytes
+
+    def _prepare(self, nodes: tuple[str, ...]) -> Prepared:
+        options = replace(self.options_for(nodes), filename="mixture.onnx")
+        return prepare(self._source, options=options, **self._how)
+
+    def by_sensitivity(self, nodes: list[str]) -> list[str]:
+        """Return ``nodes``, first those that save most bytes for what they cost at 4 bits."""
+        everything = tuple(nodes)
+        base = self.point(everything)
+        costs = {}
+        for node in nodes:
+            point = self.point(tuple(n for n in everything if n != node))
+            costs[node] = max(point.kld - base.kld, 0.0) / max(base.bytes - point.bytes, 1)
+            self._progress.step(1)
+        return sorted(nodes, key=lambda node: costs[node])
+
+    def point(self, nodes: tuple[str, ...]) -> Point:
+        """Put the mixture together in which ``nodes`` have 8 bits, and measure it."""
+        mixed = self._prepare(nodes)
+        placed = {}
+        for item in mixed.emitted.builder.plan.items:
+            name = _NARROW
+            first = item.tensors[0].name
+            if first in self._schemes[_NARROW]:
+                scheme = _scheme_of(item)
+                name = _NARROW if scheme == self._schemes[_NARROW][first] else _WIDE
+            offsets = self._built[name].layout.offsets
+            for tensor in (*item.tensors, *getattr(item, "views", ())[1:]):
+                placed[tensor.name] = (f"{name}.onnx.data", offsets[tensor.name])
+        ir.save(mixed.emitted.builder.model(placed, __version__), self._folder / "mixture.onnx")
+        lm = LanguageModel(Artifact(self._folder, mixed.manifest), threads=self._threads, kept_caches=0)
+        divergences = []
+        for chunk, wanted in zip(self._chunks, self._wanted, strict=True):
+            found = log_softmax(lm.logits(chunk.tolist())[len(chunk) // 2 :])
+            divergences.append((np.exp(wanted) * (wanted - found)).sum(axis=-1))
+        return Point(nodes, mixed.outline.output_bytes, float(np.concatenate(divergences).mean()))
+
+    def _reference(self) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float32]]]:
+        """Return the chunks that are read, and the float model's log-probabilities for the second half of each."""
+        prepared = self._built[_NARROW]
+        size = min(_CHUNK_TOKENS, prepared.spec.max_tokens)
+        all_chunks = make_chunks(read_text(None), Tokenizer.open(self._folder), size=size).tokens
+        apart = max(1, len(all_chunks) // _CHUNKS)
+        chunks = list(all_chunks[::apart][:_CHUNKS])
+        reference = Reference(weights_of(prepared, turned=False), threads=self._threads)
+        reference.open(chunks)
+        wanted = [
+            log_softmax(reference.logits(i)[len(chunk) // 2 :]).astype(np.float32)
+            for i, chunk in enumerate(chunks)
+        ]
+        reference.close()
+        return chunks, wanted
+
+
+def _quantized(prepared: Prepared) -> Iterator[Any]:
+    return (item for item in prepared.emitted.builder.plan.items if hasattr(item, "scheme"))
+
+
+def _scheme_of(item: Any) -> tuple[int, int]:
+    return item.scheme.bits, item.scheme.block

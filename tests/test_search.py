@@ -1,0 +1,61 @@
+"""Bits where they matter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ortlm.cli import main
+from ortlm.errors import BadOption
+from ortlm.options import BuildOptions
+from ortlm.search import search
+from ortlm.units import parse_bytes
+
+FAST = BuildOptions(recipe="fast")
+
+
+def size(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.iterdir())
+
+
+def test_smallest_within_a_divergence(tiny: Path, tmp_path: Path) -> None:
+    found = search(tiny, tmp_path / "out", target_kld=0.05, options=FAST, threads=1)
+    assert found.chosen.kld <= 0.05
+    assert all(p.kld > 0.05 for p in found.frontier if p.bytes < found.chosen.bytes)
+    assert [p.bytes for p in found.frontier] == sorted(p.bytes for p in found.frontier)
+    assert found.frontier[0].nodes == ()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_size_on_the_command_line(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ["build", "-i", str(tiny), "-o", str(out), "--recipe", "fast", "--no-check", "--threads", "1"]
+    assert main([*arguments, "--target-size", "3.2MB"]) == 0
+    assert 2.9e6 < size(out) <= 3.3e6
+    info = json.loads((out / "ortlm.json").read_text(encoding="utf-8"))["info"]
+    assert len(info["frontier"]) >= 5
+    assert "chosen" in capsys.readouterr().err
+
+
+def test_what_cannot_be_reached(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match="with 4 bits everywhere the model takes"):
+        search(tiny, tmp_path / "out", target_size=1_000_000, options=FAST, threads=1)
+    with pytest.raises(BadOption, match="with 8 bits everywhere the mean KL divergence is"):
+        search(tiny, tmp_path / "out", target_kld=1e-7, options=FAST, threads=1)
+    with pytest.raises(BadOption, match="shape int4; got -p fp32"):
+        search(tiny, tmp_path / "out", target_kld=1, options=BuildOptions(), precision="fp32")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("4096", 4096), ("2.1GB", 2_100_000_000), ("700 mb", 700_000_000), ("1KiB", 1024)]
+)
+def test_sizes(text: str, count: int) -> None:
+    assert parse_bytes(text, "--target-size") == count
+
+
+def test_no_size() -> None:
+    with pytest.raises(BadOption, match="such as 2.1GB or 700MB; got 'big'"):
+        parse_bytes("big", "--target-size")
