@@ -57,5 +57,5 @@ def test_sizes(text: str, count: int) -> None:
 
 
 def test_no_size() -> None:
-    with pytest.raises(BadOption, match="such as 2.1GB or 700MB; got 'big'"):
+    with pytest.raises(BadOption, match=r"such as 2\.1GB or 700MB; got 'big'"):
         parse_bytes("big", "--target-size")

@@ -71,9 +71,9 @@ def search(
 
     The model is built twice beside ``out``, once with 4 and once with 8 bits for every matrix; from both, models
     with any mixture are put together without writing weights again. The sensitivity of a matrix is how much the KL
-    divergence from fp32 grows if it alone has 4 bits; those that save most for what they cost go first. The size is
-    that of the whole folder. ``how`` are the other arguments of ``building.prepare``. Raises BadOption if no mixture
-    reaches what is wanted, saying what can be reached.
+    divergence from fp32 grows if it alone has 4 bits; those that save most for what they cost go first. The size
+    is that of the whole folder. ``how`` are the other arguments of ``building.prepare``. Raises BadOption if no
+    mixture reaches what is wanted, saying what can be reached.
     """
     progress = progress or Silent()
     if how.get("precision", "int4") != "int4":
@@ -87,11 +87,22 @@ def search(
     with unfinished(out) as folder:
         pair = _Pair(source, folder, options, how, threads, progress)
         nodes = pair.nodes()
+        if target_size is not None and pair.bytes_of(()) > target_size:
+            raise BadOption(
+                f"--target-size {readable_bytes(target_size)} cannot be reached: with 4 bits everywhere the model "
+                f"takes {readable_bytes(pair.bytes_of(()))}. Allowed: that or more."
+            )
+        best = pair.point(tuple(nodes))
+        if target_kld is not None and best.kld > target_kld:
+            raise BadOption(
+                f"--target-kld {target_kld:g} cannot be reached: with 8 bits everywhere the mean KL divergence is "
+                f"{best.kld:.5f}. Allowed: that or more."
+            )
         progress.stage("measuring sensitivity", len(nodes) + _POINTS + 2, "models")
-        order = pair.by_sensitivity(nodes)
+        order = pair.by_sensitivity(nodes, best)
         # From all at 8 bits down to none: what matters least goes first.
-        mixtures = [tuple(sorted(order[i:])) for i in range(len(order) + 1)]
-        measured: dict[int, Point] = {}
+        mixtures = [tuple(order[i:]) for i in range(len(order) + 1)]
+        measured = {0: best}
 
         def at(i: int) -> Point:
             if i not in measured:
@@ -117,21 +128,12 @@ def _largest_below(
     size_of: Callable[[tuple[str, ...]], int],
     limit: int,
 ) -> Point:
-    for i, mixture in enumerate(mixtures):
-        if size_of(mixture) <= limit:
-            return at(i)
-    raise BadOption(
-        f"--target-size {readable_bytes(limit)} cannot be reached: with 4 bits everywhere the model takes "
-        f"{readable_bytes(size_of(mixtures[-1]))}. Allowed: that or more."
-    )
+    """Return the first of ``mixtures``, the smallest of which is within the limit, that is."""
+    return next(at(i) for i, mixture in enumerate(mixtures) if size_of(mixture) <= limit)
 
 
 def _smallest_within(at: Callable[[int], Point], last: int, limit: float) -> Point:
-    if at(0).kld > limit:
-        raise BadOption(
-            f"--target-kld {limit:g} cannot be reached: with 8 bits everywhere the mean KL divergence is "
-            f"{at(0).kld:.5f}. Allowed: that or more."
-        )
+    """Return the last model, number 0 being within the limit, that is so too."""
     low, high = 0, last + 1  # low is within the limit, high is not known to be
     while high - low > 1:
         middle = (low + high) // 2
@@ -204,10 +206,12 @@ class _Pair:
         options = replace(self.options_for(nodes), filename="mixture.onnx")
         return prepare(self._source, options=options, **self._how)
 
-    def by_sensitivity(self, nodes: list[str]) -> list[str]:
-        """Return ``nodes``, first those that save most bytes for what they cost at 4 bits."""
+    def by_sensitivity(self, nodes: list[str], base: Point) -> list[str]:
+        """Return ``nodes``, first those that save most bytes for what they cost at 4 bits.
+
+        ``base`` is the model in which all have 8.
+        """
         everything = tuple(nodes)
-        base = self.point(everything)
         costs = {}
         for node in nodes:
             point = self.point(tuple(n for n in everything if n != node))

@@ -38,6 +38,7 @@ def test_module_of_the_official_name(tiny: Path, tmp_path: Path) -> None:
             "--extra_options",
             "int4_block_size=32",
             "int4_accuracy_level=4",
+            "algo_config=rtn",
         ],
         check=True,
         capture_output=True,
