@@ -1,0 +1,46 @@
+"""ortlm: builds with ``ortlm build``, decodes with its loop."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from figures import WARM_UP_STEPS, WARM_UP_TOKENS, figures, main, tokens
+
+_PACKAGES = ("ortlm", "onnxruntime")
+
+
+def make(checkpoint: Path, out: Path, options: dict[str, str]) -> None:
+    """Build ``checkpoint`` for the CPU."""
+    flags = ["-i", str(checkpoint), "-o", str(out), "-p", options["precision"], "-e", "cpu", "--force"]
+    subprocess.run([sys.executable, "-m", "ortlm.cli", "build", *flags], check=True)
+
+
+def measure(folder: str, prompt: int, new: int, threads: int | None) -> dict[str, Any]:
+    """Return the figures of one run."""
+    import ortlm
+
+    began = time.perf_counter()
+    lm = ortlm.load(folder, threads=threads)
+    loaded = time.perf_counter() - began
+
+    def decode(ids: list[int], steps: int) -> tuple[float, float]:
+        began = time.perf_counter()
+        loop = lm.loop()
+        loop.start()
+        token = loop.append([ids]).argmax(axis=1)
+        middle = time.perf_counter()
+        for _ in range(steps):
+            token = loop.step(token).argmax(axis=1)
+        return middle - began, time.perf_counter() - middle
+
+    decode(tokens(lm.vocab_size, WARM_UP_TOKENS, warm_up=True), WARM_UP_STEPS)
+    prefill, decoding = decode(tokens(lm.vocab_size, prompt), new)
+    return figures(loaded, prefill, decoding, prompt, new, packages=_PACKAGES)
+
+
+if __name__ == "__main__":
+    main(make, measure, sys.argv[1:])
