@@ -92,7 +92,7 @@ CONTENDERS = {
 
 def environments() -> dict[str, Environment]:
     """Return the environments to make, with the versions that these scripts are known to work with."""
-    # GCC before 13.3 deletes what is stored for AMX's tile configuration as dead, and the first product crashes.
+    # GCC 12 deletes stores to AMX's tile configuration as dead, and the first product crashes.
     flags = "-fno-tree-dse -fno-dse" if 0 < _gcc_major() < 14 else ""
     cmake = ["-DGGML_NATIVE=ON", "-DLLAVA_BUILD=OFF", "-DMTMD_BUILD=OFF"]
     cmake += [f"-DCMAKE_{language}_FLAGS='{flags}'" for language in ("C", "CXX") if flags]

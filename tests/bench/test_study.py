@@ -31,6 +31,11 @@ def test_shapes_grow():
     assert Study(batches=(4, 1), contexts=(512, 128)).shapes == [(1, 128), (1, 512), (4, 128), (4, 512)]
 
 
+@pytest.mark.parametrize(("providers", "on_cpu"), [(None, True), (("CPU",), True), (("cuda", "cpu"), False)])
+def test_shares_are_of_the_processor(providers, on_cpu):
+    assert Study(providers=providers).on_cpu == on_cpu
+
+
 def test_spread():
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "samples": [3.0, 1.0, 2.0]}
     assert spread([1.0, None]) is None

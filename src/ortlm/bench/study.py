@@ -63,6 +63,11 @@ class Study:
         """Every batch and context, small ones first: a process's peak memory is then that of its last shape."""
         return sorted(((b, c) for b in self.batches for c in self.contexts), key=lambda s: (math.prod(s), s))
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the processor computes, whose rates are measured."""
+        return not self.providers or self.providers[0].lower().startswith("cpu")
+
 
 @dataclass(slots=True)
 class _Samples:
@@ -175,6 +180,14 @@ def _result(study: Study, traffic: Traffic, threads: int, at: int, samples: _Sam
     rates = _int8_rates(samples)
     peak = rates[_peak(rates)]["median"]
     prompt_operations = 2 * traffic.prompt_multiplications(context) / context
+    shares: dict[str, float | None] = {
+        "decode_bandwidth_share": per_token * decode["median"] / bandwidth,
+        "decode_int8_share": 2 * traffic.multiplications * decode["median"] / peak,
+        "prefill_int8_share": prompt_operations * prefill["median"] / peak,
+    }
+    if not study.on_cpu:
+        # What was measured is main memory and the processor.
+        shares = dict.fromkeys(shares)
     return {
         "threads": threads,
         "batch": batch,
@@ -189,9 +202,7 @@ def _result(study: Study, traffic: Traffic, threads: int, at: int, samples: _Sam
             "total": round(per_token),
         },
         "operations_per_token": {"prefill": round(prompt_operations), "decode": 2 * traffic.multiplications},
-        "decode_bandwidth_share": per_token * decode["median"] / bandwidth,
-        "decode_int8_share": 2 * traffic.multiplications * decode["median"] / peak,
-        "prefill_int8_share": prompt_operations * prefill["median"] / peak,
+        **shares,
         "cache_buffer_bytes": shapes[0]["cache_buffer_bytes"],
         "peak_bytes": spread([shape["peak_bytes"] for shape in shapes]),
         "recomputed": max(shape["recomputed"] for shape in shapes),

@@ -157,14 +157,18 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         str(row["batch"]),
         str(row["context"]),
         _spread(row["prefill_tokens_per_second"], 1),
-        f"{row['prefill_int8_share']:.0%}",
+        _share(row["prefill_int8_share"]),
         _spread(row["first_token_seconds"], 1, 3),
         _spread(row["decode_tokens_per_second"], 1),
         _spread(row["step_seconds"], 1e-3, 2),
         readable_bytes(row["bytes_per_token"]["total"]),
-        f"{row['decode_bandwidth_share']:.0%}",
+        _share(row["decode_bandwidth_share"]),
         readable_bytes(row["peak_bytes"]["median"]) if row["peak_bytes"] else "unknown",
     ]
+
+
+def _share(found: float | None) -> str:
+    return "unknown" if found is None else f"{found:.0%}"
 
 
 def _remarks(report: Mapping[str, Any]) -> list[str]:
