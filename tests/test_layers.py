@@ -44,6 +44,7 @@ ALLOWED = {
     },
     "checking": {"artifact", "building", "evaluation", "layerwise"},
     "runtime": {"artifact", "cores"},
+    "lm_eval": {"runtime"},
     "genai": {"artifact", "runtime"},
     "evaluation": {"artifact", "card", "cores", "layerwise", "origin", "runtime"},
     "bench": {"artifact", "cores", "runtime"},

@@ -1,0 +1,229 @@
+"""lm-evaluation-harness on artifacts: ``lm_eval --model ortlm --model_args path=FOLDER --tasks …``.
+
+The harness finds models in a registry of its own and reads no entry points, so the ``lm_eval`` command that comes
+with ortlm registers this one and then is the harness's own. Programs call ``register`` instead.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ortlm.errors import BadOption, ContextFull
+
+if TYPE_CHECKING:
+    from ortlm.runtime.generate import LanguageModel
+
+NAME = "ortlm"
+_MISSING = "lm-evaluation-harness is not installed. Install it with: pip install 'ortlm[eval]'"
+_DEFAULT_NEW_TOKENS = 256
+
+
+def main() -> int:
+    """Run the harness's command line, with ``--model ortlm`` among its models."""
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":
+            raise
+        print(_MISSING, file=sys.stderr)
+        return 1
+    register()
+    cli_evaluate()
+    return 0
+
+
+def register() -> None:
+    """Make the harness know ``--model ortlm``."""
+    from lm_eval.api.registry import model_registry
+
+    if NAME not in model_registry:
+        model_registry.register(NAME, target=harness_model())
+
+
+def harness_model() -> type[Any]:
+    """Return the class of models that the harness creates. Raises BadOption if there is no harness."""
+    try:
+        from lm_eval.api.model import TemplateLM
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    except ModuleNotFoundError as error:
+        raise BadOption(_MISSING) from error
+
+    class OrtlmLM(TemplateLM):  # type: ignore[misc]
+        """An artifact as a model of the harness.
+
+        ``path`` of the artifact; ``batch_size`` prompts are answered at once; ``max_length`` tokens at most, by
+        default the model's context; ``threads``, by default the physical cores. The harness names a ``device`` to
+        every model, by default a GPU; it means nothing here.
+        """
+
+        def __init__(
+            self,
+            path: str = "",
+            pretrained: str = "",
+            batch_size: int | str = 1,
+            max_batch_size: int | None = None,
+            max_length: int | None = None,
+            threads: int | None = None,
+            device: str | None = None,
+            **unknown: Any,
+        ) -> None:
+            super().__init__()
+            if unknown:
+                raise BadOption(
+                    f"--model_args {sorted(unknown)[0]} is not known; there are path, batch_size, max_length and "
+                    "threads."
+                )
+            if not (path or pretrained):
+                raise BadOption("--model_args needs path=FOLDER, the folder of an artifact.")
+            from ortlm.runtime.generate import load
+
+            self.lm: LanguageModel = load(path or pretrained, threads=threads)
+            context = self.lm.manifest.context_tokens
+            self.max_length = min(int(max_length or context), context)
+            self.batch_size = 1 if batch_size in ("auto", None) else int(str(batch_size).split(":")[0])
+
+        @property
+        def eot_token_id(self) -> int:
+            return self.lm.manifest.stop_token_ids[0]
+
+        @property
+        def prefix_token_id(self) -> int:
+            bos = self.lm.manifest.bos_token_id
+            return self.eot_token_id if bos is None else bos
+
+        @property
+        def tokenizer_name(self) -> str:
+            return self.lm.artifact.path.name
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            special = True if add_special_tokens is None else add_special_tokens
+            bos = self.lm.manifest.bos_token_id
+            found = self.lm.tokenizer.encode(string, add_special_tokens=special)
+            # A chat template may have written the first token already.
+            return found[1:] if len(found) > 1 and found[0] == found[1] == bos else found
+
+        def apply_chat_template(
+            self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        ) -> str:
+            return self.lm.render(chat_history, add_generation_prompt=add_generation_prompt)
+
+        def chat_template(self, chat_template: bool | str = False) -> str | None:
+            template = self.lm.chat_template
+            if not chat_template or template is None:
+                return ""
+            name = chat_template if isinstance(chat_template, str) else "default"
+            return template.templates.get(name, next(iter(template.templates.values())))
+
+        def _loglikelihood_tokens(
+            self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+        ) -> list[tuple[float, bool]]:
+            found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+            # Questions with the same context in a row share what was computed of it.
+            order = sorted(range(len(requests)), key=lambda i: (requests[i][1], len(requests[i][2])))
+            loop = self.lm.loop()
+            for i in order:
+                key, context, continuation = requests[i]
+                found[i] = self._score(loop, context, continuation)
+                if key is not None:
+                    self.cache_hook.add_partial("loglikelihood", key, found[i])
+            return found
+
+        def _score(
+            self, loop: Any, context: Sequence[int], continuation: Sequence[int]
+        ) -> tuple[float, bool]:
+            if not continuation:
+                return 0.0, True
+            # As the harness does: what is too long loses its beginning.
+            tokens = [*context, *continuation][-(self.max_length + 1) :][:-1]
+            count = min(len(continuation), len(tokens))
+            targets = np.asarray(continuation[-count:], np.int64)
+            logits = _last_logits(loop, tokens, count).astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            chosen = logs[np.arange(count), targets]
+            return float(chosen.sum()), bool((logits.argmax(axis=1) == targets).all())
+
+        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+            found = []
+            for (text,) in [request.args for request in requests]:
+                windows = get_rolling_token_windows(
+                    self.tok_encode(text, add_special_tokens=False), self.prefix_token_id, self.max_length, 1
+                )
+                pieces = [(None, *pair) for pair in map(make_disjoint_window, windows)]
+                total = sum(value for value, _ in self._loglikelihood_tokens(pieces))
+                self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+                found.append(total)
+            return found
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            found = [""] * len(requests)
+            pairs = [request.args for request in requests]
+            order = sorted(range(len(pairs)), key=lambda i: (str(pairs[i][1]), len(pairs[i][0])))
+            groups: list[list[int]] = []
+            for i in order:
+                if groups and len(groups[-1]) < self.batch_size and pairs[groups[-1][0]][1] == pairs[i][1]:
+                    groups[-1].append(i)
+                else:
+                    groups.append([i])
+            for group in groups:
+                options = _options(dict(pairs[group[0]][1]))
+                new = min(options["max_new_tokens"], self.max_length - 1)
+                options["max_new_tokens"] = new
+                prompts = [self.tok_encode(pairs[i][0])[-(self.max_length - new) :] for i in group]
+                for i, made in zip(group, self.lm.generate_batch(prompts, **options), strict=True):
+                    found[i] = made.text
+                    self.cache_hook.add_partial("generate_until", pairs[i], made.text)
+            return found
+
+    return OrtlmLM
+
+
+def _last_logits(loop: Any, tokens: Sequence[int], count: int) -> Any:
+    """Return the logits after the last ``count`` of ``tokens``, [count, V]; ``loop`` keeps what it computed."""
+    history = loop.history[0] if loop.history else []
+    same = 0
+    while same < min(len(history), len(tokens) - count) and history[same] == tokens[same]:
+        same += 1
+    try:
+        if same:
+            loop.trim(same)
+        else:
+            loop.start()
+        return loop.append([tokens[same:]], keep=count)[0]
+    except ContextFull as error:  # pragma: no cover - max_length is within the context
+        raise BadOption(str(error)) from error
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the harness's ``generation_kwargs`` as ours. Raises BadOption for one that is not known."""
+    until = given.pop("until", None)
+    options: dict[str, Any] = {"max_new_tokens": _DEFAULT_NEW_TOKENS}
+    for name in ("max_gen_toks", "max_new_tokens", "max_tokens"):
+        if given.get(name) is not None:
+            options["max_new_tokens"] = int(given[name])
+        given.pop(name, None)
+    stops = [until] if isinstance(until, str) else list(until or ())
+    if any(stops):
+        options["stop"] = [stop for stop in stops if stop]
+    sampled = given.pop("do_sample", None)
+    temperature = given.pop("temperature", None)
+    if sampled is False or (sampled is None and not temperature):
+        options["do_sample"] = False
+        for name in ("top_p", "top_k", "min_p"):
+            given.pop(name, None)
+    else:
+        options["do_sample"] = True
+        if temperature is not None:
+            options["temperature"] = float(temperature)
+    known = ("top_p", "top_k", "min_p", "repetition_penalty", "seed")
+    options |= {name: given.pop(name) for name in known if given.get(name) is not None}
+    if given:
+        raise BadOption(
+            f"generation_kwargs has {sorted(given)[0]!r}; there are until, max_gen_toks, do_sample, temperature, "
+            f"{', '.join(known)}."
+        )
+    return options

@@ -1,0 +1,156 @@
+"""lm-evaluation-harness on an artifact, with a small task of our own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ortlm
+from ortlm import lm_eval as plugin
+from ortlm.errors import BadOption
+from tests.architectures import oracle
+
+pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TASK = """\
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+{rest}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(saved: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = tmp_path_factory.mktemp("lm-eval") / "llama"
+    ortlm.build(saved("llama").folder, out, precision="fp32")
+    return plugin.harness_model()(path=str(out), batch_size=2, threads=1)
+
+
+def request(*args: Any) -> SimpleNamespace:
+    return SimpleNamespace(args=args)
+
+
+def expected(torch_model: Any, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    logits = oracle.prompt_logits(torch_model, [*context, *continuation][:-1])[-len(continuation) :].astype(
+        np.float64
+    )
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return logs[np.arange(len(continuation)), continuation].sum(), bool(
+        (logits.argmax(-1) == continuation).all()
+    )
+
+
+def test_loglikelihoods_equal_transformers(model: Any, saved: Any) -> None:
+    pairs = [
+        ([5, 6, 7, 8], [9, 10]),
+        ([5, 6, 7, 8], [11]),
+        ([20, 21], [22, 23, 24]),
+        ([5, 6, 9], [1, 2, 3, 4]),
+    ]
+    found = model._loglikelihood_tokens([(None, *pair) for pair in pairs])
+    for (value, greedy), pair in zip(found, pairs, strict=True):
+        want, want_greedy = expected(saved("llama").model, *pair)
+        assert value == pytest.approx(want, rel=1e-4)
+        assert greedy == want_greedy
+
+
+def test_the_beginning_goes_if_it_is_too_long(model: Any, saved: Any) -> None:
+    context, continuation = list(range(5, 60)), [7, 8]
+    model.max_length, whole = 32, model.max_length
+    try:
+        ((value, _),) = model._loglikelihood_tokens([(None, context, continuation)])
+    finally:
+        model.max_length = whole
+    assert value == pytest.approx(expected(saved("llama").model, context[-31:], continuation)[0], rel=1e-4)
+
+
+def test_rolling_covers_every_token_once(model: Any, saved: Any) -> None:
+    text = "one two three four five six seven"
+    (value,) = model.loglikelihood_rolling([request(text)])
+    ids = model.tok_encode(text, add_special_tokens=False)
+    assert value == pytest.approx(expected(saved("llama").model, [model.prefix_token_id], ids)[0], rel=1e-4)
+
+
+def test_generation_stops(model: Any) -> None:
+    prompt = "one two three"
+    whole = model.lm.generate(model.tok_encode(prompt), max_new_tokens=8, do_sample=False).text
+    same, cut = model.generate_until(
+        [
+            request(prompt, {"max_gen_toks": 8, "until": [], "do_sample": False, "temperature": 0.0}),
+            request(prompt, {"max_gen_toks": 8, "until": [whole[2:4]]}),
+        ]
+    )
+    assert same == whole
+    assert cut == whole[: whole.index(whole[2:4])]
+    with pytest.raises(BadOption, match="generation_kwargs has 'num_beams'"):
+        model.generate_until([request(prompt, {"num_beams": 4})])
+
+
+def test_the_command(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The literal command line, with a choice and a generation task."""
+    ortlm.build(tiny, tmp_path / "out", options=ortlm_fast())
+    rows = [{"question": f"def f{i}(x):", "choices": [" return", " zzz"], "answer": 0} for i in range(4)]
+    data = tmp_path / "data.json"
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    choice = "doc_to_choice: choices\ndoc_to_target: answer\nmetric_list: [{metric: acc}]"
+    answer = (
+        'doc_to_target: " return"\n'
+        'generation_kwargs: {until: ["\\n"], max_gen_toks: 4}\n'
+        "metric_list: [{metric: exact_match}]"
+    )
+    for name, kind, rest in (
+        ("own_choice", "multiple_choice", choice),
+        ("own_answer", "generate_until", answer),
+    ):
+        text = TASK.format(name=name, data=json.dumps(str(data)), kind=kind, rest=rest)
+        (tasks / f"{name}.yaml").write_text(text, encoding="utf-8")
+    arguments = [
+        "--model",
+        "ortlm",
+        "--model_args",
+        f"path={tmp_path / 'out'},threads=1",
+        "--include_path",
+        str(tasks),
+    ]
+    arguments += ["--tasks", "own_choice,own_answer", "--output_path", str(tmp_path / "results")]
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
+    assert plugin.main() == 0
+    (results,) = (tmp_path / "results").rglob("results*.json")
+    found = json.loads(results.read_text(encoding="utf-8"))["results"]
+    assert found["own_choice"]["acc,none"] == 1.0
+    assert "exact_match,none" in found["own_answer"]
+    assert "own_choice" in capsys.readouterr().out
+
+
+def ortlm_fast() -> Any:
+    from ortlm.options import BuildOptions
+
+    return BuildOptions(recipe="fast")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "needs path=FOLDER"),
+        ({"path": "x", "dtype": "float"}, "dtype is not known"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(BadOption, match=message):
+        plugin.harness_model()(**arguments)
