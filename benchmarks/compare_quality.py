@@ -22,6 +22,7 @@ from typing import Any
 import ortlm
 from ortlm.evaluation.evaluate import evaluate
 from ortlm.options import BuildOptions
+from ortlm.quant.recipe import WIDE
 
 
 def official(checkpoint: Path, out: Path, *options: str) -> Path:
@@ -45,6 +46,8 @@ def builds(checkpoint: Path, folder: Path, in_domain: Path | None) -> dict[str, 
     recipes = {
         "ortlm fast": ("int4", BuildOptions(recipe="fast")),
         "ortlm balanced (default)": ("int4", BuildOptions()),
+        # WIDE[-1] is what large matrices get, see ortlm.quant.recipe.
+        "ortlm balanced, as in large models": ("int4", BuildOptions(bits=4, rules=WIDE[-1:])),
         "ortlm balanced, 4 bits in all layers": ("int4", BuildOptions(bits=4)),
         "ortlm balanced, rotated": ("int4", BuildOptions(rotate=True)),
         "ortlm quality": ("int4", BuildOptions(recipe="quality")),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from ortlm.errors import BadOption, nearest
 from ortlm.presets import DEFAULTS, find_preset
 from ortlm.quant.methods import CALIBRATED, check_algorithm
-from ortlm.quant.recipe import PRESETS, ROLES, SENSITIVE, Preset, Recipe, Rule, Ruled, Uniform
+from ortlm.quant.recipe import PRESETS, ROLES, SENSITIVE, WIDE, Preset, Recipe, Rule, Ruled, Uniform
 from ortlm.quant.scheme import Scheme
 from ortlm.target import TARGETS, Target
 
@@ -135,8 +135,8 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
     base = Uniform(body, at(head, rounded=False), at(embed, rounded=True))
     rules = []
     # A width that was asked for wins over one that a named recipe implies.
-    if preset.wide and options.bits is None and target.wide_roles:
-        rules.append(Rule(roles=target.wide_roles, bits=8))
+    if preset.wide and options.bits is None and target.wide:
+        rules += WIDE
     rules += [r for r in preset.rules if not (options.recipe in (None, *PRESETS) and _too_wide(r, target))]
     if options.mixed:
         rules.append(Rule(roles=("qkv", "down"), layers=SENSITIVE, bits=8))

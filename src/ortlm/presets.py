@@ -21,7 +21,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "embed_bits": int, "wide": bool, "rotate": bool, "rules": list, "calibration": Mapping,
 }  # fmt: skip
 _RULE_KEYS: dict[str, type | tuple[type, ...]] = {
-    "roles": (list, str), "layers": (list, str), "nodes": (list, str), "bits": int, "block": int,
+    "roles": (list, str), "layers": (list, str), "nodes": (list, str), "at_most": int, "bits": int, "block": int,
     "symmetric": bool, "algorithm": str,
 }  # fmt: skip
 _CALIBRATION_KEYS: dict[str, type | tuple[type, ...]] = {

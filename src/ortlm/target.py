@@ -17,8 +17,8 @@ class Target:
     otherwise RotaryEmbedding does, from a ``position_ids`` input. ``query_lengths``: GroupQueryAttention
     takes the number of new tokens per row (input 16; ONNX Runtime 1.31 and later on CPU and CUDA).
     ``block``, ``symmetric``, ``accuracy_level``, ``head_bits``, ``embed_bits`` are what ``-p int4`` means
-    here; ``int8`` takes the same with 8 bits. ``weight_bits`` are those that its kernels know;
-    recipes give 8 bits to the matrices with ``wide_roles``, which lose most.
+    here; ``int8`` takes the same with 8 bits. ``weight_bits`` are those that its kernels know. ``wide``: recipes
+    may give 8 bits to the matrices that lose most.
     ``int8_cache``: GroupQueryAttention keeps keys and values in 8 bits here.
     ``window_cache``: GroupQueryAttention can keep a window's positions only (``sliding_window_cache``).
     """
@@ -36,7 +36,7 @@ class Target:
     head_bits: int
     embed_bits: int
     weight_bits: tuple[int, ...] = (2, 4, 8)
-    wide_roles: tuple[str, ...] = ()
+    wide: bool = False
     int8_cache: bool = False
     window_cache: bool = False
 
@@ -56,8 +56,8 @@ _TARGETS = (
         accuracy_level=4,
         head_bits=8,
         embed_bits=8,
-        # Large blocks leave bits over. With them these two make good what the matrices before them lost.
-        wide_roles=("out", "down"),
+        # Large blocks leave bits over.
+        wide=True,
         int8_cache=True,
         window_cache=True,
     ),

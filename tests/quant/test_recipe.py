@@ -30,6 +30,26 @@ def test_cpu_default() -> None:
     assert (head.bits, head.block) == (8, 128)
 
 
+def test_balanced_widens_what_loses_most() -> None:
+    recipe = make_recipe("int4", CPU, BuildOptions(recipe="balanced"))
+
+    def at(role: str, layer: int, weights: int) -> int:
+        scheme = recipe(Place(role, "/n/MatMul", layer, 32, weights))
+        return scheme.bits if scheme else 0
+
+    small, large = 8_000_000, 8_000_001
+    assert [at("out", 10, small), at("out", 10, large), at("qkv", 10, small)] == [8, 4, 4]
+    assert {at("down", i, small) for i in range(32)} == {8}
+    eight = [i for i in range(32) if at("down", i, large) == 8]
+    assert eight == [i for i in range(32) if i < 4 or i >= 28 or (i - 4) % 3 == 2]
+    asked = make_recipe("int4", CPU, BuildOptions(recipe="balanced", bits=4))
+    assert asked(Place("down", "/n/MatMul", 0, 32, small)) == asked(Place("qkv", "/n/MatMul", 0, 32, small))
+    elsewhere = make_recipe("int4", find_target("mobile"), BuildOptions(recipe="balanced"))(
+        Place("down", "/n/MatMul", 0, 32, small)
+    )
+    assert elsewhere is not None and elsewhere.bits == 4
+
+
 def test_mixed_rule() -> None:
     options = BuildOptions(mixed=True)
     eight = [i for i in range(32) if bits(options, place("down", i)) == 8]

@@ -204,10 +204,10 @@ class Builder:
         """Return vectors (biases) one behind the other."""
         return self._plain(parameters, name, (sum(p.shape[0] for p in parameters),))
 
-    def scheme(self, role: str, node: str, layer: int | None) -> Scheme | None:
+    def scheme(self, role: str, node: str, layer: int | None, weights: int) -> Scheme | None:
         """Ask the recipe how the matrix of operator ``node`` is stored; ``asked`` remembers the name."""
         self.asked.add(node)
-        return self.recipe(Place(role, node, layer, self.layers))
+        return self.recipe(Place(role, node, layer, self.layers, weights))
 
     def quantized(
         self,

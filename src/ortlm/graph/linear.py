@@ -34,7 +34,7 @@ def linear(
     path = node_path(module)
     rows = sum(p.shape[0] for p in weights)
     out = (*shape[:-1], rows)
-    scheme = g.scheme(weights[0].role, f"{path}/MatMul", layer)
+    scheme = g.scheme(weights[0].role, f"{path}/MatMul", layer, sum(p.size for p in weights))
     if scheme is None:
         y = g.product(x, weights, f"{module}.weight", shape=out, path=path)
     else:
@@ -89,8 +89,8 @@ class Vocabulary:
     def __init__(self, g: Builder, spec: Decoder, parameters: Parameters) -> None:
         self._g, self._spec, self._parameters = g, spec, parameters
         self._embed = parameters["embed.weight"]
-        head_scheme = g.scheme("head", "/lm_head/MatMul", None)
-        embed_scheme = g.scheme("embed", "/model/embed_tokens/Gather", None)
+        head_scheme = g.scheme("head", "/lm_head/MatMul", None, self._embed.size)
+        embed_scheme = g.scheme("embed", "/model/embed_tokens/Gather", None, self._embed.size)
         if spec.tied_head and head_scheme is not None and head_scheme.algorithm in CALIBRATED:
             # What is looked up as well must not lean on what the head alone is multiplied by.
             head_scheme = replace(head_scheme, algorithm="rtn")

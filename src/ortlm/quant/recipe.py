@@ -21,13 +21,14 @@ class Place:
     """Where a matrix sits: its ``role`` (see ``spec.Parameter``), its layer and how many layers there are.
 
     ``layer`` is None for embeddings and head. ``node`` is the name of the operator that uses the matrix,
-    "/model/layers.0/attn/qkv_proj/MatMul" for example.
+    "/model/layers.0/attn/qkv_proj/MatMul" for example. ``weights`` is how many numbers the matrix holds.
     """
 
     role: str
     node: str
     layer: int | None = None
     layers: int = 0
+    weights: int = 0
 
 
 Recipe = Callable[[Place], Scheme | None]
@@ -51,13 +52,14 @@ class Rule:
     """What the matrices at some places get instead; None leaves a field as it is.
 
     It holds where every condition does that is given: ``roles``; ``layers``, numbers of which negative ones count
-    from the end, or "sensitive"; ``nodes``, names of operators in which ``*`` stands for anything. ``bits`` 0
-    keeps the weights float.
+    from the end, or "sensitive"; ``nodes``, names of operators in which ``*`` stands for anything; ``at_most``, the
+    number of weights in the matrix. ``bits`` 0 keeps the weights float.
     """
 
     roles: tuple[str, ...] = ()
     layers: tuple[int, ...] | str | None = None
     nodes: tuple[str, ...] = ()
+    at_most: int | None = None
     bits: int | None = None
     block: int | None = None
     symmetric: bool | None = None
@@ -68,6 +70,8 @@ class Rule:
         if self.roles and place.role not in self.roles:
             return False
         if self.nodes and not any(fnmatch.fnmatchcase(place.node, pattern) for pattern in self.nodes):
+            return False
+        if self.at_most is not None and place.weights > self.at_most:
             return False
         if self.layers is None:
             return True
@@ -107,6 +111,14 @@ def _changed(scheme: Scheme | None, rule: Rule) -> Scheme | None:
     )
 
 
+# What makes good best what the matrices before it have lost. Small models lose much more, and their size and speed
+# hardly matter; in large ones half of the layers is what decoding can afford. See docs/quantization.md.
+WIDE = (
+    Rule(roles=("out", "down"), at_most=8_000_000, bits=8),
+    Rule(roles=("down",), layers=SENSITIVE, bits=8),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """How a model is calibrated: on ``tokens`` tokens, in rows of ``length``.
@@ -143,7 +155,7 @@ class Preset:
     """A recipe as data. None leaves a choice to the target.
 
     ``algorithm`` finds the codes of all matrices but embeddings, and heads of 8 bits, which are rounded. ``wide``
-    gives 8 bits to the roles that the target can afford to. ``rules`` come after that. ``rotate`` turns the
+    gives 8 bits to the matrices of ``WIDE`` where the target has bits left over. ``rules`` come after that. ``rotate`` turns the
     residual stream so that no channel stands out.
     """
 
