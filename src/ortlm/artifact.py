@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 MANIFEST_FILE = "ortlm.json"
 GENAI_FILE = "genai_config.json"
+PROCESSOR_FILE = "processor_config.json"
 ADAPTER_FOLDER = "adapters"
 FORMAT = 1
 
@@ -73,12 +74,45 @@ class Graph:
 
 
 @dataclass(frozen=True, slots=True)
+class Images:
+    """How pictures become input of the graph ``vision``, and tokens of a text.
+
+    A view has ``side`` by ``side`` pixels; ``mean`` and ``std`` normalise its colours, which are 0 to 1. A
+    picture is cut into at most ``crops`` crops besides the view of the whole, unless a caller wants another
+    number; 0: it is not cut, and has ``tokens`` tokens. ``merged`` is how many tokens of a view make a row.
+    ``tag`` stands for it in a text, with its number from 1 in place of ``{}``; ``before`` and ``after`` are
+    put around its tokens. With ``separate`` the texts between pictures are tokenized one by one, each with the
+    tokenizer's special tokens.
+    """
+
+    side: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    tag: str
+    crops: int = 0
+    merged: int = 12
+    tokens: int = 0
+    before: str = ""
+    after: str = ""
+    separate: bool = False
+
+    def tokens_of(self, high: int, wide: int) -> int:
+        """Return how many tokens a picture has that was cut into crops, ``high`` by ``wide`` pixels together."""
+        rows, columns, side = high // self.side, wide // self.side, self.merged
+        return rows * side * (columns * side + 1) + 1 + side * (side + 1)
+
+
+# What a picture may be cut into; more are a mistake.
+MOST_CROPS = 256
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything a runtime must know about an artifact; no model family is named on the way.
 
     ``rope_switch_tokens`` is the total length above which every position is rotated by another table, so
     that a cache filled below it has to be computed anew once (Phi-3's longrope); None if there is none.
-    ``adapters`` are files of LoRA adapters within the folder, by name.
+    ``adapters`` are files of LoRA adapters within the folder, by name. ``images`` is None for models of text.
     ``generation`` holds the publisher's sampling defaults under Hugging Face's names.
     ``info`` is for people: source, recipe, sizes, target, provenance. A runtime ignores it.
     """
@@ -94,6 +128,7 @@ class Manifest:
     session_options: Mapping[str, Any] = field(default_factory=dict)
     adapters: Mapping[str, str] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
+    images: Images | None = None
 
     def to_json(self) -> str:
         """Return the text of ``ortlm.json``."""
@@ -180,9 +215,26 @@ def _manifest(found: dict[str, Any], path: Path) -> Manifest:
             session_options=_mapping(found.get("session_options")),
             adapters={name: _inside(file, path) for name, file in _mapping(found.get("adapters")).items()},
             info=_mapping(found.get("info")),
+            images=_images(found.get("images")),
         )
     except _WRONG as error:
         raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _images(found: Any) -> Images | None:
+    if found is None:
+        return None
+    values = dict(_mapping(found))
+    for key in ("mean", "std"):
+        values[key] = tuple(float(v) for v in values[key])
+        if len(values[key]) != 3:
+            raise ValueError(f"images.{key} must have three numbers")
+    for key in ("side", "crops", "merged", "tokens"):
+        _integer(values.get(key, 0))
+    images = Images(**values)
+    if not 0 <= images.crops <= MOST_CROPS or images.side < 1 or not (images.crops or images.tokens):
+        raise ValueError(f"images is {found!r}")
+    return images
 
 
 def _state(found: dict[str, Any]) -> State:
@@ -236,13 +288,36 @@ _GENAI_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 _GENAI_OUTPUTS = ("logits", "hidden_states")
 # genai rewinds at these lengths for these model types; the numbers are fixed in its C++ source.
 _MOST_LAYERS = 10_000
-_GENAI_ROPE_SWITCH = {"phi3": 4096, "phimoe": 4096, "phi3small": 8192}
+_GENAI_ROPE_SWITCH = {"phi3": 4096, "phi3v": 4096, "phimoe": 4096, "phi3small": 8192}
+# Names of tensors that a configuration may leave out.
+_GENAI_PARTS = {
+    "vision": (
+        {"pixel_values": "pixel_values", "image_sizes": "image_sizes"},
+        {"image_features": "image_features"},
+    ),
+    "embedding": (
+        {"input_ids": "input_ids", "image_features": "image_features"},
+        {"inputs_embeds": "inputs_embeds"},
+    ),
+}
+# How pictures are read by model types of several graphs; the configuration does not say.
+_GENAI_IMAGES = {
+    "phi3v": Images(
+        side=336,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        tag="<|image_{}|>",
+        crops=16,
+        separate=True,
+    )
+}
 
 
 def from_genai(found: dict[str, Any], path: Path) -> Manifest:
     """Read a manifest out of the ``genai_config.json`` that lies at ``path``.
 
-    Raises BadArtifact for models of several graphs, for missing keys and for values of a wrong type.
+    Raises BadArtifact for models of several graphs that are not known, for missing keys and for values of a
+    wrong type.
     """
     try:
         return _from_genai(found, path)
@@ -273,8 +348,19 @@ def _from_genai(found: dict[str, Any], path: Path) -> Manifest:
     )
     reach = _genai_reach(decoder, context, shared=bool(search.get("past_present_share_buffer")))
     switch = _GENAI_ROPE_SWITCH.get(str(model.get("type")))
+    graphs = {"decoder": graph}
+    images = _GENAI_IMAGES.get(str(model.get("type")))
+    for name in _GENAI_PARTS if images is not None and "embedding" in model else ():
+        part = _mapping(model[name])
+        graphs[name] = Graph(
+            file=_inside(part["filename"], path),
+            inputs={**_GENAI_PARTS[name][0], **_names(part.get("inputs"))},
+            outputs={**_GENAI_PARTS[name][1], **_names(part.get("outputs"))},
+            states=(),
+        )
     return Manifest(
-        graphs={"decoder": graph},
+        graphs=graphs,
+        images=images if "vision" in graphs else None,
         context_tokens=reach,
         vocab_size=_integer(model.get("vocab_size", 0)),
         stop_token_ids=tuple(_integer(token) for token in (stop if isinstance(stop, list) else [stop])),
@@ -395,7 +481,7 @@ def genai_config(
     # The official runtime allocates the cache for max_length at once; the whole context of a long model
     # would take more memory than most machines have. A caller who needs more says so.
     length = min(manifest.context_tokens, 4096)
-    config = {
+    config: dict[str, Any] = {
         "model": {
             **({} if manifest.bos_token_id is None else {"bos_token_id": manifest.bos_token_id}),
             "context_length": manifest.context_tokens,
@@ -432,6 +518,34 @@ def genai_config(
             "top_p": float(first.get("top_p", 1.0)),
         },
     }
+    if manifest.images is not None:
+        for name in _GENAI_PARTS:
+            graph = manifest.graphs[name]
+            config["model"][name] = {
+                "filename": graph.file,
+                "inputs": dict(graph.inputs),
+                "outputs": dict(graph.outputs),
+            }
+    return json.dumps(config, indent=4) + "\n"
+
+
+def processor_config(images: Images) -> str:
+    """Return the text of ``processor_config.json``, by which onnxruntime-genai reads pictures in crops.
+
+    It takes the publisher's mean and deviation, and cuts every picture into 16 crops at most, whatever stands
+    here.
+    """
+
+    def step(name: str, kind: str, **attributes: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {"name": name, "domain": "com.microsoft.extensions", "type": kind}
+        return {"operation": {**found, **({"attrs": attributes} if attributes else {})}}
+
+    transforms = [
+        step("decode_image", "DecodeImage", color_space="BGR"),
+        step("convert_to_rgb", "ConvertRGB"),
+        step("phi3_image_transform", "Phi3ImageTransform", num_crops=images.crops, num_img_tokens=144),
+    ]
+    config = {"processor": {"name": "image_processing", "transforms": transforms}}
     return json.dumps(config, indent=4) + "\n"
 
 

@@ -23,11 +23,13 @@ from ortlm.adapters import Adapter, adapter_arrays, adapter_bytes, open_adapter,
 from ortlm.artifact import (
     GENAI_FILE,
     MANIFEST_FILE,
+    PROCESSOR_FILE,
     TOKENIZER_FILES,
     Artifact,
     Manifest,
     genai_config,
     open_artifact,
+    processor_config,
 )
 from ortlm.card import model_card
 from ortlm.checkpoint.hub import find_checkpoint
@@ -36,6 +38,7 @@ from ortlm.cores import physical_cores
 from ortlm.errors import BadCheckpoint, BadOption, NotEnoughSpace, nearest
 from ortlm.graph.attention import CacheScales
 from ortlm.graph.decoder import Emitted, emit_decoder
+from ortlm.graph.storage import Plan, joined
 from ortlm.manifest import make_manifest, plain_tokenizer_config
 from ortlm.options import BuildOptions, cache_scheme, check_adapter_names, make_recipe, preset_of
 from ortlm.origin import remember
@@ -74,15 +77,18 @@ class Silent:
 class Prepared:
     """A build that is ready to write: everything that can be known before the weights are read is checked.
 
-    The cache of ``emitted`` is always float: scales of an int8 cache are measured once the weights are written.
-    ``texts`` are the small files that are written beside graph and weights, by name. ``adapters`` become files,
-    by name; ``merged`` is added to the weights.
+    ``emitted`` is the decoder, ``others`` are the graphs beside it by name; all their weights, in ``plan``, go
+    into one file. The decoder's cache is always float: scales of an int8 cache are measured once the weights
+    are written. ``texts`` are the small files that are written beside graph and weights, by name. ``adapters``
+    become files, by name; ``merged`` is added to the weights.
     """
 
     checkpoint: Checkpoint
     architecture: Architecture
     target: Target
     emitted: Emitted
+    others: Mapping[str, Emitted]
+    plan: Plan
     layout: Layout
     outline: Outline
     manifest: Manifest
@@ -190,13 +196,16 @@ def prepare(
     preset = preset_of(precision, options) if precision in ("int4", "int8") else None
     if preset is not None:
         architecture = _rotatable(architecture, preset, options, switched)
-    emitted = _emit(architecture.decoder, where, precision, options, switched.values())
-    _check_excluded(options, emitted)
-    plan = emitted.builder.plan
+    emitted = _emit(architecture, where, precision, options, switched.values())
+    others = _emit_others(architecture, where, precision, options)
+    if options.filename in map(_file_of, others):
+        raise BadOption(f"filename {options.filename!r} is what another of the model's graphs is called.")
+    _check_excluded(options, (emitted, *others.values()))
+    plan = joined(e.builder.plan for e in (emitted, *others.values()))
     layout = lay_out(plan)
     outline = make_outline(
         checkpoint,
-        architecture.decoder,
+        architecture,
         plan,
         target=where,
         precision=precision,
@@ -215,12 +224,17 @@ def prepare(
         else None,
     )
     manifest = make_manifest(
-        checkpoint, architecture.decoder, emitted, outline, filename=options.filename, adapters=switched
+        checkpoint,
+        architecture,
+        {options.filename: ("decoder", emitted), **{_file_of(n): (n, e) for n, e in others.items()}},
+        outline,
+        adapters=switched,
     )
     texts = _texts(checkpoint, architecture, where, outline, manifest)
     return Prepared(
-        checkpoint, architecture, where, emitted, layout, outline, manifest, texts, options, switched, merged
-    )
+        checkpoint, architecture, where, emitted, others, plan, layout, outline, manifest, texts, options,
+        switched, merged,
+    )  # fmt: skip
 
 
 def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, progress: Progress) -> Artifact:
@@ -304,8 +318,31 @@ def record(out: Path, **facts: Any) -> None:
     new.replace(out / MANIFEST_FILE)
 
 
+def _file_of(graph: str) -> str:
+    return f"{graph}.onnx"
+
+
+def _emit_others(
+    architecture: Architecture, target: Target, precision: str, options: BuildOptions
+) -> dict[str, Emitted]:
+    """Return the graphs that a model has beside its decoder, by name."""
+    vision = architecture.vision
+    if vision is None:
+        return {}
+    # Text takes all of these modules to import; nothing but pictures takes this one.
+    from ortlm.graph.embedding import emit_embedding
+    from ortlm.graph.vision import emit_vision
+
+    dtype, recipe = target.precisions[precision], make_recipe(precision, target, options)
+    spec = architecture.decoder
+    return {
+        "vision": emit_vision(vision, hidden=spec.hidden, target=target, dtype=dtype, recipe=recipe),
+        "embedding": emit_embedding(spec, token=vision.token, target=target, dtype=dtype, recipe=recipe),
+    }
+
+
 def _emit(
-    spec: Decoder,
+    architecture: Architecture,
     target: Target,
     precision: str,
     options: BuildOptions,
@@ -313,7 +350,7 @@ def _emit(
     cache_scales: Sequence[CacheScales] | None = None,
 ) -> Emitted:
     return emit_decoder(
-        spec,
+        architecture.decoder,
         target=target,
         dtype=target.precisions[precision],
         recipe=make_recipe(precision, target, options),
@@ -321,6 +358,7 @@ def _emit(
         hidden_states=options.hidden_states,
         adapted=frozenset(weight for adapter in adapters for weight in adapter.deltas),
         cache_scales=cache_scales,
+        embedded=architecture.vision is not None,
     )
 
 
@@ -348,8 +386,8 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_excluded(options: BuildOptions, emitted: Emitted) -> None:
-    there = emitted.builder.asked
+def _check_excluded(options: BuildOptions, graphs: Iterable[Emitted]) -> None:
+    there = {node for graph in graphs for node in graph.builder.asked}
     for node in sorted(set(options.excluded_nodes) - there):
         raise BadOption(
             f"nodes_to_exclude names {node!r}, which is not in the graph."
@@ -396,7 +434,6 @@ def _write_files(
 ) -> dict[str, Any]:
     """Write everything but the manifest; returns each file's size and hash."""
     checkpoint, options, emitted = prepared.checkpoint, prepared.options, prepared.emitted
-    plan = emitted.builder.plan
     for file in _files_along(checkpoint.folder):
         shutil.copyfile(file, folder / file.name)
     for name, text in prepared.texts.items():
@@ -408,11 +445,13 @@ def _write_files(
             _calibrate(prepared, weights, folder, data, out, threads, progress)
         else:
             _write_all(prepared, weights, data, threads, progress)
-        _save_graph(emitted, prepared, folder)
+        _save_graph(emitted, prepared, folder, options.filename)
+        for graph, other in prepared.others.items():
+            _save_graph(other, prepared, folder, _file_of(graph))
     for name, adapter in prepared.adapters.items():
         write_adapter(
             folder / prepared.manifest.adapters[name],
-            adapter_arrays(adapter, plan.low_rank, prepared.architecture, emitted.builder.dtype),
+            adapter_arrays(adapter, prepared.plan.low_rank, prepared.architecture, emitted.builder.dtype),
         )
     if options.kv_cache != "none" and not options.config_only:
         _quantize_cache(prepared, folder, threads)
@@ -424,7 +463,7 @@ def _write_files(
 
 
 def _write_all(prepared: Prepared, weights: Weights, path: Path, threads: int, progress: Progress) -> None:
-    plan = prepared.emitted.builder.plan
+    plan = prepared.plan
     stacks = {item.tensors[0].name: weights.stack(item.parameters) for item in plan.items}
     write_weights(path, plan, prepared.layout, stacks, threads=threads, progress=progress)
 
@@ -510,10 +549,7 @@ def _fingerprint(prepared: Prepared, settings: Calibration, threads: int) -> str
         __version__,
         checkpoint.config,
         sorted((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files),
-        [
-            (str(item), prepared.layout.offsets[item.tensors[0].name])
-            for item in prepared.emitted.builder.plan.items
-        ],
+        [(str(item), prepared.layout.offsets[item.tensors[0].name]) for item in prepared.plan.items],
         asdict(settings),
         _sha256(text) if text is not None and text.is_file() else str(text),
         threads,
@@ -523,9 +559,9 @@ def _fingerprint(prepared: Prepared, settings: Calibration, threads: int) -> str
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _save_graph(emitted: Emitted, prepared: Prepared, folder: Path) -> None:
-    filename = prepared.options.filename
-    placed = {name: (f"{filename}.data", at) for name, at in prepared.layout.offsets.items()}
+def _save_graph(emitted: Emitted, prepared: Prepared, folder: Path, filename: str) -> None:
+    data = f"{prepared.options.filename}.data"
+    placed = {name: (data, at) for name, at in prepared.layout.offsets.items()}
     ir.save(emitted.builder.model(placed, __version__), folder / filename)
 
 
@@ -544,14 +580,14 @@ def _quantize_cache(prepared: Prepared, folder: Path, threads: int) -> None:
         threads=threads,
     )
     emitted = _emit(
-        prepared.spec,
+        prepared.architecture,
         prepared.target,
         prepared.outline.precision,
         prepared.options,
         prepared.adapters.values(),
         scales,
     )
-    _save_graph(emitted, prepared, folder)
+    _save_graph(emitted, prepared, folder, prepared.options.filename)
 
 
 def _texts(
@@ -575,6 +611,8 @@ def _texts(
         ),
         "README.md": model_card(asdict(outline), checkpoint.folder),
     }
+    if manifest.images is not None and manifest.images.crops:
+        texts[PROCESSOR_FILE] = processor_config(manifest.images)
     settings = checkpoint.json("tokenizer_config.json")
     plain = plain_tokenizer_config(settings)
     if plain != settings:

@@ -2,6 +2,7 @@
 
 Error:
      ├── BadOption         an option or argument has a value that cannot be used   (exit code 2)
+     │    └── BadImage     a picture cannot be read, or is larger than allowed
      ├── UnsupportedModel  config.json names an architecture that is not known
      ├── BadCheckpoint     the Hugging Face folder is incomplete, damaged or contradicts itself
      ├── BadArtifact       an ONNX model folder is incomplete or damaged
@@ -25,6 +26,10 @@ class Error(Exception):
 
 class BadOption(Error, ValueError):
     """An option or argument has a value that cannot be used."""
+
+
+class BadImage(BadOption):
+    """A picture cannot be read, or is larger than allowed."""
 
 
 class UnsupportedModel(Error):

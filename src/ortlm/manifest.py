@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ortlm._version import __version__
-from ortlm.artifact import ADAPTER_FOLDER, Graph, Manifest, State
+from ortlm.artifact import ADAPTER_FOLDER, MOST_CROPS, Graph, Images, Manifest, State
 from ortlm.card import public_name
 from ortlm.checkpoint.open import Checkpoint
 from ortlm.errors import BadCheckpoint
 from ortlm.graph.decoder import CACHE_NAMES, Emitted
 from ortlm.outline import Outline
-from ortlm.spec import Decoder
+from ortlm.spec import Architecture, Tiles, Vision
 
 # Tokens that end an assistant's turn in common chat templates. A template that writes one of them means it as
 # a stop, whether or not config.json says so (several published ones do not).
@@ -22,14 +23,15 @@ _TURN_ENDS = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end_of_
 
 def make_manifest(
     checkpoint: Checkpoint,
-    spec: Decoder,
-    emitted: Emitted,
+    architecture: Architecture,
+    graphs: Mapping[str, tuple[str, Emitted]],
     outline: Outline,
     *,
-    filename: str,
     adapters: Iterable[str] = (),
 ) -> Manifest:
-    """Return the manifest of what is about to be written: the graph in file ``filename``, adapters by name."""
+    """Return the manifest of what is about to be written: ``graphs`` are names and graphs by file."""
+    spec = architecture.decoder
+    emitted = next(graph for name, graph in graphs.values() if name == "decoder")
     defaults = checkpoint.json("generation_config.json")
     evicts = emitted.builder.target.window_cache
     states = tuple(
@@ -49,14 +51,16 @@ def make_manifest(
     bos = checkpoint.config.get("bos_token_id", defaults.get("bos_token_id"))
     return Manifest(
         graphs={
-            "decoder": Graph(
-                file=filename,
-                inputs=emitted.inputs,
-                outputs=emitted.outputs,
-                states=states,
-                optional=emitted.optional,
+            name: Graph(
+                file=file,
+                inputs=graph.inputs,
+                outputs=graph.outputs,
+                states=states if graph is emitted else (),
+                optional=graph.optional,
             )
+            for file, (name, graph) in graphs.items()
         },
+        images=_images(checkpoint, architecture.vision),
         context_tokens=spec.max_tokens,
         vocab_size=spec.vocab,
         stop_token_ids=stop,
@@ -132,6 +136,45 @@ def plain_tokenizer_config(settings: Mapping[str, Any]) -> dict[str, Any]:
         plain["named_chat_templates"] = template
         plain["chat_template"] = named.get("default", next(iter(named.values()), ""))
     return plain
+
+
+def _images(checkpoint: Checkpoint, vision: Vision | None) -> Images | None:
+    """Return how pictures are read: by the architecture, and the publisher's settings where they say more."""
+    if vision is None:
+        return None
+    path, found = checkpoint.folder / "preprocessor_config.json", checkpoint.json("preprocessor_config.json")
+    tower, join, prompt = vision.tower, vision.join, vision.prompt
+    mean, std = (
+        _three(found.get(key, usual), f'{path}: "{key}"')
+        for key, usual in (("image_mean", vision.mean), ("image_std", vision.std))
+    )
+    if min(std) <= 0:
+        raise BadCheckpoint(f'{path}: "image_std" is {list(std)}, expected numbers above 0.')
+    crops = found.get("num_crops", vision.crops) if vision.crops else 0
+    if not isinstance(crops, int) or isinstance(crops, bool) or not 0 <= crops <= MOST_CROPS:
+        raise BadCheckpoint(f'{path}: "num_crops" is {crops!r}, expected a number from 1 to {MOST_CROPS}.')
+    return Images(
+        side=tower.side,
+        mean=mean,
+        std=std,
+        tag=prompt.tag,
+        crops=crops,
+        merged=tower.grid // join.merge if isinstance(join, Tiles) else tower.grid,
+        tokens=0 if isinstance(join, Tiles) else join.tokens**2,
+        before=prompt.before,
+        after=prompt.after,
+        separate=prompt.separate,
+    )
+
+
+def _three(found: Any, what: str) -> tuple[float, float, float]:
+    if isinstance(found, Sequence) and len(found) == 3:
+        numbers = [
+            v for v in found if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+        ]
+        if len(numbers) == 3:
+            return float(numbers[0]), float(numbers[1]), float(numbers[2])
+    raise BadCheckpoint(f"{what} is {found!r}, expected three numbers.")
 
 
 def _is_token(found: Any, vocab: int) -> bool:

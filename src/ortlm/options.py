@@ -23,11 +23,11 @@ class BuildOptions:
 
     Quantization: ``recipe`` is "fast", "balanced", "quality" or a file, by default balanced for int4 and fast for
     int8. ``block_size`` inputs share a scale; ``symmetric``; ``accuracy_level`` of MatMulNBits (4 is
-    int8 activations); ``bits`` overrides the precision's (2, 4 or 8), ``head_bits`` and ``embed_bits`` those
-    of head and embeddings, 0 keeps them float; ``algorithm`` finds the codes: "rtn", "clip_search", "importance",
-    "awq", "gptq" or "awq_gptq"; ``bits8_roles`` are kept at 8 bits, with ``mixed`` also queries, keys, values and
-    down projections of the layers that suffer most; ``excluded_nodes`` keep float weights; ``rotate`` turns the
-    residual stream. ``rules`` come last and win.
+    int8 activations); ``bits`` overrides the precision's (2, 4 or 8), ``head_bits``, ``embed_bits`` and
+    ``vision_bits`` those of head, embeddings and what sees pictures, 0 keeps them float; ``algorithm`` finds
+    the codes: "rtn", "clip_search", "importance", "awq", "gptq" or "awq_gptq"; ``bits8_roles`` are kept at 8
+    bits, with ``mixed`` also queries, keys, values and down projections of the layers that suffer most;
+    ``excluded_nodes`` keep float weights; ``rotate`` turns the residual stream. ``rules`` come last and win.
 
     Calibration: ``calibration`` is a file of text, chats or token ids; without one the model writes the text
     itself. ``calibration_tokens`` of it are read.
@@ -50,6 +50,7 @@ class BuildOptions:
     bits: int | None = None
     head_bits: int | None = None
     embed_bits: int | None = None
+    vision_bits: int | None = None
     algorithm: str | None = None
     recipe: str | None = None
     rotate: bool | None = None
@@ -132,8 +133,9 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
 
     head = first(options.head_bits, 8 if eight else preset.head_bits, target.head_bits)
     embed = first(options.embed_bits, 8 if eight else preset.embed_bits, target.embed_bits)
-    base = Uniform(body, at(head, rounded=False), at(embed, rounded=True))
-    rules = []
+    vision = first(options.vision_bits, 8 if eight else preset.vision_bits, target.vision_bits)
+    base = Uniform(body, at(head, rounded=False), at(embed, rounded=True), at(vision, rounded=True))
+    rules: list[Rule] = []
     # A width that was asked for wins over one that a named recipe implies.
     if preset.wide and options.bits is None and target.wide:
         rules += WIDE
@@ -146,7 +148,9 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
     if options.excluded_nodes:
         rules.append(Rule(nodes=tuple(_literal(n) for n in options.excluded_nodes), bits=0))
     rules += options.rules
-    used = {s.bits for s in (base.body, base.head, base.embed) if s} | {r.bits for r in rules if r.bits}
+    used = {s.bits for s in (base.body, base.head, base.embed, base.vision) if s} | {
+        r.bits for r in rules if r.bits
+    }
     if not used <= set(target.weight_bits):
         wrong = sorted(used - set(target.weight_bits))[0]
         raise BadOption(
@@ -159,8 +163,9 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
 def _check_nothing_quantized(precision: str, options: BuildOptions) -> None:
     """Raise BadOption if ``options`` shape quantized weights, of which ``precision`` has none."""
     shaping = (
-        "block_size", "symmetric", "accuracy_level", "bits", "head_bits", "embed_bits", "bits8_roles", "mixed",
-        "excluded_nodes", "recipe", "algorithm", "rotate", "rules", "calibration", "calibration_tokens",
+        "block_size", "symmetric", "accuracy_level", "bits", "head_bits", "embed_bits", "vision_bits",
+        "bits8_roles", "mixed", "excluded_nodes", "recipe", "algorithm", "rotate", "rules", "calibration",
+        "calibration_tokens",
     )  # fmt: skip
     unused = [name for name in shaping if getattr(options, name) not in (None, (), False)]
     if unused:
@@ -333,8 +338,8 @@ _KNOWN = (
     "accuracy_level", "block_size", "is_symmetric", "op_types_to_quantize", "nodes_to_exclude", "algo_config",
     "matmul_mixed_precision", "num_hidden_layers", "filename", "config_only", "prune_lm_head",
     "include_hidden_states", "shared_embeddings", "fuse_qkv", "disable_qkv_fusion", "fuse_mlp_gate_up",
-    "hf_token", "ragged_append", "windowed_kv_cache", "bits", "head_bits", "embed_bits", "recipe", "algorithm",
-    "kv_cache_quant_scheme", "rotate",
+    "hf_token", "ragged_append", "windowed_kv_cache", "bits", "head_bits", "embed_bits", "vision_bits", "recipe",
+    "algorithm", "kv_cache_quant_scheme", "rotate",
 )  # fmt: skip
 
 
@@ -389,6 +394,7 @@ def _options(given: Mapping[str, str], target: Target) -> BuildOptions:
         bits=number("bits"),
         head_bits=number("head_bits"),
         embed_bits=number("embed_bits"),
+        vision_bits=number("vision_bits"),
         layers=number("num_hidden_layers"),
         symmetric=_flag("is_symmetric", given["is_symmetric"]) if "is_symmetric" in given else None,
         filename=given.get("filename", "model.onnx"),

@@ -15,7 +15,7 @@ from ortlm.dtypes import dtype
 from ortlm.graph.storage import Plan, Quantized
 from ortlm.quant.methods import quantizer
 from ortlm.quant.scheme import Scheme
-from ortlm.spec import Decoder, parameters
+from ortlm.spec import Architecture, Decoder
 from ortlm.target import Target
 
 
@@ -69,7 +69,7 @@ class Outline:
 
 def make_outline(
     checkpoint: Checkpoint,
-    spec: Decoder,
+    architecture: Architecture,
     plan: Plan,
     *,
     target: Target,
@@ -87,7 +87,8 @@ def make_outline(
     adapters = sum(adapter_bytes.values())
     activations = target.precisions[precision]
     kind_of_cache = activations if kv_cache == "none" else "int8"
-    count = sum(p.size for p in parameters(spec))
+    spec = architecture.decoder
+    count = sum(p.size for p in architecture.parameters)
     schemes: dict[str, int] = {}
     for item in plan.items:
         if isinstance(item, Quantized):

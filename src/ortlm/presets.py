@@ -18,7 +18,7 @@ DEFAULTS = {"int4": "balanced", "int8": "fast"}
 # Keys of a recipe file, and the types of what they hold.
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "base": str, "algorithm": str, "bits": int, "block": int, "symmetric": bool, "head_bits": int,
-    "embed_bits": int, "wide": bool, "rotate": bool, "rules": list, "calibration": Mapping,
+    "embed_bits": int, "vision_bits": int, "wide": bool, "rotate": bool, "rules": list, "calibration": Mapping,
 }  # fmt: skip
 _RULE_KEYS: dict[str, type | tuple[type, ...]] = {
     "roles": (list, str), "layers": (list, str), "nodes": (list, str), "at_most": int, "bits": int, "block": int,
@@ -64,7 +64,13 @@ def _read(path: Path) -> Preset:
     preset = dataclasses.replace(preset, name=path.stem, rules=(*preset.rules, *rules), **found)
     check_algorithm(preset.algorithm)
     # Scheme and Calibration know what is allowed.
-    for bits in (preset.bits, preset.head_bits, preset.embed_bits, *(rule.bits for rule in rules)):
+    for bits in (
+        preset.bits,
+        preset.head_bits,
+        preset.embed_bits,
+        preset.vision_bits,
+        *(rule.bits for rule in rules),
+    ):
         Scheme(bits=bits or 4, block=preset.block or 128)
     return preset
 

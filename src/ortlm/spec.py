@@ -84,7 +84,7 @@ class GatedMLP:
 
 @dataclass(frozen=True, slots=True)
 class MLP:
-    """``down(act(up(x)))``; ``act`` is "silu", "gelu", "gelu_tanh" or "relu2"."""
+    """``down(act(up(x)))``; ``act`` is "silu", "gelu", "gelu_tanh", "quick_gelu" or "relu2"."""
 
     intermediate: int
     act: str
@@ -135,11 +135,97 @@ class Decoder:
 
 
 @dataclass(frozen=True, slots=True)
+class Tower:
+    """A transformer over the patches of pictures of ``side`` by ``side`` pixels, ``patch`` by ``patch`` each.
+
+    Patches are mapped to ``hidden`` channels (with ``patch_bias``), a ``class_token`` may come before them, and
+    positions are learned. ``pre_norm`` normalises what goes into the first layer, ``final_norm`` what comes out of
+    the last one. A layer is ``x += attention(norm(x))``, then ``x += mlp(norm(x))``; all maps have biases.
+    """
+
+    side: int
+    patch: int
+    hidden: int
+    heads: int
+    layers: int
+    ffn: MLP
+    norm: Norm
+    class_token: bool = False
+    patch_bias: bool = False
+    pre_norm: bool = False
+    final_norm: bool = False
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.side // self.patch
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """A picture as one view of the whole and a grid of crops, each seen by the tower on its own.
+
+    ``merge`` by ``merge`` patches become one. Rows of merged patches run through all crops side by side and end
+    with a learned separator; another one stands between the crops, which come first, and the view of the whole.
+    A map with activation ``act`` and a second one lead to the decoder's channels.
+    """
+
+    merge: int
+    act: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """One view of the picture: means over squares of patches, ``tokens`` by ``tokens`` of them.
+
+    They are normalised and mapped to the decoder's channels, without a bias.
+    """
+
+    tokens: int
+    norm: Norm
+
+
+@dataclass(frozen=True, slots=True)
+class PicturePrompt:
+    """What stands for a picture in a text, and what tokens it becomes.
+
+    ``tag`` stands for it in a text; ``{}`` in it is the picture's number, from 1. ``before`` and ``after`` are
+    texts around its tokens. ``token`` is the text of the token that the decoder's embeddings are replaced at,
+    None if the ids are negative numbers. With ``separate``, texts between pictures are tokenized on their own,
+    special tokens included.
+    """
+
+    tag: str
+    before: str = ""
+    after: str = ""
+    token: str | None = None
+    separate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """How pictures become embeddings of the decoder.
+
+    ``mean`` and ``std`` normalise red, green and blue, which are 0 to 1. ``crops`` is how many crops a picture
+    is cut into at most, unless somebody asks for another number; 0 where it is not cut. ``token`` is the id of
+    ``prompt.token`` (-1 if there is none).
+    """
+
+    tower: Tower
+    join: Tiles | Pooled
+    prompt: PicturePrompt
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crops: int = 0
+    token: int = -1
+
+
+@dataclass(frozen=True, slots=True)
 class Parameter:
     """One weight that the spec implies: canonical name, shape and whether it is the matrix of a linear map.
 
     A linear weight has shape [out, in]. ``role`` groups weights for recipes: "embed", "head", "qkv", "out",
-    "gate_up", "down", "norm" or "bias".
+    "gate_up", "down", "vision", "table", "norm" or "bias".
     """
 
     name: str
@@ -205,17 +291,55 @@ def _norm(name: str, norm: Norm | None, width: int) -> Iterator[Parameter]:
             yield Parameter(f"{name}.bias", (width,), "norm")
 
 
+def vision_parameters(vision: Vision, hidden: int) -> Iterator[Parameter]:
+    """Yield every weight that turns pictures into embeddings of ``hidden`` channels.
+
+    Canonical names: ``vision.{patches|class|positions|pre_norm|final_norm}``,
+    ``vision.layers.{i}.{mixer_pre|q|k|v|o| ffn_pre|up|down}``, and of the join
+    ``vision.{row_end|view_end|join1|join2}`` or ``vision.{join_norm|join}``. The matrix of patches has shape
+    [hidden, 3 · patch · patch].
+    """
+    tower = vision.tower
+    wide, positions = tower.hidden, tower.grid**2 + tower.class_token
+    yield from _linear("vision.patches", wide, 3 * tower.patch**2, "table", bias=tower.patch_bias)
+    if tower.class_token:
+        yield Parameter("vision.class.weight", (wide,), "table")
+    yield Parameter("vision.positions.weight", (positions, wide), "table")
+    yield from _norm("vision.pre_norm", tower.norm if tower.pre_norm else None, wide)
+    for i in range(tower.layers):
+        at = f"vision.layers.{i}"
+        yield from _norm(f"{at}.mixer_pre", tower.norm, wide)
+        for part in ("q", "k", "v", "o"):
+            yield from _linear(f"{at}.{part}", wide, wide, "vision", bias=True)
+        yield from _norm(f"{at}.ffn_pre", tower.norm, wide)
+        yield from _linear(f"{at}.up", tower.ffn.intermediate, wide, "vision", bias=tower.ffn.bias)
+        yield from _linear(f"{at}.down", wide, tower.ffn.intermediate, "vision", bias=tower.ffn.bias)
+    yield from _norm("vision.final_norm", tower.norm if tower.final_norm else None, wide)
+    join = vision.join
+    if isinstance(join, Tiles):
+        merged = wide * join.merge**2
+        yield Parameter("vision.row_end.weight", (merged,), "table")
+        yield Parameter("vision.view_end.weight", (merged,), "table")
+        yield from _linear("vision.join1", hidden, merged, "vision", bias=True)
+        yield from _linear("vision.join2", hidden, hidden, "vision", bias=True)
+    else:
+        yield from _norm("vision.join_norm", join.norm, wide)
+        yield Parameter("vision.join.weight", (hidden, wide), "vision")
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where a canonical weight lies in the checkpoint.
 
     ``rows`` takes the rows [start, stop) of a tensor that holds several weights one below the other.
-    ``add`` is added to every element: 1.0 for norms stored as ``weight - 1``.
+    ``add`` is added to every element: 1.0 for norms stored as ``weight - 1``. ``stored`` is the tensor's shape
+    where it differs from the weight's, whose elements it has in the same order.
     """
 
     tensor: str
     rows: tuple[int, int] | None = None
     add: float = 0.0
+    stored: tuple[int, ...] | None = None
 
 
 Sources = dict[str, Source]
@@ -223,11 +347,12 @@ Sources = dict[str, Source]
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What an architecture file says of one checkpoint.
+    """What an architecture file says of one checkpoint; ``vision`` is None for models of text.
 
-    ``sources`` has one entry for each of ``parameters(decoder)``. ``ignored`` are tensor-name patterns
+    ``sources`` has one entry for each of ``parameters``. ``ignored`` are tensor-name patterns
     (``fnmatch``) that checkpoints of this family may hold and that are not part of the model.
-    ``head_copy`` names the tensor that a tied checkpoint may hold as a copy of its embeddings.
+    ``head_copy`` names the tensor that a tied checkpoint may hold as a copy of its embeddings. ``renamed`` are
+    pairs of prefixes: a tensor that is not there under the first may be there under the second.
     ``genai_type`` is the model type that onnxruntime-genai's C++ code knows; it selects its behaviour.
     """
 
@@ -236,3 +361,12 @@ class Architecture:
     genai_type: str
     ignored: tuple[str, ...] = field(default=("*.rotary_emb.inv_freq",))
     head_copy: str = "lm_head.weight"
+    renamed: tuple[tuple[str, str], ...] = ()
+    vision: Vision | None = None
+
+    @property
+    def parameters(self) -> Iterator[Parameter]:
+        """Every weight, of decoder and vision, once."""
+        yield from parameters(self.decoder)
+        if self.vision is not None:
+            yield from vision_parameters(self.vision, self.decoder.hidden)

@@ -16,9 +16,9 @@ class Target:
     fused kernel of the target wants them apart. ``rotary_inside``: GroupQueryAttention rotates by itself;
     otherwise RotaryEmbedding does, from a ``position_ids`` input. ``query_lengths``: GroupQueryAttention
     takes the number of new tokens per row (input 16; ONNX Runtime 1.31 and later on CPU and CUDA).
-    ``block``, ``symmetric``, ``accuracy_level``, ``head_bits``, ``embed_bits`` are what ``-p int4`` means
-    here; ``int8`` takes the same with 8 bits. ``weight_bits`` are those that its kernels know. ``wide``: recipes
-    may give 8 bits to the matrices that lose most.
+    ``block``, ``symmetric``, ``accuracy_level``, ``head_bits``, ``embed_bits``, ``vision_bits`` are what ``-p
+    int4`` means here; ``int8`` takes the same with 8 bits. ``weight_bits`` are those that its kernels know.
+    ``wide``: recipes may give 8 bits to the matrices that lose most.
     ``int8_cache``: GroupQueryAttention keeps keys and values in 8 bits here.
     ``window_cache``: GroupQueryAttention can keep a window's positions only (``sliding_window_cache``).
     """
@@ -35,6 +35,7 @@ class Target:
     accuracy_level: int
     head_bits: int
     embed_bits: int
+    vision_bits: int
     weight_bits: tuple[int, ...] = (2, 4, 8)
     wide: bool = False
     int8_cache: bool = False
@@ -56,6 +57,7 @@ _TARGETS = (
         accuracy_level=4,
         head_bits=8,
         embed_bits=8,
+        vision_bits=8,
         # Large blocks leave bits over.
         wide=True,
         int8_cache=True,
@@ -74,6 +76,7 @@ _TARGETS = (
         accuracy_level=0,
         head_bits=8,
         embed_bits=4,
+        vision_bits=8,
         weight_bits=(4, 8),
     ),
     Target(
@@ -90,6 +93,7 @@ _TARGETS = (
         accuracy_level=0,
         head_bits=4,
         embed_bits=4,
+        vision_bits=4,
         weight_bits=(4,),
     ),
     Target(
@@ -106,6 +110,7 @@ _TARGETS = (
         accuracy_level=4,
         head_bits=4,
         embed_bits=4,
+        vision_bits=8,
         weight_bits=(4, 8),
     ),
     Target(
@@ -122,6 +127,7 @@ _TARGETS = (
         accuracy_level=4,
         head_bits=4,
         embed_bits=4,
+        vision_bits=8,
     ),
 )
 

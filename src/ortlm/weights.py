@@ -17,7 +17,7 @@ from ortlm.checkpoint.stack import Part, Stack, stack
 from ortlm.dtypes import Array
 from ortlm.errors import BadOption
 from ortlm.quant.rotation import Rotation
-from ortlm.spec import Architecture, Decoder, Source, parameters
+from ortlm.spec import Architecture, Decoder, Source
 
 
 class Rows(Protocol):
@@ -53,7 +53,7 @@ class Weights:
         self._checkpoint, self._architecture = checkpoint, architecture
         self._deltas = deltas or {}
         self._rotation = rotation
-        self.shapes = {p.name: p.shape for p in parameters(self.spec)}
+        self.shapes = {p.name: p.shape for p in architecture.parameters}
         if rotation is not None:
             check_rotatable(self.spec)
 
@@ -93,6 +93,8 @@ class Weights:
         source = self._architecture.sources[name]
         start, stop = source.rows or (0, self.shapes[name][0])
         weight = self._checkpoint.weights[source.tensor]
+        if source.stored is not None:
+            weight = replace(weight, shape=self.shapes[name])
         return Part(weight, start, stop, source.add, self._deltas.get(name))
 
 
@@ -104,20 +106,45 @@ def stored_architecture(checkpoint: Checkpoint) -> Architecture:
 
     Raises UnsupportedModel, and BadCheckpoint if tensors are missing, too many, or of other shapes.
     """
-    architecture = _own_head(checkpoint, describe(checkpoint.config))
+    architecture = _own_head(checkpoint, _renamed(checkpoint, describe(checkpoint.config)))
     _check_tensors(checkpoint, architecture)
     return architecture
+
+
+def _renamed(checkpoint: Checkpoint, architecture: Architecture) -> Architecture:
+    """Return ``architecture`` with the names of tensors that this checkpoint has under other ones."""
+    if not architecture.renamed:
+        return architecture
+    sources = {}
+    for name, source in architecture.sources.items():
+        for usual, other in architecture.renamed:
+            moved = other + source.tensor.removeprefix(usual)
+            if (
+                source.tensor.startswith(usual)
+                and source.tensor not in checkpoint.weights
+                and moved in checkpoint.weights
+            ):
+                source = replace(source, tensor=moved)
+        sources[name] = source
+    ignored = [
+        pattern.replace(usual, other, 1)
+        for pattern in architecture.ignored
+        for usual, other in architecture.renamed
+        if pattern.startswith(usual)
+    ]
+    return replace(architecture, sources=sources, ignored=(*architecture.ignored, *ignored))
 
 
 def _check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
     """Compare the checkpoint's tensors, names and shapes, with what the spec implies."""
     tall: dict[str, int] = {}
     wide: dict[str, tuple[int, ...]] = {}
-    for parameter in parameters(architecture.decoder):
+    for parameter in architecture.parameters:
         source = architecture.sources[parameter.name]
-        stop = source.rows[1] if source.rows else parameter.shape[0]
+        shape = source.stored or parameter.shape
+        stop = source.rows[1] if source.rows else shape[0]
         tall[source.tensor] = max(tall.get(source.tensor, 0), stop)
-        wide[source.tensor] = parameter.shape[1:]
+        wide[source.tensor] = shape[1:]
     expected = {name: (tall[name], *wide[name]) for name in tall}
     copies = (architecture.head_copy,) if architecture.decoder.tied_head else ()
     check_weights(checkpoint, expected, (*architecture.ignored, *copies))

@@ -47,7 +47,8 @@ def test_balanced_widens_what_loses_most() -> None:
     elsewhere = make_recipe("int4", find_target("mobile"), BuildOptions(recipe="balanced"))(
         Place("down", "/n/MatMul", 0, 32, small)
     )
-    assert elsewhere is not None and elsewhere.bits == 4
+    assert elsewhere is not None
+    assert elsewhere.bits == 4
 
 
 def test_mixed_rule() -> None:

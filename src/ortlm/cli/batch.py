@@ -37,6 +37,9 @@ def run_batch(args: argparse.Namespace, settings: Settings) -> int:
     prompts = [_encode(number, found, lm, args) for number, found in lines]
     for at in range(0, len(prompts), size):
         group = prompts[at : at + size]
+        if lm.pictures is not None:
+            # Features of many pictures would not fit into memory; of those that were forgotten they come anew.
+            group = [_encode(number, found, lm, args) for number, found in lines[at : at + size]]
         for ids, made in zip(group, lm.generate_batch(group, settings=settings), strict=True):
             usage = {"prompt_tokens": len(ids), "completion_tokens": _count(made)}
             print(json.dumps({**answer(made, lm), "usage": usage}, ensure_ascii=False), flush=True)
@@ -69,7 +72,8 @@ def _read(path: str) -> list[tuple[int, Any]]:
 def _encode(number: int, prompt: Any, lm: LanguageModel, args: argparse.Namespace) -> Sequence[int]:
     """Return a prompt's token ids; a list is messages or token ids already."""
     try:
-        ids = lm.encode(prompt_of(prompt, args) if isinstance(prompt, str) else prompt)
+        given = prompt_of(prompt, args) if isinstance(prompt, str) else prompt
+        ids = lm.encode(given, num_crops=args.num_crops)
     except Error as error:
         raise type(error)(f"line {number} of --batch {args.batch}: {error}") from error
     context = lm.manifest.context_tokens

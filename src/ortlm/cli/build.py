@@ -48,7 +48,8 @@ extra options (KEY=VALUE; the official builder's names, old int4_* ones too):
   algo_config=rtn|k_quant|k_quant_mixed|rtn_last|k_quant_last|importance|awq|gptq|awq_gptq
                                    one algorithm, all matrices alike; without it --recipe says
   rotate=true                      turn the residual stream before rounding (Hadamard)
-  bits= head_bits= embed_bits=     2, 4 or 8; 0 keeps head or embeddings float
+  bits= head_bits= embed_bits= vision_bits=
+                                   2, 4 or 8; 0 keeps head, embeddings or what sees pictures float
   nodes_to_exclude=NODE,NODE       keep these products float
   matmul_mixed_precision=last_matmul:int8,mixed_layers:int8
   op_types_to_quantize=MatMul[/Gather]
@@ -242,7 +243,7 @@ def run(args: argparse.Namespace) -> int:
 
         outline = replace(
             prepared.outline,
-            seconds=outlines.measure_seconds(prepared.outline, prepared.emitted.builder.plan),
+            seconds=outlines.measure_seconds(prepared.outline, prepared.plan),
         )
         if args.json:
             print(json.dumps({"schema": 1, "dry_run": True, "output": str(out), **asdict(outline)}, indent=2))

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from typing import Any
 
-from ortlm.cli.generate import add_machine
+from ortlm.cli.generate import add_images, add_machine
 from ortlm.cli.settings import add_settings, settings_of, with_model
 from ortlm.cli.talk import Talk, tell
 from ortlm.errors import BadOption
@@ -34,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a built model")
     parser.add_argument("--system", metavar="TEXT", help="system message")
+    add_images(parser)
     add_settings(parser, answers=False)
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -56,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     settings = with_model(settings, lm, args)
     # Told now rather than at every answer: an unknown adapter, a token that the model has not.
     lm.generator(settings)
-    talk = Talk(lm, settings, system=args.system, verbose=args.verbose)
+    if args.num_crops is not None and lm.pictures is None:
+        raise BadOption(f"--num-crops does not apply: {args.model} is a model of text.")
+    talk = Talk(lm, settings, system=args.system, verbose=args.verbose, num_crops=args.num_crops)
     tell("/help lists commands, /bye or Ctrl-D leaves.")
     leaving = False
     while True:

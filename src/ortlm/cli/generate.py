@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ examples:
   ortlm generate phi --chat "Name a city." --json-schema city.json
   ortlm generate phi --chat "Good or bad? I loved it." --choice good --choice bad --logprobs 2
   ortlm generate phi --chat -f question.txt --system "$(cat manual.txt)" --cache manual.cache --lookup
+  ortlm generate phi-vision "What is shown?" --image a.jpg --image b.png --num-crops 4
   ortlm generate phi --batch prompts.jsonl -n 64 > answers.jsonl
 
 exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted
@@ -68,11 +70,29 @@ def add_parser(subparsers: Any) -> None:
         help="answer many prompts, each a line of JSON (a text, or an object with prompt), with lines of JSON",
     )
     what.add_argument("--batch-size", type=int, metavar="N", help="so many at once (default: 8)")
+    add_images(what)
+    what.add_argument(
+        "--image",
+        metavar="FILE",
+        action="append",
+        help="a picture (file, URL or data: URL) before the text; may be given again; implies --chat, unless "
+        "--no-chat and tags in the text say where each belongs",
+    )
     add_settings(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="write one JSON object instead of the text")
     output.add_argument("-v", "--verbose", action="store_true", help="write speeds to stderr at the end")
     add_machine(parser)
+
+
+def add_images(group: Any) -> None:
+    """Add the option that says how finely pictures are seen."""
+    group.add_argument(
+        "--num-crops",
+        type=int,
+        metavar="N",
+        help="cut each picture into N crops at most: more show more detail and cost more (default: the model's)",
+    )
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +121,9 @@ def run(args: argparse.Namespace) -> int:
     kept = args.cache is not None and Path(args.cache).exists()
     if kept:
         lm.load_cache(args.cache, adapter=settings.adapter)
-    stream = lm.stream(prompt_of(text, args), settings=settings)
+    beside = args.image if args.chat is False else None
+    prompt = prompt_of(text, args)
+    stream = lm.stream(prompt, images=beside, num_crops=args.num_crops, settings=settings)
     if not _answer(stream, lm, args, settings):
         return 130
     if args.cache is not None and not kept:
@@ -130,19 +152,27 @@ def read_prompt(args: argparse.Namespace) -> str:
         raise BadOption(f"stdin is no UTF-8 text: {error}.") from error
 
 
-def prompt_of(text: str, args: argparse.Namespace) -> str | list[dict[str, str]]:
-    """Return ``text``, or the messages that it makes with --chat and --system."""
-    if not (args.chat or args.system is not None):
+def prompt_of(text: str, args: argparse.Namespace) -> str | list[dict[str, Any]]:
+    """Return ``text``, or the messages that it makes with --chat, --system and --image."""
+    shown = bool(args.image) and args.chat is not False
+    if not (args.chat or shown or args.system is not None):
         return text
     head = [{"role": "system", "content": args.system}] if args.system else []
-    return [*head, {"role": "user", "content": text}]
+    return [*head, {"role": "user", "content": content_of(text, args.image if shown else ())}]
+
+
+def content_of(text: str, pictures: Sequence[str] | None) -> Any:
+    """Return a message's content: ``text``, behind ``pictures`` if there are some."""
+    if not pictures:
+        return text
+    return [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": text}]
 
 
 def _check(args: argparse.Namespace) -> None:
     refuse("PROMPT", [("--file", args.prompt is not None and args.file is not None)], "give one of them.")
     refuse("--no-chat", [("--system", args.chat is False and args.system is not None)], "it is of a chat.")
     if args.batch is not None:
-        others = {"PROMPT": args.prompt, "--file": args.file, "--cache": args.cache}
+        others = {"PROMPT": args.prompt, "--file": args.file, "--cache": args.cache, "--image": args.image}
         refuse(
             "--batch", [(name, value is not None) for name, value in others.items()], "it is for one prompt."
         )

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ortlm.cli.generate import content_of
 from ortlm.cli.interrupt import stoppable
 from ortlm.cli.report import summary
 from ortlm.errors import BadOption, ContextFull, Error, nearest
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from ortlm.runtime.settings import Settings
     from ortlm.runtime.stream import Timings
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 _COMMANDS = {
     "/help": "show this list",
     "/system": "TEXT: set the system message and begin anew; without a text, have none",
     "/clear": "begin anew",
+    "/image": "FILE or URL: show a picture with the next message; without one, drop those that wait",
     "/regen": "answer the last message again",
     "/undo": "take the last message and its answer back",
     "/set": "NAME VALUE: change a setting, such as temperature 0.7 or seed none; alone, show all",
@@ -40,8 +42,18 @@ _FIXED = ("guidance", "processors", "logit_bias", "num_return_sequences", "logpr
 class Talk:
     """A conversation and what can be done with it; ``messages`` are what was said."""
 
-    def __init__(self, lm: LanguageModel, settings: Settings, *, system: str | None, verbose: bool) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        settings: Settings,
+        *,
+        system: str | None,
+        verbose: bool,
+        num_crops: int | None = None,
+    ) -> None:
         self._lm = lm
+        self._num_crops = num_crops
+        self._waiting: list[str] = []
         self._settings = settings
         self._verbose = verbose
         self._system = system
@@ -52,6 +64,7 @@ class Talk:
             "/help": lambda rest: tell("\n".join(f"  {name:9}{what}" for name, what in _COMMANDS.items())),
             "/system": self._begin_with,
             "/clear": self._clear,
+            "/image": self._show,
             "/regen": self._regenerate,
             "/undo": self._undo,
             "/set": self._set,
@@ -64,8 +77,8 @@ class Talk:
         """Obey a command such as "/save talk.json" or answer a message; return whether to go on."""
         # A text of several lines is never a command: it may begin with a path.
         if not text.startswith("/") or "\n" in text:
-            if text.strip():
-                self.answer(text)
+            if text.strip() and self.answer(content_of(text, self._waiting)):
+                self._waiting = []
             return True
         word, _, rest = text.strip().partition(" ")
         if word in _LEAVE:
@@ -82,12 +95,12 @@ class Talk:
             tell(f"error: {error.filename}: {error.strerror}")
         return True
 
-    def answer(self, text: str) -> bool:
+    def answer(self, content: Any) -> bool:
         """Answer one message; return False for a failure, which leaves the conversation as it was."""
-        asked = [*self.messages, {"role": "user", "content": text}]
+        asked = [*self.messages, {"role": "user", "content": content}]
         pieces: list[str] = []
         try:
-            stream = self._lm.stream(asked, settings=self._settings)
+            stream = self._lm.stream(asked, num_crops=self._num_crops, settings=self._settings)
 
             def write() -> str:
                 reason = ""
@@ -134,6 +147,20 @@ class Talk:
     def _clear(self, rest: str) -> None:
         self.messages = [{"role": "system", "content": self._system}] if self._system else []
 
+    def _show(self, rest: str) -> None:
+        if self._lm.pictures is None:
+            raise BadOption("this is a model of text: it sees no images.")
+        if not rest:
+            self._waiting = []
+            return
+        # Told now rather than with the message, and seen before it is asked for.
+        source = rest if rest.startswith(("http:", "https:", "data:")) else str(Path(rest).expanduser())
+        self._lm.pictures.read(source, self._num_crops)
+        self._waiting.append(source)
+        tell(
+            f"({len(self._waiting)} {'image waits' if len(self._waiting) == 1 else 'images wait'} for a message)"
+        )
+
     def _begin_with(self, rest: str) -> None:
         self._system = rest or None
         self._clear("")
@@ -143,16 +170,16 @@ class Talk:
         self.messages = self._before_last()
 
     def _regenerate(self, rest: str) -> None:
-        text, before = self._last(), self.messages
+        content, before = self._last(), self.messages
         settings = self._settings
         if not settings.samples or settings.seed is not None:
             why = "seed is set" if settings.samples else "decoding is greedy; try /set temperature 0.8"
             tell(f"(the answer will be the same: {why})")
         self.messages = self._before_last()
-        if not self.answer(text):
+        if not self.answer(content):
             self.messages = before
 
-    def _last(self) -> str:
+    def _last(self) -> Any:
         """Return the last message of the user. Raises BadOption if there is none."""
         for message in reversed(self.messages):
             if message["role"] == "user":
@@ -259,11 +286,18 @@ def _path(command: str, rest: str) -> Path:
     return Path(rest).expanduser()
 
 
+def _content(found: Any) -> Any:
+    """Return a message's content: a text, or a list of parts that are texts and pictures."""
+    if isinstance(found, list) and all(isinstance(part, dict) and "type" in part for part in found):
+        return found
+    return str(found or "")
+
+
 def _conversation(path: Path) -> Messages:
     """Return the conversation in ``path``. Raises BadOption if it holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        messages = [{"role": str(m["role"]), "content": str(m["content"] or "")} for m in found]
+        messages = [{"role": str(m["role"]), "content": _content(m["content"])} for m in found]
     except (ValueError, KeyError, TypeError) as error:
         raise BadOption(f"{path} holds no conversation that /save wrote.") from error
     if not isinstance(found, list):

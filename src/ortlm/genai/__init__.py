@@ -13,9 +13,10 @@ from ortlm.genai.config import Config
 from ortlm.genai.errors import GenaiError
 from ortlm.genai.generator import Generator
 from ortlm.genai.log import set_log_callback, set_log_options
-from ortlm.genai.media import Audios, Images, MultiModalProcessor
+from ortlm.genai.media import Audios, Images
 from ortlm.genai.model import Model
 from ortlm.genai.params import GeneratorParams
+from ortlm.genai.processor import MultiModalProcessor
 from ortlm.genai.providers import (
     disable_telemetry_events,
     enable_telemetry_events,

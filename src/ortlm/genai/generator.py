@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from ortlm.genai.grid import Grid, Ids
 from ortlm.genai.log import log, log_values, logs
 from ortlm.genai.model import Model
 from ortlm.genai.params import GeneratorParams
+from ortlm.genai.processor import pictures_of
 from ortlm.genai.prompts import Prompts, as_prompts
 from ortlm.genai.tensors import NamedTensors, Tensor
 from ortlm.runtime.session import Tensor as DeviceTensor
@@ -65,7 +67,9 @@ class Generator:
         """
         if self._beams and self._grid.width:
             raise GenaiError("beams end with their answers and cannot be continued; make a new Generator.")
-        given = as_prompts(tokens, self._batch, self._model._lm.manifest.pad_token_id)
+        self._take(as_prompts(tokens, self._batch, self._model._lm.manifest.pad_token_id))
+
+    def _take(self, given: Prompts) -> None:
         width, most = self._width + given.width, int(self._search["max_length"])
         if width > most:
             raise GenaiError(
@@ -218,9 +222,28 @@ class Generator:
             raise GenaiError(f"{name} cannot be had of beams, with an adapter or before the first tokens.")
         return self._run(self._hidden_states)
 
+    @official
     def set_inputs(self, inputs: NamedTensors) -> None:
-        """Only models of images and sound have such inputs: raises GenaiError."""
-        raise GenaiError(f"a {self._model.type} model takes tokens; use append_tokens instead of set_inputs.")
+        """Take what a MultiModalProcessor made of a prompt with images, and feed it to the model at once.
+
+        Another prompt with other images may follow later. Raises GenaiError if tokens and images do not fit,
+        and for models of text.
+        """
+        pictures = self._model._lm.pictures
+        if pictures is None:
+            raise GenaiError(
+                f"a {self._model.type} model takes tokens; use append_tokens instead of set_inputs."
+            )
+        if self._beams and self._grid.width:
+            raise GenaiError("beams end with their answers and cannot be continued; make a new Generator.")
+        given = as_prompts(inputs["input_ids"], self._batch, self._model._lm.manifest.pad_token_id)
+        seen = [token for picture in pictures_of(inputs, pictures) for token in picture.ids]
+        places = int((given.tokens < 0).sum())
+        if places != len(seen):
+            raise GenaiError(f"input_ids have {places} places for images, whose tokens are {len(seen)}.")
+        left = iter(seen)
+        fed = [[next(left) if token < 0 else token for token in row] for row in given.rows]
+        self._take(replace(given, fed=fed))
 
     @official
     def set_model_input(self, name: str, value: ArrayLike) -> None:
@@ -323,7 +346,7 @@ class Generator:
         if self._beams:
             inner.change(max_new_tokens=int(self._search["max_length"]) - width)
         try:
-            inner.append([row for row in given.rows for _ in range(times)])
+            inner.append([row for row in given.fed or given.rows for _ in range(times)])
         except Error:
             if before:
                 inner.rewind(before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ortlm.genai.errors import GenaiError
 
@@ -44,10 +44,3 @@ class Audios(_Media):
     """Sound for a MultiModalProcessor."""
 
     kind = "audio file"
-
-
-class MultiModalProcessor:
-    """What ``Model.create_multimodal_processor`` would return; there is no model for it yet."""
-
-    def __init__(self, *args: Any) -> None:
-        raise GenaiError("call Model.create_multimodal_processor().")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ortlm.genai.config import Config
 from ortlm.genai.errors import GenaiError, official
-from ortlm.genai.media import MultiModalProcessor
 from ortlm.runtime.generate import LanguageModel
+
+if TYPE_CHECKING:
+    from ortlm.genai.processor import MultiModalProcessor
 
 _log = logging.getLogger(__name__)
 # How the official runtime spells devices whose providers are called otherwise.
@@ -47,11 +50,17 @@ class Model:
         return _DEVICES.get(first, first)
 
     def create_multimodal_processor(self) -> MultiModalProcessor:
-        """Return what turns images and sound into inputs. Raises GenaiError: no such model is known yet."""
-        raise GenaiError(
-            f"a {self.type} model takes text only, so there is no processor for images or sound. "
-            "Use Tokenizer and Generator.append_tokens."
-        )
+        """Return what turns prompts with images into inputs. Raises GenaiError for a model of text."""
+        pictures = self._lm.pictures
+        if pictures is None or not pictures.images.crops:
+            raise GenaiError(
+                f"a {self.type} model takes text only, so there is no processor for images or sound. "
+                "Use Tokenizer and Generator.append_tokens."
+            )
+        # It needs this module for its tokenizer.
+        from ortlm.genai.processor import MultiModalProcessor
+
+        return MultiModalProcessor(self, pictures)
 
     def create_streaming_processor(self) -> None:
         """Speech models are not supported: raises GenaiError."""

@@ -15,10 +15,11 @@ from ortlm.genai.tensors import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Token ids int32 [B, S] and which of them are no padding."""
+    """Token ids int32 [B, S] and which of them are no padding; ``fed`` is what the model gets if that differs."""
 
     tokens: Ids
     real: NDArray[np.bool_]
+    fed: list[list[int]] | None = None
 
     @property
     def width(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ortlm.dtypes import BY_NAME, Array, dtype
 from ortlm.graph.storage import Plain, Plan, Quantized, Tensor
+from ortlm.quant.methods import CALIBRATED
 from ortlm.quant.recipe import Place, Recipe
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import Parameter
@@ -31,6 +32,8 @@ _CONTRIB = frozenset(
         "GatherBlockQuantized",
         "GroupQueryAttention",
         "MatMulNBits",
+        "MultiHeadAttention",
+        "QuickGelu",
         "RotaryEmbedding",
         "SkipLayerNormalization",
         "SkipSimplifiedLayerNormalization",
@@ -54,9 +57,9 @@ class Product:
 class Builder:
     """Collects the nodes, inputs and weights of one graph.
 
-    ``dtype`` is the element type of activations. ``recipe`` decides how each matrix is stored; ``plan``
-    gathers what has to be written. ``adapted`` names the weights that get inputs for adapters. Every value
-    carries its type and shape, since ONNX infers none through ONNX Runtime's own operators.
+    ``name`` is the graph's. ``dtype`` is the element type of activations. ``recipe`` decides how each matrix
+    is stored; ``plan`` gathers what has to be written. ``adapted`` names the weights that get inputs for
+    adapters. Every value carries its type and shape, since ONNX infers none through ONNX Runtime's own operators.
     """
 
     def __init__(
@@ -66,8 +69,10 @@ class Builder:
         dtype: str,
         recipe: Recipe,
         layers: int,
+        name: str = "decoder",
         adapted: frozenset[str] = frozenset(),
     ) -> None:
+        self.name = name
         self.target = target
         self.adapted = adapted
         self.dtype = dtype
@@ -207,7 +212,11 @@ class Builder:
     def scheme(self, role: str, node: str, layer: int | None, weights: int) -> Scheme | None:
         """Ask the recipe how the matrix of operator ``node`` is stored; ``asked`` remembers the name."""
         self.asked.add(node)
-        return self.recipe(Place(role, node, layer, self.layers, weights))
+        found = self.recipe(Place(role, node, layer, self.layers, weights))
+        if found is not None and role == "vision" and found.algorithm in CALIBRATED:
+            # Calibration reads text, which pictures' weights have no part in.
+            found = replace(found, algorithm="rtn")
+        return found
 
     def quantized(
         self,
@@ -280,7 +289,7 @@ class Builder:
             nodes=self.nodes,
             initializers=list(self._initializers.values()),
             opset_imports={"": OPSET, MICROSOFT: 1},
-            name="decoder",
+            name=self.name,
         )
         return ir.Model(
             graph, ir_version=IR_VERSION, producer_name="ortlm", producer_version=producer_version

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ortlm.graph.attention import CacheScales, KeyValue, attention, cache_lengths
-from ortlm.graph.builder import Builder, Value
+from ortlm.graph.builder import Builder, Shape, Value
 from ortlm.graph.linear import Parameters, Vocabulary, linear, node_path
 from ortlm.graph.mlp import feed_forward
 from ortlm.graph.norm import Residual, Selection, norm
@@ -39,10 +39,12 @@ def emit_decoder(
     hidden_states: bool = False,
     adapted: frozenset[str] = frozenset(),
     cache_scales: Sequence[CacheScales] | None = None,
+    embedded: bool = False,
 ) -> Emitted:
     """Return the graph of ``spec`` for ``target`` with activations and cache of element type ``dtype``.
 
-    Inputs: ``input_ids`` int64 [B, S], ``attention_mask`` int64 [B, T], ``position_ids`` int64 [B, S] where
+    Inputs: ``input_ids`` int64 [B, S], or ``inputs_embeds`` [B, S, H] if they are ``embedded`` by another graph;
+    ``attention_mask`` int64 [B, T], ``position_ids`` int64 [B, S] where
     the target rotates outside attention, and ``past_key_values.{i}.key|value`` [B, K, past, D].
     Outputs: ``logits`` [B, 1, V] of each row's last token ([B, S, V] with ``all_logits``) and
     ``present.{i}.key|value`` [B, K, total, D]; with ``hidden_states`` also the final norm's output [B, S, H].
@@ -52,9 +54,10 @@ def emit_decoder(
     g = Builder(target=target, dtype=dtype, recipe=recipe, layers=len(spec.layers), adapted=adapted)
     weights: Parameters = {p.name: p for p in parameters(spec)}
     lead: tuple[int | str, ...] = ("batch", "sequence")
-    ids = g.input("input_ids", "int64", lead)
+    shape = (*lead, spec.hidden)
+    ids = g.input("inputs_embeds", dtype, shape) if embedded else g.input("input_ids", "int64", lead)
     mask = g.input("attention_mask", "int64", ("batch", "total_length"))
-    inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
+    inputs = {str(ids.name): str(ids.name), "attention_mask": "attention_mask"}
     positions = None
     if not target.rotary_inside:
         positions = g.input("position_ids", "int64", lead)
@@ -64,12 +67,9 @@ def emit_decoder(
     step = Step(g, ids, mask, positions, all_logits=all_logits)
     select = step.selection()
     tables = RopeTables(g, spec.max_tokens)
-    vocabulary = Vocabulary(g, spec, weights)
-    shape = (*lead, spec.hidden)
+    vocabulary = Vocabulary(g, spec, weights, embed=not embedded)
 
-    x = vocabulary.embed(ids, shape)
-    if spec.embed_scale != 1.0:
-        x = g.op("Mul", x, g.number(spec.embed_scale), shape=shape, name="/model/embed_tokens")
+    x = ids if embedded else embeddings(g, spec, vocabulary, ids, shape)
     stream = Residual(g, x, shape, weights)
     presents = []
     for i in range(len(spec.layers)):
@@ -109,6 +109,14 @@ def emit_decoder(
             length = cache_lengths(g, mixer)[1]
             g.output(value, name % i, ("batch", mixer.kv_heads, length, mixer.head_dim))
     return Emitted(g, inputs, outputs, step.optional)
+
+
+def embeddings(g: Builder, spec: Decoder, vocabulary: Vocabulary, ids: Value, shape: Shape) -> Value:
+    """Return what the first layer reads for token ``ids`` int64 [B, S]."""
+    x = vocabulary.embed(ids, shape)
+    if spec.embed_scale != 1.0:
+        x = g.op("Mul", x, g.number(spec.embed_scale), shape=shape, name="/model/embed_tokens")
+    return x
 
 
 def _past(g: Builder, i: int, layer: Layer, kind: str) -> KeyValue:

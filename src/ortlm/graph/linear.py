@@ -84,9 +84,14 @@ def _matmul_nbits(
 
 
 class Vocabulary:
-    """The embedding table and the head, which may be one matrix that is stored once."""
+    """The embedding table and the head, which may be one matrix that is stored once.
 
-    def __init__(self, g: Builder, spec: Decoder, parameters: Parameters) -> None:
+    A graph may have only one of the two: without ``embed`` or without ``head``.
+    """
+
+    def __init__(
+        self, g: Builder, spec: Decoder, parameters: Parameters, *, embed: bool = True, head: bool = True
+    ) -> None:
         self._g, self._spec, self._parameters = g, spec, parameters
         self._embed = parameters["embed.weight"]
         head_scheme = g.scheme("head", "/lm_head/MatMul", None, self._embed.size)
@@ -101,9 +106,10 @@ class Vocabulary:
         self._shared = spec.tied_head and self._scheme == head_scheme
         self._head_scheme = head_scheme
         self._codes: Value | None = None
-        if self._scheme is not None:
+        matmul = self._shared and head
+        if self._scheme is not None and (embed or matmul):
             self._codes, self._rows, self._scales, self._zeros = g.quantized(
-                [self._embed], "embed_tokens", self._scheme, gather=True, matmul=self._shared
+                [self._embed], "embed_tokens", self._scheme, gather=embed, matmul=matmul
             )
 
     def embed(self, ids: Value, shape: Shape) -> Value:

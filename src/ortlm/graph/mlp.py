@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ortlm.graph.builder import Builder, Shape, Value
+from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
 from ortlm.graph.linear import Parameters, linear, node_path
 from ortlm.spec import MLP, FeedForward, GatedMLP
 
@@ -16,6 +16,8 @@ def activate(g: Builder, x: Value, act: str, *, shape: Shape, path: str) -> Valu
     if act in ("gelu", "gelu_tanh"):
         how = "tanh" if act == "gelu_tanh" else "none"
         return g.op("Gelu", x, shape=shape, name=path, approximate=how)
+    if act == "quick_gelu":
+        return g.op("QuickGelu", x, shape=shape, name=path, domain=MICROSOFT, alpha=1.702)
     if act in ("relu", "relu2"):
         y = g.op("Relu", x, shape=shape, name=path)
         return y if act == "relu" else g.op("Mul", y, y, shape=shape, name=path)

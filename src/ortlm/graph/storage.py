@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from ortlm.dtypes import dtype
 from ortlm.quant.methods import CALIBRATED
@@ -93,3 +94,18 @@ class Plan:
     def bytes(self) -> int:
         """Total size of the data, without alignment."""
         return sum(t.bytes for item in self.items for t in item.tensors)
+
+
+def joined(plans: Iterable[Plan]) -> Plan:
+    """Return the plan of one file for several graphs; what two of them use is stored once."""
+    items: dict[str, Plain | Quantized] = {}
+    low_rank: list[LowRank] = []
+    for plan in plans:
+        low_rank += plan.low_rank
+        for item in plan.items:
+            key = item.scales.name if isinstance(item, Quantized) else item.tensor.name
+            known = items.get(key)
+            if isinstance(item, Quantized) and isinstance(known, Quantized):
+                item = replace(known, views=tuple(dict.fromkeys((*known.views, *item.views))))
+            items[key] = item
+    return Plan(list(items.values()), low_rank)

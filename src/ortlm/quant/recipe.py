@@ -10,7 +10,7 @@ from ortlm.errors import BadOption
 from ortlm.quant.scheme import Scheme
 
 # Roles of matrices, as in ``spec.Parameter``.
-ROLES = ("embed", "head", "qkv", "out", "gate_up", "down")
+ROLES = ("embed", "head", "qkv", "out", "gate_up", "down", "vision")
 # The layers that suffer most: the first and the last eighth, and every third between.
 # Source: llama.cpp's Q4_K_M and onnxruntime-genai's k_quant_mixed use this rule.
 SENSITIVE = "sensitive"
@@ -36,15 +36,17 @@ Recipe = Callable[[Place], Scheme | None]
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """The same scheme for every linear layer, others for the head and the embeddings; None stays float."""
+    """The same scheme for every linear layer, others for head, embeddings and vision; None stays float."""
 
     body: Scheme | None
     head: Scheme | None
     embed: Scheme | None
+    vision: Scheme | None = None
 
     def __call__(self, place: Place) -> Scheme | None:
         """Return the scheme for ``place``."""
-        return {"head": self.head, "embed": self.embed}.get(place.role, self.body)
+        others = {"head": self.head, "embed": self.embed, "vision": self.vision}
+        return others.get(place.role, self.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ class Rule:
     """What the matrices at some places get instead; None leaves a field as it is.
 
     It holds where every condition does that is given: ``roles``; ``layers``, numbers of which negative ones count
-    from the end, or "sensitive"; ``nodes``, names of operators in which ``*`` stands for anything; ``at_most``, the
-    number of weights in the matrix. ``bits`` 0 keeps the weights float.
+    from the end, or "sensitive"; ``nodes``, names of operators in which ``*`` stands for anything;
+    ``at_most``, the number of weights in the matrix. ``bits`` 0 keeps the weights float.
     """
 
     roles: tuple[str, ...] = ()
@@ -155,8 +157,8 @@ class Preset:
     """A recipe as data. None leaves a choice to the target.
 
     ``algorithm`` finds the codes of all matrices but embeddings, and heads of 8 bits, which are rounded. ``wide``
-    gives 8 bits to the matrices of ``WIDE`` where the target has bits left over. ``rules`` come after that. ``rotate`` turns the
-    residual stream so that no channel stands out.
+    gives 8 bits to the matrices of ``WIDE`` where the target has bits left over. ``rules`` come after that.
+    ``rotate`` turns the residual stream so that no channel stands out.
     """
 
     name: str
@@ -166,6 +168,7 @@ class Preset:
     symmetric: bool | None = None
     head_bits: int | None = None
     embed_bits: int | None = None
+    vision_bits: int | None = None
     wide: bool = False
     rotate: bool = False
     rules: tuple[Rule, ...] = ()

@@ -27,8 +27,11 @@ from ortlm.runtime.embed import Pooling, embed
 from ortlm.runtime.generator import Generator, Rules
 from ortlm.runtime.guidance import Guidance
 from ortlm.runtime.guide import Guide, Vocabulary
+from ortlm.runtime.ids import FIRST_PICTURE
+from ortlm.runtime.images import ImageSource
 from ortlm.runtime.logprobs import TokenLogprob, token_logprob
 from ortlm.runtime.loop import Loop
+from ortlm.runtime.pictures import Embedder, Pictures, flatten, picture_of, split
 from ortlm.runtime.rows import agreement
 from ortlm.runtime.saved import fingerprint, restore, save
 from ortlm.runtime.session import Session, Tensor
@@ -64,17 +67,31 @@ class LanguageModel:
         self.artifact = artifact
         self.manifest = artifact.manifest
         self._graph = graph_named(self.manifest, "decoder")
-        self.session = Session(
-            artifact.graph_path("decoder"),
-            threads=threads,
-            providers=providers,
-            options=self.manifest.session_options,
-        )
-        self._check_tensors()
-        if "input_ids" not in self._graph.inputs:
-            raise BadArtifact(
-                f"{artifact.path} needs embeddings as input; only token ids are supported so far."
+
+        def open_graph(name: str) -> Session:
+            graph_named(self.manifest, name)
+            return Session(
+                artifact.graph_path(name),
+                threads=threads,
+                providers=providers,
+                options=self.manifest.session_options,
             )
+
+        self.session = open_graph("decoder")
+        self._check_tensors()
+        self._embedding: Session | None = None
+        self.pictures: Pictures | None = None
+        if "inputs_embeds" in self._graph.inputs:
+            if self.manifest.images is None:
+                raise BadArtifact(
+                    f"{artifact.path} needs embeddings as input, and has no graph that makes them of token ids."
+                )
+            self._embedding = open_graph("embedding")
+            self.pictures = Pictures(
+                self.manifest.images, graph_named(self.manifest, "vision"), lambda: open_graph("vision")
+            )
+        elif "input_ids" not in self._graph.inputs:
+            raise BadArtifact(f"{artifact.path} names no input for token ids.")
         if "attention_mask" not in self._graph.inputs:
             raise BadArtifact(f"{artifact.path} names no input for the attention mask.")
         logits = self._graph.outputs.get("logits", "")
@@ -125,14 +142,39 @@ class LanguageModel:
             context_tokens=self.manifest.context_tokens,
             switch_tokens=self.manifest.rope_switch_tokens,
             shapes=self._shapes,
+            embedder=self._embedder(),
         )
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def _embedder(self) -> Embedder | None:
+        if self._embedding is None or self.pictures is None:
+            return None
+        return Embedder(self._embedding, graph_named(self.manifest, "embedding"), self.pictures)
+
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        images: Sequence[ImageSource] | None = None,
+        num_crops: int | None = None,
+    ) -> list[int]:
         """Return the token ids of a text, of chat messages, or of ids themselves.
 
-        Raises BadOption for an empty prompt, ids outside the vocabulary or messages without a template.
+        A content of messages may be a list of parts, {"type": "text", "text": …} and {"type": "image",
+        "image": …}; a text has a tag where each of ``images`` belongs, see Images. A picture is a path, a URL
+        (data:, http:, https:), the bytes of a file, a Pillow image or uint8 [H, W, 3]. ``num_crops`` is how many
+        crops each is cut into at most, by default what the model says. Tokens of pictures are numbers above the
+        vocabulary.
+
+        Raises BadOption for an empty prompt, ids outside the vocabulary, messages without a template, or tags that
+        do not fit the pictures; BadImage for a picture that cannot be read.
         """
-        if isinstance(prompt, str):
+        if self.pictures is not None and (isinstance(prompt, str) or _are_messages(prompt)):
+            ids = self._encode_seen(self.pictures, prompt, list(images or ()), num_crops)
+        elif images or (_are_messages(prompt) and any(map(_shows, cast("Sequence[Message]", prompt)))):
+            if self.pictures is not None:
+                raise BadOption("images go with a text that has their tags, or into messages; not with ids.")
+            raise BadOption(f"{self.artifact.path} is a model of text: it sees no images. Leave them out.")
+        elif isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
         elif isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__len__"):
             raise BadOption(
@@ -148,6 +190,28 @@ class LanguageModel:
         self._check_ids(ids)
         return ids
 
+    def _encode_seen(
+        self, pictures: Pictures, prompt: Prompt, sources: list[ImageSource], num_crops: int | None
+    ) -> list[int]:
+        """Return the ids of a text or of messages for a model that sees ``pictures``."""
+        images = pictures.images
+        special = True
+        if isinstance(prompt, str):
+            text = prompt
+        else:
+            messages, inside = flatten(cast("Sequence[Message]", prompt), images)
+            if sources and inside:
+                raise BadOption("give images in the messages or beside them, not both.")
+            sources = sources or inside
+            text, special = self.render(messages), images.separate
+        texts = split(text, images, len(sources))
+        seen = [pictures.read(source, num_crops) for source in sources]
+        ids: list[int] = []
+        for part, picture in zip(texts, [*seen, None], strict=True):
+            ids += self.tokenizer.encode(part, add_special_tokens=special)
+            ids += picture.ids if picture else []
+        return ids
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Return the prompt that the chat template makes of ``messages``."""
         if self.chat_template is None:
@@ -161,34 +225,61 @@ class LanguageModel:
         self,
         prompt: Prompt,
         *,
+        images: Sequence[ImageSource] | None = None,
+        num_crops: int | None = None,
         settings: Settings | None = None,
         reuse_cache: bool = True,
         **options: Unpack[Options],
     ) -> Generation:
         """Continue ``prompt`` and return the whole answer.
 
-        ``prompt`` is a text, a list of chat messages, or a list of token ids. ``options`` are the fields of
-        Settings and win over ``settings``. With ``reuse_cache`` the call begins from what an earlier one left
-        in the cache, as far as the prompts agree; results may then differ from a fresh start in the last digits.
+        ``prompt`` is a text, a list of chat messages, or a list of token ids; pictures and ``num_crops`` are as
+        for ``encode``. ``options`` are the fields of Settings and win over ``settings``. With ``reuse_cache`` the
+        call begins from what an earlier one left in the cache, as far as the prompts agree; results may then
+        differ from a fresh start in the last digits.
         Raises ContextFull if the prompt alone is longer than the context, BadOption for unusable values.
         """
-        return self.stream(prompt, settings=settings, reuse_cache=reuse_cache, **options).generations()[0]
+        stream = self.stream(
+            prompt,
+            images=images,
+            num_crops=num_crops,
+            settings=settings,
+            reuse_cache=reuse_cache,
+            **options,
+        )
+        return stream.generations()[0]
 
     def generate_batch(
-        self, prompts: Sequence[Prompt], *, settings: Settings | None = None, **options: Unpack[Options]
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        images: Sequence[Sequence[ImageSource] | None] | None = None,
+        num_crops: int | None = None,
+        settings: Settings | None = None,
+        **options: Unpack[Options],
     ) -> list[Generation]:
         """Continue several prompts at once and return the answer to each; see ``generate``.
 
-        Faster than one after the other, because every step reads the weights once for all of them.
+        ``images`` has those of each prompt, where they are not in the messages. Faster than one after the other,
+        because every step reads the weights once for all of them.
         """
         if isinstance(prompts, (str, bytes)) or not len(prompts):
             raise BadOption("generate_batch takes a list of prompts, at least one.")
-        return self._stream([self.encode(prompt) for prompt in prompts], settings, options).generations()
+        beside = [None] * len(prompts) if images is None else images
+        if len(beside) != len(prompts):
+            raise BadOption(f"there are {len(prompts)} prompts, but images for {len(beside)}.")
+        rows = [
+            self.encode(prompt, images=own, num_crops=num_crops)
+            for prompt, own in zip(prompts, beside, strict=True)
+        ]
+        return self._stream(rows, settings, options).generations()
 
     def stream(
         self,
         prompt: Prompt,
         *,
+        images: Sequence[ImageSource] | None = None,
+        num_crops: int | None = None,
         settings: Settings | None = None,
         reuse_cache: bool = True,
         timings: Timings | None = None,
@@ -198,14 +289,15 @@ class LanguageModel:
 
         ``timings`` is filled while the stream runs. Bad values are reported at once, not at the first step.
         """
-        return self._stream(
-            [self.encode(prompt)], settings, options, reuse_cache=reuse_cache, timings=timings
-        )
+        ids = self.encode(prompt, images=images, num_crops=num_crops)
+        return self._stream([ids], settings, options, reuse_cache=reuse_cache, timings=timings)
 
     def astream(
         self,
         prompt: Prompt,
         *,
+        images: Sequence[ImageSource] | None = None,
+        num_crops: int | None = None,
         settings: Settings | None = None,
         reuse_cache: bool = True,
         timings: Timings | None = None,
@@ -216,19 +308,36 @@ class LanguageModel:
         A task that is cancelled stops the model within a fraction of a step.
         """
         return astream(
-            self.stream(prompt, settings=settings, reuse_cache=reuse_cache, timings=timings, **options)
+            self.stream(
+                prompt,
+                images=images,
+                num_crops=num_crops,
+                settings=settings,
+                reuse_cache=reuse_cache,
+                timings=timings,
+                **options,
+            )
         )
 
     async def agenerate(
         self,
         prompt: Prompt,
         *,
+        images: Sequence[ImageSource] | None = None,
+        num_crops: int | None = None,
         settings: Settings | None = None,
         reuse_cache: bool = True,
         **options: Unpack[Options],
     ) -> Generation:
         """Continue ``prompt`` and return the whole answer, without blocking the event loop."""
-        stream = self.stream(prompt, settings=settings, reuse_cache=reuse_cache, **options)
+        stream = self.stream(
+            prompt,
+            images=images,
+            num_crops=num_crops,
+            settings=settings,
+            reuse_cache=reuse_cache,
+            **options,
+        )
         running = asyncio.get_running_loop()
         pending = running.run_in_executor(None, stream.generations)
         try:
@@ -292,6 +401,8 @@ class LanguageModel:
         self, prompt: Prompt, *, top: int = 0, adapter: str | None = None
     ) -> list[TokenLogprob | None]:
         """Return the log-probability of every token of ``prompt`` after those before it; the first has none.
+
+        Nor have tokens of pictures.
 
         ``top``: so many of the likeliest tokens with each.
         """
@@ -372,7 +483,7 @@ class LanguageModel:
         if not self.vocab_size:
             return
         for at, token in enumerate(ids):
-            if not 0 <= token < self.vocab_size:
+            if not 0 <= token < self.vocab_size and not (self.pictures and token >= FIRST_PICTURE):
                 raise BadOption(
                     f"token id {token} at index {at} is outside the vocabulary 0 … {self.vocab_size - 1}."
                 )
@@ -393,6 +504,7 @@ class LanguageModel:
             proposer=self._proposer,
             adapter=self._adapter_inputs,
             fingerprint=self._fingerprint,
+            pictures=self.pictures is not None,
         )
 
     def _stream(
@@ -407,6 +519,10 @@ class LanguageModel:
         wanted = Settings.of(settings, options)
         for ids in prompts:
             self._check_length(ids)
+        if isinstance(wanted.draft, LanguageModel) and any(max(ids) >= FIRST_PICTURE for ids in prompts):
+            raise BadOption(
+                'the draft model cannot see the prompt\'s images. Use draft="lookup", or no draft.'
+            )
         loop = self._take_loop(prompts[0], wanted.adapter) if reuse_cache else self.loop()
         generator = Generator(loop, self._rules, wanted)
         timings = Timings() if timings is None else timings
@@ -439,7 +555,8 @@ class LanguageModel:
             part = ids[at : at + max(_LOGPROB_CHUNK, first - at)]
             logits = loop.append([part], keep=len(part))[0]
             for row, token in zip(logits, ids[at + 1 : at + len(part) + 1], strict=False):
-                found.append(token_logprob(row, token, top))
+                # A picture's tokens are no words that the model could have chosen.
+                found.append(token_logprob(row, token, top) if token < FIRST_PICTURE else None)
             at += len(part)
         return found
 
@@ -556,6 +673,20 @@ def load(
     Raises BadArtifact if the folder is no artifact or is damaged.
     """
     return LanguageModel(open_artifact(path), threads=threads, providers=providers, kept_caches=kept_caches)
+
+
+def _are_messages(prompt: Prompt) -> bool:
+    return (
+        not isinstance(prompt, (str, bytes, Mapping))
+        and hasattr(prompt, "__len__")
+        and len(prompt) > 0
+        and isinstance(prompt[0], Mapping)
+    )
+
+
+def _shows(message: Message) -> bool:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return isinstance(content, list) and any(picture_of(part) is not None for part in content)
 
 
 def _token_id(token: object) -> int:

@@ -20,6 +20,7 @@ from ortlm.errors import BadOption, CannotRewind, ContextFull
 from ortlm.runtime.beam import Beams
 from ortlm.runtime.guidance import Guidance
 from ortlm.runtime.guide import Guide, guided
+from ortlm.runtime.ids import FIRST_PICTURE
 from ortlm.runtime.logprobs import TokenLogprob, token_logprob
 from ortlm.runtime.loop import Loop
 from ortlm.runtime.processors import from_settings, warpers
@@ -47,7 +48,7 @@ class Rules:
     makes a matcher of a Guidance, the stop tokens and the prompt; ``words`` turns a text into the token
     sequences that write it; ``proposer`` makes what drafts tokens for some settings; ``adapter`` returns the
     tensors of an adapter by input, those of none for None; ``fingerprint`` tells the model with an adapter
-    from any other.
+    from any other. ``pictures``: prompts may hold tokens of pictures.
     """
 
     context_tokens: int
@@ -60,6 +61,7 @@ class Rules:
     proposer: Callable[[Settings], Proposer | None] | None = None
     adapter: Callable[[str | None], Mapping[str, Tensor]] | None = None
     fingerprint: Callable[[str | None], str] | None = None
+    pictures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +413,9 @@ class Generator:
                 what = f"the prompt has {len(more)}" if not past else f"{past} and {len(more)} more are"
                 raise ContextFull(f"{what} tokens, but the model's context holds {context}.")
             for at, token in enumerate(more):
-                if not 0 <= token < (vocab or token + 1):
+                if not 0 <= token < (vocab or token + 1) and not (
+                    self._rules.pictures and token >= FIRST_PICTURE
+                ):
                     raise BadOption(
                         f"token id {token} at index {at} is outside the vocabulary 0 … {vocab - 1}."
                     )

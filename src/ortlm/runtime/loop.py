@@ -17,6 +17,7 @@ from ortlm.artifact import Graph
 from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull
 from ortlm.runtime.cache import Rows, Shapes, StateInfo, make_cache, state_shapes
+from ortlm.runtime.pictures import Embedder
 from ortlm.runtime.rows import agreement
 from ortlm.runtime.session import Backend, Tensor
 from ortlm.runtime.settings import Logits
@@ -33,6 +34,7 @@ class Loop:
     """Feeds a decoder graph and owns what goes from step to step: cache, lengths and history.
 
     ``switch_tokens``: see Manifest.rope_switch_tokens. ``shapes``: what ``state_shapes`` found, if known.
+    ``embedder`` makes the embeddings that the graph reads, if it reads no ids.
     ``recomputed`` counts how often the whole history was computed anew: because of the switch, or because a
     window's cache could not go back as far as was asked.
     """
@@ -46,12 +48,14 @@ class Loop:
         switch_tokens: int | None = None,
         shapes: Shapes | None = None,
         chunk_tokens: int = _CHUNK_TOKENS,
+        embedder: Embedder | None = None,
     ) -> None:
         self._backend = backend
         self._graph = graph
         self._context = context_tokens
         self._switch = switch_tokens
         self._chunk = chunk_tokens
+        self._embedder = embedder
         self._binding = backend.binding()
         self._appends = any(state.kind == "append" for state in graph.states)
         self._windows = any(state.kind == "window" for state in graph.states)
@@ -107,6 +111,8 @@ class Loop:
         after ``cancel``: what was fed before remains.
         """
         self._check(rows)
+        if self._embedder is not None:
+            self._embedder.hold((*self.history, *rows))
         total = max(len(old) + len(new) for old, new in zip(self.history, rows, strict=True))
         long = self._switch is not None and total > self._switch
         if self.length and long != self._long:
@@ -136,7 +142,10 @@ class Loop:
     def _step_on(self, token: int, total: int) -> Logits:
         """Feed one row's next token behind a run that did the same: only what changes is bound anew."""
         inputs = self._graph.inputs
-        self._bound[inputs["input_ids"]].numpy()[0, 0] = token
+        if self._embedder is None:
+            self._bound[inputs["input_ids"]].numpy()[0, 0] = token
+        else:
+            self._binding.input(inputs["inputs_embeds"], self._embedder.embed(np.array([[token]], np.int64)))
         if self._ones.shape[1] < total:
             self._make_ones(total)
         mask = self._ones[:, :total]
@@ -167,6 +176,8 @@ class Loop:
                 "include_hidden_states=true."
             )
         self._check(rows)
+        if self._embedder is not None:
+            self._embedder.hold(rows)
         if any(not row for row in rows):
             raise BadOption("hidden states are of new tokens, so every row must have one at least.")
         found: list[NDArray[np.float32]] = []
@@ -349,7 +360,10 @@ class Loop:
         total = int(ends.max())
         optional = self._graph.optional
         self._steady = False
-        self._input("input_ids", ids)
+        if self._embedder is None:
+            self._input("input_ids", ids)
+        else:
+            self._binding.input(self._graph.inputs["inputs_embeds"], self._embedder.embed(ids))
         self._binding.input_array(self._graph.inputs["attention_mask"], self._mask(ends, total))
         if "position_ids" in self._graph.inputs:
             self._input("position_ids", starts[:, None] + np.arange(new, dtype=np.int64))

@@ -1,8 +1,8 @@
 """Logits processors: pure functions from history and logits to logits.
 
-History is int64 [B, T], rows that are shorter padded on the right with -1. Logits are float32 [B, V].
-A processor never changes what it is given. -inf means that a token cannot be taken, and stays -inf. A row
-without a possible token, or with NaN, is passed on for the sampler to refuse.
+History is int64 [B, T], rows that are shorter padded on the right with -1; tokens of pictures are 2**62 and more.
+Logits are float32 [B, V]. A processor never changes what it is given. -inf means that a token cannot be taken,
+and stays -inf. A row without a possible token, or with NaN, is passed on for the sampler to refuse.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ortlm.errors import BadOption
 from ortlm.runtime.candidates import Ids, Row, largest, possible
+from ortlm.runtime.ids import FIRST_PICTURE
 from ortlm.runtime.settings import History, Logits, Processor, Settings
 
 _NEVER = np.float32(-np.inf)
@@ -142,7 +143,7 @@ def repetition_penalty(penalty: float) -> Processor:
     def process(history: History, logits: Logits) -> Logits:
         out = logits.copy()
         for row, past in zip(out, history, strict=True):
-            seen = _tokens(past)
+            seen = _words(past)
             scores = row[seen].astype(np.float64)
             row[seen] = _narrow(np.where(scores < 0, scores * penalty, scores / penalty))
         return out
@@ -160,7 +161,7 @@ def occurrence_penalty(presence: float, frequency: float, starts: Sequence[int])
     def process(history: History, logits: Logits) -> Logits:
         out = logits.copy()
         for row, past, start in zip(out, history, begins, strict=True):
-            seen, counts = np.unique(_tokens(past)[start:], return_counts=True)
+            seen, counts = np.unique(_words(_tokens(past)[start:]), return_counts=True)
             row[seen] = _narrow(row[seen] - (presence + frequency * counts))
         return out
 
@@ -179,7 +180,7 @@ def no_repeat_ngram(size: int) -> Processor:
                 same = np.ones(places, dtype=np.bool_)
                 for at in range(size - 1):
                     same &= tokens[at : at + places] == tokens[places + at]
-                row[tokens[size - 1 :][same]] = _NEVER
+                row[_words(tokens[size - 1 :][same])] = _NEVER
         return out
 
     return process
@@ -348,6 +349,14 @@ def _cut(values: Row, weights: Row, mass: float) -> tuple[int, float]:
 def _tokens(past: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return one row of history without its padding."""
     return past if len(past) and past[-1] >= 0 else past[: np.count_nonzero(past >= 0)]
+
+
+def _words(past: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the tokens in one row of history that are words: neither padding nor pictures."""
+    tokens = _tokens(past)
+    if len(tokens) and tokens.max() >= FIRST_PICTURE:
+        return tokens[tokens < FIRST_PICTURE]
+    return tokens
 
 
 def _narrow(values: NDArray[Any]) -> Logits:

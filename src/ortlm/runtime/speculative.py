@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ortlm.runtime.ids import words_only
 from ortlm.runtime.loop import Loop
 from ortlm.runtime.processors import from_settings
 from ortlm.runtime.sampler import multinomial, probabilities
@@ -112,7 +113,9 @@ class Lookup:
         # The latest place may be so near that little follows it; an earlier one then says more.
         enough = places[places < len(tokens) - size]
         at = int((enough if len(enough) else places)[-1]) + 1
-        found = tokens[at : at + size].tolist()
+        found = words_only(tokens[at : at + size].tolist())
+        if not found:
+            return None
         pace.remember(len(tokens), found)
         return Draft(found)
 

@@ -16,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 
 from ortlm.artifact import read_json
 from ortlm.errors import BadArtifact, BadOption
+from ortlm.runtime.ids import words_only
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Enough for a decoder to see a word's beginning.
@@ -74,8 +75,8 @@ class Tokenizer:
             raise BadOption("the text holds bytes that are not UTF-8; convert it first.") from error
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of ``ids``."""
-        return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        """Return the text of ``ids``, to which tokens of pictures add nothing."""
+        return str(self._inner.decode(words_only(ids), skip_special_tokens=skip_special_tokens))
 
     def token_id(self, token: str) -> int | None:
         """Return the id of one token by its text, or None."""

@@ -1,0 +1,150 @@
+"""Phi-3-vision and Phi-3.5-vision: Phi-3 that reads pictures through CLIP, whole and in crops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ortlm.architectures import phi3
+from ortlm.architectures._config import Config
+from ortlm.spec import (
+    MLP,
+    Architecture,
+    Norm,
+    PicturePrompt,
+    Source,
+    Sources,
+    Tiles,
+    Tower,
+    Vision,
+    vision_parameters,
+)
+
+MODEL_TYPES = ("phi3_v",)
+
+_AT = "model.vision_embed_tokens"
+_CLIP = f"{_AT}.img_processor.vision_model"
+_LAYER = {
+    "mixer_pre": "layer_norm1",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj",
+    "ffn_pre": "layer_norm2",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+}
+_NAMES = {
+    "class.weight": f"{_CLIP}.embeddings.class_embedding",
+    "patches.weight": f"{_CLIP}.embeddings.patch_embedding.weight",
+    "positions.weight": f"{_CLIP}.embeddings.position_embedding.weight",
+    "pre_norm.weight": f"{_CLIP}.pre_layrnorm.weight",
+    "pre_norm.bias": f"{_CLIP}.pre_layrnorm.bias",
+    "row_end.weight": f"{_AT}.sub_GN",
+    "view_end.weight": f"{_AT}.glb_GN",
+    "join1.weight": f"{_AT}.img_projection.0.weight",
+    "join1.bias": f"{_AT}.img_projection.0.bias",
+    "join2.weight": f"{_AT}.img_projection.2.weight",
+    "join2.bias": f"{_AT}.img_projection.2.bias",
+}
+
+
+def describe(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a Phi-3-vision or Phi-3.5-vision checkpoint."""
+    c = Config(config)
+    text = phi3.describe(config)
+    _check_join(c)
+    tower, layers = _tower(c)
+    vision = Vision(
+        tower=tower,
+        join=Tiles(merge=2, act="gelu"),
+        prompt=PicturePrompt(tag="<|image_{}|>", separate=True),
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        crops=4,
+    )
+    unused = tuple(f"{_CLIP}.encoder.layers.{i}.*" for i in range(tower.layers, layers))
+    return replace(
+        text,
+        vision=vision,
+        sources={**text.sources, **_sources(vision, text.decoder.hidden)},
+        genai_type="phi3v",
+        ignored=(*text.ignored, *unused, f"{_CLIP}.post_layernorm.*", "*.position_ids", f"{_AT}.wte.weight"),
+        # Fine-tunes drop a prefix that a newer CLIP does without, or keep the embeddings in another place.
+        renamed=(
+            (f"{_CLIP}.", f"{_AT}.img_processor."),
+            ("model.embed_tokens.", f"{_AT}.wte."),
+        ),
+    )
+
+
+def _check_join(c: Config) -> None:
+    join = c.part("embd_layer")
+    if join is None:
+        return
+    for key, wanted in (
+        ("hd_transform_order", "sub_glb"),
+        ("projection_cls", "mlp"),
+        ("embedding_cls", "image"),
+    ):
+        if join.text(key, wanted) != wanted:
+            raise join.wrong(key, repr(wanted))
+    for key in ("use_hd_transform", "with_learnable_separator"):
+        if not join.flag(key, True):
+            raise join.wrong(key, "true")
+
+
+def _tower(c: Config) -> tuple[Tower, int]:
+    """Return the tower as far as it is run, and how many layers the checkpoint has.
+
+    The sizes stand in the publisher's code; a checkpoint of other sizes names them in ``img_processor``, as
+    CLIP's configuration does.
+    """
+    p = c.part("img_processor") or Config({}, at=f"{c.at}: img_processor")
+    if p.text("type_feature", "patch") != "patch":
+        raise p.wrong("type_feature", "'patch'")
+    hidden = p.integer("image_dim_out", p.integer("hidden_size", 1024))
+    layers = p.integer("num_hidden_layers", 24)
+    # Which of the tower's states is taken; the first one is what goes into layer 0.
+    index = p.integer("layer_idx", -2, least=-layers)
+    run = index if index >= 0 else layers + 1 + index
+    if not 1 <= run <= layers:
+        raise p.wrong("layer_idx", f"a layer's number from 1 to {layers}, or from -{layers} to -1")
+    tower = Tower(
+        side=p.integer("image_size", 336),
+        patch=p.integer("patch_size", 14),
+        hidden=hidden,
+        heads=p.integer("num_attention_heads", max(1, hidden // 64)),
+        layers=run,
+        ffn=MLP(
+            p.integer("intermediate_size", 4 * hidden), p.activation("hidden_act", "quick_gelu"), bias=True
+        ),
+        norm=Norm(p.positive("layer_norm_eps", 1e-5), kind="layer", bias=True),
+        class_token=True,
+        pre_norm=True,
+    )
+    if hidden % tower.heads:
+        raise p.wrong("num_attention_heads", f"a divisor of the tower's {hidden} channels")
+    if tower.side % (2 * tower.patch):
+        raise p.wrong("image_size", f"a multiple of two patches of {tower.patch} pixels")
+    return tower, layers
+
+
+def _sources(vision: Vision, hidden: int) -> Sources:
+    tower = vision.tower
+    merged = 4 * tower.hidden
+    shapes = {
+        "patches.weight": (tower.hidden, 3, tower.patch, tower.patch),
+        "row_end.weight": (1, 1, 1, merged),
+        "view_end.weight": (1, 1, merged),
+    }
+    found: Sources = {}
+    for parameter in vision_parameters(vision, hidden):
+        name = parameter.name.removeprefix("vision.")
+        if name.startswith("layers."):
+            _, i, part, leaf = name.split(".")
+            found[parameter.name] = Source(f"{_CLIP}.encoder.layers.{i}.{_LAYER[part]}.{leaf}")
+        else:
+            found[parameter.name] = Source(_NAMES[name], stored=shapes.get(name))
+    return found

@@ -1,0 +1,57 @@
+"""Token ids to embeddings, with those of pictures in the places that are theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ortlm.graph.builder import Builder, Value
+from ortlm.graph.decoder import Emitted, embeddings
+from ortlm.graph.linear import Parameters, Vocabulary
+from ortlm.quant.recipe import Recipe
+from ortlm.spec import Decoder, parameters
+from ortlm.target import Target
+
+_PATH = "/embedding"
+
+
+def emit_embedding(spec: Decoder, *, token: int, target: Target, dtype: str, recipe: Recipe) -> Emitted:
+    """Return the graph that makes ``inputs_embeds`` [B, S, H] of token ids and features of pictures.
+
+    Inputs: ``input_ids`` int64 [B, S] and ``image_features`` [n, H]. Places whose id is negative, or ``token``,
+    take the features, one after the other, row by row; there must be n of them, which may be 0.
+    """
+    g = Builder(target=target, dtype=dtype, recipe=recipe, layers=len(spec.layers), name="embedding")
+    weights: Parameters = {p.name: p for p in parameters(spec)}
+    lead: tuple[int | str, ...] = ("batch", "sequence")
+    shape = (*lead, spec.hidden)
+    ids = g.input("input_ids", "int64", lead)
+    features = g.input("image_features", dtype, ("num_image_tokens", spec.hidden))
+    vocabulary = Vocabulary(g, spec, weights, head=False)
+
+    def op(
+        kind: str,
+        *inputs: Value,
+        of: str = "int64",
+        out: tuple[int | str, ...] = lead,
+        **attributes: Any,
+    ) -> Value:
+        return g.op(kind, *inputs, shape=out, dtype=of, name=_PATH, **attributes)
+
+    theirs = op("Less", ids, g.integer(0), of="bool")
+    if token >= 0:
+        theirs = op("Or", theirs, op("Equal", ids, g.integer(token), of="bool"), of="bool")
+    words = embeddings(g, spec, vocabulary, op("Where", theirs, g.integer(0), ids), shape)
+    # The number of each place that is theirs; all others point at a row of zeros behind the features.
+    flat = op("Reshape", theirs, g.integers(-1), of="bool", out=("places",))
+    number = op("CumSum", g.cast(flat, "int64", ("places",), _PATH), g.integer(0), out=("places",))
+    number = op("Sub", number, g.integer(1), out=("places",))
+    count = op("Squeeze", op("Shape", features, out=(1,), start=0, end=1), out=())
+    number = op("Where", flat, number, count, out=("places",))
+    nothing = op("Expand", g.number(0.0), g.integers(1, spec.hidden), of=dtype, out=(1, spec.hidden))
+    rows = op("Concat", features, nothing, of=dtype, out=("num_image_tokens_and_one", spec.hidden), axis=0)
+    number = op("Reshape", number, op("Shape", ids, out=(2,)))
+    pictures = op("Gather", rows, number, of=dtype, out=shape, axis=0)
+    theirs = op("Unsqueeze", theirs, g.integers(2), of="bool", out=(*lead, 1))
+    g.output(op("Where", theirs, pictures, words, of=dtype, out=shape), "inputs_embeds", shape)
+    inputs = {"input_ids": "input_ids", "image_features": "image_features"}
+    return Emitted(g, inputs, {"inputs_embeds": "inputs_embeds"}, {})

@@ -1,0 +1,272 @@
+"""Pictures to embeddings: a tower over patches, and what joins it to the decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
+from ortlm.graph.decoder import Emitted
+from ortlm.graph.linear import Parameters, linear, node_path
+from ortlm.graph.mlp import activate
+from ortlm.graph.norm import Residual
+from ortlm.quant.recipe import Recipe
+from ortlm.spec import Pooled, Tiles, Tower, Vision, vision_parameters
+from ortlm.target import Target
+
+_PATH = "/vision"
+
+
+def emit_vision(vision: Vision, *, hidden: int, target: Target, dtype: str, recipe: Recipe) -> Emitted:
+    """Return the graph that turns pictures into embeddings of ``hidden`` channels.
+
+    For ``Tiles``: ``pixel_values`` [pictures, crops, 3, side, side], the view of the whole first, padded with
+    crops of anything, which are left out before they cost time; ``image_sizes`` int64 [pictures, 2], height
+    and width of the crops side by side, in pixels. For ``Pooled``: ``pixel_values`` [pictures, 3, side, side].
+    Output: ``image_features`` [tokens of all pictures, hidden].
+    """
+    tower, join = vision.tower, vision.join
+    g = Builder(target=target, dtype=dtype, recipe=recipe, layers=tower.layers, name="vision")
+    weights: Parameters = {p.name: p for p in vision_parameters(vision, hidden)}
+    square = (3, tower.side, tower.side)
+    inputs = {"pixel_values": "pixel_values"}
+    if isinstance(join, Tiles):
+        pixels = g.input("pixel_values", dtype, ("num_images", "max_num_crops", *square))
+        sizes = g.input("image_sizes", "int64", ("num_images", 2))
+        inputs["image_sizes"] = "image_sizes"
+        grid = _Grid(g, sizes, tower.side)
+        pixels = grid.used(pixels, square)
+        x = _tower(g, tower, pixels, weights)
+        features = _tiled(g, vision, join, x, grid, weights, hidden)
+    else:
+        pixels = g.input("pixel_values", dtype, ("num_images", *square))
+        x = _tower(g, tower, pixels, weights)
+        features = _pooled(g, vision, join, x, weights, hidden)
+    g.output(features, "image_features", ("num_image_tokens", hidden))
+    return Emitted(g, inputs, {"image_features": "image_features"}, {})
+
+
+def _tower(g: Builder, spec: Tower, pixels: Value, weights: Parameters) -> Value:
+    """Return what the tower sees in ``pixels`` [n, 3, side, side]: [n, patches, hidden]."""
+    grid, patch, wide = spec.grid, spec.patch, spec.hidden
+    shape: Shape = ("views", 3, grid, patch, grid, patch)
+    x = g.op("Reshape", pixels, g.integers(-1, 3, grid, patch, grid, patch), shape=shape, name=_PATH)
+    shape = ("views", grid, grid, 3, patch, patch)
+    x = g.op("Transpose", x, shape=shape, name=_PATH, perm=(0, 2, 4, 1, 3, 5))
+    patches, inputs = grid * grid, 3 * patch * patch
+    # As a product: convolutions of whole patches are nothing else, and slower.
+    x = g.op("Reshape", x, g.integers(-1, patches, inputs), shape=("views", patches, inputs), name=_PATH)
+    x = g.product(
+        x, [weights["vision.patches.weight"]], "vision.patches.weight",
+        shape=("views", patches, wide), path=f"{_PATH}/patches",
+    )  # fmt: skip
+    if spec.patch_bias:
+        bias = g.weight(weights["vision.patches.bias"])
+        x = g.op("Add", x, bias, shape=("views", patches, wide), name=_PATH)
+    if spec.class_token:
+        views = g.op("Shape", x, shape=(1,), dtype="int64", name=_PATH, start=0, end=1)
+        sizes = g.op("Concat", views, g.integers(1, wide), shape=(3,), dtype="int64", name=_PATH, axis=0)
+        token = g.weight(weights["vision.class.weight"])
+        token = g.op("Expand", token, sizes, shape=("views", 1, wide), name=_PATH)
+        x = g.op("Concat", token, x, shape=("views", patches + 1, wide), name=_PATH, axis=1)
+    seen = patches + spec.class_token
+    shape = ("views", seen, wide)
+    x = g.op("Add", x, g.weight(weights["vision.positions.weight"]), shape=shape, name=_PATH)
+    stream = Residual(g, x, shape, weights)
+    if spec.pre_norm:
+        x = stream.normed(spec.norm, "vision.pre_norm", module="vision.pre_norm")
+        stream = Residual(g, x, shape, weights)
+    for i in range(spec.layers):
+        _layer(g, spec, stream, i, weights)
+    if spec.final_norm:
+        x = stream.normed(spec.norm, "vision.final_norm", module="vision.final_norm")
+    else:
+        x = stream.total("vision")
+    if spec.class_token:
+        ends = (g.integers(1), g.integers(seen), g.integers(1))
+        x = g.op("Slice", x, *ends, shape=("views", patches, wide), name=_PATH)
+    return x
+
+
+def _layer(g: Builder, spec: Tower, stream: Residual, i: int, weights: Parameters) -> None:
+    at, shape = f"vision.layers.{i}", stream.shape
+    path = node_path(f"{at}.attn")
+    x = stream.normed(spec.norm, f"{at}.mixer_pre", module=f"{at}.mixer_pre")
+    both = linear(
+        g, x, [f"{at}.q", f"{at}.k", f"{at}.v"],
+        parameters=weights, module=f"{at}.attn.qkv_proj", shape=shape, layer=i,
+    )  # fmt: skip
+    q, k, v = g.ops(
+        "Split",
+        [both],
+        outputs=[(g.dtype, shape)] * 3,
+        name=path,
+        attributes={"axis": -1, "num_outputs": 3},
+    )
+    y = g.op("MultiHeadAttention", q, k, v, shape=shape, name=path, domain=MICROSOFT, num_heads=spec.heads)
+    y = linear(g, y, [f"{at}.o"], parameters=weights, module=f"{at}.attn.o_proj", shape=shape, layer=i)
+    stream.add(y, scale=1.0, module=at)
+    x = stream.normed(spec.norm, f"{at}.ffn_pre", module=f"{at}.ffn_pre")
+    y = linear(g, x, [f"{at}.up"], parameters=weights, module=f"{at}.mlp.up_proj", shape=shape, layer=i)
+    inner = (*shape[:-1], spec.ffn.intermediate)
+    y = activate(g, y, spec.ffn.act, shape=inner, path=node_path(f"{at}.mlp"))
+    y = linear(g, y, [f"{at}.down"], parameters=weights, module=f"{at}.mlp.down_proj", shape=inner, layer=i)
+    stream.add(y, scale=1.0, module=at)
+
+
+def _pooled(g: Builder, vision: Vision, spec: Pooled, x: Value, weights: Parameters, hidden: int) -> Value:
+    """Return the features of views ``x`` [n, patches, wide]: [n · tokens · tokens, hidden]."""
+    grid, wide, n = vision.tower.grid, vision.tower.hidden, spec.tokens
+    path, size = f"{_PATH}/join", vision.tower.grid // spec.tokens
+    x = g.op(
+        "Reshape",
+        x,
+        g.integers(-1, n, size, n, size, wide),
+        shape=("views", n, size, n, size, wide),
+        name=path,
+    )
+    assert grid == n * size
+    x = g.op("ReduceMean", x, g.integers(2, 4), shape=("views", n, n, wide), name=path, keepdims=0)
+    rows: Shape = ("num_image_tokens", wide)
+    x = g.op("Reshape", x, g.integers(-1, wide), shape=rows, name=path)
+    x = Residual(g, x, rows, weights).normed(spec.norm, "vision.join_norm", module="vision.join_norm")
+    return linear(g, x, ["vision.join"], parameters=weights, module="vision.join", shape=rows)
+
+
+# --- pictures in crops --------------------------------------------------------------------------------------
+
+
+class _Grid:
+    """How each picture is cut: numbers of crops, and which views there are. All int64, [pictures] each.
+
+    ``high`` and ``wide`` are crops from top to bottom and from left to right; ``first`` is the number of a
+    picture's first view, that of the whole, among the views that are used.
+    """
+
+    def __init__(self, g: Builder, sizes: Value, side: int) -> None:
+        self._g = g
+        grid = g.op(
+            "Div", sizes, g.integer(side), shape=("num_images", 2), dtype="int64", name=f"{_PATH}/grid"
+        )
+        self.high = self._whole("Gather", grid, g.integer(0), axis=1)
+        self.wide = self._whole("Gather", grid, g.integer(1), axis=1)
+        views = self._whole("Mul", self.high, self.wide)
+        self._views = self._whole("Add", views, g.integer(1))
+        self.first = self._whole("CumSum", self._views, g.integer(0), exclusive=1)
+
+    def used(self, pixels: Value, square: tuple[int, int, int]) -> Value:
+        """Return the views [n, 3, side, side] of all pictures that are no padding."""
+        g, path = self._g, f"{_PATH}/used"
+        every = g.op("Shape", pixels, shape=(1,), dtype="int64", name=path, start=1, end=2)
+        every = g.op("Squeeze", every, shape=(), dtype="int64", name=path)
+        numbers = g.op(
+            "Range", g.integer(0), every, g.integer(1), shape=("max_num_crops",), dtype="int64", name=path
+        )
+        views = g.op(
+            "Unsqueeze", self._views, g.integers(1), shape=("num_images", 1), dtype="int64", name=path
+        )
+        real = g.op("Less", numbers, views, shape=("num_images", "max_num_crops"), dtype="bool", name=path)
+        real = g.op("Reshape", real, g.integers(-1), shape=("all_views",), dtype="bool", name=path)
+        pixels = g.op("Reshape", pixels, g.integers(-1, *square), shape=("all_views", *square), name=path)
+        return g.op("Compress", pixels, real, shape=("views", *square), name=path, axis=0)
+
+    def _whole(self, kind: str, *inputs: Value, **attributes: Any) -> Value:
+        return self._g.op(
+            kind, *inputs, shape=("num_images",), dtype="int64", name=f"{_PATH}/grid", **attributes
+        )
+
+
+def _tiled(
+    g: Builder, vision: Vision, spec: Tiles, x: Value, grid: _Grid, weights: Parameters, hidden: int
+) -> Value:
+    """Return the features of views ``x`` [n, patches, wide], in the order of the text: [tokens, hidden].
+
+    Every merged patch goes through the join once, and so do the two separators; then all are put in order.
+    """
+    path, merge, wide = f"{_PATH}/join", spec.merge, vision.tower.hidden
+    side = vision.tower.grid // merge
+    merged = merge * merge * wide
+    shape: Shape = ("views", side, merge, side, merge, wide)
+    x = g.op("Reshape", x, g.integers(-1, side, merge, side, merge, wide), shape=shape, name=path)
+    shape = ("views", side, side, merge, merge, wide)
+    x = g.op("Transpose", x, shape=shape, name=path, perm=(0, 1, 3, 2, 4, 5))
+    x = g.op("Reshape", x, g.integers(-1, merged), shape=("patches", merged), name=path)
+    ends = [
+        g.op(
+            "Reshape",
+            g.weight(weights[f"vision.{name}.weight"]),
+            g.integers(1, merged),
+            shape=(1, merged),
+            name=path,
+        )
+        for name in ("row_end", "view_end")
+    ]
+    rows: Shape = ("rows", merged)
+    x = g.op("Concat", x, *ends, shape=rows, name=path, axis=0)
+    x = linear(g, x, ["vision.join1"], parameters=weights, module="vision.join1", shape=rows)
+    rows = ("rows", hidden)
+    x = activate(g, x, spec.act, shape=rows, path=path)
+    x = linear(g, x, ["vision.join2"], parameters=weights, module="vision.join2", shape=rows)
+    return g.op("Gather", x, _order(g, x, grid, side), shape=("num_image_tokens", hidden), name=path, axis=0)
+
+
+def _order(g: Builder, rows: Value, grid: _Grid, side: int) -> Value:
+    """Return which of ``rows`` each token is, int64 [tokens].
+
+    ``rows`` are [merged patches of all views, end of a row, end of the crops]. Of a picture, rows of ``side ·
+    wide`` patches and an end come first, ``side · high`` of them; then the end of the crops; then the view of
+    the whole.
+    """
+    path, area = f"{_PATH}/order", side * side
+
+    def op(kind: str, *inputs: Value, shape: Shape = ("num_image_tokens",), **attributes: Any) -> Value:
+        return g.op(kind, *inputs, shape=shape, dtype="int64", name=path, **attributes)
+
+    def yes(kind: str, a: Value, b: Value, shape: Shape = ("num_image_tokens",)) -> Value:
+        return g.op(kind, a, b, shape=shape, dtype="bool", name=path)
+
+    per = ("num_images",)
+    sides = g.integer(side)
+    in_row = op("Mul", grid.wide, sides, shape=per)  # patches of a row through all crops
+    row = op("Add", in_row, g.integer(1), shape=per)
+    crops = op("Mul", op("Mul", grid.high, sides, shape=per), row, shape=per)  # tokens of the crops
+    whole = side * (side + 1)
+    tokens = op("Add", crops, g.integer(1 + whole), shape=per)
+    ends = op("CumSum", tokens, g.integer(0), shape=per)
+    starts = op("Sub", ends, tokens, shape=per)
+    total = op("ReduceSum", tokens, g.integers(0), shape=(), keepdims=0)
+    at = op("Range", g.integer(0), total, g.integer(1))
+    column = op("Unsqueeze", at, g.integers(1), shape=("num_image_tokens", 1))
+    behind = yes("GreaterOrEqual", column, ends, ("num_image_tokens", "num_images"))
+    picture = op(
+        "ReduceSum",
+        g.cast(behind, "int64", ("num_image_tokens", "num_images"), path),
+        g.integers(1),
+        keepdims=0,
+    )
+
+    def of(each: Value) -> Value:
+        return op("Gather", each, picture, axis=0)
+
+    count = op("Shape", rows, shape=(1,), start=0, end=1)
+    count = op("Squeeze", count, shape=())
+    row_end, view_end = op("Sub", count, g.integer(2), shape=()), op("Sub", count, g.integer(1), shape=())
+    at = op("Sub", at, of(starts))
+    base = op("Mul", of(grid.first), g.integer(area))
+
+    # Among the crops: row y and column x of patches through all of them.
+    y, x = op("Div", at, of(row)), op("Mod", at, of(row))
+    crop = op("Add", op("Mul", op("Div", y, sides), of(grid.wide)), op("Div", x, sides))
+    patch = op("Add", op("Mul", op("Mod", y, sides), sides), op("Mod", x, sides))
+    # The view of the whole is number 0.
+    crop = op("Mul", op("Add", crop, g.integer(1)), g.integer(area))
+    inside = op("Add", base, op("Add", crop, patch))
+    inside = op("Where", yes("Equal", x, of(in_row)), row_end, inside)
+
+    # In the view of the whole, behind the crops and their end.
+    behind_crops = op("Sub", op("Sub", at, of(crops)), g.integer(1))
+    y, x = op("Div", behind_crops, g.integer(side + 1)), op("Mod", behind_crops, g.integer(side + 1))
+    outside = op("Add", base, op("Add", op("Mul", y, sides), x))
+    outside = op("Where", yes("Equal", x, sides), row_end, outside)
+
+    found = op("Where", yes("Less", at, of(crops)), inside, outside)
+    return op("Where", yes("Equal", at, of(crops)), view_end, found)

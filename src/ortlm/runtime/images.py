@@ -1,0 +1,510 @@
+"""Pictures to the arrays that a vision encoder takes.
+
+``open_image`` reads a picture from wherever it is; ``hd_crops`` and ``whole_pixels`` are the two ways in which
+models look at it. Source of the semantics: the processors of Phi-3.5-vision and Gemma 3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import re
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm._version import __version__
+from ortlm.errors import BadImage, BadOption
+from ortlm.units import readable_bytes
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ImageSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | Image.Image | NDArray[Any]"
+
+# Pillow reads more, but some of that runs other programs (EPS) and hardly any of it is ever sent. HEIF is there if
+# the caller has registered a plugin for it.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+_KINDS = "JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 and AVIF"
+_SOURCES = (
+    "a path, an http(s):// or data: URL, the bytes of a picture's file, a PIL image, "
+    "or an array of uint8 with the shape [height, width] or [height, width, 1, 3 or 4]"
+)
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# Beside these, servers that do not know better call pictures so.
+_MEDIA = ("image/", "application/octet-stream", "binary/octet-stream")
+_ORIENTATION = 0x0112
+_CHUNK = 1 << 18
+_KEY_TILE = 4096
+
+
+def open_image(
+    source: ImageSource,
+    *,
+    most_pixels: int = 100_000_000,
+    most_bytes: int = 64 << 20,
+    timeout: float = 20.0,
+) -> Image.Image:
+    """Return the picture that ``source`` is or names, as a new PIL image in mode RGB.
+
+    A ``str`` is a path or a URL (http, https, data); bytes are those of a file. Of an animation the first frame is
+    taken; the orientation that EXIF names is applied, transparency is dropped. ``timeout`` is in seconds. Raises
+    BadImage if there is no picture or it is larger than allowed, which is known before it is decoded; BadOption if
+    ``source`` is nothing of the kind.
+    """
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return _as_rgb(source, "the PIL image", most_pixels)
+    if isinstance(source, np.ndarray):
+        return _as_rgb(_from_array(source, most_pixels), "the array", most_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        name, size = "the picture in bytes", memoryview(source).nbytes
+        _check_bytes(size, most_bytes, name)
+        return _decode(bytes(source), name, most_pixels)
+    if isinstance(source, str):
+        if source[:5].lower() == "data:":
+            name = "the data: URL"
+            return _decode(_from_data_url(source, most_bytes, name), name, most_pixels)
+        if scheme := _URL.match(source):
+            name = _short(source)
+            if scheme[1].lower() not in ("http", "https"):
+                raise BadImage(
+                    f"{name} cannot be opened: pictures come from http://, https:// and data: URLs and from "
+                    f"paths, not from {scheme[1]}://. Give the path itself if it is a file here."
+                )
+            return _decode(_fetch(source, most_bytes, timeout, name), name, most_pixels)
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        name = _short(str(path))
+        return _decode(_read(path, most_bytes, name), name, most_pixels)
+    raise BadOption(f"a picture must be {_SOURCES}; found {type(source).__name__}.")
+
+
+def image_key(image: Image.Image) -> str:
+    """Return a name for the contents of an RGB ``image``, the same for the same size and pixels."""
+    _check_rgb(image)
+    width, height = image.size
+    digest = hashlib.blake2b(f"{width}x{height}".encode(), digest_size=16)
+    # In pieces: the bytes of the whole would be there once more.
+    for top in range(0, height, _KEY_TILE):
+        for left in range(0, width, _KEY_TILE):
+            box = (left, top, min(left + _KEY_TILE, width), min(top + _KEY_TILE, height))
+            digest.update(image.crop(box).tobytes())
+    return digest.hexdigest()
+
+
+def hd_size(width: int, height: int, *, side: int = 336, most: int) -> tuple[int, int]:
+    """Return (height, width) in pixels of what ``hd_crops`` cuts up: multiples of ``side``.
+
+    Raises BadOption if a number is below 1.
+    """
+    wide, high = _fitted(width, height, side, most)
+    return math.ceil(high / side) * side, math.ceil(wide / side) * side
+
+
+def hd_crops(
+    image: Image.Image,
+    *,
+    most: int,
+    side: int = 336,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Return what Phi-3.5-vision sees of an RGB ``image``, and (height, width) of the picture it was cut from.
+
+    Pixels are float32 [1 + n, 3, side, side] with n = (height / side) * (width / side) <= ``most``: the whole
+    picture first, then the crops row by row. The picture is made as large as ``most`` crops allow and gets white
+    bands on the sides that do not fill a crop. ``mean`` and ``std`` are those of the three channels. Raises
+    BadOption if ``most`` or ``side`` is below 1.
+    """
+    from PIL import Image
+
+    _check_rgb(image)
+    wide, high = _fitted(*image.size, side, most)
+    height, width = hd_size(*image.size, side=side, most=most)
+    if image.width < image.height:
+        # The reference turns portraits on their side and back. Pillow resizes along x, then along y, and rounds in
+        # between; so the same values come out of the other order.
+        image = image.resize((image.width, high), Image.Resampling.BILINEAR)
+    image = image.resize((wide, high), Image.Resampling.BILINEAR)
+    if image.size != (width, height):
+        page = Image.new("RGB", (width, height), (255, 255, 255))
+        page.paste(image, ((width - wide) // 2, (height - high) // 2))
+        image = page
+    whole = _normalised(image, mean, std)
+    rows, columns = height // side, width // side
+    pixels = np.empty((1 + rows * columns, 3, side, side), dtype=np.float32)
+    pixels[0] = _bicubic(whole, side)
+    crops = whole.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
+    pixels[1:] = crops.reshape(-1, 3, side, side)
+    return pixels, (height, width)
+
+
+def whole_pixels(
+    image: Image.Image, *, side: int, mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.float32]:
+    """Return an RGB ``image`` stretched to a square, as Gemma 3 sees it: float32 [1, 3, side, side]."""
+    from PIL import Image
+
+    _check_rgb(image)
+    if side < 1:
+        raise BadOption(f"side must be at least 1 pixel, found {side}.")
+    return _normalised(image.resize((side, side), Image.Resampling.BILINEAR), mean, std)[None]
+
+
+def _read(path: Path, most_bytes: int, name: str) -> bytes:
+    """Return the bytes of a file. Raises BadImage."""
+    try:
+        if not path.is_file():
+            raise BadImage(_not_a_file(path, name))
+        with path.open("rb") as file:
+            _check_bytes(os.fstat(file.fileno()).st_size, most_bytes, name)
+            return file.read(most_bytes)
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadImage):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadImage(
+            f"{name} cannot be read as a picture: {reason}. A picture must be {_SOURCES}."
+        ) from error
+
+
+def _not_a_file(path: Path, name: str) -> str:
+    if path.is_dir():
+        return f"{name} is a folder; give the path of one picture in it."
+    if path.exists():
+        return f"{name} is no ordinary file; give the path of a picture, or its bytes."
+    return f"{name} does not exist. A picture must be {_SOURCES}."
+
+
+def _from_data_url(url: str, most_bytes: int, name: str) -> bytes:
+    """Return the bytes that a data: URL holds. Raises BadImage."""
+    import base64
+    import binascii
+    from urllib.parse import unquote_to_bytes
+
+    head, comma, body = url[5:].partition(",")
+    if not comma:
+        raise BadImage(f"{name} has no comma; it must look like data:image/png;base64,iVBORw0...")
+    # A character of base64 may be written as three.
+    _check_bytes(len(body) // 4, most_bytes, name)
+    media, *flags = (part.strip().lower() for part in head.split(";"))
+    if media and not media.startswith(_MEDIA):
+        raise BadImage(f"{name} holds {media!r}, not a picture; its type must be like image/png.")
+    data = unquote_to_bytes(body)
+    if "base64" in flags:
+        plain = b"".join(data.split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+        try:
+            data = base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+        except binascii.Error as error:
+            raise BadImage(
+                f"{name} holds damaged base64: {error}. Encode the picture's file again."
+            ) from error
+    _check_bytes(len(data), most_bytes, name)
+    return data
+
+
+def _fetch(url: str, most_bytes: int, timeout: float, name: str) -> bytes:
+    """Return the body of the answer to GET ``url``. Raises BadImage."""
+    import http.client
+    import urllib.error
+    import urllib.request
+    from urllib.parse import quote
+
+    if not timeout > 0:
+        raise BadOption(f"timeout must be more than 0 seconds, found {timeout}.")
+    # With these handlers only, no redirection leads to anything but http and https.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    opener.addheaders = [("User-Agent", f"ortlm/{__version__}"), ("Accept", "image/*,*/*;q=0.5")]
+    late = f"{name} did not arrive within {timeout:g} s; try again, allow more time, or download it first."
+    # A timeout of a socket begins anew with every byte.
+    end = time.monotonic() + timeout
+    try:
+        with opener.open(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), timeout=timeout) as answer:
+            stated = answer.headers.get("Content-Length") or ""
+            length = int(stated) if stated.isdecimal() else None
+            _check_bytes(length or 0, most_bytes, name)
+            data = bytearray()
+            while piece := answer.read1(_CHUNK):
+                data += piece
+                _check_bytes(len(data), most_bytes, name)
+                if time.monotonic() > end:
+                    raise BadImage(late)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise BadImage(
+            f"{name} cannot be fetched: the server answered {error.code} ({error.reason}). Check the address."
+        ) from error
+    except TimeoutError as error:
+        raise BadImage(late) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, BadImage):
+            raise
+        if isinstance(getattr(error, "reason", None), TimeoutError):
+            raise BadImage(late) from error
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise BadImage(f"{name} cannot be fetched: {reason}. Check the address and the network.") from error
+    if length is not None and len(data) < length:
+        raise BadImage(
+            f"{name} broke off after {readable_bytes(len(data))} of {readable_bytes(length)}; try again."
+        )
+    return bytes(data)
+
+
+def _decode(data: bytes, name: str, most_pixels: int) -> Image.Image:
+    """Return the first frame of the file whose bytes are ``data``. Raises BadImage."""
+    if not data:
+        raise BadImage(f"{name} is empty: 0 bytes. Give a picture's file; {_KINDS} can be read.")
+    with io.BytesIO(data) as stream:
+        return _as_rgb(_open_header(stream, name), name, most_pixels)
+
+
+def _open_header(stream: io.BytesIO, name: str) -> Image.Image:
+    """Return a picture of which only the header is read.
+
+    ``PIL.Image.open`` would do the same, and then warn of large pictures by a limit that is global.
+    """
+    from PIL import Image
+
+    Image.init()
+    prefix = stream.read(16)
+    for form in _FORMATS:
+        factory, accepts = Image.OPEN.get(form, (None, None))
+        # Filled up, because some look at bytes that a very short file has not.
+        accepted = accepts is not None and accepts(prefix.ljust(16, b"\0"))
+        if factory is None or not accepted:
+            continue
+        if isinstance(accepted, str):
+            raise BadImage(f"{name} is {form}, which this Pillow cannot decode: {accepted}.")
+        stream.seek(0)
+        try:
+            return factory(stream, "")
+        except Image.DecompressionBombError as error:
+            raise BadImage(f"{name} is larger than allowed: {_said(error)}. Make it smaller.") from error
+        # What damaged headers do to Pillow's plugins is of every kind.
+        except Exception as error:
+            raise BadImage(
+                f"{name} is damaged: its {form} header cannot be read ({_said(error)}). Make the file again."
+            ) from error
+    raise BadImage(
+        f"{name} is no picture that can be read: it begins with {prefix[:8]!r}. "
+        f"{_KINDS} can be read; convert it to one of them."
+    )
+
+
+def _from_array(array: NDArray[Any], most_pixels: int) -> Image.Image:
+    """Return an array of pixels as a picture. Raises BadOption."""
+    from PIL import Image
+
+    allowed = "Allowed is uint8 with the shape [height, width] or [height, width, 1, 3 or 4]"
+    if array.dtype != np.uint8:
+        hint = (
+            "convert values to 0..255, round them and use .astype(numpy.uint8)"
+            if array.dtype.kind == "f"
+            else "convert it with .astype(numpy.uint8) if its values are within 0..255"
+        )
+        raise BadOption(f"a picture's array has the type {array.dtype}. {allowed}; {hint}.")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        hint = (
+            "; channels come last: use array.transpose(1, 2, 0)."
+            if array.ndim == 3 and array.shape[0] in (1, 3, 4)
+            else "; give one picture at a time."
+        )
+        raise BadOption(f"a picture's array has the shape {list(array.shape)}. {allowed}{hint}")
+    height, width = array.shape[:2]
+    _check_pixels(width, height, most_pixels, "the array")
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
+
+
+def _as_rgb(image: Image.Image, name: str, most_pixels: int) -> Image.Image:
+    """Return a new picture in mode RGB, upright, with nothing but its pixels. Raises BadImage."""
+    _check_pixels(*image.size, most_pixels, name)
+    try:
+        _load(image)
+        # After loading, because some formats are turned then and forget their orientation.
+        turn = _turn(image)
+        rgb = _eight_bits(image, name)
+        if rgb.mode == "P" and "transparency" in rgb.info:
+            # Pillow would warn that it is dropped.
+            rgb = rgb.copy()
+            del rgb.info["transparency"]
+        if rgb.mode != "RGB":
+            rgb = rgb.convert("RGB")
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+        elif rgb is image:
+            rgb = rgb.copy()
+    except BadImage:
+        raise
+    # Damaged data makes Pillow raise nearly anything.
+    except Exception as error:
+        raise BadImage(
+            f"{name} is damaged or cut off: its {image.format or image.mode} data cannot be decoded "
+            f"({_said(error)}). Make the file again."
+        ) from error
+    # A picture that is opened twice must not be turned twice.
+    rgb.info = {}
+    return rgb
+
+
+def _load(image: Image.Image) -> None:
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is None or image.width * image.height <= limit:
+        image.load()
+        return
+    # Filters belong to the whole process, so they are touched only where some plugins warn once more.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image.load()
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what makes ``image`` upright, as ``PIL.ImageOps.exif_transpose`` does."""
+    from PIL import Image
+
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    # Notes on a picture may be damaged where its pixels are not.
+    except Exception:
+        return None
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    return turns.get(orientation) if isinstance(orientation, int) else None
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Return ``image``, in mode L if its values have 16 bits."""
+    from PIL import Image
+
+    wide = image.mode == "I" or image.mode.startswith("I;16")
+    if image.mode == "F":
+        raise BadImage(
+            f"{name} has pixels in floating point, of which nobody knows what is white; save 8 bits."
+        )
+    if not wide:
+        return image
+    # Pillow's convert cuts 16 bits off at 255, which leaves a white page. Of colours with 16 bits it keeps the
+    # high byte, and so do we.
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise BadImage(
+            f"{name} has values from {low} to {high}; allowed are 0..65535. Save it with 8 or 16 bits."
+        )
+    if image.mode == "I" and high <= 255:
+        # 32 bits that hold 8: what Image.convert("I") makes.
+        return Image.fromarray(values.astype(np.uint8))
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _check_bytes(count: int, most_bytes: int, name: str) -> None:
+    if count > most_bytes:
+        raise BadImage(
+            f"{name} has more than the {readable_bytes(most_bytes)} that are allowed (most_bytes={most_bytes}); "
+            "make the picture smaller or allow more."
+        )
+
+
+def _check_pixels(width: int, height: int, most_pixels: int, name: str) -> None:
+    if width < 1 or height < 1:
+        raise BadImage(f"{name} is {width} x {height} pixels; both must be at least 1.")
+    if width * height > most_pixels:
+        raise BadImage(
+            f"{name} is {width} x {height} pixels, more than the {most_pixels / 1e6:g} million that are allowed "
+            f"(most_pixels={most_pixels}); make it smaller or allow more."
+        )
+
+
+def _check_rgb(image: Image.Image) -> None:
+    if image.mode != "RGB":
+        raise BadOption(
+            f"a picture has the mode {image.mode!r} where 'RGB' is needed; use open_image on it first."
+        )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
+
+
+def _said(error: Exception) -> str:
+    return (str(error) or type(error).__name__).rstrip(". ")
+
+
+def _fitted(width: int, height: int, side: int, most: int) -> tuple[int, int]:
+    """Return (width, height) in pixels to which a picture is resized; bands then fill up the shorter side."""
+    if min(width, height, side, most) < 1:
+        raise BadOption(
+            f"width, height, side and most must be at least 1; found {width}, {height}, {side}, {most}."
+        )
+    if width < height:
+        high, wide = _fitted(height, width, side, most)
+        return wide, high
+    ratio = width / height
+    scale = 1
+    while (scale + 1) * math.ceil((scale + 1) / ratio) <= most:
+        scale += 1
+    # A line of pixels would be resized to nothing, where the reference fails.
+    return scale * side, max(1, int(scale * side / ratio))
+
+
+def _normalised(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+    """Return the pixels of ``image`` as float32 [3, height, width], 0..1 less ``mean``, by ``std``."""
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    tables = (levels - np.asarray(mean, np.float32).reshape(3, 1)) / np.asarray(std, np.float32).reshape(3, 1)
+    pixels = np.asarray(image)
+    return np.stack([tables[channel][pixels[..., channel]] for channel in range(3)])
+
+
+def _bicubic(picture: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Return float32 [3, height, width] as [3, side, side], by torch's bicubic interpolation without antialias."""
+    index, weights = _taps(picture.shape[1], side)
+    lines = sum(w[:, None] * picture[:, at] for at, w in zip(index, weights, strict=True))
+    assert isinstance(lines, np.ndarray)
+    index, weights = _taps(picture.shape[2], side)
+    found: NDArray[np.float32] = sum(w * lines[:, :, at] for at, w in zip(index, weights, strict=True))
+    return found
+
+
+def _taps(size: int, side: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return which four of ``size`` values make each of ``side`` values, and their weights: two [4, side]."""
+    place = (np.arange(side) + 0.5) * (size / side) - 0.5
+    first = np.floor(place)
+    part = place - first
+    a = -0.75
+
+    def near(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+
+    def far(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+
+    weights = np.stack([far(part + 1), near(part), near(1 - part), far(2 - part)]).astype(np.float32)
+    index = first.astype(np.int64) + np.arange(-1, 3)[:, None]
+    return index.clip(0, size - 1), weights
