@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_PROMPT := def read_lines(path):
 
-.PHONY: demo test check clean
+.PHONY: demo demo-vision test check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ortlm build -i models/tiny-phi3 -o demo-out -p int4 -e cpu --force
@@ -18,6 +18,16 @@ demo: $(VENV)/.installed
 	@echo
 	@echo '$$ ortlm generate demo-out --chat "What does os.path.join do?" -n 80'
 	@$(BIN)/ortlm generate demo-out --chat 'What does os.path.join do?' -n 80 -v
+
+# The way through for a model that sees pictures: a checkpoint of Phi-3.5-vision's structure, tiny and with random
+# weights, so that its answer means nothing.
+demo-vision: $(VENV)/.tested
+	$(BIN)/python -m tests.vision.checkpoint demo-vision-out/checkpoint
+	$(BIN)/ortlm build -i demo-vision-out/checkpoint -o demo-vision-out/model -p int4 -e cpu --recipe fast --force
+	@echo
+	@echo '$$ ortlm generate demo-vision-out/model "What is shown?" --image picture.png -n 16 -v'
+	@$(BIN)/ortlm generate demo-vision-out/model 'What is shown?' -n 16 -v \
+		--image demo-vision-out/checkpoint/picture.png
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest -n 2
@@ -44,4 +54,4 @@ $(VENV)/.linted: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-out demo-vision-out .pytest_cache .mypy_cache .ruff_cache

@@ -374,11 +374,16 @@ def test_bad_layer_types() -> None:
         architectures.describe(config | {"use_bidirectional_attention": True})
 
 
+SIGHTED = {"phi3_v"}
+
+
 def test_model_types() -> None:
     known = architectures.model_types()
     assert known == sorted(set(known))
     assert {json.loads(path.read_text())["model_type"] for path in CONFIGS.glob("*.json")} <= set(known)
-    assert {families.FAMILIES[name]().model_type for name in families.FAMILIES} == set(known)
+    # Those that see pictures have tests of their own.
+    text = {families.FAMILIES[name]().model_type for name in families.FAMILIES}
+    assert text | SIGHTED == set(known)
 
 
 def test_two_files_cannot_name_one_type() -> None:

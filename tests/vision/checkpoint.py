@@ -1,5 +1,7 @@
 """A tiny checkpoint of Phi-3.5-vision's exact structure with random weights, and what torch makes of it.
 
+    python -m tests.vision.checkpoint FOLDER    write one, and a picture beside it
+
 transformers has no such model, so the reference is put together from its parts: CLIP, Phi-3, and the publisher's
 way from one to the other, written down plainly.
 """
@@ -7,6 +9,7 @@ way from one to the other, written down plainly.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,3 +164,10 @@ def save(folder: Path, *, seed: int = 0, crops: int = 4) -> Reference:
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}, indent=2))
     return Reference(clip, text, tensors)
+
+
+if __name__ == "__main__":
+    from PIL import Image
+
+    save(Path(sys.argv[1]))
+    Image.linear_gradient("L").resize((640, 480)).save(Path(sys.argv[1]) / "picture.png")

@@ -51,16 +51,10 @@ class Model:
 
     def create_multimodal_processor(self) -> MultiModalProcessor:
         """Return what turns prompts with images into inputs. Raises GenaiError for a model of text."""
-        pictures = self._lm.pictures
-        if pictures is None or not pictures.images.crops:
-            raise GenaiError(
-                f"a {self.type} model takes text only, so there is no processor for images or sound. "
-                "Use Tokenizer and Generator.append_tokens."
-            )
         # It needs this module for its tokenizer.
         from ortlm.genai.processor import MultiModalProcessor
 
-        return MultiModalProcessor(self, pictures)
+        return MultiModalProcessor(self)
 
     def create_streaming_processor(self) -> None:
         """Speech models are not supported: raises GenaiError."""

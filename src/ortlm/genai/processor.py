@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 
 
 class MultiModalProcessor:
-    """What ``Model.create_multimodal_processor`` returns."""
+    """What ``Model.create_multimodal_processor`` returns. Raises GenaiError for a model of text."""
 
-    def __init__(self, model: Model, pictures: Pictures) -> None:
+    @official
+    def __init__(self, model: Model) -> None:
+        pictures = model._lm.pictures
+        if pictures is None or not pictures.images.crops:
+            raise GenaiError(
+                f"a {model.type} model takes text only, so there is no processor for images or sound. "
+                "Use Tokenizer and Generator.append_tokens."
+            )
         self._tokenizer, self._pictures = Tokenizer(model), pictures
         self._encode = model._lm.tokenizer.encode
         self._pad = model._lm.manifest.pad_token_id or 0

@@ -167,7 +167,9 @@ class _Grid:
         real = g.op("Less", numbers, views, shape=("num_images", "max_num_crops"), dtype="bool", name=path)
         real = g.op("Reshape", real, g.integers(-1), shape=("all_views",), dtype="bool", name=path)
         pixels = g.op("Reshape", pixels, g.integers(-1, *square), shape=("all_views", *square), name=path)
-        return g.op("Compress", pixels, real, shape=("views", *square), name=path, axis=0)
+        numbers = g.op("NonZero", real, shape=(1, "views"), dtype="int64", name=path)
+        numbers = g.op("Squeeze", numbers, g.integers(0), shape=("views",), dtype="int64", name=path)
+        return g.op("Gather", pixels, numbers, shape=("views", *square), name=path, axis=0)
 
     def _whole(self, kind: str, *inputs: Value, **attributes: Any) -> Value:
         return self._g.op(

@@ -418,8 +418,8 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
         raise BadImage(
             f"{name} has values from {low} to {high}; allowed are 0..65535. Save it with 8 or 16 bits."
         )
-    if image.mode == "I" and high <= 255:
-        # 32 bits that hold 8: what Image.convert("I") makes.
+    if image.mode == "I" and image.format is None and high <= 255:
+        # 32 bits that hold 8: what Image.convert("I") makes, and no file.
         return Image.fromarray(values.astype(np.uint8))
     return Image.fromarray((values >> 8).astype(np.uint8))
 
