@@ -3,9 +3,9 @@
     python benchmarks/measure_vision.py Phi-3.5-vision/config.json --runs 5
 
 The weights are random, of the shapes that the published configuration implies; only what turns pictures into
-features is built. Time is of the graph alone, median of several runs that take turns; with padding, as the official
-runtime feeds it, each picture has 17 views, and the graph is the same but for leaving none out. Errors are of the
-features, relative to those of the same weights in fp32.
+features is built. Time is of the graph alone, median of several runs that take turns; with padding, as the
+official runtime feeds it, each picture has 17 views, and the graph is the same but for leaving none out.
+Errors are of the features, relative to those of the same weights in fp32.
 """
 
 from __future__ import annotations
@@ -92,8 +92,7 @@ def build(arch: Architecture, folder: Path, bits: int) -> Path:
         parts = [Random(name, shapes[name]) for name in names]
         if len(parts) == 1:
             return parts[0]
-        joined = Random(names[0], (sum(p.count for p in parts), *shapes[names[0]][1:]))
-        return joined
+        return Random(names[0], (sum(p.count for p in parts), *shapes[names[0]][1:]))
 
     stacks = {item.tensors[0].name: stacked(item.parameters) for item in g.plan.items}
     path = folder / f"{bits}.onnx"

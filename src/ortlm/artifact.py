@@ -81,8 +81,8 @@ class Images:
     picture is cut into at most ``crops`` crops besides the view of the whole, unless a caller wants another
     number; 0: it is not cut, and has ``tokens`` tokens. ``merged`` is how many tokens of a view make a row.
     ``tag`` stands for it in a text, with its number from 1 in place of ``{}``; ``before`` and ``after`` are
-    put around its tokens. With ``separate`` the texts between pictures are tokenized one by one, each with the
-    tokenizer's special tokens.
+    put around its tokens, for which ``token`` is written once. With ``separate`` the texts between pictures
+    are tokenized one by one instead, each with the tokenizer's special tokens.
     """
 
     side: int
@@ -94,6 +94,7 @@ class Images:
     tokens: int = 0
     before: str = ""
     after: str = ""
+    token: str | None = None
     separate: bool = False
 
     def tokens_of(self, high: int, wide: int) -> int:

@@ -186,6 +186,16 @@ def prepare(
             "install -U onnxruntime), or build a cache that is not quantized "
             "(--kv-cache none).".format(*_onnxruntime())
         )
+    if architecture.vision is not None and architecture.vision.mutual:
+        for what, given in (
+            ("kv_cache", options.kv_cache != "none"),
+            ("windowed_kv_cache", options.window_cache),
+        ):
+            if given:
+                raise BadOption(
+                    f"{what} does not apply: pictures whose tokens attend to each other both ways need a cache of "
+                    "all positions, in the element type of activations. Leave it out."
+                )
     # An older one refuses to load attention with a length per row.
     if not (_onnxruntime() >= (1, 31) if options.ragged_append is None else options.ragged_append):
         where = replace(where, query_lengths=False)
@@ -359,6 +369,7 @@ def _emit(
         adapted=frozenset(weight for adapter in adapters for weight in adapter.deltas),
         cache_scales=cache_scales,
         embedded=architecture.vision is not None,
+        mutual=architecture.vision is not None and architecture.vision.mutual,
     )
 
 

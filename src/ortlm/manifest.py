@@ -163,6 +163,7 @@ def _images(checkpoint: Checkpoint, vision: Vision | None) -> Images | None:
         tokens=0 if isinstance(join, Tiles) else join.tokens**2,
         before=prompt.before,
         after=prompt.after,
+        token=prompt.token,
         separate=prompt.separate,
     )
 

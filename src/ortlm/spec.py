@@ -208,7 +208,7 @@ class Vision:
 
     ``mean`` and ``std`` normalise red, green and blue, which are 0 to 1. ``crops`` is how many crops a picture
     is cut into at most, unless somebody asks for another number; 0 where it is not cut. ``token`` is the id of
-    ``prompt.token`` (-1 if there is none).
+    ``prompt.token`` (-1 if there is none). ``mutual``: tokens of a picture attend to each other both ways.
     """
 
     tower: Tower
@@ -218,6 +218,7 @@ class Vision:
     std: tuple[float, float, float]
     crops: int = 0
     token: int = -1
+    mutual: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,13 +334,15 @@ class Source:
 
     ``rows`` takes the rows [start, stop) of a tensor that holds several weights one below the other.
     ``add`` is added to every element: 1.0 for norms stored as ``weight - 1``. ``stored`` is the tensor's shape
-    where it differs from the weight's, whose elements it has in the same order.
+    where it differs from the weight's, whose elements it has in the same order. ``transposed``: a
+    matrix that lies there as [in, out].
     """
 
     tensor: str
     rows: tuple[int, int] | None = None
     add: float = 0.0
     stored: tuple[int, ...] | None = None
+    transposed: bool = False
 
 
 Sources = dict[str, Source]

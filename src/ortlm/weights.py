@@ -95,7 +95,7 @@ class Weights:
         weight = self._checkpoint.weights[source.tensor]
         if source.stored is not None:
             weight = replace(weight, shape=self.shapes[name])
-        return Part(weight, start, stop, source.add, self._deltas.get(name))
+        return Part(weight, start, stop, source.add, self._deltas.get(name), source.transposed)
 
 
 # --- what a checkpoint really holds -------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def _check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
     wide: dict[str, tuple[int, ...]] = {}
     for parameter in architecture.parameters:
         source = architecture.sources[parameter.name]
-        shape = source.stored or parameter.shape
+        shape = source.stored or (parameter.shape[::-1] if source.transposed else parameter.shape)
         stop = source.rows[1] if source.rows else shape[0]
         tall[source.tensor] = max(tall.get(source.tensor, 0), stop)
         wide[source.tensor] = shape[1:]

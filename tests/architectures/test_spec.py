@@ -374,7 +374,7 @@ def test_bad_layer_types() -> None:
         architectures.describe(config | {"use_bidirectional_attention": True})
 
 
-SIGHTED = {"phi3_v"}
+SIGHTED = {"gemma3", "phi3_v"}
 
 
 def test_model_types() -> None:

@@ -13,6 +13,8 @@ from ortlm import errors
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 from ortlm.spec import Architecture
 
+# The last are models that see pictures too.
+_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 Describe = Callable[[Mapping[str, Any]], Architecture]
 
 
@@ -44,10 +46,10 @@ def find(config: Mapping[str, Any]) -> Describe:
         )
     kinds = config.get("architectures")
     kinds = kinds if isinstance(kinds, list) else []
-    if kinds and not any(str(kind).endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+    if kinds and not any(str(kind).endswith(_ENDINGS) for kind in kinds):
         raise UnsupportedModel(
             f'config.json: "architectures" is {kinds}; only causal language models can be built, '
-            'whose name ends in "ForCausalLM".'
+            f"whose name ends in {' or '.join(_ENDINGS)}."
         )
     return _table()[name]
 

@@ -44,6 +44,19 @@ SANDWICH = {
 }
 
 
+# Parts of a layer of CLIP and SigLIP.
+VISION_LAYER = {
+    "mixer_pre": "layer_norm1",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj",
+    "ffn_pre": "layer_norm2",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """The sizes of a decoder, checked against each other; ``max_tokens`` is the context length in tokens."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from ortlm.architectures import phi3
 from ortlm.architectures._config import Config
+from ortlm.architectures._parts import VISION_LAYER
 from ortlm.spec import (
     MLP,
     Architecture,
@@ -25,16 +26,6 @@ MODEL_TYPES = ("phi3_v",)
 
 _AT = "model.vision_embed_tokens"
 _CLIP = f"{_AT}.img_processor.vision_model"
-_LAYER = {
-    "mixer_pre": "layer_norm1",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.out_proj",
-    "ffn_pre": "layer_norm2",
-    "up": "mlp.fc1",
-    "down": "mlp.fc2",
-}
 _NAMES = {
     "class.weight": f"{_CLIP}.embeddings.class_embedding",
     "patches.weight": f"{_CLIP}.embeddings.patch_embedding.weight",
@@ -144,7 +135,7 @@ def _sources(vision: Vision, hidden: int) -> Sources:
         name = parameter.name.removeprefix("vision.")
         if name.startswith("layers."):
             _, i, part, leaf = name.split(".")
-            found[parameter.name] = Source(f"{_CLIP}.encoder.layers.{i}.{_LAYER[part]}.{leaf}")
+            found[parameter.name] = Source(f"{_CLIP}.encoder.layers.{i}.{VISION_LAYER[part]}.{leaf}")
         else:
             found[parameter.name] = Source(_NAMES[name], stored=shapes.get(name))
     return found

@@ -14,17 +14,25 @@ from ortlm.dtypes import Array
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows [start, stop) of a tensor, with ``add`` added to every element and the same rows of ``delta``."""
+    """Rows [start, stop) of a tensor, with ``add`` added to every element and the same rows of ``delta``.
+
+    ``transposed``: the tensor's columns are meant.
+    """
 
     weight: Weight
     start: int
     stop: int
     add: float = 0.0
     delta: Delta | None = None
+    transposed: bool = False
 
     def rows(self, start: int, stop: int) -> Array:
         """Return rows [start, stop) of the tensor as float32; they lie within the part."""
-        found = self.weight.rows(start, stop)
+        found = (
+            self.weight.columns(start, stop, slice(None))
+            if self.transposed
+            else self.weight.rows(start, stop)
+        )
         check_finite(found, self.weight)
         if self.delta is not None:
             found = found + self.delta.rows(start, stop)
@@ -33,7 +41,11 @@ class Part:
     def columns(self, start: int, stop: int) -> Array:
         """Return columns [start, stop) of the part's rows, transposed."""
         rows = slice(self.start, self.stop)
-        found = self.weight.columns(start, stop, rows)
+        found = (
+            self.weight.rows(start, stop)[:, rows]
+            if self.transposed
+            else self.weight.columns(start, stop, rows)
+        )
         check_finite(found, self.weight)
         if self.delta is not None:
             found = found + self.delta.columns(start, stop, rows)

@@ -59,8 +59,14 @@ def attention(
     wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     inputs = ("batch", "sequence", hidden)
     rope = spec.rope
+    mutual = step.shows_pictures()
+    # Queries are needed rotated where attention is computed in another way too.
     inside = (
-        rope is not None and g.target.rotary_inside and spec.head_dim % 16 == 0 and (rope.dims // 2) % 8 == 0
+        mutual is None
+        and rope is not None
+        and g.target.rotary_inside
+        and spec.head_dim % 16 == 0
+        and (rope.dims // 2) % 8 == 0
     )
     q: Value
     k: Value | None
@@ -69,7 +75,7 @@ def attention(
         names = [f"{at}.{part}" for part in "qkv"]
         q = linear(g, x, names, parameters=parameters, module=f"{module}.qkv_proj", shape=inputs, layer=layer)
         k = v = None
-        if spec.qk_norm is not None or (rope is not None and not inside):
+        if mutual is not None or spec.qk_norm is not None or (rope is not None and not inside):
             sizes = (wide, narrow, narrow)
             q, k, v = g.ops(
                 "Split",
@@ -137,7 +143,40 @@ def attention(
             **({"sliding_window_cache": 1} if evicts(g, spec) else {}),
         },
     )  # fmt: skip
+    if mutual is not None:
+        found, shape = y, ("batch", "sequence", wide)
+        y = g.choose(
+            mutual,
+            lambda: _mutual(g, spec, q, KeyValue(key, value), step, path),
+            lambda: g.op("Identity", found, shape=shape, name=path),
+            shape=shape,
+            name=path,
+        )
     return y, KeyValue(key, value)
+
+
+def _mutual(g: Builder, spec: Attention, q: Value, present: KeyValue, step: Step, path: str) -> Value:
+    """Attend rotated queries [B, S, N · D] to the cache, in which a picture's tokens see all of it."""
+    path, heads, size = f"{path}/mutual", spec.heads, spec.head_dim
+    shape = ("batch", "sequence", heads, size)
+    q = g.op("Reshape", q, g.integers(0, 0, heads, size), shape=shape, name=path)
+    q = g.op("Transpose", q, shape=("batch", heads, "sequence", size), name=path, perm=(0, 2, 1, 3))
+    # The buffer of the cache may be longer than what is in it.
+    end = g.cast(step.total, "int64", (), path)
+    end = g.op("Unsqueeze", end, g.integers(0), shape=(1,), dtype="int64", name=path)
+    used = ("batch", spec.kv_heads, "total_length", size)
+    k, v = (
+        g.op("Slice", x, g.integers(0), end, g.integers(2), shape=used, name=path)
+        for x in (present.key, present.value)
+    )
+    y = g.op(
+        "Attention", q, k, v, step.mutual_mask(spec.window),
+        shape=("batch", heads, "sequence", size), name=path, scale=spec.scale, softcap=spec.softcap,
+    )  # fmt: skip
+    y = g.op("Transpose", y, shape=shape, name=path, perm=(0, 2, 1, 3))
+    return g.op(
+        "Reshape", y, g.integers(0, 0, heads * size), shape=("batch", "sequence", heads * size), name=path
+    )
 
 
 def _cache_attributes(scales: CacheScales | None) -> dict[str, int | str]:

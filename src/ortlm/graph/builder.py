@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -179,6 +179,24 @@ class Builder:
             ir.node(kind, list(inputs), dict(attributes or {}), domain=domain, outputs=values, name=name)
         )
         return values
+
+    def choose(
+        self, flag: Value, then: Callable[[], Value], other: Callable[[], Value], *, shape: Shape, name: str
+    ) -> Value:
+        """Return what ``then`` emits if the scalar ``flag`` is true, else what ``other`` does; only one is run.
+
+        Both emit at least one node, and may use whatever was emitted before.
+        """
+        branches = {}
+        for branch, emit in (("then_branch", then), ("else_branch", other)):
+            outside, self.nodes = self.nodes, []
+            value = emit()
+            graph = ir.Graph([], [value], nodes=self.nodes, name=f"{name}/{branch}")
+            branches[branch] = ir.AttrGraph(branch, graph)
+            self.nodes = outside
+        value = _value(self._unique(f"{name}/If"), self.dtype, shape)
+        self.nodes.append(ir.node("If", [flag], branches, outputs=[value], name=str(value.name)))
+        return value
 
     def cast(self, x: Value, kind: str, shape: Shape, name: str) -> Value:
         """Return ``x`` in element type ``kind``."""

@@ -40,6 +40,7 @@ def emit_decoder(
     adapted: frozenset[str] = frozenset(),
     cache_scales: Sequence[CacheScales] | None = None,
     embedded: bool = False,
+    mutual: bool = False,
 ) -> Emitted:
     """Return the graph of ``spec`` for ``target`` with activations and cache of element type ``dtype``.
 
@@ -49,6 +50,7 @@ def emit_decoder(
     Outputs: ``logits`` [B, 1, V] of each row's last token ([B, S, V] with ``all_logits``) and
     ``present.{i}.key|value`` [B, K, total, D]; with ``hidden_states`` also the final norm's output [B, S, H].
     With ``cache_scales``, one for each layer, the cache is int8 instead.
+    With ``mutual``, tokens of a picture attend to each other both ways, see Step.shows_pictures.
     The weights that ``adapted`` names get optional inputs for LoRA adapters, listed in ``builder.plan.low_rank``.
     """
     g = Builder(target=target, dtype=dtype, recipe=recipe, layers=len(spec.layers), adapted=adapted)
@@ -64,7 +66,7 @@ def emit_decoder(
         inputs["position_ids"] = "position_ids"
     kind = dtype if cache_scales is None else "int8"
     caches = [_past(g, i, layer, kind) for i, layer in enumerate(spec.layers)]
-    step = Step(g, ids, mask, positions, all_logits=all_logits)
+    step = Step(g, ids, mask, positions, all_logits=all_logits, mutual=mutual)
     select = step.selection()
     tables = RopeTables(g, spec.max_tokens)
     vocabulary = Vocabulary(g, spec, weights, embed=not embedded)

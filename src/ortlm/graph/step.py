@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ortlm.graph.builder import Builder, Value
+from ortlm.graph.builder import Builder, Shape, Value
 from ortlm.graph.norm import Selection
 from ortlm.spec import Rope
 
@@ -20,7 +20,14 @@ class Step:
     """
 
     def __init__(
-        self, g: Builder, ids: Value, mask: Value, positions: Value | None, *, all_logits: bool
+        self,
+        g: Builder,
+        ids: Value,
+        mask: Value,
+        positions: Value | None,
+        *,
+        all_logits: bool,
+        mutual: bool = False,
     ) -> None:
         self._g, self._given = g, positions
         self._all_logits = all_logits
@@ -58,6 +65,66 @@ class Step:
                 "Where", absent, self._new, given, shape=("batch",), dtype="int32", name=f"{_PATH}/new"
             )
             self.query_lengths = self._new
+        self._pictures: Value | None = None
+        if mutual:
+            nothing = np.zeros((1, 1), np.int64)
+            self._pictures = g.optional_input("picture_numbers", nothing, ("picture_rows", "picture_columns"))
+            self.optional["picture_numbers"] = "picture_numbers"
+
+    def shows_pictures(self) -> Value | None:
+        """Return whether new tokens are pictures' that attend to each other both ways, bool []; None if none do.
+
+        The optional input ``picture_numbers`` int64 [B, S] says which: the same number above 0 for the tokens
+        of one picture, 0 for words.
+        """
+        if self._pictures is None:
+            return None
+        if "shows" not in self._made:
+            self.positions()  # what is emitted within a branch cannot be seen outside, so it comes first
+            g, path = self._g, f"{_PATH}/pictures"
+            most = g.op("ReduceMax", self._pictures, shape=(), dtype="int64", name=path, keepdims=0)
+            self._made["shows"] = g.op("Greater", most, g.integer(0), shape=(), dtype="bool", name=path)
+        return self._made["shows"]
+
+    def mutual_mask(self, window: int | None) -> Value:
+        """Return what each new token sees, bool [B, 1, S, T]: what comes before it, and its whole picture.
+
+        It is emitted where it is asked for.
+        """
+        g, path = self._g, f"{_PATH}/mutual"
+        assert self._pictures is not None
+        pair: Shape = ("batch", "sequence", "sequence")
+        column: Shape = ("batch", "sequence", 1)
+        row: Shape = ("batch", 1, "sequence")
+        wide: Shape = ("batch", "sequence", "total_length")
+
+        def op(kind: str, *inputs: Value, of: str = "bool", shape: Shape = wide, **attributes: int) -> Value:
+            return g.ops(kind, inputs, outputs=[(of, shape)], name=path, attributes=attributes)[0]
+
+        own = op("Unsqueeze", self._pictures, g.integers(2), of="int64", shape=column)
+        others = op("Unsqueeze", self._pictures, g.integers(1), of="int64", shape=row)
+        same = op(
+            "And",
+            op("Equal", own, others, shape=pair),
+            op("Greater", own, g.integer(0), shape=column),
+            shape=pair,
+        )
+        at = op("Unsqueeze", self.positions(), g.integers(2), of="int64", shape=column)
+        places = op("Unsqueeze", self.positions(), g.integers(1), of="int64", shape=row)
+        # The first and the last place of each token's picture; of a word, places that no key has.
+        last = op("Where", same, places, g.integer(-1), of="int64", shape=pair)
+        last = op("ReduceMax", last, g.integers(2), of="int64", shape=column, keepdims=1)
+        far = g.cast(self.total, "int64", (), path)
+        first = op("Where", same, places, far, of="int64", shape=pair)
+        first = op("ReduceMin", first, g.integers(2), of="int64", shape=column, keepdims=1)
+        keys = op("Range", g.integer(0), far, g.integer(1), of="int64", shape=("total_length",))
+        inside = op("And", op("GreaterOrEqual", keys, first), op("LessOrEqual", keys, last))
+        seen = op("Or", op("LessOrEqual", keys, at), inside)
+        if window is not None:
+            # A picture that is longer than the window is no exception to it.
+            least = op("Sub", at, g.integer(window), of="int64", shape=column)
+            seen = op("And", seen, op("Greater", keys, least))
+        return op("Unsqueeze", seen, g.integers(1), shape=("batch", 1, "sequence", "total_length"))
 
     def positions(self) -> Value:
         """Return the position int64 [B, S] of every new token."""

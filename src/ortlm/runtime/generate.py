@@ -207,9 +207,22 @@ class LanguageModel:
         texts = split(text, images, len(sources))
         seen = [pictures.read(source, num_crops) for source in sources]
         ids: list[int] = []
-        for part, picture in zip(texts, [*seen, None], strict=True):
-            ids += self.tokenizer.encode(part, add_special_tokens=special)
-            ids += picture.ids if picture else []
+        if images.separate:
+            for part, picture in zip(texts, [*seen, None], strict=True):
+                ids += self.tokenizer.encode(part, add_special_tokens=special)
+                ids += picture.ids if picture else []
+            return ids
+        # One token of the tokenizer's marks the place of all of a picture's.
+        mark = f"{images.before}{images.token}{images.after}"
+        left = iter(seen)
+        place = self.tokenizer.token_id(images.token or "")
+        for token in self.tokenizer.encode(mark.join(texts), add_special_tokens=special):
+            if token != place:
+                ids.append(token)
+            elif (picture := next(left, None)) is not None:
+                ids += picture.ids
+            else:
+                raise BadOption(f"the prompt holds {images.token}, which stands for images; leave it out.")
         return ids
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:

@@ -17,7 +17,7 @@ from ortlm.artifact import Graph
 from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull
 from ortlm.runtime.cache import Rows, Shapes, StateInfo, make_cache, state_shapes
-from ortlm.runtime.pictures import Embedder
+from ortlm.runtime.pictures import Embedder, begun_picture, between_pictures, picture_numbers
 from ortlm.runtime.rows import agreement
 from ortlm.runtime.session import Backend, Tensor
 from ortlm.runtime.settings import Logits
@@ -61,6 +61,8 @@ class Loop:
         self._windows = any(state.kind == "window" for state in graph.states)
         # Attention that evicts takes no padding, unless it is told the lengths.
         self._whole_rows = self._windows and "query_lengths" not in graph.optional
+        # A picture whose tokens attend to each other both ways has to be fed as a whole.
+        self._whole_pictures = "picture_numbers" in graph.optional
         self._bound: dict[str, Tensor] = {}
         self._ones = np.ones((1, 0), dtype=np.int64)
         self._ones_address = 0
@@ -113,6 +115,8 @@ class Loop:
         self._check(rows)
         if self._embedder is not None:
             self._embedder.hold((*self.history, *rows))
+        if self._whole_pictures:
+            rows = self._with_begun(rows)
         total = max(len(old) + len(new) for old, new in zip(self.history, rows, strict=True))
         long = self._switch is not None and total > self._switch
         if self.length and long != self._long:
@@ -264,6 +268,15 @@ class Loop:
                     "do not fit. Shorten the prompt or start anew."
                 )
 
+    def _with_begun(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """Return ``rows`` with the beginnings of pictures that end the history, which is cut there."""
+        begun = [begun_picture(old) for old in self.history]
+        if not any(begun):
+            return rows
+        more = [[*old[len(old) - n :], *new] for old, new, n in zip(self.history, rows, begun, strict=True)]
+        self.trim([len(old) - n for old, n in zip(self.history, begun, strict=True)])
+        return more
+
     def _reachable(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         """Return what is to be fed to append ``rows``: those, or all if a window's cache lacks what they need."""
         try:
@@ -308,6 +321,8 @@ class Loop:
         at = 0
         while True:
             end = min(at + max(size, first - at), max(longest, 1))
+            if self._whole_pictures:
+                end = between_pictures(rows, end)
             # A row that has nothing left gives its last token again, at its old place: that changes nothing.
             parts = [row[at:end] or [old.pop()] for row, old in zip(rows, self.history, strict=True)]
             if keep == 1:
@@ -367,6 +382,8 @@ class Loop:
         self._binding.input_array(self._graph.inputs["attention_mask"], self._mask(ends, total))
         if "position_ids" in self._graph.inputs:
             self._input("position_ids", starts[:, None] + np.arange(new, dtype=np.int64))
+        if "picture_numbers" in optional:
+            self._input("picture_numbers", picture_numbers(ids, counts), of=optional)
         if "logits_to_keep" in optional:
             self._input("logits_to_keep", np.array(keep, dtype=np.int64), of=optional)
         if "query_lengths" in optional:

@@ -27,6 +27,7 @@ from ortlm.runtime.session import Backend, Tensor
 
 # An id is FIRST_PICTURE, the picture's number in 48 bits, and the token's in these.
 _TOKEN_BITS = 14
+_TOKEN_MASK = (1 << _TOKEN_BITS) - 1
 # Features of pictures that nobody uses at the moment.
 _KEPT_BYTES = 256 << 20
 
@@ -185,7 +186,7 @@ class Embedder:
                 "the prompt holds a picture that the model no longer knows. Encode the prompt again, with the "
                 "picture."
             )
-        row: Array = picture.features[token & ((1 << _TOKEN_BITS) - 1)]
+        row: Array = picture.features[token & _TOKEN_MASK]
         return row
 
 
@@ -277,3 +278,38 @@ def flatten(messages: Sequence[Any], images: Images) -> tuple[list[Any], list[Im
             parts.append({"type": "text", "text": tag} if numbered else {"type": "image"})
         out.append({**message, "content": parts})
     return out, sources
+
+
+# --- pictures that are fed as a whole -----------------------------------------------------------------------
+
+
+def picture_numbers(ids: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for ``ids`` int64 [B, S] which are of the same picture: its number from 1, and 0 for words.
+
+    ``counts`` are the lengths of the rows, behind which there is padding. Pictures with the same content are told
+    apart, because a picture's tokens begin with its first.
+    """
+    places = (ids >= FIRST_PICTURE) & (np.arange(ids.shape[1]) < counts[:, None])
+    begins = places & (ids & _TOKEN_MASK == 0)
+    begins[:, 0] |= places[:, 0]
+    return np.where(places, np.cumsum(begins, axis=1), 0)
+
+
+def between_pictures(rows: Sequence[Sequence[int]], end: int) -> int:
+    """Return the first place from ``end`` on where no row is within a picture."""
+    while any(
+        end < len(row)
+        and row[end] >= FIRST_PICTURE
+        and row[end] & _TOKEN_MASK
+        and row[end - 1] == row[end] - 1
+        for row in rows
+    ):
+        end += 1
+    return end
+
+
+def begun_picture(history: Sequence[int]) -> int:
+    """Return how many tokens of a picture end ``history``, 0 if it ends with a word."""
+    if not history or history[-1] < FIRST_PICTURE:
+        return 0
+    return min(len(history), (history[-1] & _TOKEN_MASK) + 1)

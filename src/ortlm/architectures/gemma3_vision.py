@@ -1,0 +1,130 @@
+"""Gemma 3 with pictures: the text model behind SigLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ortlm.architectures import gemma3
+from ortlm.architectures._config import Config
+from ortlm.architectures._parts import VISION_LAYER
+from ortlm.spec import (
+    MLP,
+    Architecture,
+    Norm,
+    PicturePrompt,
+    Pooled,
+    Source,
+    Sources,
+    Tower,
+    Vision,
+    vision_parameters,
+)
+
+MODEL_TYPES = ("gemma3",)
+
+_TEXT, _SIGLIP, _JOIN = "language_model.", "vision_tower.vision_model", "multi_modal_projector"
+_NAMES = {
+    "patches.weight": f"{_SIGLIP}.embeddings.patch_embedding.weight",
+    "patches.bias": f"{_SIGLIP}.embeddings.patch_embedding.bias",
+    "positions.weight": f"{_SIGLIP}.embeddings.position_embedding.weight",
+    "final_norm.weight": f"{_SIGLIP}.post_layernorm.weight",
+    "final_norm.bias": f"{_SIGLIP}.post_layernorm.bias",
+    "join_norm.weight": f"{_JOIN}.mm_soft_emb_norm.weight",
+    "join.weight": f"{_JOIN}.mm_input_projection_weight",
+}
+# What the text part of a published configuration leaves to transformers' defaults.
+_DEFAULTS = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+}
+
+
+def describe(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a Gemma 3 checkpoint of 4, 12 or 27 B parameters, or a fine-tune of one."""
+    c = Config(config)
+    inner = c.part("text_config") or Config({}, at=f"{c.at}: text_config")
+    given = {key: value for key, value in inner.values.items() if value is not None}
+    text = gemma3.describe({**_DEFAULTS, **given})
+    vision = _vision(c)
+    sources = {name: replace(s, tensor=f"{_TEXT}{s.tensor}") for name, s in text.sources.items()}
+    return replace(
+        text,
+        vision=vision,
+        sources={**sources, **_sources(vision, text.decoder.hidden)},
+        genai_type="gemma3",
+        ignored=(*text.ignored, f"{_SIGLIP}.head.*", "*.position_ids"),
+        head_copy=f"{_TEXT}{text.head_copy}",
+        # transformers 5 writes other prefixes than the checkpoints on the hub have.
+        renamed=(
+            (f"{_SIGLIP}.", "vision_tower."),
+            (f"{_SIGLIP}.", "model.vision_tower.vision_model."),
+            (f"{_TEXT}model.", "model.language_model."),
+            (f"{_JOIN}.", f"model.{_JOIN}."),
+        ),
+    )
+
+
+def _vision(c: Config) -> Vision:
+    p = c.part("vision_config") or Config({}, at=f"{c.at}: vision_config")
+    hidden = p.integer("hidden_size", 1152)
+    norm = Norm(p.positive("layer_norm_eps", 1e-6), kind="layer", bias=True)
+    tower = Tower(
+        side=p.integer("image_size", 896),
+        patch=p.integer("patch_size", 14),
+        hidden=hidden,
+        heads=p.integer("num_attention_heads", 16),
+        layers=p.integer("num_hidden_layers", 27),
+        ffn=MLP(
+            p.integer("intermediate_size", 4304), p.activation("hidden_act", "gelu_pytorch_tanh"), bias=True
+        ),
+        norm=norm,
+        patch_bias=True,
+        final_norm=True,
+    )
+    count = c.integer("mm_tokens_per_image", 256)
+    side = round(count**0.5)
+    if hidden % tower.heads:
+        raise p.wrong("num_attention_heads", f"a divisor of the tower's {hidden} channels")
+    if side * side != count or tower.grid % side:
+        raise c.wrong("mm_tokens_per_image", f"a square whose side divides the tower's {tower.grid} patches")
+    return Vision(
+        tower=tower,
+        join=Pooled(side, Norm(1e-6)),
+        prompt=PicturePrompt(
+            tag="<start_of_image>",
+            before="\n\n<start_of_image>",
+            after="<end_of_image>\n\n",
+            token="<image_soft_token>",
+        ),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        token=c.integer("image_token_index", c.integer("image_token_id", 262_144)),
+        mutual=True,
+    )
+
+
+def _sources(vision: Vision, hidden: int) -> Sources:
+    tower = vision.tower
+    found: Sources = {}
+    for parameter in vision_parameters(vision, hidden):
+        name = parameter.name.removeprefix("vision.")
+        if name.startswith("layers."):
+            _, i, part, leaf = name.split(".")
+            found[parameter.name] = Source(f"{_SIGLIP}.encoder.layers.{i}.{VISION_LAYER[part]}.{leaf}")
+        elif name == "patches.weight":
+            found[parameter.name] = Source(_NAMES[name], stored=(tower.hidden, 3, tower.patch, tower.patch))
+        else:
+            found[parameter.name] = Source(
+                _NAMES[name],
+                add=1.0 if name == "join_norm.weight" else 0.0,
+                transposed=name == "join.weight",
+            )
+    return found
