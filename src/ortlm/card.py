@@ -25,7 +25,7 @@ Built by ortlm from `{source}` ({model_type}). Runs in ortlm and, unchanged, in 
 ## Use
 
 ```
-ortlm generate FOLDER "Once upon a time"
+ortlm generate FOLDER {example}
 ortlm chat FOLDER
 ```
 
@@ -49,7 +49,7 @@ def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
     data = ModelCardData(
         license=licence,
         library_name="ortlm",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if outline.get("pictures") else "text-generation",
         base_model=source if on_hub else None,
         base_model_relation="quantized" if on_hub else None,
         tags=["onnx", "onnxruntime", "onnxruntime-genai", str(outline["precision"]), str(outline["target"])],
@@ -68,6 +68,7 @@ def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
             "size": readable_bytes(outline["output_bytes"]),
             "before": readable_bytes(outline["checkpoint_bytes"]),
             "how": _how(outline),
+            "example": '"What is shown?" --image FILE' if outline.get("pictures") else '"Once upon a time"',
             "cache": outline["cache_bytes_per_token"] / 1e3,
             "licence": words,
         }

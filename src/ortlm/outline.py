@@ -42,7 +42,7 @@ class Outline:
     an element type, or int8 with the kind of its scales. ``adapter_bytes`` is the size of each adapter's file, by
     name; ``merged_adapter`` the folder of the one that was added to the weights. ``recipe`` says in words which
     weights are stored how, ``recipe_name`` where that comes from; ``calibration`` is None if nothing is read.
-    ``rotated``: the residual stream was turned before.
+    ``rotated``: the residual stream was turned before. ``pictures``: the model sees pictures.
     """
 
     source: str
@@ -64,6 +64,7 @@ class Outline:
     recipe_name: str | None = None
     rotated: bool = False
     calibration: CalibrationPlan | None = None
+    pictures: bool = False
     seconds: float | None = None
 
 
@@ -127,6 +128,7 @@ def make_outline(
         recipe_name=recipe_name,
         rotated=rotated,
         calibration=calibration,
+        pictures=architecture.vision is not None,
     )
 
 

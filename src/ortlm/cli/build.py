@@ -481,7 +481,8 @@ def _report(
         )
         table.add_row("it says", f"{checked.prompt}[dim] | [/]{escape(_one_line(checked.continuation))}")
     console.print(table)
-    console.print(f'Run it: ortlm generate {artifact.path} "Once upon a time"', highlight=False)
+    words = '"Once upon a time"' if artifact.manifest.images is None else '"What is shown?" --image FILE'
+    console.print(f"Run it: ortlm generate {artifact.path} {words}", highlight=False)
 
 
 def _one_line(text: str) -> str:
