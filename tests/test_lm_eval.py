@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 import ortlm
 from ortlm import lm_eval as plugin
 from ortlm.errors import BadOption
+from ortlm.options import BuildOptions
 from tests.architectures import oracle
 
 pytest.importorskip("lm_eval")
@@ -101,7 +103,7 @@ def test_the_command(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The literal command line, with a choice and a generation task."""
-    ortlm.build(tiny, tmp_path / "out", options=ortlm_fast())
+    ortlm.build(tiny, tmp_path / "out", options=BuildOptions(recipe="fast"))
     rows = [{"question": f"def f{i}(x):", "choices": [" return", " zzz"], "answer": 0} for i in range(4)]
     data = tmp_path / "data.json"
     data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -138,12 +140,6 @@ def test_the_command(
     assert "own_choice" in capsys.readouterr().out
 
 
-def ortlm_fast() -> Any:
-    from ortlm.options import BuildOptions
-
-    return BuildOptions(recipe="fast")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -154,3 +150,30 @@ def ortlm_fast() -> Any:
 def test_wrong_arguments(arguments: dict[str, str], message: str) -> None:
     with pytest.raises(BadOption, match=message):
         plugin.harness_model()(**arguments)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-genai"])
+def test_the_harness_own_backends(saved: Any, tmp_path: Path, name: str) -> None:
+    """They run our folders, if those give the logits of all positions, and find the same."""
+    if name == "onnxruntime-genai":
+        pytest.importorskip("onnxruntime_genai")
+    ortlm.build(
+        saved("llama").folder, tmp_path / "out", precision="fp32", options=BuildOptions(all_logits=True)
+    )
+    # A process of its own: registering changes the harness for good.
+    code = f"""
+import sys
+from ortlm.lm_eval import register
+register()
+from lm_eval.api.registry import get_model
+pairs = [(None, [5, 6, 7], [9, 10]), (None, [5, 6], [11])]
+out = sys.argv[1]
+theirs = get_model({name!r}).create_from_arg_string(f"pretrained={{out}}")._loglikelihood_tokens(pairs)
+ours = get_model("ortlm").create_from_arg_string(f"path={{out}}")._loglikelihood_tokens(pairs)
+for (a, same), (b, alike) in zip(theirs, ours, strict=True):
+    assert abs(a - b) < 1e-4 and same == alike, (theirs, ours)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -38,6 +38,8 @@ def main() -> int:
 
 def register() -> None:
     """Make the harness know ``--model ortlm``."""
+    # The harness fills its registry only as long as that is empty, so its own models come first.
+    import lm_eval.models  # noqa: F401
     from lm_eval.api.registry import model_registry
 
     if NAME not in model_registry:
