@@ -74,12 +74,14 @@ class Contender:
 
 PEERS = {
     "ortlm": Peer("ortlm_peer.py", (), keep=False),
+    "ortlm-fast": Peer("ortlm_peer.py", ("fast_prompts=true",), keep=False),
     "genai": Peer("genai_peer.py", ("precision=int4",)),
     "llama": Peer("llama_peer.py", ("types=Q4_0,Q4_K_M",), "llama"),
     "openvino": Peer("openvino_peer.py", (), "openvino"),
 }
 CONTENDERS = {
     OURS: Contender("ortlm", "ortlm"),
+    "ortlm --fast-prompts": Contender("ortlm-fast", "ortlm-fast"),
     "genai, as it comes": Contender("genai", "genai", set_threads=False),
     "genai, threads set": Contender("genai", "genai"),
     "genai on ortlm's folder, as it comes": Contender("genai", "ortlm", set_threads=False),
@@ -276,7 +278,7 @@ def summarize(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]
         name: {key: spread([run[key] for run in found]) for key in keys} for name, found in runs.items()
     }
     # Another runtime on our folder runs our model, and is no peer.
-    peers = [name for name in runs if CONTENDERS[name].maker != OURS]
+    peers = [name for name in runs if not CONTENDERS[name].maker.startswith(OURS)]
     for key in _RATES if peers else ():
         best = max(peers, key=lambda name: float(out[name][key]["median"]))
         for name, found in runs.items():

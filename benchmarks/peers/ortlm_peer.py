@@ -19,6 +19,8 @@ def make(checkpoint: Path, out: Path, options: dict[str, str]) -> None:
     recipe.write_text("base: balanced\nalgorithm: rtn\n", encoding="utf-8")
     flags = ["-i", str(checkpoint), "-o", str(out), "-p", "int4", "-e", "cpu", "--force"]
     flags += ["--recipe", str(recipe), "--no-check"]
+    if "fast_prompts" in options:
+        flags.append("--fast-prompts")
     subprocess.run([sys.executable, "-m", "ortlm.cli", "build", *flags], check=True)
 
 

@@ -178,6 +178,8 @@ def prepare(
         architecture = untied(architecture, architecture.sources["embed.weight"])
     if options.layers is not None:
         architecture = _first_layers(architecture, options.layers)
+    if options.fast_prompts and not where.integer_products:
+        raise BadOption(f"fast_prompts does not apply: products of integers are not faster on {where.name}.")
     if options.ragged_append and not where.query_lengths:
         raise BadOption(f"ragged_append does not apply: attention on {where.name} takes no lengths per row.")
     if options.kv_cache != "none" and _onnxruntime() < (1, 27):
@@ -295,6 +297,11 @@ def _rotatable(
             f"{moved} changes what a product's inputs are, so adapters, trained on the old ones, would go wrong. "
             "Merge the adapter (--merge-adapter), or choose another recipe."
         )
+    if moved == preset.algorithm and options.fast_prompts:
+        raise BadOption(
+            f"{moved} moves scales between weights, of which the copy for fast prompts knows nothing. Leave "
+            "fast_prompts out, or choose another recipe, such as balanced."
+        )
     if not preset.rotate:
         return architecture
     if options.hidden_states:
@@ -346,7 +353,14 @@ def _emit_others(
     dtype, recipe = target.precisions[precision], make_recipe(precision, target, options)
     spec = architecture.decoder
     return {
-        "vision": emit_vision(vision, hidden=spec.hidden, target=target, dtype=dtype, recipe=recipe),
+        "vision": emit_vision(
+            vision,
+            hidden=spec.hidden,
+            target=target,
+            dtype=dtype,
+            recipe=recipe,
+            fast_prompts=options.fast_prompts,
+        ),
         "embedding": emit_embedding(spec, token=vision.token, target=target, dtype=dtype, recipe=recipe),
     }
 
@@ -370,6 +384,7 @@ def _emit(
         cache_scales=cache_scales,
         embedded=architecture.vision is not None,
         mutual=architecture.vision is not None and architecture.vision.mutual,
+        fast_prompts=options.fast_prompts,
     )
 
 

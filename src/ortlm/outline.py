@@ -12,7 +12,7 @@ import numpy as np
 from ortlm.checkpoint.open import Checkpoint
 from ortlm.cores import physical_cores
 from ortlm.dtypes import dtype
-from ortlm.graph.storage import Plan, Quantized
+from ortlm.graph.storage import Columns, Plan, Quantized
 from ortlm.quant.methods import quantizer
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import Architecture, Decoder
@@ -94,6 +94,9 @@ def make_outline(
     for item in plan.items:
         if isinstance(item, Quantized):
             kind = str(item.scheme)
+            schemes[kind] = schemes.get(kind, 0) + item.rows * item.inputs
+        elif isinstance(item, Columns):
+            kind = "int8 by columns, for products of integers"
             schemes[kind] = schemes.get(kind, 0) + item.rows * item.inputs
     parts = [
         f"{kind} ({n / count:.0%} of weights)" for kind, n in sorted(schemes.items(), key=lambda s: -s[1])

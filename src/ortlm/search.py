@@ -78,6 +78,11 @@ def search(
     progress = progress or Silent()
     if how.get("precision", "int4") != "int4":
         raise BadOption(f"--target-kld and --target-size shape int4; got -p {how['precision']}.")
+    if options.fast_prompts:
+        raise BadOption(
+            "--target-kld and --target-size say nothing of the copy for --fast-prompts. Search first, and build "
+            "what was found (rules in a recipe) with it."
+        )
     method = CALIBRATED.get(preset_of("int4", options).algorithm)
     if method is not None and method.equalizes:
         raise BadOption(

@@ -19,6 +19,7 @@ class Target:
     ``block``, ``symmetric``, ``accuracy_level``, ``head_bits``, ``embed_bits``, ``vision_bits`` are what ``-p
     int4`` means here; ``int8`` takes the same with 8 bits. ``weight_bits`` are those that its kernels know.
     ``wide``: recipes may give 8 bits to the matrices that lose most.
+    ``integer_products``: there are fast kernels for MatMulInteger here.
     ``int8_cache``: GroupQueryAttention keeps keys and values in 8 bits here.
     ``window_cache``: GroupQueryAttention can keep a window's positions only (``sliding_window_cache``).
     """
@@ -38,6 +39,7 @@ class Target:
     vision_bits: int
     weight_bits: tuple[int, ...] = (2, 4, 8)
     wide: bool = False
+    integer_products: bool = False
     int8_cache: bool = False
     window_cache: bool = False
 
@@ -60,6 +62,7 @@ _TARGETS = (
         vision_bits=8,
         # Large blocks leave bits over.
         wide=True,
+        integer_products=True,
         int8_cache=True,
         window_cache=True,
     ),

@@ -19,7 +19,8 @@ import numpy as np
 
 from ortlm.dtypes import Array, dtype
 from ortlm.errors import BadCheckpoint, BadOption
-from ortlm.graph.storage import Plain, Plan, Quantized
+from ortlm.graph.storage import Columns, Item, Plain, Plan, Quantized
+from ortlm.quant.columns import round_columns
 from ortlm.quant.methods import quantizer
 from ortlm.quant.rounding import Packed
 from ortlm.weights import Rows
@@ -136,8 +137,8 @@ def _unless(stop: threading.Event, run: Callable[[], None]) -> Callable[[], None
     return guarded
 
 
-def _tasks(path: Path, item: Plain | Quantized, layout: Layout, weights: Rows) -> list[_Task]:
-    if isinstance(item, Quantized):
+def _tasks(path: Path, item: Item, layout: Layout, weights: Rows) -> list[_Task]:
+    if isinstance(item, Quantized | Columns):
         rows, width = item.rows, item.inputs
     else:
         rows, width = item.tensor.shape[0], math.prod(item.tensor.shape[1:])
@@ -158,9 +159,11 @@ def _ranges(rows: int, width: int) -> list[tuple[int, int]]:
     return [(a, min(a + step, rows)) for a in range(0, rows, step)]
 
 
-def _write_rows(path: Path, item: Plain | Quantized, layout: Layout, weights: Rows, a: int, b: int) -> None:
+def _write_rows(path: Path, item: Item, layout: Layout, weights: Rows, a: int, b: int) -> None:
     if isinstance(item, Quantized):
         _write_quantized(path, item, layout, weights, a, b)
+    elif isinstance(item, Columns):
+        _write_columns(path, item, layout, weights, a, b)
     else:
         _write_plain(path, item, layout, weights, a, b)
 
@@ -188,6 +191,21 @@ def write_packed(path: Path, item: Quantized, layout: Layout, packed: Packed, st
     for tensor, data in parts:
         row = tensor.bytes // item.rows
         _write_at(path, data, layout.offsets[tensor.name] + start * row)
+
+
+def _write_columns(path: Path, item: Columns, layout: Layout, weights: Rows, a: int, b: int) -> None:
+    codes, scales = round_columns(weights.rows(a, b))
+    if not np.isfinite(scales).all():
+        raise BadCheckpoint(
+            f"weight {' + '.join(item.parameters)} has values near the largest that fp32 holds, which cannot be "
+            "scaled: the checkpoint is damaged or training diverged."
+        )
+    # They lie across the rows of the file: mapped, one statement writes them all.
+    place = layout.offsets[item.codes.name]
+    mapped = np.memmap(path, np.int8, "r+", place, (item.inputs, item.rows))
+    mapped[:, a:b] = codes.T
+    del mapped
+    _write_at(path, scales, layout.offsets[item.scales.name] + 4 * a)
 
 
 def write_values(path: Path, item: Plain, layout: Layout, values: Array) -> None:

@@ -75,6 +75,8 @@ def read_traffic(path: Path, graph: Graph) -> Traffic:
     kept = _of_kept_positions(model, graph)
     found = []
     for node in nodes:
+        if node.graph is not None and (node.graph.name or "").endswith("/then_branch"):
+            continue  # what is for prompts alone; the other branch has the same product
         weight = _weight(node)
         if weight is not None:
             count, packed = _sizes(node, weight)

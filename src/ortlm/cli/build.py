@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -141,6 +141,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "same, int8_per_tensor, and none (default)",
     )
     how.add_argument(
+        "--fast-prompts",
+        "--fast_prompts",
+        action="store_true",
+        help="store the decoder's matrices a second time, in 8 bits for products of integers: prompts (and "
+        "pictures, without anything stored twice) are read several times as fast on processors with AMX (cpu)",
+    )
+    how.add_argument(
         "--adapter",
         metavar="NAME=PATH",
         action="append",
@@ -222,6 +229,8 @@ def run(args: argparse.Namespace) -> int:
     check_precision(args.precision, target)
     options = parse_extra_options(args.extra_options, target=target)
     options = with_cache(options, args.kv_cache, target)
+    if args.fast_prompts:
+        options = replace(options, fast_prompts=True)
     options = with_recipe(options, args.recipe, args.calibration, args.calibration_tokens)
     adapters = parse_adapters(args.adapter)
     out = Path(args.output)
@@ -249,8 +258,6 @@ def run(args: argparse.Namespace) -> int:
         options, frontier = _search(args, console, options, adapters, out)
         prepared = prepare(options)
     if args.dry_run:
-        from dataclasses import replace
-
         outline = replace(
             prepared.outline,
             seconds=outlines.measure_seconds(prepared.outline, prepared.plan),

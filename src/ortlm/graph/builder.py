@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from ortlm.dtypes import BY_NAME, Array, dtype
-from ortlm.graph.storage import Plain, Plan, Quantized, Tensor
+from ortlm.graph.storage import Columns, Plain, Plan, Quantized, Tensor
 from ortlm.quant.methods import CALIBRATED
 from ortlm.quant.recipe import Place, Recipe
 from ortlm.quant.scheme import Scheme
@@ -31,6 +31,7 @@ _CONTRIB = frozenset(
     {
         "GatherBlockQuantized",
         "GroupQueryAttention",
+        "MatMulIntegerToFloat",
         "MatMulNBits",
         "MultiHeadAttention",
         "QuickGelu",
@@ -57,9 +58,11 @@ class Product:
 class Builder:
     """Collects the nodes, inputs and weights of one graph.
 
-    ``name`` is the graph's. ``dtype`` is the element type of activations. ``recipe`` decides how each matrix
-    is stored; ``plan`` gathers what has to be written. ``adapted`` names the weights that get inputs for
-    adapters. Every value carries its type and shape, since ONNX infers none through ONNX Runtime's own operators.
+    ``name`` is the graph's. With ``fast_prompts``, products with many rows are
+    of integers, see ``graph.integer``. ``dtype`` is the element type of activations. ``recipe`` decides how
+    each matrix is stored; ``plan`` gathers what has to be written. ``adapted`` names the weights that get
+    inputs for adapters. Every value carries its type and shape, since ONNX infers none through ONNX Runtime's
+    own operators.
     """
 
     def __init__(
@@ -70,10 +73,14 @@ class Builder:
         recipe: Recipe,
         layers: int,
         name: str = "decoder",
+        fast_prompts: bool = False,
         adapted: frozenset[str] = frozenset(),
     ) -> None:
         self.name = name
         self.target = target
+        self.fast_prompts = fast_prompts
+        # Whether there are many tokens at once, bool []; None where nothing else comes.
+        self.many: Value | None = None
         self.adapted = adapted
         self.dtype = dtype
         self.recipe = recipe
@@ -271,6 +278,14 @@ class Builder:
             self._initializer(scales),
             self._initializer(zeros) if zeros else None,
         )
+
+    def columns(self, parameters: Sequence[Parameter], name: str) -> tuple[Value, Value]:
+        """Return initializers for a matrix in 8 bits by columns: codes int8 [in, out] and scales float32 [out]."""
+        rows, inputs = sum(p.shape[0] for p in parameters), parameters[0].shape[1]
+        codes = Tensor(f"{name}.columns", "int8", (inputs, rows))
+        scales = Tensor(f"{name}.column_scales", "fp32", (rows,))
+        self.plan.items.append(Columns(tuple(p.name for p in parameters), rows, inputs, codes, scales))
+        return self._initializer(codes), self._initializer(scales)
 
     def _plain(
         self, parameters: Sequence[Parameter], name: str, shape: tuple[int, ...], *, transposed: bool = False

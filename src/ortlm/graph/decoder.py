@@ -41,6 +41,7 @@ def emit_decoder(
     cache_scales: Sequence[CacheScales] | None = None,
     embedded: bool = False,
     mutual: bool = False,
+    fast_prompts: bool = False,
 ) -> Emitted:
     """Return the graph of ``spec`` for ``target`` with activations and cache of element type ``dtype``.
 
@@ -50,10 +51,18 @@ def emit_decoder(
     Outputs: ``logits`` [B, 1, V] of each row's last token ([B, S, V] with ``all_logits``) and
     ``present.{i}.key|value`` [B, K, total, D]; with ``hidden_states`` also the final norm's output [B, S, H].
     With ``cache_scales``, one for each layer, the cache is int8 instead.
+    With ``fast_prompts`` each quantized matrix is stored a second time, for prompts.
     With ``mutual``, tokens of a picture attend to each other both ways, see Step.shows_pictures.
     The weights that ``adapted`` names get optional inputs for LoRA adapters, listed in ``builder.plan.low_rank``.
     """
-    g = Builder(target=target, dtype=dtype, recipe=recipe, layers=len(spec.layers), adapted=adapted)
+    g = Builder(
+        target=target,
+        dtype=dtype,
+        recipe=recipe,
+        layers=len(spec.layers),
+        fast_prompts=fast_prompts,
+        adapted=adapted,
+    )
     weights: Parameters = {p.name: p for p in parameters(spec)}
     lead: tuple[int | str, ...] = ("batch", "sequence")
     shape = (*lead, spec.hidden)
@@ -67,6 +76,8 @@ def emit_decoder(
     kind = dtype if cache_scales is None else "int8"
     caches = [_past(g, i, layer, kind) for i, layer in enumerate(spec.layers)]
     step = Step(g, ids, mask, positions, all_logits=all_logits, mutual=mutual)
+    if fast_prompts:
+        g.many = step.many()
     select = step.selection()
     tables = RopeTables(g, spec.max_tokens)
     vocabulary = Vocabulary(g, spec, weights, embed=not embedded)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
+from ortlm.graph.integer import as_rows, integer_product
 from ortlm.graph.lora import add_lora
 from ortlm.quant.methods import CALIBRATED
 from ortlm.quant.scheme import BLOCKS, Scheme
@@ -38,11 +39,7 @@ def linear(
     if scheme is None:
         y = g.product(x, weights, f"{module}.weight", shape=out, path=path)
     else:
-        codes, _, scales, zeros = g.quantized(weights, module, scheme)
-        g.stored_for[f"{module}.codes"] = f"{path}/MatMul"
-        y = _matmul_nbits(
-            g, x, codes, scales, zeros, scheme=scheme, inputs=weights[0].shape[1], out=out, path=path
-        )
+        y = _quantized_product(g, x, weights, scheme, module=module, out=out, path=path)
     if biases:
         y = g.op("Add", y, g.vector(biases, f"{module}.bias"), shape=out, name=path)
     # After the bias, which ONNX Runtime makes a part of the quantized product: the base then stays the same.
@@ -52,6 +49,33 @@ def linear(
 def node_path(module: str) -> str:
     """Return the node name prefix of ``module``; the same as onnxruntime-genai's builder gives it."""
     return "/" + module.replace("layers.", "layers#").replace(".", "/").replace("layers#", "model/layers.")
+
+
+def _quantized_product(
+    g: Builder, x: Value, weights: Sequence[Parameter], scheme: Scheme, *, module: str, out: Shape, path: str
+) -> Value:
+    inputs = weights[0].shape[1]
+    role = weights[0].role
+    if g.fast_prompts and role == "vision":
+        # Pictures are always many rows: there is nothing to choose between.
+        rows = as_rows(g, x, inputs, path)
+        columns = g.columns(weights, module)
+        return integer_product(g, x, rows, *columns, inputs=inputs, shape=out, path=path)
+    codes, _, scales, zeros = g.quantized(weights, module, scheme)
+    g.stored_for[f"{module}.codes"] = f"{path}/MatMul"
+
+    def few() -> Value:
+        return _matmul_nbits(g, x, codes, scales, zeros, scheme=scheme, inputs=inputs, out=out, path=path)
+
+    # The head is for the last rows of a prompt only.
+    if g.many is None or role == "head":
+        return few()
+    rows, columns = as_rows(g, x, inputs, path), g.columns(weights, module)
+
+    def many() -> Value:
+        return integer_product(g, x, rows, *columns, inputs=inputs, shape=out, path=path)
+
+    return g.choose(g.many, many, few, shape=out, name=path)
 
 
 def _matmul_nbits(

@@ -9,6 +9,8 @@ from ortlm.graph.norm import Selection
 from ortlm.spec import Rope
 
 _PATH = "/model/step"
+# New tokens of a row from which on a product of integers is faster than one with packed weights.
+_MANY = 16
 
 
 class Step:
@@ -70,6 +72,17 @@ class Step:
             nothing = np.zeros((1, 1), np.int64)
             self._pictures = g.optional_input("picture_numbers", nothing, ("picture_rows", "picture_columns"))
             self.optional["picture_numbers"] = "picture_numbers"
+
+    def many(self) -> Value:
+        """Return whether there are so many new tokens in a row that products of integers are faster, bool []."""
+        return self._g.op(
+            "Greater",
+            self._sequence,
+            self._g.integer(_MANY - 1),
+            shape=(),
+            dtype="bool",
+            name=f"{_PATH}/many",
+        )
 
     def shows_pictures(self) -> Value | None:
         """Return whether new tokens are pictures' that attend to each other both ways, bool []; None if none do.

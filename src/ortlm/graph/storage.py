@@ -64,6 +64,28 @@ class Quantized:
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """``parameters``, one below the other (``rows`` by ``inputs``), in 8 bits with a scale for each row.
+
+    ``codes`` is int8 [inputs, rows], as products of integers want it, ``scales`` float32 [rows].
+    """
+
+    parameters: tuple[str, ...]
+    rows: int
+    inputs: int
+    codes: Tensor
+    scales: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The initializers that this writes."""
+        return (self.codes, self.scales)
+
+
+Item = Plain | Quantized | Columns
+
+
+@dataclass(frozen=True, slots=True)
 class LowRank:
     """Two inputs that a LoRA adapter gives: ``a`` [in, r] and ``b`` [r, out], with r = 0 if they are left out.
 
@@ -82,7 +104,7 @@ class Plan:
     ``low_rank`` are the inputs that adapters may give; their data are files of their own.
     """
 
-    items: list[Plain | Quantized] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
     low_rank: list[LowRank] = field(default_factory=list)
 
     @property
@@ -98,12 +120,12 @@ class Plan:
 
 def joined(plans: Iterable[Plan]) -> Plan:
     """Return the plan of one file for several graphs; what two of them use is stored once."""
-    items: dict[str, Plain | Quantized] = {}
+    items: dict[str, Item] = {}
     low_rank: list[LowRank] = []
     for plan in plans:
         low_rank += plan.low_rank
         for item in plan.items:
-            key = item.scales.name if isinstance(item, Quantized) else item.tensor.name
+            key = item.tensor.name if isinstance(item, Plain) else item.scales.name
             known = items.get(key)
             if isinstance(item, Quantized) and isinstance(known, Quantized):
                 item = replace(known, views=tuple(dict.fromkeys((*known.views, *item.views))))

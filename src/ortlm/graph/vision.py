@@ -16,16 +16,26 @@ from ortlm.target import Target
 _PATH = "/vision"
 
 
-def emit_vision(vision: Vision, *, hidden: int, target: Target, dtype: str, recipe: Recipe) -> Emitted:
+def emit_vision(
+    vision: Vision, *, hidden: int, target: Target, dtype: str, recipe: Recipe, fast_prompts: bool = False
+) -> Emitted:
     """Return the graph that turns pictures into embeddings of ``hidden`` channels.
 
     For ``Tiles``: ``pixel_values`` [pictures, crops, 3, side, side], the view of the whole first, padded with
     crops of anything, which are left out before they cost time; ``image_sizes`` int64 [pictures, 2], height
     and width of the crops side by side, in pixels. For ``Pooled``: ``pixel_values`` [pictures, 3, side, side].
-    Output: ``image_features`` [tokens of all pictures, hidden].
+    Output: ``image_features`` [tokens of all pictures, hidden]. With ``fast_prompts``, quantized matrices have
+    8 bits by columns, for products of integers.
     """
     tower, join = vision.tower, vision.join
-    g = Builder(target=target, dtype=dtype, recipe=recipe, layers=tower.layers, name="vision")
+    g = Builder(
+        target=target,
+        dtype=dtype,
+        recipe=recipe,
+        layers=tower.layers,
+        name="vision",
+        fast_prompts=fast_prompts,
+    )
     weights: Parameters = {p.name: p for p in vision_parameters(vision, hidden)}
     square = (3, tower.side, tower.side)
     inputs = {"pixel_values": "pixel_values"}

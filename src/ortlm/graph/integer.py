@@ -1,0 +1,55 @@
+"""Products of integers: many rows at once, at the speed of processors that have instructions for them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
+
+_ZERO = 128
+
+
+def as_rows(g: Builder, x: Value, inputs: int, path: str) -> Value:
+    """Return ``x`` [..., in] as [rows, in].
+
+    Emitted outside of branches, where it is the same memory; inside, ONNX Runtime would copy it.
+    """
+    return g.op("Reshape", x, g.integers(-1, inputs), shape=("rows", inputs), name=f"{path}/integer")
+
+
+def integer_product(
+    g: Builder, x: Value, rows: Value, codes: Value, scales: Value, *, inputs: int, shape: Shape, path: str
+) -> Value:
+    """Multiply ``x`` [..., in] by ``codes`` int8 [in, out] with ``scales`` float32 [out]: [..., out] of ``shape``.
+
+    ``rows`` is ``x`` as [rows, in]. Each row is rounded to 8 bits by its own largest value: unsigned, because that
+    is what the fast kernels take beside signed weights; the zero point of 128 makes it symmetric.
+    """
+    path = f"{path}/integer"
+    lead = shape[:-1]
+
+    def op(kind: str, *values: Value, out: Shape = ("rows",), of: str = "fp32", **attributes: int) -> Value:
+        return g.ops(kind, values, outputs=[(of, out)], name=path, attributes=attributes)[0]
+
+    # Of the largest and the smallest, rather than of absolute values: that would write all of them.
+    least = op("Neg", op("ReduceMin", rows, g.integers(-1), keepdims=0))
+    most = op("Max", op("ReduceMax", rows, g.integers(-1), keepdims=0), least)
+    # A row of zeros has any scale.
+    step = op("Max", op("Mul", most, g.number(1 / 127, "fp32")), g.number(1e-30, "fp32"))
+    zero = g.constant(np.array(_ZERO, np.uint8), f"uint8/{_ZERO}")
+    zeros = op("Expand", zero, op("Shape", step, out=(1,), of="int64"), of="uint8")
+    unsigned = op("QuantizeLinear", rows, step, zeros, out=("rows", inputs), of="uint8", axis=0)
+    if len(lead) > 1:
+        # Bytes, and a number for each row: little to copy.
+        sizes = op("Shape", x, out=(len(lead),), of="int64", start=0, end=len(lead))
+        unsigned = op(
+            "Reshape", unsigned, op("Concat", sizes, g.integers(inputs), out=(len(shape),), of="int64", axis=0),
+            out=(*lead, inputs), of="uint8",
+        )  # fmt: skip
+        step = op("Reshape", step, sizes, out=lead)
+    step = op("Unsqueeze", step, g.integers(-1), out=(*lead, 1))
+    y = g.op(
+        "MatMulIntegerToFloat", unsigned, codes, g.number(1.0, "fp32"), scales, zero,
+        shape=shape, dtype="fp32", name=path, domain=MICROSOFT,
+    )  # fmt: skip
+    return op("Mul", y, step, out=shape)
