@@ -11,6 +11,7 @@ Errors are of the features, relative to those of the same weights in fp32.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -33,13 +34,10 @@ from ortlm.spec import Architecture
 from ortlm.target import HERE
 from ortlm.write import lay_out, write_weights
 
-# Height and width in views: a picture of 4:3 and one of 16:9 at 16 crops, a square one at 4.
-PICTURES = {
-    "16 crops, square": (4, 4),
-    "16 crops, 4:3": (3, 4),
-    "4 crops, square": (2, 2),
-    "4 crops, 4:1": (1, 4),
-}
+# Height and width in views: what 16 crops make of a picture of 4:3, and 4 of a square one.
+PICTURES = {"16 crops, 4:3": (3, 4), "4 crops, square": (2, 2)}
+# Bits of the weights, and whether products are of integers.
+KINDS = {"int8": (8, False), "int4": (4, False), "int8, fast prompts": (8, True)}
 MOST_VIEWS = 17
 
 
@@ -60,20 +58,23 @@ class Random:
         self.count = shape[0]
         self._norm = "norm" in name and name.endswith("weight")
 
+    @functools.cached_property
+    def _values(self) -> Any:
+        scale = 0.02 if len(self._shape) == 1 else self._shape[1] ** -0.5
+        values = np.random.default_rng(self._seed).standard_normal(self._shape, np.float32)
+        return values * np.float32(scale) + np.float32(self._norm)
+
     def rows(self, start: int, stop: int) -> Any:
         """Return rows [start, stop), float32."""
-        shape = (self.count, *self._shape[1:])
-        values = np.random.default_rng(self._seed).standard_normal(shape, np.float32)
-        scale = 0.02 if len(shape) == 1 else shape[1] ** -0.5
-        return values[start:stop] * np.float32(scale) + np.float32(self._norm)
+        return self._values[start:stop]
 
     def columns(self, start: int, stop: int) -> Any:
         """Return columns [start, stop), transposed."""
         return np.ascontiguousarray(self.rows(0, self.count)[:, start:stop].T)
 
 
-def build(arch: Architecture, folder: Path, bits: int) -> Path:
-    """Write the graph with weights of so many bits, 0 for fp32, and return its path."""
+def build(arch: Architecture, folder: Path, name: str, bits: int, fast: bool) -> Path:
+    """Write the graph ``name`` with weights of so many bits, 0 for fp32, and return its path."""
     assert arch.vision is not None
     block, level = HERE.block, HERE.accuracy_level
     scheme = Scheme(bits=bits, block=block, symmetric=False, accuracy_level=level) if bits else None
@@ -83,6 +84,7 @@ def build(arch: Architecture, folder: Path, bits: int) -> Path:
         target=HERE,
         dtype="fp32",
         recipe=Uniform(None, None, None, scheme),
+        fast_prompts=fast,
     )
     g = emitted.builder
     layout = lay_out(g.plan)
@@ -95,10 +97,10 @@ def build(arch: Architecture, folder: Path, bits: int) -> Path:
         return Random(names[0], (sum(p.count for p in parts), *shapes[names[0]][1:]))
 
     stacks = {item.tensors[0].name: stacked(item.parameters) for item in g.plan.items}
-    path = folder / f"{bits}.onnx"
+    path = folder / f"{name}.onnx"
     threads = physical_cores() or 1
-    write_weights(folder / f"{bits}.data", g.plan, layout, stacks, threads=threads, progress=Silent())
-    ir.save(g.model({n: (f"{bits}.data", at) for n, at in layout.offsets.items()}, "benchmark"), path)
+    write_weights(folder / f"{name}.data", g.plan, layout, stacks, threads=threads, progress=Silent())
+    ir.save(g.model({n: (f"{name}.data", at) for n, at in layout.offsets.items()}, "benchmark"), path)
     return path
 
 
@@ -125,42 +127,36 @@ def main() -> int:
     side = arch.vision.tower.side
     random = np.random.default_rng(0)
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
-        sizes, sessions = {}, {}
-        for bits in (0, 8, 4):
-            path = build(arch, Path(name), bits)
-            sizes[bits] = path.with_suffix(".data").stat().st_size
-            sessions[bits] = Session(path)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: build(arch, Path(folder), name, *kind) for name, kind in KINDS.items()}
+        plain = Session(build(arch, Path(folder), "fp32", 0, False))
+        sessions = {name: Session(path) for name, path in paths.items()}
         for label, (high, wide) in PICTURES.items():
             size, own = (high * side, wide * side), 1 + high * wide
             # What a tower sees: smooth, with colours of unit variance.
             coarse = random.standard_normal((own, 3, 12, 12), np.float32)
-            pixels = np.repeat(np.repeat(coarse, side // 12, axis=2), side // 12, axis=3)
-            full = np.concatenate([pixels, np.zeros((MOST_VIEWS - own, *pixels.shape[1:]), np.float32)])
-            # The same graph, told that there are 16 crops: none is left out.
-            everything = (4 * side, 4 * side)
-            base = features(sessions[0], pixels[None], size)[0]
-            errors = {
-                bits: float(np.linalg.norm(features(sessions[bits], pixels[None], size)[0] - base))
-                / float(np.linalg.norm(base))
-                for bits in (8, 4)
-            }
-            times: dict[str, list[float]] = {}
+            pixels = np.repeat(np.repeat(coarse, side // 12, axis=2), side // 12, axis=3)[None]
+            fill = np.zeros((1, MOST_VIEWS - own, *pixels.shape[2:]), np.float32)
+            full = np.concatenate([pixels, fill], axis=1)
+            base = features(plain, pixels, size)[0]
+            errors, times = {}, {}
+            for name, session in sessions.items():
+                error = features(session, pixels, size)[0] - base
+                errors[name] = float(np.linalg.norm(error)) / float(np.linalg.norm(base))
             for _ in range(args.runs):
-                for bits in (8, 4):
-                    times.setdefault(f"int{bits}", []).append(features(sessions[bits], pixels[None], size)[1])
-                    padded = features(sessions[bits], full[None], everything)[1]
-                    times.setdefault(f"int{bits} padded", []).append(padded)
-            row = {key: statistics.median(values) for key, values in times.items()}
+                for name, session in sessions.items():
+                    times.setdefault(name, []).append(features(session, pixels, size)[1])
+                # The same graph, told that there are 16 crops: none is left out.
+                padded = features(sessions["int8"], full, (4 * side, 4 * side))[1]
+                times.setdefault("int8, padded", []).append(padded)
+            row = {name: statistics.median(values) for name, values in times.items()}
             found[label] = {"seconds": row, "feature_error": errors, "views": own}
-            print(
-                f"{label:<18}{own:>3} views  int8 {row['int8']:.2f} s, padded {row['int8 padded']:.2f} s "
-                f"({row['int8 padded'] / row['int8']:.2f} times); int4 {row['int4']:.2f} s; "
-                f"feature error int8 {errors[8]:.5f}, int4 {errors[4]:.5f}",
-                flush=True,
-            )
-    found["bytes"] = sizes
-    print("MB:", {bits: round(size / 1e6) for bits, size in sizes.items()})
+            print(f"{label}: {own} views", flush=True)
+            for name, seconds in row.items():
+                error = f", feature error {errors[name]:.4f}" if name in errors else ""
+                print(f"  {name:<20}{seconds:>7.2f} s{error}", flush=True)
+        found["bytes"] = {name: path.with_suffix(".data").stat().st_size for name, path in paths.items()}
+    print("MB:", {name: round(size / 1e6) for name, size in found["bytes"].items()})
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -58,6 +58,15 @@ def test_single_tokens_are_those_of_the_packed_weights(build: Any) -> None:
         np.testing.assert_array_equal(ours, usual)
 
 
+def test_evaluation_is_of_what_answers_are_made_with(build: Any) -> None:
+    """Or a copy in 8 bits would be praised, and 4 bits used."""
+    fast, usual = build("phi3", "int4", FAST), build("phi3", "int4", BuildOptions(recipe="fast"))
+    assert (fast.manifest.prompt_tokens, usual.manifest.prompt_tokens) == (16, None)
+    found, wanted = fast.logits(PROMPT, as_answers=True), usual.logits(PROMPT)
+    assert relative_error(found, wanted) < 0.03
+    assert relative_error(fast.logits(PROMPT), wanted) > 2 * relative_error(found, wanted)
+
+
 def test_batches_and_the_official_runtime(build: Any) -> None:
     og = pytest.importorskip("onnxruntime_genai")
     lm = build("phi3", "int4", FAST)

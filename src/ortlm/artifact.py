@@ -114,6 +114,8 @@ class Manifest:
     ``rope_switch_tokens`` is the total length above which every position is rotated by another table, so
     that a cache filled below it has to be computed anew once (Phi-3's longrope); None if there is none.
     ``adapters`` are files of LoRA adapters within the folder, by name. ``images`` is None for models of text.
+    ``prompt_tokens``: so many new tokens of a row, or more, are computed with other weights than single ones;
+    None if there is one kind.
     ``generation`` holds the publisher's sampling defaults under Hugging Face's names.
     ``info`` is for people: source, recipe, sizes, target, provenance. A runtime ignores it.
     """
@@ -130,6 +132,7 @@ class Manifest:
     adapters: Mapping[str, str] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     images: Images | None = None
+    prompt_tokens: int | None = None
 
     def to_json(self) -> str:
         """Return the text of ``ortlm.json``."""
@@ -217,6 +220,7 @@ def _manifest(found: dict[str, Any], path: Path) -> Manifest:
             adapters={name: _inside(file, path) for name, file in _mapping(found.get("adapters")).items()},
             info=_mapping(found.get("info")),
             images=_images(found.get("images")),
+            prompt_tokens=_integer_or_none(found.get("prompt_tokens")),
         )
     except _WRONG as error:
         raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error

@@ -13,6 +13,7 @@ from ortlm.card import public_name
 from ortlm.checkpoint.open import Checkpoint
 from ortlm.errors import BadCheckpoint
 from ortlm.graph.decoder import CACHE_NAMES, Emitted
+from ortlm.graph.step import MANY
 from ortlm.outline import Outline
 from ortlm.spec import Architecture, Tiles, Vision
 
@@ -61,6 +62,7 @@ def make_manifest(
             for file, (name, graph) in graphs.items()
         },
         images=_images(checkpoint, architecture.vision),
+        prompt_tokens=MANY if emitted.builder.many is not None else None,
         context_tokens=spec.max_tokens,
         vocab_size=spec.vocab,
         stop_token_ids=stop,

@@ -15,7 +15,8 @@ from ortlm.artifact import Artifact, graph_named
 from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.evaluation.source import Floats, Observe
-from ortlm.runtime.loop import Loop
+from ortlm.runtime.generate import open_embedder
+from ortlm.runtime.loop import CHUNK_TOKENS, Loop
 from ortlm.runtime.session import OrtBinding, Session, Tensor, TensorInfo
 
 # Other builders call the nodes alike.
@@ -92,6 +93,8 @@ def observe_artifact(
             graph,
             context_tokens=manifest.context_tokens,
             switch_tokens=manifest.rope_switch_tokens,
+            chunk_tokens=(manifest.prompt_tokens or CHUNK_TOKENS + 1) - 1,
+            embedder=open_embedder(artifact, threads=threads, providers=providers),
         )
         for number, ids in enumerate(chunks):
             loop.start()

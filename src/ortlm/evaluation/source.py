@@ -76,7 +76,8 @@ class ArtifactSource:
 
         A graph that gives those of the last token only is fed token by token, which is slow.
         """
-        return self.lm.logits(self._chunks[chunk])
+        # What is asked about is the weights that answers are generated with.
+        return self.lm.logits(self._chunks[chunk], as_answers=True)
 
 
 def is_artifact(path: str | Path) -> bool:

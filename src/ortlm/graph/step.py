@@ -10,7 +10,7 @@ from ortlm.spec import Rope
 
 _PATH = "/model/step"
 # New tokens of a row from which on a product of integers is faster than one with packed weights.
-_MANY = 16
+MANY = 16
 
 
 class Step:
@@ -78,7 +78,7 @@ class Step:
         return self._g.op(
             "Greater",
             self._sequence,
-            self._g.integer(_MANY - 1),
+            self._g.integer(MANY - 1),
             shape=(),
             dtype="bool",
             name=f"{_PATH}/many",

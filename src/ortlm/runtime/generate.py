@@ -134,8 +134,13 @@ class LanguageModel:
         """How many bytes of cache one token takes, in layers that keep a window only until that is full."""
         return bytes_per_token(self.session, self._graph.states, self._shapes)
 
-    def loop(self) -> Loop:
-        """Return a new decode loop over raw token ids."""
+    def loop(self, *, as_answers: bool = False) -> Loop:
+        """Return a new decode loop over raw token ids.
+
+        ``as_answers``: prompts too are computed with the weights that answers are, where there are others for
+        them.
+        """
+        few = self.manifest.prompt_tokens if as_answers else None
         return Loop(
             self.session,
             self._graph,
@@ -143,6 +148,7 @@ class LanguageModel:
             switch_tokens=self.manifest.rope_switch_tokens,
             shapes=self._shapes,
             embedder=self._embedder(),
+            **({} if few is None else {"chunk_tokens": few - 1}),
         )
 
     def _embedder(self) -> Embedder | None:
@@ -449,10 +455,10 @@ class LanguageModel:
         rows = [self.encode(prompt) for prompt in prompts]
         return embed(self.loop(), rows, pooling=pooling, normalize=normalize, batch=batch)
 
-    def logits(self, ids: Sequence[int]) -> Logits:
-        """Return the logits after every token of ``ids``, float32 [S, V]."""
+    def logits(self, ids: Sequence[int], *, as_answers: bool = False) -> Logits:
+        """Return the logits after every token of ``ids``, float32 [S, V]; ``as_answers`` as for ``loop``."""
         tokens = self.encode(ids)
-        loop = self.loop()
+        loop = self.loop(as_answers=as_answers)
         loop.start()
         found: Logits = loop.append([tokens], keep=len(tokens))[0]
         return found
@@ -686,6 +692,23 @@ def load(
     Raises BadArtifact if the folder is no artifact or is damaged.
     """
     return LanguageModel(open_artifact(path), threads=threads, providers=providers, kept_caches=kept_caches)
+
+
+def open_embedder(
+    artifact: Artifact, *, threads: int | None = None, providers: Sequence[str] | None = None
+) -> Embedder | None:
+    """Return what makes embeddings of the ids of words for the decoder of ``artifact``; None if that reads ids."""
+    manifest = artifact.manifest
+    if manifest.images is None or "inputs_embeds" not in graph_named(manifest, "decoder").inputs:
+        return None
+
+    def open_graph(name: str) -> Session:
+        return Session(
+            artifact.graph_path(name), threads=threads, providers=providers, options=manifest.session_options
+        )
+
+    pictures = Pictures(manifest.images, graph_named(manifest, "vision"), lambda: open_graph("vision"))
+    return Embedder(open_graph("embedding"), graph_named(manifest, "embedding"), pictures)
 
 
 def _are_messages(prompt: Prompt) -> bool:

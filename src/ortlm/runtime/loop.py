@@ -25,7 +25,7 @@ from ortlm.runtime.settings import Logits
 _log = logging.getLogger(__name__)
 
 # Bounds the activations and logits of a long prompt; the speed is nearly that of one run.
-_CHUNK_TOKENS = 512
+CHUNK_TOKENS = 512
 _UNKNOWN = np.array([-1])
 _GONE = "the text went back beyond what the cache of a window holds"
 
@@ -47,7 +47,7 @@ class Loop:
         context_tokens: int,
         switch_tokens: int | None = None,
         shapes: Shapes | None = None,
-        chunk_tokens: int = _CHUNK_TOKENS,
+        chunk_tokens: int = CHUNK_TOKENS,
         embedder: Embedder | None = None,
     ) -> None:
         self._backend = backend
