@@ -42,7 +42,7 @@ from ortlm.graph.storage import Plan, joined
 from ortlm.manifest import make_manifest, plain_tokenizer_config
 from ortlm.options import BuildOptions, cache_scheme, check_adapter_names, make_recipe, preset_of
 from ortlm.origin import remember
-from ortlm.outline import CalibrationPlan, Outline, make_outline
+from ortlm.outline import OWN_TEXT, CalibrationPlan, Outline, make_outline
 from ortlm.place import check_output, put_in_place, resumable, unfinished
 from ortlm.quant.methods import CALIBRATED
 from ortlm.quant.recipe import Calibration, Preset
@@ -315,7 +315,7 @@ def _rotatable(
 
 def _calibration(options: BuildOptions, preset: Preset, spec: Decoder) -> CalibrationPlan:
     settings = preset.calibration
-    source = "text that the model writes itself"
+    source = OWN_TEXT
     if options.calibration is not None:
         path = Path(options.calibration)
         if not path.is_file():

@@ -18,6 +18,8 @@ from ortlm.quant.scheme import Scheme
 from ortlm.spec import Architecture, Decoder
 from ortlm.target import Target
 
+OWN_TEXT = "text that the model writes itself"
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPlan:
@@ -168,4 +170,30 @@ def measure_seconds(outline: Outline, plan: Plan) -> float:
     moving = outline.checkpoint_bytes / 1.5e9 + outline.output_bytes / 1e9
     # Loading the model and letting it read, where its cache has to be measured.
     reading = 2.0 + outline.output_bytes / 1.5e8 if outline.kv_cache.startswith("int8") else 0.0
-    return 2.0 + quantizing / (physical_cores() or 1) + moving + reading
+    return 2.0 + quantizing / (physical_cores() or 1) + moving + reading + _calibrating_seconds(outline, plan)
+
+
+def _calibrating_seconds(outline: Outline, plan: Plan) -> float:
+    """Return about how long calibration would take, by the speed of a product in fp32 on this machine."""
+    if outline.calibration is None:
+        return 0.0
+    tokens = outline.calibration.tokens
+    weights, squares = 0, 0
+    for item in plan.items:
+        if isinstance(item, Quantized) and item.parameters[0].startswith("layers."):
+            weights += item.rows * item.inputs
+            if item in plan.calibrated:
+                squares += item.inputs**2
+    # The float model and the quantized one are computed; so are moments of the inputs, and their drift.
+    work = 2 * tokens * (2 * weights + 2 * squares)
+    if outline.calibration.source == OWN_TEXT:
+        work += tokens * weights  # one step of decoding for each token, in batches, with packed weights
+    side = 1024
+    sample = np.ones((side, side), np.float32)
+    sample @ sample
+    began = time.perf_counter()
+    for _ in range(3):
+        sample @ sample
+    rate = 3 * 2 * side**3 / (time.perf_counter() - began)
+    # Attention, factors, rounding and smaller products take nearly as long again, as measured on several models.
+    return 1.8 * work / rate

@@ -492,6 +492,10 @@ def _report(
     console.print(f"Run it: ortlm generate {artifact.path} {words}", highlight=False)
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
 def _one_line(text: str) -> str:
     """Return the beginning of ``text`` as one line."""
     line = " ".join(text.split())
@@ -530,7 +534,7 @@ def _show_outline(console: Console, outline: Outline, out: Path) -> None:
             f"{outline.context_tokens:,} tokens, {cache} of {outline.kv_cache} cache each",
         ),
         ("peak memory", f"about {readable_bytes(outline.peak_memory_bytes)}"),
-        ("time", f"about {outline.seconds:.0f} s on this machine" if outline.seconds else "unknown"),
+        ("time", f"about {_duration(outline.seconds)} on this machine" if outline.seconds else "unknown"),
     ):
         if value:
             table.add_row(name, value)
