@@ -19,8 +19,9 @@ def summary(timings: Timings) -> str:
     drafts = ""
     if timings.proposed_tokens:
         drafts = f"; drafts: {timings.accepted_tokens} of {timings.proposed_tokens} accepted"
+    images = f"images: {timings.image_seconds:.2f} s; " if timings.image_seconds else ""
     return (
-        f"prompt: {timings.prompt_tokens} tokens ({timings.cached_tokens} from the cache), "
+        f"{images}prompt: {timings.prompt_tokens} tokens ({timings.cached_tokens} from the cache), "
         f"{timings.prompt_seconds:.2f} s, {rate:.1f} tokens/s; "
         f"answer: {timings.new_tokens} tokens, {timings.decode_seconds:.2f} s, "
         f"{timings.tokens_per_second:.1f} tokens/s{drafts}"

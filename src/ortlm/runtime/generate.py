@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -308,7 +309,10 @@ class LanguageModel:
 
         ``timings`` is filled while the stream runs. Bad values are reported at once, not at the first step.
         """
+        timings = Timings() if timings is None else timings
+        began = time.perf_counter()
         ids = self.encode(prompt, images=images, num_crops=num_crops)
+        timings.image_seconds = time.perf_counter() - began if max(ids) >= FIRST_PICTURE else 0.0
         return self._stream([ids], settings, options, reuse_cache=reuse_cache, timings=timings)
 
     def astream(

@@ -23,14 +23,16 @@ class Timings:
     """What a generation cost. Seconds are wall clock.
 
     ``prompt_tokens`` were given, ``cached_tokens`` of them came from the cache of an earlier call.
-    ``new_tokens`` are those of all answers. ``prompt_seconds`` lasts until the first logits,
-    ``decode_seconds`` is all after them; in it ``decode_tokens`` came out of ``decode_steps`` runs of the model.
-    ``proposed_tokens`` were drafted, ``accepted_tokens`` of them confirmed.
+    ``new_tokens`` are those of all answers. ``image_seconds`` turned pictures into tokens, 0 without any;
+    ``prompt_seconds`` lasts until the first logits, ``decode_seconds`` is all after them; in it
+    ``decode_tokens`` came out of ``decode_steps`` runs of the model. ``proposed_tokens`` were drafted,
+    ``accepted_tokens`` of them confirmed.
     """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     new_tokens: int = 0
+    image_seconds: float = 0.0
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
     decode_steps: int = 0
