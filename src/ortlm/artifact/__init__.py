@@ -1,0 +1,43 @@
+"""The artifact: a folder that onnxruntime-genai loads as it is, plus ``ortlm.json``.
+
+This package alone knows the keys of ``genai_config.json`` and ``ortlm.json``; both halves of ortlm meet here.
+It imports nothing heavy: reading an artifact must be quick.
+"""
+
+from __future__ import annotations
+
+from ortlm.artifact.genai import from_genai, genai_config, processor_config
+from ortlm.artifact.opening import open_artifact
+from ortlm.artifact.overlay import (
+    GENAI_SEARCH,
+    GENAI_SPECULATIVE,
+    GenaiFacts,
+    genai_artifact,
+    genai_facts,
+    overlay_genai,
+    read_genai,
+    with_genai_providers,
+)
+from ortlm.artifact.parts import (
+    ADAPTER_FOLDER,
+    FORMAT,
+    GENAI_FILE,
+    MANIFEST_FILE,
+    MOST_CROPS,
+    PROCESSOR_FILE,
+    TOKENIZER_FILES,
+    Artifact,
+    Graph,
+    Images,
+    Manifest,
+    State,
+    graph_named,
+)
+from ortlm.artifact.values import read_json
+
+__all__ = [
+    "ADAPTER_FOLDER", "FORMAT", "GENAI_FILE", "GENAI_SEARCH", "GENAI_SPECULATIVE", "MANIFEST_FILE", "MOST_CROPS",
+    "PROCESSOR_FILE", "TOKENIZER_FILES", "Artifact", "GenaiFacts", "Graph", "Images", "Manifest", "State",
+    "from_genai", "genai_artifact", "genai_config", "genai_facts", "graph_named", "open_artifact", "overlay_genai",
+    "processor_config", "read_genai", "read_json", "with_genai_providers",
+]  # fmt: skip

@@ -1,0 +1,269 @@
+"""``genai_config.json``, by which onnxruntime-genai knows a model: read, and written."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ortlm.artifact.parts import Graph, Images, Manifest, State
+from ortlm.artifact.values import WRONG, inside, integer, integer_or_none, mapping, names
+from ortlm.errors import BadArtifact
+
+_log = logging.getLogger(__name__)
+
+_GENAI_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+_GENAI_OUTPUTS = ("logits", "hidden_states")
+# genai rewinds at these lengths for these model types; the numbers are fixed in its C++ source.
+_MOST_LAYERS = 10_000
+_GENAI_ROPE_SWITCH = {"phi3": 4096, "phi3v": 4096, "phimoe": 4096, "phi3small": 8192}
+# Names of tensors that a configuration may leave out.
+_GENAI_PARTS = {
+    "vision": (
+        {"pixel_values": "pixel_values", "image_sizes": "image_sizes"},
+        {"image_features": "image_features"},
+    ),
+    "embedding": (
+        {"input_ids": "input_ids", "image_features": "image_features"},
+        {"inputs_embeds": "inputs_embeds"},
+    ),
+}
+# How pictures are read by model types of several graphs; the configuration does not say.
+_GENAI_IMAGES = {
+    "phi3v": Images(
+        side=336,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        tag="<|image_{}|>",
+        crops=16,
+        separate=True,
+    )
+}
+
+
+def from_genai(found: dict[str, Any], path: Path) -> Manifest:
+    """Read a manifest out of the ``genai_config.json`` that lies at ``path``.
+
+    Raises BadArtifact for models of several graphs that are not known, for missing keys and for values of a
+    wrong type.
+    """
+    try:
+        return _from_genai(found, path)
+    except WRONG as error:
+        raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _from_genai(found: dict[str, Any], path: Path) -> Manifest:
+    model = mapping(found["model"])
+    decoder = mapping(model["decoder"])
+    search = mapping(found.get("search"))
+    if "pipeline" in decoder:
+        raise BadArtifact(f"{path} describes a model split into a pipeline, which is not supported.")
+    context = integer(model["context_length"])
+    if context <= 0:
+        raise BadArtifact(f"{path}: model.context_length must be a positive integer, found {context!r}.")
+    stop = model.get("eos_token_id", model.get("pad_token_id", []))
+    names_in, names_out = names(decoder.get("inputs")), names(decoder.get("outputs"))
+    inputs = {role: names_in[role] for role in _GENAI_INPUTS if role in names_in}
+    outputs = {role: names_out[role] for role in _GENAI_OUTPUTS if role in names_out}
+    graph = Graph(
+        file=inside(decoder.get("filename", "model.onnx"), path),
+        inputs=inputs or {"input_ids": "input_ids", "attention_mask": "attention_mask"},
+        outputs=outputs or {"logits": "logits"},
+        states=_genai_states(
+            decoder, names_in, names_out, shared=bool(search.get("past_present_share_buffer"))
+        ),
+    )
+    reach = _genai_reach(decoder, context, shared=bool(search.get("past_present_share_buffer")))
+    switch = _GENAI_ROPE_SWITCH.get(str(model.get("type")))
+    graphs = {"decoder": graph}
+    images = _GENAI_IMAGES.get(str(model.get("type")))
+    for name in _GENAI_PARTS if images is not None and "embedding" in model else ():
+        part = mapping(model[name])
+        graphs[name] = Graph(
+            file=inside(part["filename"], path),
+            inputs={**_GENAI_PARTS[name][0], **names(part.get("inputs"))},
+            outputs={**_GENAI_PARTS[name][1], **names(part.get("outputs"))},
+            states=(),
+        )
+    return Manifest(
+        graphs=graphs,
+        images=images if "vision" in graphs else None,
+        context_tokens=reach,
+        vocab_size=integer(model.get("vocab_size", 0)),
+        stop_token_ids=tuple(integer(token) for token in (stop if isinstance(stop, list) else [stop])),
+        pad_token_id=integer_or_none(model.get("pad_token_id")),
+        bos_token_id=integer_or_none(model.get("bos_token_id")),
+        rope_switch_tokens=switch if switch and reach > switch else None,
+        generation={
+            key: search[key]
+            for key in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+            if key in search
+        },
+        info={"model_type": model.get("type")},
+    )
+
+
+def _genai_states(
+    decoder: dict[str, Any], names_in: dict[str, str], names_out: dict[str, str], *, shared: bool
+) -> tuple[State, ...]:
+    layers = integer(decoder["num_hidden_layers"])
+    if not 0 < layers <= _MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers must be 1 to {_MOST_LAYERS}, found {layers}")
+    # Only graphs with buffers that are updated in place evict.
+    windows = _genai_windows(decoder) if shared else {}
+    states = []
+    for part in ("key", "value"):
+        past = names_in.get(f"past_{part}_names", f"past_key_values.%d.{part}")
+        present = names_out.get(f"present_{part}_names", f"present.%d.{part}")
+        for pattern in (past, present):
+            if pattern.count("%") != 1 or "%d" not in pattern:
+                raise ValueError(f"the name of a cache tensor must hold one %d, found {pattern!r}")
+        states += [
+            State(
+                past % layer,
+                present % layer,
+                "window" if layer in windows else "grow" if shared else "append",
+                heads=integer_or_none(decoder.get("num_key_value_heads")),
+                head_dim=integer_or_none(decoder.get("head_size")),
+                window=windows.get(layer),
+            )
+            for layer in range(layers)
+        ]
+    return tuple(states)
+
+
+def _genai_windows(decoder: dict[str, Any]) -> dict[int, int]:
+    """Return the windows, by layer, of the layers whose graph evicts from buffers by itself.
+
+    onnxruntime-genai's builder writes ``cache_slack`` since it makes such graphs (0.18), for CPU and CUDA. Graphs
+    for TensorRT say the same and evict elsewhere; those keep full buffers, and so do older ones.
+    """
+    window = mapping(decoder.get("sliding_window"))
+    if window.get("slide_key_value_cache") is not False or "cache_slack" not in window:
+        return {}
+    options = mapping(decoder.get("session_options")).get("provider_options") or []
+    if not {name.lower() for entry in options for name in mapping(entry)} <= {"cpu", "cuda"}:
+        return {}
+    size = integer(window["window_size"])
+    return dict.fromkeys(map(integer, window.get("layers") or ()), size) if size > 0 else {}
+
+
+def _genai_reach(decoder: dict[str, Any], context: int, *, shared: bool) -> int:
+    """Return how many tokens the graph is right for.
+
+    Of onnxruntime-genai's builder (0.18), only graphs with buffers that are updated in place apply windows, and
+    only those of single layers, which the configuration lists. A window that holds for all layers, or in a graph
+    of the other kind, is in the configuration alone: such a graph attends to everything. Up to the window that
+    is the same; beyond it, it would be another model.
+    """
+    window = mapping(decoder.get("sliding_window"))
+    if not window or (shared and window.get("layers")):
+        return context
+    reach = min(context, integer(window.get("window_size", context)))
+    if 0 < reach < context:
+        _log.warning(
+            "the graph does not apply the model's sliding window of %d tokens, so its context ends there; "
+            "a build by ortlm has no such limit",
+            reach,
+        )
+        return reach
+    return context
+
+
+def genai_config(
+    manifest: Manifest, *, model_type: str, sizes: Mapping[str, int], provider: str | None
+) -> str:
+    """Return the text of ``genai_config.json``, which describes the same model to onnxruntime-genai.
+
+    ``sizes`` has head_size, hidden_size, num_attention_heads, num_key_value_heads and num_hidden_layers;
+    ``provider`` is the execution provider to name, None for the CPU.
+    """
+    decoder = manifest.graphs["decoder"]
+    stop = list(manifest.stop_token_ids)
+    first = manifest.generation
+    inputs = dict(decoder.inputs)
+    outputs = dict(decoder.outputs)
+    for part in ("key", "value"):
+        inputs[f"past_{part}_names"] = f"past_key_values.%d.{part}"
+        outputs[f"present_{part}_names"] = f"present.%d.{part}"
+    # States come layer by layer, key and value.
+    layers = sorted({i // 2 for i, state in enumerate(decoder.states) if state.kind == "window"})
+    windows = {
+        "window_size": max((state.window or 0 for state in decoder.states), default=0),
+        "slide_key_value_cache": False,
+        "slide_inputs": False,
+        "layers": layers,
+        "cache_slack": 0,
+    }
+    # The official runtime allocates the cache for max_length at once; the whole context of a long model
+    # would take more memory than most machines have. A caller who needs more says so.
+    length = min(manifest.context_tokens, 4096)
+    config: dict[str, Any] = {
+        "model": {
+            **({} if manifest.bos_token_id is None else {"bos_token_id": manifest.bos_token_id}),
+            "context_length": manifest.context_tokens,
+            "decoder": {
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [{provider: {}}] if provider else [],
+                },
+                "filename": decoder.file,
+                **sizes,
+                "inputs": inputs,
+                "outputs": outputs,
+                **({"sliding_window": windows} if layers else {}),
+            },
+            "eos_token_id": stop if len(stop) != 1 else stop[0],
+            "pad_token_id": manifest.pad_token_id if manifest.pad_token_id is not None else stop[0],
+            "type": model_type,
+            "vocab_size": manifest.vocab_size,
+        },
+        "search": {
+            "diversity_penalty": 0.0,
+            "do_sample": bool(first.get("do_sample", False)),
+            "early_stopping": True,
+            "length_penalty": 1.0,
+            "max_length": length,
+            "min_length": 0,
+            "no_repeat_ngram_size": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": True,
+            "repetition_penalty": float(first.get("repetition_penalty", 1.0)),
+            "temperature": float(first.get("temperature", 1.0)),
+            "top_k": int(first.get("top_k", 50)),
+            "top_p": float(first.get("top_p", 1.0)),
+        },
+    }
+    if manifest.images is not None:
+        for name in _GENAI_PARTS:
+            graph = manifest.graphs[name]
+            config["model"][name] = {
+                "filename": graph.file,
+                "inputs": dict(graph.inputs),
+                "outputs": dict(graph.outputs),
+            }
+    return json.dumps(config, indent=4) + "\n"
+
+
+def processor_config(images: Images) -> str:
+    """Return the text of ``processor_config.json``, by which onnxruntime-genai reads pictures in crops.
+
+    It takes the publisher's mean and deviation, and cuts every picture into 16 crops at most, whatever stands
+    here.
+    """
+
+    def step(name: str, kind: str, **attributes: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {"name": name, "domain": "com.microsoft.extensions", "type": kind}
+        return {"operation": {**found, **({"attrs": attributes} if attributes else {})}}
+
+    transforms = [
+        step("decode_image", "DecodeImage", color_space="BGR"),
+        step("convert_to_rgb", "ConvertRGB"),
+        step("phi3_image_transform", "Phi3ImageTransform", num_crops=images.crops, num_img_tokens=144),
+    ]
+    config = {"processor": {"name": "image_processing", "transforms": transforms}}
+    return json.dumps(config, indent=4) + "\n"

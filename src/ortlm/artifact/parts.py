@@ -1,0 +1,154 @@
+"""What an artifact is: a folder, its graphs, and everything that a runtime must know of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ortlm.errors import BadArtifact, nearest
+
+MANIFEST_FILE = "ortlm.json"
+GENAI_FILE = "genai_config.json"
+PROCESSOR_FILE = "processor_config.json"
+ADAPTER_FOLDER = "adapters"
+FORMAT = 1
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One tensor that a graph carries from step to step.
+
+    ``kind`` says how it changes: ``"grow"`` gains one position per token along ``axis`` and may be one
+    buffer that the graph updates in place; ``"append"`` gains positions too, but must be handed over as a
+    new tensor each step; ``"window"`` is one buffer of at least ``window`` positions, however long the text is, in
+    which the graph keeps the last ones. Its shape is [batch, heads, length, head_dim]; None where the graph itself
+    says.
+    """
+
+    past: str
+    present: str
+    kind: str = "grow"
+    axis: int = 2
+    heads: int | None = None
+    head_dim: int | None = None
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One ONNX graph: its file and what each of its tensors is for.
+
+    ``inputs`` and ``outputs`` map a role (``input_ids``, ``attention_mask``, ``position_ids``, ``logits``)
+    to the tensor's name. ``optional`` does the same for inputs with a default value
+    (``logits_to_keep``, ``query_lengths``).
+    """
+
+    file: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    states: tuple[State, ...]
+    optional: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """How pictures become input of the graph ``vision``, and tokens of a text.
+
+    A view has ``side`` by ``side`` pixels; ``mean`` and ``std`` normalise its colours, which are 0 to 1. A
+    picture is cut into at most ``crops`` crops besides the view of the whole, unless a caller wants another
+    number; 0: it is not cut, and has ``tokens`` tokens. ``merged`` is how many tokens of a view make a row.
+    ``tag`` stands for it in a text, with its number from 1 in place of ``{}``; ``before`` and ``after`` are
+    put around its tokens, for which ``token`` is written once. With ``separate`` the texts between pictures
+    are tokenized one by one instead, each with the tokenizer's special tokens.
+    """
+
+    side: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    tag: str
+    crops: int = 0
+    merged: int = 12
+    tokens: int = 0
+    before: str = ""
+    after: str = ""
+    token: str | None = None
+    separate: bool = False
+
+    def tokens_of(self, high: int, wide: int) -> int:
+        """Return how many tokens a picture has that was cut into crops, ``high`` by ``wide`` pixels together."""
+        rows, columns, side = high // self.side, wide // self.side, self.merged
+        return rows * side * (columns * side + 1) + 1 + side * (side + 1)
+
+
+# What a picture may be cut into; more are a mistake.
+MOST_CROPS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything a runtime must know about an artifact; no model family is named on the way.
+
+    ``rope_switch_tokens`` is the total length above which every position is rotated by another table, so
+    that a cache filled below it has to be computed anew once (Phi-3's longrope); None if there is none.
+    ``adapters`` are files of LoRA adapters within the folder, by name. ``images`` is None for models of text.
+    ``prompt_tokens``: so many new tokens of a row, or more, are computed with other weights than single ones;
+    None if there is one kind.
+    ``generation`` holds the publisher's sampling defaults under Hugging Face's names.
+    ``info`` is for people: source, recipe, sizes, target, provenance. A runtime ignores it.
+    """
+
+    graphs: Mapping[str, Graph]
+    context_tokens: int
+    vocab_size: int
+    stop_token_ids: tuple[int, ...]
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    rope_switch_tokens: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    session_options: Mapping[str, Any] = field(default_factory=dict)
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    images: Images | None = None
+    prompt_tokens: int | None = None
+
+    def to_json(self) -> str:
+        """Return the text of ``ortlm.json``."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model folder on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    def graph_path(self, name: str = "decoder") -> Path:
+        """Return where the ONNX file of graph ``name`` lies."""
+        return self.path / self.manifest.graphs[name].file
+
+
+def graph_named(manifest: Manifest, name: str) -> Graph:
+    """Return the graph called ``name`` or raise BadArtifact with the names there are."""
+    if name not in manifest.graphs:
+        raise BadArtifact(
+            f"the artifact has no graph {name!r}; it has {', '.join(manifest.graphs)}."
+            + nearest(name, manifest.graphs)
+        )
+    return manifest.graphs[name]
