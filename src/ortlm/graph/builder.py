@@ -34,6 +34,7 @@ _CONTRIB = frozenset(
         "MatMulIntegerToFloat",
         "MatMulNBits",
         "MultiHeadAttention",
+        "QuantizeLinear",
         "QuickGelu",
         "RotaryEmbedding",
         "SkipLayerNormalization",

@@ -38,7 +38,11 @@ def integer_product(
     step = op("Max", op("Mul", most, g.number(1 / 127, "fp32")), g.number(1e-30, "fp32"))
     zero = g.constant(np.array(_ZERO, np.uint8), f"uint8/{_ZERO}")
     zeros = op("Expand", zero, op("Shape", step, out=(1,), of="int64"), of="uint8")
-    unsigned = op("QuantizeLinear", rows, step, zeros, out=("rows", inputs), of="uint8", axis=0)
+    # ONNX Runtime's own form of it, which older versions have too.
+    unsigned = g.op(
+        "QuantizeLinear", rows, step, zeros,
+        shape=("rows", inputs), dtype="uint8", name=path, domain=MICROSOFT, axis=0,
+    )  # fmt: skip
     if len(lead) > 1:
         # Bytes, and a number for each row: little to copy.
         sizes = op("Shape", x, out=(len(lead),), of="int64", start=0, end=len(lead))
