@@ -25,7 +25,7 @@ from pathlib import Path
 
 _MIB = 1 << 20
 _COMMANDS = {
-    "ortlm": [sys.executable, "-m", "ortlm.cli", "build"],
+    "ortlm": [sys.executable, "-m", "ortlm", "build"],
     "genai": [sys.executable, "-m", "onnxruntime_genai.models.builder"],
 }
 # Resident memory counts mapped files; the private part is what a machine must really have.

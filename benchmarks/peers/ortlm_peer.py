@@ -21,7 +21,7 @@ def make(checkpoint: Path, out: Path, options: dict[str, str]) -> None:
     flags += ["--recipe", str(recipe), "--no-check"]
     if "fast_prompts" in options:
         flags.append("--fast-prompts")
-    subprocess.run([sys.executable, "-m", "ortlm.cli", "build", *flags], check=True)
+    subprocess.run([sys.executable, "-m", "ortlm", "build", *flags], check=True)
 
 
 def measure(folder: str, prompt: int, new: int, threads: int | None) -> dict[str, Any]:

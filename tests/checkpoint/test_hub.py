@@ -100,7 +100,7 @@ class Hub:
     ) -> subprocess.CompletedProcess[str]:
         """Run the command as a user does, in a process whose hub is this one."""
         return subprocess.run(
-            [sys.executable, "-m", "ortlm.cli", "build", "-m", name, "-o", str(out), "-c", str(cache), *args],
+            [sys.executable, "-m", "ortlm", "build", "-m", name, "-o", str(out), "-c", str(cache), *args],
             capture_output=True,
             text=True,
             env={

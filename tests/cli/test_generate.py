@@ -75,7 +75,9 @@ def test_options_reach_the_model(model, capsys):
         (["generate", "MODEL", "the fox " * 200], 1, "context holds 128"),
         (["generte", "x"], 2, "Did you mean: generate?"),
         (["generate"], 2, "required: MODEL"),
-        (["generate", "MODEL", "x", "--wrong"], 2, "--wrong"),
+        (["generate", "MODEL", "x", "--wrong"], 2, "does not know '--wrong'"),
+        (["generate", "MODEL", "x", "--maxtokens", "5"], 2, "Did you mean: --max-tokens"),
+        (["generate", "MODEL", "two", "words"], 2, "Put quotes around"),
         (["generate", "MODEL", "x", "-f", "y"], 2, "PROMPT does not go with --file"),
         (["generate", "MODEL", "-f", "/nowhere"], 2, "--file /nowhere cannot be read: No such file"),
         (["generate", "MODEL", "x", "--no-chat", "--system", "y"], 2, "--no-chat does not go with --system"),
@@ -120,7 +122,7 @@ def test_help_and_version_are_quick(capsys):
 
 
 def test_a_reader_that_leaves_is_no_error(model):
-    command = f"{sys.executable} -m ortlm.cli generate {model} hello --ignore-eos --temp 1 | head -c 1"
+    command = f"{sys.executable} -m ortlm generate {model} hello --ignore-eos --temp 1 | head -c 1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=True, env=os.environ)
     assert done.stderr == b""
 

@@ -108,14 +108,26 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help(sys.stderr)
         return WRONG_USE
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
     if args.verb is None:
         parser.error("a verb is missing")
+    if unknown:
+        raise _unknown(args.verb, unknown[0], subparsers.choices[args.verb])
     _set_up_output(verbose=bool(getattr(args, "verbose", False)))
     code: int = importlib.import_module(VERBS[args.verb][0]).run(args)
     if sys.stdout is not None:  # closed by whoever started us
         sys.stdout.flush()
     return code
+
+
+def _unknown(verb: str, word: str, parser: argparse.ArgumentParser) -> BadOption:
+    """Name what a verb does not know; argparse would name its value too, and nothing that was perhaps meant."""
+    word = word.partition("=")[0]
+    if word.startswith("-"):
+        hint = nearest(word, [name for name in parser._option_string_actions if name.startswith("--")])
+    else:
+        hint = " Put quotes around a text that has spaces."
+    return BadOption(f"ortlm {verb} does not know {word!r}.{hint} See ortlm {verb} --help.")
 
 
 def _set_up_output(*, verbose: bool) -> None:

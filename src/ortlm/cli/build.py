@@ -356,7 +356,8 @@ def _check(args: argparse.Namespace, console: Console, prepared: Prepared, out: 
             return check(prepared, out, threads=args.threads)
     except Unchecked as reason:
         print(
-            f"not checked: {reason}. Evaluate it where it will run (ortlm evaluate {out}).", file=sys.stderr
+            f"not checked: {str(reason).removesuffix('.')}. Evaluate it where it will run (ortlm evaluate {out}).",
+            file=sys.stderr,
         )
         return None
 

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 _Flags = tuple[tuple[str, str, type, str, str], ...]
 _LENGTH: _Flags = (
     (
-        "-n --max-tokens",
+        "-n --max-new-tokens --max-tokens",
         "max_new_tokens",
         int,
         "N",
         "at most N new tokens (default: until the context is full)",
     ),
     ("--max-length", "max_length", int, "N", "at most N tokens with the prompt"),
-    ("--min-tokens", "min_new_tokens", int, "N", "no end before N new tokens"),
+    ("--min-new-tokens --min-tokens", "min_new_tokens", int, "N", "no end before N new tokens"),
     ("--min-length", "min_length", int, "N", "no end before N tokens with the prompt"),
 )
 _SAMPLING: _Flags = (

@@ -1,4 +1,4 @@
-"""``python -m ortlm.cli`` is the same as ``ortlm``."""
+"""``python -m ortlm`` is the same as ``ortlm``."""
 
 import sys
 
