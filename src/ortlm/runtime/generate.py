@@ -31,7 +31,7 @@ from ortlm.runtime.guide import Guide, Vocabulary
 from ortlm.runtime.ids import FIRST_PICTURE
 from ortlm.runtime.images import ImageSource
 from ortlm.runtime.logprobs import TokenLogprob, token_logprob
-from ortlm.runtime.loop import Loop
+from ortlm.runtime.loop import ACCELERATOR_CHUNK_TOKENS, CHUNK_TOKENS, Loop
 from ortlm.runtime.pictures import Embedder, Pictures, flatten, picture_of, split
 from ortlm.runtime.rows import agreement
 from ortlm.runtime.saved import fingerprint, restore, save
@@ -142,6 +142,7 @@ class LanguageModel:
         them.
         """
         few = self.manifest.prompt_tokens if as_answers else None
+        chunk = CHUNK_TOKENS if self.session.device == "cpu" else ACCELERATOR_CHUNK_TOKENS
         return Loop(
             self.session,
             self._graph,
@@ -149,7 +150,7 @@ class LanguageModel:
             switch_tokens=self.manifest.rope_switch_tokens,
             shapes=self._shapes,
             embedder=self._embedder(),
-            **({} if few is None else {"chunk_tokens": few - 1}),
+            chunk_tokens=chunk if few is None else few - 1,
         )
 
     def _embedder(self) -> Embedder | None:
