@@ -8,8 +8,9 @@ for the next call; ortlm's model is built anew. A peer that cannot be installed,
 reason, and the others go on.
 
 Measurements take turns, each in a process of its own; every run begins with another contender. Ratios are taken
-within each run, so that a machine that is slower for a while does not decide. Linux only. Needs the ``test``
-extra, and a C++ compiler and cmake for llama.cpp, which is compiled for this processor.
+within each run, so that a machine that is slower for a while does not decide. The first long prompt of a
+process is reported besides the next one: memory that nobody has used before makes it slower. Linux only. Needs
+the ``test`` extra, and a C++ compiler and cmake for llama.cpp, which is compiled for this processor.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 _SCRIPTS = Path(__file__).parent / "peers"
-_RATES = ("prefill_per_second", "decode_per_second")
+_RATES = ("first_prefill_per_second", "prefill_per_second", "decode_per_second")
 _MEASURE_SECONDS, _INSTALL_SECONDS = 1800, 7200
 OURS = "ortlm"
 
@@ -260,9 +261,9 @@ def measure_all(
                 print(f"run {number + 1} {name}: {error}", file=sys.stderr, flush=True)
                 continue
             runs[name].append(found)
-            prefill, decode = (found[key] for key in _RATES)
-            line = f"run {number + 1} {name}: prefill {prefill:.0f} tokens/s, decode {decode:.1f} tokens/s"
-            print(line, file=sys.stderr, flush=True)
+            first, prefill, decode = (found[key] for key in _RATES)
+            speeds = f"prefill {first:.0f}, then {prefill:.0f} tokens/s, decode {decode:.1f} tokens/s"
+            print(f"run {number + 1} {name}: {speeds}", file=sys.stderr, flush=True)
     return runs, failed
 
 
@@ -289,13 +290,13 @@ def summarize(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]
 
 def table(summary: dict[str, dict[str, Any]], failed: dict[str, str]) -> str:
     """Return the figures as people read them."""
-    columns = ("prefill t/s", 22), ("x best peer", 20), ("decode t/s", 20), ("x best peer", 20)
-    heads = "".join(f"{head:>{width}}" for head, width in columns)
+    titles = "first prefill t/s", "prefill t/s", "decode t/s"
+    heads = "".join(f"{title:>22}{'x best peer':>20}" for title in titles)
     lines = [f"{'':<38}{heads}{'load s':>8}{'peak MiB':>10}"]
     for name, row in summary.items():
         cells = ""
-        for key, width in zip(_RATES, (22, 20), strict=True):
-            cells += f"{_text(row[key], 1):>{width}}"
+        for key in _RATES:
+            cells += f"{_text(row[key], 1):>22}"
             ratio = row.get(f"{key}_to_best_peer")
             cells += f"{_text(ratio, 2) if ratio else '':>20}"
         peak = row["peak_mib"]["median"]

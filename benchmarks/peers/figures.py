@@ -16,35 +16,42 @@ from typing import Any
 
 import numpy as np
 
-WARM_UP_TOKENS, WARM_UP_STEPS = 16, 4
+_WARM_UP_TOKENS, _WARM_UP_STEPS = 16, 4
 
 
-def tokens(vocab: int, length: int, *, warm_up: bool = False) -> list[int]:
-    """Return random token ids, the same on every call; those of a warm-up are others."""
-    found: list[int] = np.random.default_rng(int(warm_up)).integers(0, vocab, length).tolist()
+def tokens(vocab: int, length: int, seed: int) -> list[int]:
+    """Return random token ids, the same on every call with this ``seed``."""
+    found: list[int] = np.random.default_rng(seed).integers(0, vocab, length).tolist()
     return found
 
 
 def figures(
-    load: float,
-    prefill: float,
-    decode: float,
+    decode: Callable[[list[int], int], tuple[float, float]],
+    vocab: int,
     prompt: int,
     new: int,
     *,
+    load: float,
     packages: Sequence[str],
     about: str = "",
 ) -> dict[str, Any]:
-    """Return what is reported of a run: ``new`` tokens were decoded in ``decode`` seconds behind the first one.
+    """Measure a run and return what is reported of it.
 
-    ``packages`` are those whose versions matter, ``about`` is what the peer says of its build.
+    ``decode(ids, steps)`` computes ``ids``, then ``steps`` tokens behind the first new one, and returns the
+    seconds of both. A short text warms it up; then two prompts are measured, since memory that is used for the
+    first time makes the first long one slower. ``packages`` are those whose versions matter, ``about`` is what
+    the peer says of its build.
     """
+    decode(tokens(vocab, _WARM_UP_TOKENS, seed=0), _WARM_UP_STEPS)
+    first, _ = decode(tokens(vocab, prompt, seed=1), 1)
+    prefill, decoding = decode(tokens(vocab, prompt, seed=2), new)
     return {
         "versions": {name: _version(name) for name in packages},
         "about": about,
         "load_seconds": load,
+        "first_prefill_per_second": prompt / first,
         "prefill_per_second": prompt / prefill,
-        "decode_per_second": new / decode,
+        "decode_per_second": new / decoding,
         "peak_mib": _peak_mib(),
     }
 

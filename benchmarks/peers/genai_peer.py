@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import WARM_UP_STEPS, WARM_UP_TOKENS, figures, main, tokens
+from figures import figures, main
 
 _PACKAGES = ("onnxruntime-genai", "onnxruntime")
 
@@ -51,9 +51,7 @@ def measure(folder: str, prompt: int, new: int, threads: int | None) -> dict[str
             generator.generate_next_token()
         return middle - began, time.perf_counter() - middle
 
-    decode(tokens(vocab, WARM_UP_TOKENS, warm_up=True), WARM_UP_STEPS)
-    prefill, decoding = decode(tokens(vocab, prompt), new)
-    return figures(loaded, prefill, decoding, prompt, new, packages=_PACKAGES)
+    return figures(decode, vocab, prompt, new, load=loaded, packages=_PACKAGES)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import WARM_UP_STEPS, WARM_UP_TOKENS, figures, main, tokens
+from figures import figures, main
 
 _PACKAGES = ("llama-cpp-python",)
 
@@ -152,9 +152,7 @@ def measure(path: str, prompt: int, new: int, threads: int | None) -> dict[str, 
             token = feed([token])
         return middle - began, time.perf_counter() - middle
 
-    decode(tokens(vocab, WARM_UP_TOKENS, warm_up=True), WARM_UP_STEPS)
-    prefill, decoding = decode(tokens(vocab, prompt), new)
-    return figures(loaded, prefill, decoding, prompt, new, packages=_PACKAGES, about=about)
+    return figures(decode, vocab, prompt, new, load=loaded, packages=_PACKAGES, about=about)
 
 
 if __name__ == "__main__":

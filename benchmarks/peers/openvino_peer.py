@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import WARM_UP_STEPS, WARM_UP_TOKENS, figures, main, tokens
+from figures import figures, main
 
 _PACKAGES = ("openvino", "openvino-genai", "nncf", "optimum-intel")
 
@@ -48,9 +48,7 @@ def measure(folder: str, prompt: int, new: int, threads: int | None) -> dict[str
         total = found.perf_metrics.get_generate_duration().mean / 1000
         return first, total - first
 
-    decode(tokens(vocab, WARM_UP_TOKENS, warm_up=True), WARM_UP_STEPS)
-    prefill, decoding = decode(tokens(vocab, prompt), new)
-    return figures(loaded, prefill, decoding, prompt, new, packages=_PACKAGES)
+    return figures(decode, vocab, prompt, new, load=loaded, packages=_PACKAGES)
 
 
 if __name__ == "__main__":

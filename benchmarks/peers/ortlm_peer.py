@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from figures import WARM_UP_STEPS, WARM_UP_TOKENS, figures, main, tokens
+from figures import figures, main
 
 _PACKAGES = ("ortlm", "onnxruntime")
 
@@ -42,9 +42,7 @@ def measure(folder: str, prompt: int, new: int, threads: int | None) -> dict[str
             token = loop.step(token).argmax(axis=1)
         return middle - began, time.perf_counter() - middle
 
-    decode(tokens(lm.vocab_size, WARM_UP_TOKENS, warm_up=True), WARM_UP_STEPS)
-    prefill, decoding = decode(tokens(lm.vocab_size, prompt), new)
-    return figures(loaded, prefill, decoding, prompt, new, packages=_PACKAGES)
+    return figures(decode, lm.vocab_size, prompt, new, load=loaded, packages=_PACKAGES)
 
 
 if __name__ == "__main__":
