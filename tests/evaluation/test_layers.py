@@ -14,6 +14,7 @@ import ortlm
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.evaluation.layers import LayerNoise, observe_artifact
 from ortlm.evaluation.source import ArtifactSource
+from ortlm.options import BuildOptions
 from tests.runtime.conftest import build_official
 
 TOKENS = np.random.default_rng(0).integers(7, 270, (2, 40)).tolist()
@@ -58,6 +59,17 @@ def test_states_are_those_of_transformers(name: str, saved: Any, build: Any) -> 
             assert found[layer, chunk].shape == states.shape
             error = np.abs(found[layer, chunk] - states).max() / np.abs(states).max()
             assert error < 1e-4, (layer, chunk)
+
+
+@pytest.mark.parametrize("fast_prompts", [False, True])
+def test_texts_in_several_pieces(fast_prompts: bool, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces are of different lengths, and those of products of integers as short as answers are."""
+    whole = taken(build("phi3", "int4", BuildOptions(recipe="fast")).artifact)
+    monkeypatch.setattr("ortlm.evaluation.layers.CHUNK_TOKENS", 32)
+    found = taken(build("phi3", "int4", BuildOptions(recipe="fast", fast_prompts=fast_prompts)).artifact)
+    assert found.keys() == whole.keys()
+    for key, states in found.items():
+        assert np.abs(states - whole[key]).max() / np.abs(whole[key]).max() < 0.02
 
 
 def test_artifacts_of_the_official_builder(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -20,7 +20,8 @@ from ortlm.runtime.loop import CHUNK_TOKENS, Loop
 from ortlm.runtime.session import OrtBinding, Session, Tensor, TensorInfo
 
 # Other builders call the nodes alike.
-_ATTENTION = re.compile(r"/model/layers\.(\d+)/attn/(?:qkv_proj|q_proj)/MatMul")
+# Products of integers begin with a Reshape.
+_ATTENTION = re.compile(r"/model/layers\.(\d+)/attn/(?:qkv_proj|q_proj)/(?:MatMul|integer/Reshape)")
 _HEAD = re.compile(r"/lm_head/(?:MatMul|Gemm)")
 OBSERVED_CHUNKS = 2
 
@@ -171,12 +172,12 @@ class _Tapped:
         return self._session.place(array)
 
     def binding(self) -> OrtBinding:
-        binding = self._session.binding()
-        for name in self._names:
-            binding.output(name, None)
-        return binding
+        return self._session.binding()
 
     def run(self, binding: Any, *, brief: bool = False) -> None:
+        for name in self._names:
+            # New memory for every run: pieces of a text differ in length.
+            binding.output(name, None)
         self._session.run(binding, brief=brief)
         for name, found in zip(self._names, self.found, strict=True):
             # The next run may write to the same memory.
