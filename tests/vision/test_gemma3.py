@@ -160,6 +160,23 @@ def test_prompt_of_a_text(lm: ortlm.LanguageModel) -> None:
         lm.encode("<image_soft_token>")
 
 
+def test_placeholder_that_stands_for_no_picture(made: tuple[Path, Any], lm: ortlm.LanguageModel) -> None:
+    """A model may write it, and then goes on: it is a word like any other, as in transformers."""
+    ids = [2, 20, gemma3.PLACE, 30, gemma3.PLACE]
+    loop = lm.loop()
+    loop.start()
+    found = loop.append([ids], keep=len(ids))[0]
+    assert relative_error(found, gemma3.logits(made[1], ids, []).numpy()) < 1e-5
+    assert lm.pictures is not None
+    picture = lm.pictures.read(noise(40, 30))
+    embedder = lm.loop()._embedder
+    assert embedder is not None
+    embedder.hold([picture.ids])
+    embedded = embedder.embed(np.array([[*ids, *picture.ids, gemma3.PLACE]])).numpy()[0]
+    np.testing.assert_array_equal(embedded[len(ids) : -1], picture.features)
+    np.testing.assert_array_equal(embedded[-1], embedded[2])
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_quantized(made: tuple[Path, Any], tmp_path: Path, precision: str) -> None:
     options = BuildOptions(recipe="fast") if precision == "int4" else None
