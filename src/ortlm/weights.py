@@ -64,7 +64,9 @@ class Weights:
             return found
         part, _, kind = names[0].rpartition(".")
         role = part.rpartition(".")[2]
-        if role in ("o", "down"):
+        if part.startswith("vision.") and part not in _PICTURES:
+            return found
+        if role in ("o", "down") or part in _PICTURES:
             return _Computed(found.count, lambda: self._turned_outputs(found))
         if role in ("mixer_pre", "ffn_pre", "final_norm"):
             return _Computed(found.count, lambda: np.ones(found.count, np.float32))
@@ -173,6 +175,8 @@ def untied(architecture: Architecture, head: Source) -> Architecture:
 
 # --- rotation -----------------------------------------------------------------------------------------------
 
+# What makes embeddings of pictures, the last of the vision tower's matrices: it writes the residual stream.
+_PICTURES = ("vision.join", "vision.join2")
 # The norm before each matrix that reads the residual stream.
 _BEHIND = {
     "q": "mixer_pre", "k": "mixer_pre", "v": "mixer_pre", "gate": "ffn_pre", "up": "ffn_pre", "head": "final_norm",

@@ -71,6 +71,15 @@ def test_logits(seen: Seen, sighted: Callable[..., ortlm.LanguageModel], count: 
     assert relative_error(found, wanted.numpy()) < 1e-4
 
 
+def test_rotated(seen: Seen, artifact: Callable[..., Path]) -> None:
+    """Pictures are turned like the words that they stand among."""
+    image = noise(100, 60)
+    lm = ortlm.load(artifact("int8", rotate=True), threads=1)
+    ids = lm.encode(question(image), num_crops=1)
+    wanted = seen.reference.logits(as_reference(ids), seen.features([image], most=1))
+    assert relative_error(lm.logits(ids), wanted.numpy()) < 0.1
+
+
 def test_greedy(seen: Seen, sighted: Callable[..., ortlm.LanguageModel]) -> None:
     image = noise(100, 60)
     ids = sighted().encode(question(image), num_crops=1)
