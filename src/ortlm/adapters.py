@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ortlm.checkpoint.open import Checkpoint
 from ortlm.dtypes import Array, dtype
 from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel, nearest
 from ortlm.graph.storage import LowRank
-from ortlm.spec import Architecture, Parameter, parameters
+from ortlm.spec import Architecture, Parameter, parameters, vision_parameters
 
 # The roles of weights that a product reads; of embeddings, which are looked up, nothing low-rank is known.
 _ROLES = ("qkv", "out", "gate_up", "down", "head")
@@ -29,13 +30,19 @@ class Adapter:
     deltas: Mapping[str, Delta]
 
 
-def open_adapter(folder: str | Path, checkpoint: Checkpoint, architecture: Architecture) -> Adapter:
+def open_adapter(
+    folder: str | Path, checkpoint: Checkpoint, architecture: Architecture, *, merging: bool = False
+) -> Adapter:
     """Open the peft adapter in ``folder`` and match it to the weights of ``checkpoint``.
 
-    Raises BadCheckpoint if it is damaged or was made for another model, UnsupportedModel if it is more than a
-    LoRA on the matrices of attention, feed-forward and head.
+    Only when ``merging`` may it change what sees pictures: a runtime has no inputs for that. Raises
+    BadCheckpoint if it is damaged or was made for another model, UnsupportedModel if it is more than a LoRA on
+    the matrices of attention, feed-forward and head.
     """
     places = _places(architecture)
+    seeing = _seeing_places(architecture)
+    if merging:
+        places |= seeing
     base = dict(checkpoint.weights)
     if architecture.decoder.tied_head:
         base.setdefault(architecture.head_copy, base[architecture.sources["embed.weight"].tensor])
@@ -43,6 +50,13 @@ def open_adapter(folder: str | Path, checkpoint: Checkpoint, architecture: Archi
     deltas: dict[str, Delta] = {}
     for tensor, delta in read_lora(folder, base).items():
         if tensor not in places:
+            if any(fnmatch(tensor, pattern) for pattern in architecture.ignored):
+                continue  # of no part of the model, such as a tower's layer whose output nothing reads
+            if tensor in seeing:
+                raise UnsupportedModel(
+                    f"{file}: tensor {delta.a.name!r} changes {tensor!r}, which sees pictures, and cannot be "
+                    "switched at run time. Make it a part of the weights: --merge-adapter."
+                )
             if tensor in {s.tensor for s in architecture.sources.values()}:
                 raise UnsupportedModel(
                     f"{file}: tensor {delta.a.name!r} changes {tensor!r}, which is no matrix of attention, "
@@ -76,6 +90,17 @@ def _places(architecture: Architecture) -> dict[str, list[Parameter]]:
     if spec.tied_head:
         found[architecture.head_copy] = [Parameter("head.weight", (spec.vocab, spec.hidden), "head")]
     return found
+
+
+def _seeing_places(architecture: Architecture) -> dict[str, list[Parameter]]:
+    """Return the same for the matrices that see pictures."""
+    if architecture.vision is None:
+        return {}
+    return {
+        architecture.sources[p.name].tensor: [p]
+        for p in vision_parameters(architecture.vision, architecture.decoder.hidden)
+        if p.role == "vision" and not architecture.sources[p.name].transposed
+    }
 
 
 def adapter_shapes(adapter: Adapter, inputs: Sequence[LowRank]) -> dict[str, tuple[int, int]]:

@@ -172,7 +172,11 @@ def prepare(
     _check_tokenizer(checkpoint)
     check_adapter_names(adapters or {})
     switched = {name: open_adapter(path, checkpoint, architecture) for name, path in (adapters or {}).items()}
-    merged = open_adapter(merge_adapter, checkpoint, architecture) if merge_adapter is not None else None
+    merged = (
+        open_adapter(merge_adapter, checkpoint, architecture, merging=True)
+        if merge_adapter is not None
+        else None
+    )
     if merged is not None and architecture.decoder.tied_head and "head.weight" in merged.deltas:
         # It changes the head alone, so that head and embeddings are one no longer.
         architecture = untied(architecture, architecture.sources["embed.weight"])

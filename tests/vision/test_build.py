@@ -17,9 +17,10 @@ from safetensors.numpy import load_file, save_file
 import ortlm
 from ortlm import architectures
 from ortlm.cli import main
-from ortlm.errors import BadCheckpoint, BadOption
+from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel
 from ortlm.options import BuildOptions
 from ortlm.target import TARGETS
+from tests.architectures.oracle import relative_error
 from tests.vision.conftest import Seen, noise, question
 
 AT = "model.vision_embed_tokens"
@@ -202,3 +203,41 @@ def test_chat(
     assert "none.png does not exist" in err
     messages = json.loads(saved.read_text())
     assert [type(m["content"]) for m in messages] == [list, str, str, str]
+
+
+def test_adapters(seen: Seen, tmp_path: Path) -> None:
+    """What a LoRA does to tower and projector is merged, not switched; layers that nothing reads do nothing."""
+    tower = f"{AT}.img_processor.vision_model.encoder.layers"
+    changed = [
+        f"{tower}.0.self_attn.q_proj", f"{tower}.1.mlp.fc2", f"{AT}.img_projection.2",
+        "model.layers.0.self_attn.qkv_proj",
+    ]  # fmt: skip
+    weights = load_file(seen.folder / "model.safetensors")
+    merged = dict(weights)
+    lora = {}
+    random = np.random.default_rng(0)
+    for module in [*changed, f"{tower}.2.self_attn.v_proj"]:
+        wide, narrow = weights[f"{module}.weight"].shape
+        a = random.standard_normal((4, narrow), dtype=np.float32)
+        b = random.standard_normal((wide, 4), dtype=np.float32) / 9
+        lora |= {
+            f"base_model.model.{module}.lora_A.weight": a,
+            f"base_model.model.{module}.lora_B.weight": b,
+        }
+        merged[f"{module}.weight"] = weights[f"{module}.weight"] + 2 * b @ a
+    adapter = tmp_path / "lora"
+    adapter.mkdir()
+    save_file(lora, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    shutil.copytree(seen.folder, tmp_path / "merged")
+    save_file(merged, tmp_path / "merged" / "model.safetensors", metadata={"format": "pt"})
+    ortlm.build(tmp_path / "merged", tmp_path / "wanted", precision="fp32")
+    ortlm.build(seen.folder, tmp_path / "found", precision="fp32", merge_adapter=adapter)
+    logits = []
+    for name in ("wanted", "found"):
+        lm = ortlm.load(tmp_path / name, threads=1)
+        logits.append(lm.logits(lm.encode(question(noise(40, 30)), num_crops=1)))
+    assert relative_error(logits[1], logits[0]) < 1e-5
+    with pytest.raises(UnsupportedModel, match=r"cannot be switched at run time\..*--merge-adapter"):
+        ortlm.build(seen.folder, tmp_path / "out", adapters={"a": adapter})
