@@ -17,10 +17,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import ortlm
-from ortlm import building
 from ortlm.artifact import Artifact
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption, Error, UnsupportedModel
 from ortlm.options import BuildOptions
+from ortlm.preparing import prepare
 from ortlm.runtime.adapters import Adapters
 from ortlm.runtime.session import Session, Tensor
 from ortlm.target import TARGETS
@@ -231,7 +231,7 @@ def test_generations_switch(adapter: Make, tmp_path: Path) -> None:
 def test_folder(adapter: Make, tmp_path: Path) -> None:
     """Sizes are known before, every file is in the manifest, and the same input gives the same bytes."""
     row, out = adapter("fused"), tmp_path / "out"
-    prepared = building.prepare(row.base, adapters={"x": row.folder})
+    prepared = prepare(row.base, adapters={"x": row.folder})
     first = ortlm.build(row.base, out, adapters={"x": row.folder})
     file = out / "adapters" / "x.onnx_adapter"
     before = file.read_bytes(), (out / "model.onnx").read_bytes()
@@ -255,9 +255,7 @@ def test_first_layers_only(adapter: Make, tmp_path: Path) -> None:
     session = open_session(built)
     assert all(name.startswith("layers.0.") for name in Adapters(session, built).defaults())
     with pytest.raises(BadOption, match="changes none of the layers"):
-        building.prepare(
-            adapter("one-layer").base, adapters={"x": adapter("one-layer").folder}, options=options
-        )
+        prepare(adapter("one-layer").base, adapters={"x": adapter("one-layer").folder}, options=options)
 
 
 # --- what a build refuses -----------------------------------------------------------------------------------
@@ -288,7 +286,7 @@ def test_configurations_refused(
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(error, match=message):
-        building.prepare(row.base, merge_adapter=folder)
+        prepare(row.base, merge_adapter=folder)
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
@@ -344,7 +342,7 @@ def test_copies_of_the_head(adapter: Make, tmp_path: Path) -> None:
     tensors[copy_of_head] = tensors[copy_of_head] + 1
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(UnsupportedModel, match=r"lm_head.base_layer.weight' differs from the base model's"):
-        building.prepare(row.base, adapters={"x": folder})
+        prepare(row.base, adapters={"x": folder})
 
 
 def test_paths_refused(adapter: Make, tmp_path: Path) -> None:
@@ -363,10 +361,10 @@ def test_paths_refused(adapter: Make, tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(error, match=message):
-            building.prepare(row.base, adapters={"x": path})
+            prepare(row.base, adapters={"x": path})
     for names in (["../x"], ["a b"], [""], [".x"], ["x", "X"]):
         with pytest.raises(BadOption, match=r"letters, digits|differ in case"):
-            building.prepare(row.base, adapters=dict.fromkeys(names, row.folder))
+            prepare(row.base, adapters=dict.fromkeys(names, row.folder))
 
 
 def test_beyond_fp16(adapter: Make, tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ import onnxruntime as ort
 import pytest
 
 import ortlm
-from ortlm import building, place
+from ortlm import place
 from ortlm.errors import BadCheckpoint, BadOption, NotEnoughSpace
 from ortlm.options import BuildOptions
 from ortlm.outline import measure_seconds
+from ortlm.preparing import prepare
 from ortlm.target import TARGETS
 from tests.architectures import oracle
 
@@ -258,7 +259,7 @@ def test_interrupted(how: signal.Signals, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_outline_matches(tiny: Path, tmp_path: Path) -> None:
-    prepared = building.prepare(tiny)
+    prepared = prepare(tiny)
     assert not list(tmp_path.iterdir())
     built = ortlm.build(tiny, tmp_path / "out")
     size = sum(p.stat().st_size for p in built.path.iterdir())
@@ -341,7 +342,7 @@ def odd(tiny: Path, tmp_path: Path, name: str, **changes: Any) -> Path:
 )
 def test_bad_metadata(name: str, changes: dict[str, Any], message: str, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match=message):
-        building.prepare(odd(tiny, tmp_path, name, **changes))
+        prepare(odd(tiny, tmp_path, name, **changes))
 
 
 @pytest.mark.parametrize(
@@ -350,12 +351,12 @@ def test_bad_metadata(name: str, changes: dict[str, Any], message: str, tiny: Pa
 def test_odd_model_cards_do_not_matter(front: str, tiny: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "odd"))
     (folder / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
-    building.prepare(folder)
+    prepare(folder)
 
 
 def test_odd_tokens_do_not_matter(tiny: Path, tmp_path: Path) -> None:
     folder = odd(tiny, tmp_path, "tokenizer_config.json", eos_token=["a"])
-    assert building.prepare(folder).manifest.stop_token_ids
+    assert prepare(folder).manifest.stop_token_ids
 
 
 @pytest.mark.parametrize(

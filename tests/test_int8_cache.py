@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import ortlm
-from ortlm import building
 from ortlm.calibration import cache as calibration
 from ortlm.cli import main
 from ortlm.cli.inspect import describe
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption
 from ortlm.options import BuildOptions
+from ortlm.preparing import prepare
 from ortlm.spec import Attention, Rope
 from ortlm.target import TARGETS
 from tests import lora, official
@@ -72,7 +72,7 @@ def test_what_is_stored(name: str, saved: Any, build: Any) -> None:
         loop.start()
         loop.append([tokens])
         states.append([state.copy() for state in loop.cache.read()[:2]])
-    prepared = building.prepare(saved(name).folder, precision="fp32")
+    prepared = prepare(saved(name).folder, precision="fp32")
     scales = calibration.cache_scales(build(name).artifact, prepared.spec, per_channel=True)[0]
     for found, codes, scale in zip(*states, (scales.key, scales.value), strict=True):
         assert codes.dtype == np.int8
@@ -188,9 +188,9 @@ def test_targets_that_cannot(target: str, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_an_older_runtime(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "version", lambda name: "1.26.0")
+    monkeypatch.setattr("ortlm.preparing.version", lambda name: "1.26.0")
     with pytest.raises(BadOption, match=r"1\.27 and later, and here is 1\.26"):
-        building.prepare(tiny, options=INT8)
+        prepare(tiny, options=INT8)
 
 
 def test_a_failure_leaves_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,21 +38,29 @@ ALLOWED = {
     "outline": {"checkpoint", "cores", "graph", "quant", "spec", "target"},
     "manifest": {"artifact", "card", "checkpoint", "graph", "outline", "spec"},
     "calibration": {"artifact", "graph", "layerwise", "quant", "runtime", "spec", "weights", "write"},
-    "building": {
-        "adapters", "artifact", "calibration", "card", "checkpoint", "cores", "graph", "manifest",
-        "options", "origin", "outline", "place", "quant", "spec", "target", "weights", "write",
+    "preparing": {
+        "adapters", "artifact", "card", "checkpoint", "graph", "manifest", "options", "outline", "quant", "spec",
+        "target", "weights", "write",
     },
-    "checking": {"artifact", "building", "evaluation", "layerwise"},
+    "building": {
+        "adapters", "artifact", "calibration", "cores", "graph", "options", "origin", "place", "preparing",
+        "quant", "target", "weights", "write",
+    },
+    "checking": {"building", "evaluation", "layerwise", "preparing"},
     "runtime": {"artifact", "cores"},
     "lm_eval": {"runtime"},
     "genai": {"artifact", "runtime"},
     "evaluation": {"artifact", "card", "cores", "layerwise", "origin", "runtime"},
     "bench": {"artifact", "cores", "runtime"},
-    "search": {"artifact", "building", "evaluation", "layerwise", "options", "place", "quant", "runtime", "write"},
-    "cli": {
-        "artifact", "bench", "building", "checking", "evaluation", "options", "outline", "place", "runtime",
-        "search", "target",
+    "search": {
+        "artifact", "building", "evaluation", "layerwise", "options", "place", "preparing", "quant", "runtime",
+        "write",
     },
+    "cli": {
+        "artifact", "bench", "building", "checking", "evaluation", "options", "outline", "place", "preparing",
+        "runtime", "search", "target",
+    },
+    "__main__": {"cli"},
     "models": {"cli"},
 }  # fmt: skip
 

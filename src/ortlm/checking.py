@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ortlm.building import Prepared, record, weights_of
+from ortlm.building import record
 from ortlm.errors import BadArtifact, Error
 from ortlm.evaluation.check import Check, quick_check
 from ortlm.layerwise.reference import Reference
+from ortlm.preparing import Prepared, weights_of
 
 
 class Unchecked(Error):

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from ortlm._version import __version__
 from ortlm.artifact import Artifact
-from ortlm.building import Prepared, Silent, prepare, weights_of, write
+from ortlm.building import Silent, write
 from ortlm.errors import BadOption
 from ortlm.evaluation.chunks import make_chunks, read_text
 from ortlm.evaluation.compare import log_softmax
 from ortlm.layerwise.reference import Reference
 from ortlm.options import BuildOptions, preset_of
 from ortlm.place import unfinished
+from ortlm.preparing import Prepared, prepare, weights_of
 from ortlm.quant.methods import CALIBRATED
 from ortlm.quant.recipe import Rule
 from ortlm.runtime.generate import LanguageModel
@@ -72,7 +73,7 @@ def search(
     The model is built twice beside ``out``, once with 4 and once with 8 bits for every matrix; from both, models
     with any mixture are put together without writing weights again. The sensitivity of a matrix is how much the KL
     divergence from fp32 grows if it alone has 4 bits; those that save most for what they cost go first. The size
-    is that of the whole folder. ``how`` are the other arguments of ``building.prepare``. Raises BadOption if no
+    is that of the whole folder. ``how`` are the other arguments of ``preparing.prepare``. Raises BadOption if no
     mixture reaches what is wanted, saying what can be reached.
     """
     progress = progress or Silent()

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import ortlm
-from ortlm import building
 from ortlm.calibration import run as calibration
 from ortlm.calibration.rows import Reader, read_rows
 from ortlm.errors import BadOption
 from ortlm.layerwise.reference import open_reference
 from ortlm.options import BuildOptions
+from ortlm.preparing import prepare
 from ortlm.quant.recipe import Rule
 from tests.architectures import families, oracle
 
@@ -162,7 +162,7 @@ def test_rules_and_kept_floats(tiny: Path, tmp_path: Path, text: Path) -> None:
         calibration=str(text),
         rules=(Rule(roles=("qkv",), layers=(-1,), bits=8), Rule(nodes=("*/layers.1/mlp/*",), bits=0)),
     )
-    prepared = building.prepare(tiny, options=options)
+    prepared = prepare(tiny, options=options)
     schemes = {i.parameters[0]: i.scheme.bits for i in prepared.emitted.builder.plan.calibrated}
     assert schemes["layers.3.q.weight"] == 8
     assert schemes["layers.2.q.weight"] == 4
@@ -217,4 +217,4 @@ def test_documents_of_all_kinds(tiny: Path, tmp_path: Path) -> None:
 )
 def test_options_that_cannot_be(changes: dict[str, Any], message: str, tiny: Path) -> None:
     with pytest.raises(BadOption, match=message):
-        building.prepare(tiny, options=calibrated(**changes))
+        prepare(tiny, options=calibrated(**changes))

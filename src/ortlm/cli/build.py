@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ortlm.artifact import Artifact
-    from ortlm.building import Prepared
     from ortlm.evaluation.check import Check
     from ortlm.options import BuildOptions
     from ortlm.outline import Outline
+    from ortlm.preparing import Prepared
     from ortlm.search import Point
 
 _EXAMPLES = """\
@@ -239,7 +239,7 @@ def run(args: argparse.Namespace) -> int:
     # onnx-ir takes most of a second to import, so wrong use is told before.
     from rich.console import Console
 
-    from ortlm import building
+    from ortlm import building, preparing
     from ortlm import outline as outlines
     from ortlm.place import check_output, resumable_layers
     from ortlm.units import readable_count
@@ -250,7 +250,7 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
 
     def prepare(wanted: BuildOptions) -> Prepared:
-        return building.prepare(args.input or args.model_name, options=wanted, **_how(args, adapters))
+        return preparing.prepare(args.input or args.model_name, options=wanted, **_how(args, adapters))
 
     prepared = prepare(options)
     frontier = None
