@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ortlm.dtypes import Array
 from ortlm.errors import UnsupportedModel
 from ortlm.graph.builder import MICROSOFT, Builder, Value
-from ortlm.graph.linear import Parameters, linear, node_path
+from ortlm.graph.linear import Parameters, linear, linear_parts, node_path
 from ortlm.graph.norm import norm
 from ortlm.graph.rope import RopeTables, rotate
 from ortlm.graph.step import Step
@@ -56,7 +56,7 @@ def attention(
         )
     at, module = f"layers.{layer}", f"layers.{layer}.attn"
     path = node_path(module)
-    wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    wide = spec.heads * spec.head_dim
     inputs = ("batch", "sequence", hidden)
     rope = spec.rope
     mutual = step.shows_pictures()
@@ -72,18 +72,14 @@ def attention(
     k: Value | None
     v: Value | None
     if g.target.packed_projections:
-        names = [f"{at}.{part}" for part in "qkv"]
-        q = linear(g, x, names, parameters=parameters, module=f"{module}.qkv_proj", shape=inputs, layer=layer)
-        k = v = None
+        names, packed = [f"{at}.{part}" for part in "qkv"], f"{module}.qkv_proj"
         if mutual is not None or spec.qk_norm is not None or (rope is not None and not inside):
-            sizes = (wide, narrow, narrow)
-            q, k, v = g.ops(
-                "Split",
-                [q, g.integers(*sizes)],
-                outputs=[(g.dtype, ("batch", "sequence", n)) for n in sizes],
-                name=path,
-                attributes={"axis": -1},
+            q, k, v = linear_parts(
+                g, x, names, parameters=parameters, module=packed, shape=inputs, layer=layer
             )
+        else:
+            q = linear(g, x, names, parameters=parameters, module=packed, shape=inputs, layer=layer)
+            k = v = None
     else:
         q, k, v = (
             linear(
@@ -145,11 +141,11 @@ def attention(
     )  # fmt: skip
     if mutual is not None:
         found, shape = y, ("batch", "sequence", wide)
-        y = g.choose(
+        [y] = g.choose(
             mutual,
-            lambda: _mutual(g, spec, q, KeyValue(key, value), step, path),
-            lambda: g.op("Identity", found, shape=shape, name=path),
-            shape=shape,
+            lambda: [_mutual(g, spec, q, KeyValue(key, value), step, path)],
+            lambda: [g.op("Identity", found, shape=shape, name=path)],
+            shapes=[shape],
             name=path,
         )
     return y, KeyValue(key, value)

@@ -189,8 +189,14 @@ class Builder:
         return values
 
     def choose(
-        self, flag: Value, then: Callable[[], Value], other: Callable[[], Value], *, shape: Shape, name: str
-    ) -> Value:
+        self,
+        flag: Value,
+        then: Callable[[], Sequence[Value]],
+        other: Callable[[], Sequence[Value]],
+        *,
+        shapes: Sequence[Shape],
+        name: str,
+    ) -> list[Value]:
         """Return what ``then`` emits if the scalar ``flag`` is true, else what ``other`` does; only one is run.
 
         Both emit at least one node, and may use whatever was emitted before.
@@ -198,13 +204,13 @@ class Builder:
         branches = {}
         for branch, emit in (("then_branch", then), ("else_branch", other)):
             outside, self.nodes = self.nodes, []
-            value = emit()
-            graph = ir.Graph([], [value], nodes=self.nodes, name=f"{name}/{branch}")
+            values = emit()
+            graph = ir.Graph([], values, nodes=self.nodes, name=f"{name}/{branch}")
             branches[branch] = ir.AttrGraph(branch, graph)
             self.nodes = outside
-        value = _value(self._unique(f"{name}/If"), self.dtype, shape)
-        self.nodes.append(ir.node("If", [flag], branches, outputs=[value], name=str(value.name)))
-        return value
+        outputs = [_value(self._unique(f"{name}/If"), self.dtype, shape) for shape in shapes]
+        self.nodes.append(ir.node("If", [flag], branches, outputs=outputs, name=str(outputs[0].name)))
+        return outputs
 
     def cast(self, x: Value, kind: str, shape: Shape, name: str) -> Value:
         """Return ``x`` in element type ``kind``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
@@ -17,16 +19,24 @@ def as_rows(g: Builder, x: Value, inputs: int, path: str) -> Value:
     return g.op("Reshape", x, g.integers(-1, inputs), shape=("rows", inputs), name=f"{path}/integer")
 
 
-def integer_product(
-    g: Builder, x: Value, rows: Value, codes: Value, scales: Value, *, inputs: int, shape: Shape, path: str
-) -> Value:
-    """Multiply ``x`` [..., in] by ``codes`` int8 [in, out] with ``scales`` float32 [out]: [..., out] of ``shape``.
+def integer_products(
+    g: Builder,
+    x: Value,
+    rows: Value,
+    matrices: Sequence[tuple[Value, Value]],
+    *,
+    inputs: int,
+    shapes: Sequence[Shape],
+    path: str,
+) -> list[Value]:
+    """Multiply ``x`` [..., in] by each of ``matrices``: codes int8 [in, out] with scales float32 [out].
 
-    ``rows`` is ``x`` as [rows, in]. Each row is rounded to 8 bits by its own largest value: unsigned, because that
-    is what the fast kernels take beside signed weights; the zero point of 128 makes it symmetric.
+    ``rows`` is ``x`` as [rows, in]; results [..., out] have ``shapes``. Each row is rounded to 8 bits by its own
+    largest value: unsigned, because that is what the fast kernels take beside signed weights; the zero point
+    of 128 makes it symmetric.
     """
     path = f"{path}/integer"
-    lead = shape[:-1]
+    lead = shapes[0][:-1]
 
     def op(kind: str, *values: Value, out: Shape = ("rows",), of: str = "fp32", **attributes: int) -> Value:
         return g.ops(kind, values, outputs=[(of, out)], name=path, attributes=attributes)[0]
@@ -47,13 +57,16 @@ def integer_product(
         # Bytes, and a number for each row: little to copy.
         sizes = op("Shape", x, out=(len(lead),), of="int64", start=0, end=len(lead))
         unsigned = op(
-            "Reshape", unsigned, op("Concat", sizes, g.integers(inputs), out=(len(shape),), of="int64", axis=0),
+            "Reshape", unsigned, op("Concat", sizes, g.integers(inputs), out=(len(lead) + 1,), of="int64", axis=0),
             out=(*lead, inputs), of="uint8",
         )  # fmt: skip
         step = op("Reshape", step, sizes, out=lead)
     step = op("Unsqueeze", step, g.integers(-1), out=(*lead, 1))
-    y = g.op(
-        "MatMulIntegerToFloat", unsigned, codes, g.number(1.0, "fp32"), scales, zero,
-        shape=shape, dtype="fp32", name=path, domain=MICROSOFT,
-    )  # fmt: skip
-    return op("Mul", y, step, out=shape)
+    found = []
+    for (codes, scales), shape in zip(matrices, shapes, strict=True):
+        y = g.op(
+            "MatMulIntegerToFloat", unsigned, codes, g.number(1.0, "fp32"), scales, zero,
+            shape=shape, dtype="fp32", name=path, domain=MICROSOFT,
+        )  # fmt: skip
+        found.append(op("Mul", y, step, out=shape))
+    return found

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
-from ortlm.graph.integer import as_rows, integer_product
-from ortlm.graph.lora import add_lora
+from ortlm.graph.integer import as_rows, integer_products
+from ortlm.graph.lora import add_lora, is_adapted
 from ortlm.quant.methods import CALIBRATED
 from ortlm.quant.scheme import BLOCKS, Scheme
 from ortlm.spec import Decoder, Parameter
@@ -30,6 +30,39 @@ def linear(
     ``module`` is the operator's name, "layers.0.attn.qkv_proj" for example. Biases are added if they exist, and
     what an adapter adds.
     """
+    [y] = _linear(g, x, names, parameters=parameters, module=module, shape=shape, layer=layer, apart=False)
+    return y
+
+
+def linear_parts(
+    g: Builder,
+    x: Value,
+    names: Sequence[str],
+    *,
+    parameters: Parameters,
+    module: str,
+    shape: Shape,
+    layer: int | None = None,
+) -> list[Value]:
+    """Multiply as ``linear`` does, and return what each of ``names`` gives: [B, S, out] each."""
+    found = _linear(g, x, names, parameters=parameters, module=module, shape=shape, layer=layer, apart=True)
+    if len(found) == len(names):
+        return found
+    return _split(g, found[0], [parameters[f"{name}.weight"] for name in names], shape, node_path(module))
+
+
+def _linear(
+    g: Builder,
+    x: Value,
+    names: Sequence[str],
+    *,
+    parameters: Parameters,
+    module: str,
+    shape: Shape,
+    layer: int | None,
+    apart: bool,
+) -> list[Value]:
+    """Return what ``names`` give, side by side in one; or each, if wanted ``apart`` and nothing is added to it."""
     weights = [parameters[f"{name}.weight"] for name in names]
     biases = [parameters[f"{name}.bias"] for name in names if f"{name}.bias" in parameters]
     path = node_path(module)
@@ -39,11 +72,21 @@ def linear(
     if scheme is None:
         y = g.product(x, weights, f"{module}.weight", shape=out, path=path)
     else:
-        y = _quantized_product(g, x, weights, scheme, module=module, out=out, path=path)
+        apart = apart and not biases and not is_adapted(g, weights)
+        found = _quantized_product(g, x, weights, scheme, module=module, out=out, path=path, apart=apart)
+        if len(found) > 1:
+            return found
+        [y] = found
     if biases:
         y = g.op("Add", y, g.vector(biases, f"{module}.bias"), shape=out, name=path)
     # After the bias, which ONNX Runtime makes a part of the quantized product: the base then stays the same.
-    return add_lora(g, x, y, weights, module=module, path=path, shape=shape)
+    return [add_lora(g, x, y, weights, module=module, path=path, shape=shape)]
+
+
+def _split(g: Builder, y: Value, weights: Sequence[Parameter], shape: Shape, path: str) -> list[Value]:
+    sizes = [p.shape[0] for p in weights]
+    outputs = [(g.dtype, (*shape[:-1], size)) for size in sizes]
+    return g.ops("Split", [y, g.integers(*sizes)], outputs=outputs, name=path, attributes={"axis": -1})
 
 
 def node_path(module: str) -> str:
@@ -52,30 +95,47 @@ def node_path(module: str) -> str:
 
 
 def _quantized_product(
-    g: Builder, x: Value, weights: Sequence[Parameter], scheme: Scheme, *, module: str, out: Shape, path: str
-) -> Value:
+    g: Builder,
+    x: Value,
+    weights: Sequence[Parameter],
+    scheme: Scheme,
+    *,
+    module: str,
+    out: Shape,
+    path: str,
+    apart: bool,
+) -> list[Value]:
     inputs = weights[0].shape[1]
     role = weights[0].role
     if g.fast_prompts and role == "vision":
         # Pictures are always many rows: there is nothing to choose between.
         rows = as_rows(g, x, inputs, path)
         columns = g.columns(weights, module)
-        return integer_product(g, x, rows, *columns, inputs=inputs, shape=out, path=path)
+        return integer_products(g, x, rows, [columns], inputs=inputs, shapes=[out], path=path)
     codes, _, scales, zeros = g.quantized(weights, module, scheme)
     g.stored_for[f"{module}.codes"] = f"{path}/MatMul"
 
-    def few() -> Value:
+    def packed() -> Value:
         return _matmul_nbits(g, x, codes, scales, zeros, scheme=scheme, inputs=inputs, out=out, path=path)
 
     # The head is for the last rows of a prompt only.
     if g.many is None or role == "head":
-        return few()
-    rows, columns = as_rows(g, x, inputs, path), g.columns(weights, module)
+        return [packed()]
+    rows = as_rows(g, x, inputs, path)
+    # Products of integers write each part where it is read, and so save a copy of it.
+    parts = (
+        [(f"{module}.{i}", [weight]) for i, weight in enumerate(weights)] if apart else [(module, weights)]
+    )
+    matrices = [g.columns(part, name) for name, part in parts]
+    shapes = [(*out[:-1], sum(p.shape[0] for p in part)) for _, part in parts]
 
-    def many() -> Value:
-        return integer_product(g, x, rows, *columns, inputs=inputs, shape=out, path=path)
+    def many() -> list[Value]:
+        return integer_products(g, x, rows, matrices, inputs=inputs, shapes=shapes, path=path)
 
-    return g.choose(g.many, many, few, shape=out, name=path)
+    def few() -> list[Value]:
+        return _split(g, packed(), weights, out, path) if apart else [packed()]
+
+    return g.choose(g.many, many, few, shapes=shapes, name=path)
 
 
 def _matmul_nbits(

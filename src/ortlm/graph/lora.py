@@ -12,6 +12,11 @@ from ortlm.graph.storage import LowRank
 from ortlm.spec import Parameter
 
 
+def is_adapted(g: Builder, weights: Sequence[Parameter]) -> bool:
+    """Return whether adapters change any of ``weights``."""
+    return any(p.name in g.adapted for p in weights)
+
+
 def add_lora(
     g: Builder, x: Value, y: Value, weights: Sequence[Parameter], *, module: str, path: str, shape: Shape
 ) -> Value:
@@ -20,7 +25,7 @@ def add_lora(
     ``y`` [B, S, out] is ``x`` [B, S, in] of ``shape`` times the ``weights``. A [in, r] and B [r, out] are optional
     inputs called ``{module}.lora_A`` and ``{module}.lora_B``; without them r is 0, and nothing is added.
     """
-    if not any(p.name in g.adapted for p in weights):
+    if not is_adapted(g, weights):
         return y
     out, inputs = sum(p.shape[0] for p in weights), weights[0].shape[1]
     kind = dtype(g.dtype).numpy

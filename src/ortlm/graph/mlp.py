@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
-from ortlm.graph.linear import Parameters, linear, node_path
+from ortlm.graph.linear import Parameters, linear, linear_parts, node_path
 from ortlm.spec import MLP, FeedForward, GatedMLP
 
 
@@ -38,17 +38,10 @@ def feed_forward(
         y = activate(g, y, spec.act, shape=inner, path=path)
     elif isinstance(spec, GatedMLP):
         if g.target.packed_projections:
-            both = linear(
+            gate, up = linear_parts(
                 g, x, [f"{at}.gate", f"{at}.up"],
                 parameters=parameters, module=f"{module}.gate_up_proj", shape=shape, layer=layer,
             )  # fmt: skip
-            gate, up = g.ops(
-                "Split",
-                [both],
-                outputs=[(g.dtype, inner), (g.dtype, inner)],
-                name=path,
-                attributes={"axis": -1, "num_outputs": 2},
-            )
         else:
             gate, up = (
                 linear(
