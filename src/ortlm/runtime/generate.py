@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Union, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +30,11 @@ from ortlm.runtime.guidance import Guidance
 from ortlm.runtime.guide import Guide, Vocabulary
 from ortlm.runtime.ids import FIRST_PICTURE
 from ortlm.runtime.images import ImageSource
+from ortlm.runtime.kept import KeptCaches
 from ortlm.runtime.logprobs import TokenLogprob, token_logprob
 from ortlm.runtime.loop import ACCELERATOR_CHUNK_TOKENS, CHUNK_TOKENS, Loop
-from ortlm.runtime.pictures import Embedder, Pictures, flatten, picture_of, split
-from ortlm.runtime.rows import agreement
+from ortlm.runtime.pictures import Embedder, Pictures
+from ortlm.runtime.prompts import Prompt, Prompts
 from ortlm.runtime.saved import fingerprint, restore, save
 from ortlm.runtime.session import Session, Tensor
 from ortlm.runtime.settings import Logits, Options, Settings
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
 
 # Bounds the memory for the logits of a long prompt.
 _LOGPROB_CHUNK = 64
-
-Prompt = Union[str, Sequence[Message], Sequence[int]]  # noqa: UP007 - evaluated at run time
 
 
 class LanguageModel:
@@ -68,29 +67,12 @@ class LanguageModel:
         self.artifact = artifact
         self.manifest = artifact.manifest
         self._graph = graph_named(self.manifest, "decoder")
-
-        def open_graph(name: str) -> Session:
-            graph_named(self.manifest, name)
-            return Session(
-                artifact.graph_path(name),
-                threads=threads,
-                providers=providers,
-                options=self.manifest.session_options,
-            )
-
-        self.session = open_graph("decoder")
+        self.session = _open_session(artifact, "decoder", threads, providers)
         self._check_tensors()
         self._embedding: Session | None = None
         self.pictures: Pictures | None = None
         if "inputs_embeds" in self._graph.inputs:
-            if self.manifest.images is None:
-                raise BadArtifact(
-                    f"{artifact.path} needs embeddings as input, and has no graph that makes them of token ids."
-                )
-            self._embedding = open_graph("embedding")
-            self.pictures = Pictures(
-                self.manifest.images, graph_named(self.manifest, "vision"), lambda: open_graph("vision")
-            )
+            self._embedding, self.pictures = _open_embedding(artifact, threads, providers)
         elif "input_ids" not in self._graph.inputs:
             raise BadArtifact(f"{artifact.path} names no input for token ids.")
         if "attention_mask" not in self._graph.inputs:
@@ -102,18 +84,18 @@ class LanguageModel:
         self._last_logits_only = (
             self.session.outputs[logits].shape[1] == 1 and "logits_to_keep" not in self._graph.optional
         )
-        self.kept_caches = kept_caches
-        self._kept: list[tuple[str | None, Loop]] = []
+        self._kept = KeptCaches(kept_caches)
+        self._prompts = Prompts(artifact.path, self.pictures)
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer. Raises BadArtifact if it has none."""
-        return Tokenizer.open(self.artifact.path)
+        return self._prompts.tokenizer
 
-    @cached_property
+    @property
     def chat_template(self) -> ChatTemplate | None:
         """The artifact's chat template, or None."""
-        return ChatTemplate.open(self.artifact.path, self.tokenizer.special_tokens)
+        return self._prompts.chat_template
 
     @cached_property
     def _forbidden(self) -> NDArray[np.bool_] | None:
@@ -176,71 +158,13 @@ class LanguageModel:
         Raises BadOption for an empty prompt, ids outside the vocabulary, messages without a template, or tags that
         do not fit the pictures; BadImage for a picture that cannot be read.
         """
-        if self.pictures is not None and (isinstance(prompt, str) or _are_messages(prompt)):
-            ids = self._encode_seen(self.pictures, prompt, list(images or ()), num_crops)
-        elif images or (_are_messages(prompt) and any(map(_shows, cast("Sequence[Message]", prompt)))):
-            if self.pictures is not None:
-                raise BadOption("images go with a text that has their tags, or into messages; not with ids.")
-            raise BadOption(f"{self.artifact.path} is a model of text: it sees no images. Leave them out.")
-        elif isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-        elif isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__len__"):
-            raise BadOption(
-                f"a prompt is a text, a list of messages or a list of token ids; found {type(prompt).__name__}."
-            )
-        elif len(prompt) and isinstance(prompt[0], Mapping):
-            messages = cast("Sequence[Message]", prompt)
-            ids = self.tokenizer.encode(self.render(messages), add_special_tokens=False)
-        else:
-            ids = [_token_id(token) for token in prompt]
-        if not ids:
-            raise BadOption("the prompt is empty: there must be at least one token to continue.")
+        ids = self._prompts.encode(prompt, images, num_crops)
         self._check_ids(ids)
-        return ids
-
-    def _encode_seen(
-        self, pictures: Pictures, prompt: Prompt, sources: list[ImageSource], num_crops: int | None
-    ) -> list[int]:
-        """Return the ids of a text or of messages for a model that sees ``pictures``."""
-        images = pictures.images
-        special = True
-        if isinstance(prompt, str):
-            text = prompt
-        else:
-            messages, inside = flatten(cast("Sequence[Message]", prompt), images)
-            if sources and inside:
-                raise BadOption("give images in the messages or beside them, not both.")
-            sources = sources or inside
-            text, special = self.render(messages), images.separate
-        texts = split(text, images, len(sources))
-        seen = [pictures.read(source, num_crops) for source in sources]
-        ids: list[int] = []
-        if images.separate:
-            for part, picture in zip(texts, [*seen, None], strict=True):
-                ids += self.tokenizer.encode(part, add_special_tokens=special)
-                ids += picture.ids if picture else []
-            return ids
-        # One token of the tokenizer's marks the place of all of a picture's.
-        mark = f"{images.before}{images.token}{images.after}"
-        left = iter(seen)
-        place = self.tokenizer.token_id(images.token or "")
-        for token in self.tokenizer.encode(mark.join(texts), add_special_tokens=special):
-            if token != place:
-                ids.append(token)
-            elif (picture := next(left, None)) is not None:
-                ids += picture.ids
-            else:
-                raise BadOption(f"the prompt holds {images.token}, which stands for images; leave it out.")
         return ids
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Return the prompt that the chat template makes of ``messages``."""
-        if self.chat_template is None:
-            raise BadOption(
-                f"{self.artifact.path} has no chat template, so messages cannot be turned into a prompt. "
-                "Give the prompt as one text, or put the publisher's chat_template.jinja into the folder."
-            )
-        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+        return self._prompts.render(messages, add_generation_prompt=add_generation_prompt)
 
     def generate(
         self,
@@ -396,17 +320,17 @@ class LanguageModel:
     def unload_adapter(self, name: str) -> None:
         """Forget the adapter ``name``. Raises BadOption if there is none."""
         self._adapters.unload(name)
-        self._kept = [kept for kept in self._kept if kept[0] != name]
+        self._kept.forget(name)
 
     def save_cache(self, path: str | Path, *, adapter: str | None = None) -> None:
         """Write what the last call has computed to the file ``path``, for ``load_cache``.
 
         Raises BadOption if nothing is kept: no call yet that reuses caches, or one with several answers.
         """
-        kept = [loop for name, loop in tuple(self._kept) if name == adapter]
-        if not kept:
+        kept = self._kept.latest(adapter)
+        if kept is None:
             raise BadOption("there is no cache to save: no call with a single answer was made yet.")
-        save(kept[-1], Path(path), model=self._fingerprint(adapter))
+        save(kept, Path(path), model=self._fingerprint(adapter))
 
     def load_cache(self, path: str | Path, *, adapter: str | None = None) -> None:
         """Let the next call whose prompt begins alike start from what ``save_cache`` wrote.
@@ -419,7 +343,7 @@ class LanguageModel:
             raise BadOption(f"{path} holds {len(loop.history)} rows; only a Generator can go on with those.")
         if adapter is not None:
             loop.use(self._adapter_inputs(adapter))
-        self._keep_loop(adapter, loop)
+        self._kept.keep(adapter, loop)
 
     def prompt_logprobs(
         self, prompt: Prompt, *, top: int = 0, adapter: str | None = None
@@ -586,13 +510,7 @@ class LanguageModel:
 
     def _take_loop(self, ids: Sequence[int], adapter: str | None) -> Loop:
         """Return the kept loop that agrees most with ``ids``, or a new one."""
-        while fitting := [kept for kept in tuple(self._kept) if kept[0] == adapter]:
-            best = max(fitting, key=lambda kept: agreement(kept[1].history[0], ids))
-            # Another thread may have taken it meanwhile.
-            with contextlib.suppress(ValueError):
-                self._kept.remove(best)
-                return best[1]
-        return self.loop()
+        return self._kept.take(ids, adapter) or self.loop()
 
     def _keep(self, generator: Generator) -> None:
         """Keep what a generation has computed for the next one that begins alike."""
@@ -600,17 +518,9 @@ class LanguageModel:
         if isinstance(proposer, DraftModel) and len(proposer.loop.history) == 1:
             draft = generator.settings.draft
             if isinstance(draft, LanguageModel):
-                draft._keep_loop(None, proposer.loop)
+                draft._kept.keep(None, proposer.loop)
         if len(generator.loop.history) == 1 and not generator.mixed:
-            self._keep_loop(generator.settings.adapter, generator.loop)
-
-    def _keep_loop(self, adapter: str | None, loop: Loop) -> None:
-        # A stream that nobody holds ends while memory is collected, in the middle of anything: a lock that its
-        # own thread holds would never open.
-        self._kept.append((adapter, loop))
-        while len(self._kept) > self.kept_caches:
-            with contextlib.suppress(IndexError):
-                self._kept.pop(0)
+            self._kept.keep(generator.settings.adapter, generator.loop)
 
     @cached_property
     def _adapters(self) -> Adapters:
@@ -703,36 +613,36 @@ def open_embedder(
     artifact: Artifact, *, threads: int | None = None, providers: Sequence[str] | None = None
 ) -> Embedder | None:
     """Return what makes embeddings of the ids of words for the decoder of ``artifact``; None if that reads ids."""
-    manifest = artifact.manifest
-    if manifest.images is None or "inputs_embeds" not in graph_named(manifest, "decoder").inputs:
+    if "inputs_embeds" not in graph_named(artifact.manifest, "decoder").inputs:
         return None
+    session, pictures = _open_embedding(artifact, threads, providers)
+    return Embedder(session, graph_named(artifact.manifest, "embedding"), pictures)
 
-    def open_graph(name: str) -> Session:
-        return Session(
-            artifact.graph_path(name), threads=threads, providers=providers, options=manifest.session_options
+
+def _open_embedding(
+    artifact: Artifact, threads: int | None, providers: Sequence[str] | None
+) -> tuple[Session, Pictures]:
+    """Return what makes embeddings of ids, and what makes features of pictures."""
+    manifest = artifact.manifest
+    if manifest.images is None:
+        raise BadArtifact(
+            f"{artifact.path} needs embeddings as input, and has no graph that makes them of token ids."
         )
-
-    pictures = Pictures(manifest.images, graph_named(manifest, "vision"), lambda: open_graph("vision"))
-    return Embedder(open_graph("embedding"), graph_named(manifest, "embedding"), pictures)
-
-
-def _are_messages(prompt: Prompt) -> bool:
-    return (
-        not isinstance(prompt, (str, bytes, Mapping))
-        and hasattr(prompt, "__len__")
-        and len(prompt) > 0
-        and isinstance(prompt[0], Mapping)
+    pictures = Pictures(
+        manifest.images,
+        graph_named(manifest, "vision"),
+        lambda: _open_session(artifact, "vision", threads, providers),
     )
+    return _open_session(artifact, "embedding", threads, providers), pictures
 
 
-def _shows(message: Message) -> bool:
-    content = message.get("content") if isinstance(message, Mapping) else None
-    return isinstance(content, list) and any(picture_of(part) is not None for part in content)
-
-
-def _token_id(token: object) -> int:
-    if isinstance(token, (int, np.integer)) and not isinstance(token, bool):
-        return int(token)
-    raise BadOption(
-        f"a prompt is a text, a list of messages or a list of token ids; found {token!r} in a list."
+def _open_session(
+    artifact: Artifact, name: str, threads: int | None, providers: Sequence[str] | None
+) -> Session:
+    graph_named(artifact.manifest, name)
+    return Session(
+        artifact.graph_path(name),
+        threads=threads,
+        providers=providers,
+        options=artifact.manifest.session_options,
     )

@@ -1,0 +1,126 @@
+"""Prompts of all kinds to token ids: texts, chat messages, either with pictures, and ids themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Union, cast
+
+import numpy as np
+
+from ortlm.errors import BadOption
+from ortlm.runtime.chat import ChatTemplate, Message
+from ortlm.runtime.images import ImageSource
+from ortlm.runtime.pictures import Pictures, flatten, picture_of, split
+from ortlm.runtime.tokenizer import Tokenizer
+
+Prompt = Union[str, Sequence[Message], Sequence[int]]  # noqa: UP007 - evaluated at run time
+
+
+class Prompts:
+    """Reads prompts for the artifact in ``folder``, which sees ``pictures`` if that is not None."""
+
+    def __init__(self, folder: Path, pictures: Pictures | None) -> None:
+        self._folder, self._pictures = folder, pictures
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The artifact's tokenizer. Raises BadArtifact if it has none."""
+        return Tokenizer.open(self._folder)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The artifact's chat template, or None."""
+        return ChatTemplate.open(self._folder, self.tokenizer.special_tokens)
+
+    def encode(
+        self, prompt: Prompt, images: Sequence[ImageSource] | None = None, num_crops: int | None = None
+    ) -> list[int]:
+        """Return the token ids of ``prompt``, of any size; see LanguageModel.encode."""
+        if self._pictures is not None and (isinstance(prompt, str) or _are_messages(prompt)):
+            ids = self._encode_seen(self._pictures, prompt, list(images or ()), num_crops)
+        elif images or (_are_messages(prompt) and any(map(_shows, cast("Sequence[Message]", prompt)))):
+            if self._pictures is not None:
+                raise BadOption("images go with a text that has their tags, or into messages; not with ids.")
+            raise BadOption(f"{self._folder} is a model of text: it sees no images. Leave them out.")
+        elif isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        elif isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__len__"):
+            raise BadOption(
+                f"a prompt is a text, a list of messages or a list of token ids; found {type(prompt).__name__}."
+            )
+        elif len(prompt) and isinstance(prompt[0], Mapping):
+            messages = cast("Sequence[Message]", prompt)
+            ids = self.tokenizer.encode(self.render(messages), add_special_tokens=False)
+        else:
+            ids = [_token_id(token) for token in prompt]
+        if not ids:
+            raise BadOption("the prompt is empty: there must be at least one token to continue.")
+        return ids
+
+    def _encode_seen(
+        self, pictures: Pictures, prompt: Prompt, sources: list[ImageSource], num_crops: int | None
+    ) -> list[int]:
+        """Return the ids of a text or of messages for a model that sees ``pictures``."""
+        images = pictures.images
+        special = True
+        if isinstance(prompt, str):
+            text = prompt
+        else:
+            messages, inside = flatten(cast("Sequence[Message]", prompt), images)
+            if sources and inside:
+                raise BadOption("give images in the messages or beside them, not both.")
+            sources = sources or inside
+            text, special = self.render(messages), images.separate
+        texts = split(text, images, len(sources))
+        seen = [pictures.read(source, num_crops) for source in sources]
+        ids: list[int] = []
+        if images.separate:
+            for part, picture in zip(texts, [*seen, None], strict=True):
+                ids += self.tokenizer.encode(part, add_special_tokens=special)
+                ids += picture.ids if picture else []
+            return ids
+        # One token of the tokenizer's marks the place of all of a picture's.
+        mark = f"{images.before}{images.token}{images.after}"
+        left = iter(seen)
+        place = self.tokenizer.token_id(images.token or "")
+        for token in self.tokenizer.encode(mark.join(texts), add_special_tokens=special):
+            if token != place:
+                ids.append(token)
+            elif (picture := next(left, None)) is not None:
+                ids += picture.ids
+            else:
+                raise BadOption(f"the prompt holds {images.token}, which stands for images; leave it out.")
+        return ids
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Return the prompt that the chat template makes of ``messages``."""
+        if self.chat_template is None:
+            raise BadOption(
+                f"{self._folder} has no chat template, so messages cannot be turned into a prompt. "
+                "Give the prompt as one text, or put the publisher's chat_template.jinja into the folder."
+            )
+        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+
+
+def _are_messages(prompt: Prompt) -> bool:
+    return (
+        not isinstance(prompt, (str, bytes, Mapping))
+        and hasattr(prompt, "__len__")
+        and len(prompt) > 0
+        and isinstance(prompt[0], Mapping)
+    )
+
+
+def _shows(message: Message) -> bool:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return isinstance(content, list) and any(picture_of(part) is not None for part in content)
+
+
+def _token_id(token: object) -> int:
+    if isinstance(token, (int, np.integer)) and not isinstance(token, bool):
+        return int(token)
+    raise BadOption(
+        f"a prompt is a text, a list of messages or a list of token ids; found {token!r} in a list."
+    )
