@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
 import ortlm
 from ortlm.errors import BadArtifact, BadOption
-from ortlm.evaluation.layers import LayerNoise, observe_artifact
+from ortlm.evaluation.layers import LayerNoise, observe_artifact, tapped_graph
 from ortlm.evaluation.source import ArtifactSource
 from ortlm.options import BuildOptions
 from tests.runtime.conftest import build_official
@@ -111,15 +112,11 @@ def test_other_models_and_other_names(builds: Callable[[str], Path], tmp_path: P
     noise = LayerNoise()
     with pytest.raises(BadOption, match="Leave --layers out"):
         ArtifactSource(builds("fp32"), 1).open([np.arange(9)], noise.model)
-    from ortlm.evaluation.layers import write_tapped
-
-    tapped = tmp_path / "tapped.onnx"
-    assert write_tapped(builds("fp32") / "model.onnx", tapped) == [f"tap.{i}" for i in range(5)]
-    import onnx_ir as ir
-
-    model = ir.load(tapped)
+    path = builds("fp32") / "model.onnx"
+    assert tapped_graph(path)[1] == [f"tap.{i}" for i in range(5)]
+    model = ir.load(path)
     for node in model.graph:
         node.name = f"other{node.name}"
-    ir.save(model, tapped)
+    ir.save(model, tmp_path / "model.onnx")
     with pytest.raises(BadArtifact, match="Evaluate without --layers"):
-        write_tapped(tapped, tmp_path / "again.onnx")
+        tapped_graph(tmp_path / "model.onnx")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,42 +72,32 @@ def observe_artifact(
     Raises BadArtifact if the graph's nodes have other names than ortlm and the official builder give them.
     """
     manifest, graph = artifact.manifest, graph_named(artifact.manifest, "decoder")
-    with tempfile.TemporaryDirectory(prefix="ortlm-") as folder:
-        path = Path(folder) / "tapped.onnx"
-        names = write_tapped(artifact.graph_path("decoder"), path)
-        session = Session(
-            path,
-            threads=threads,
-            providers=providers,
-            options={
-                **manifest.session_options,
-                # The weights stay where they are: links and absolute names are refused.
-                "session.model_external_initializers_file_folder_path": str(
-                    artifact.graph_path("decoder").parent.resolve()
-                ),
-            },
-        )
-        tapped = _Tapped(session, names)
-        loop = Loop(
-            tapped,
-            graph,
-            context_tokens=manifest.context_tokens,
-            switch_tokens=manifest.rope_switch_tokens,
-            chunk_tokens=(manifest.prompt_tokens or CHUNK_TOKENS + 1) - 1,
-            embedder=open_embedder(artifact, threads=threads, providers=providers),
-        )
-        for number, ids in enumerate(chunks):
-            loop.start()
-            tapped.found = [[] for _ in names]
-            loop.append([list(ids)], keep=len(ids))
-            for layer, parts in enumerate(tapped.found):
-                observe(layer, number, np.concatenate(parts, axis=1)[0])
+    path = artifact.graph_path("decoder")
+    model, names = tapped_graph(path)
+    session = Session(
+        path, threads=threads, providers=providers, options=manifest.session_options, model=model
+    )
+    tapped = _Tapped(session, names)
+    loop = Loop(
+        tapped,
+        graph,
+        context_tokens=manifest.context_tokens,
+        switch_tokens=manifest.rope_switch_tokens,
+        chunk_tokens=(manifest.prompt_tokens or CHUNK_TOKENS + 1) - 1,
+        embedder=open_embedder(artifact, threads=threads, providers=providers),
+    )
+    for number, ids in enumerate(chunks):
+        loop.start()
+        tapped.found = [[] for _ in names]
+        loop.append([list(ids)], keep=len(ids))
+        for layer, parts in enumerate(tapped.found):
+            observe(layer, number, np.concatenate(parts, axis=1)[0])
 
 
-def write_tapped(source: Path, path: Path) -> list[str]:
-    """Write the graph ``source`` to ``path`` with further outputs, and return their names, layer by layer.
+def tapped_graph(source: Path) -> tuple[bytes, list[str]]:
+    """Return the graph ``source`` with further outputs, and their names, layer by layer.
 
-    The weights are not copied: the new graph names the same files.
+    The weights are not copied: it names the same files.
     """
     model = ir.load(source)
     layers: dict[int, ir.Value] = {}
@@ -135,8 +124,7 @@ def write_tapped(source: Path, path: Path) -> list[str]:
         cast.outputs[0].shape = ir.Shape([None, None, None])
         model.graph.append(cast)
         model.graph.outputs.append(cast.outputs[0])
-    ir.save(model, path)
-    return names
+    return ir.to_proto(model).SerializeToString(), names
 
 
 def _unscaled(value: ir.Value) -> ir.Value:

@@ -21,6 +21,7 @@ from ortlm.errors import BadArtifact, BadOption, Cancelled, nearest
 from ortlm.runtime.pages import keep_freed_memory, use_huge_pages
 
 _log = logging.getLogger(__name__)
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGE_BYTES = 64 << 20
 
 _ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -120,7 +121,8 @@ class Session:
 
     ``threads`` is the number of threads for one operator, by default the physical cores this process may
     use. ``providers`` are execution providers by name, with or without "ExecutionProvider", by default the
-    CPU. ``options`` are attributes of onnxruntime.SessionOptions or configuration entries.
+    CPU. ``options`` are attributes of onnxruntime.SessionOptions or configuration entries. ``model`` is the
+    graph if that is another than ``path`` holds, with the same weights.
     Raises BadArtifact if the graph cannot be loaded, BadOption for an unknown provider or a bad number.
     """
 
@@ -131,14 +133,19 @@ class Session:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
         options: Mapping[str, Any] | None = None,
+        model: bytes | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise BadOption(f"threads must be at least 1, found {threads}.")
         self.path = path
         self.providers = _provider_names(providers)
         settings = _session_options(options or {}, threads)
+        if model is not None:
+            settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
         try:
-            self._session = onnxruntime.InferenceSession(str(path), settings, providers=self.providers)
+            self._session = onnxruntime.InferenceSession(
+                str(path) if model is None else model, settings, providers=self.providers
+            )
         except _ORT_ERRORS as error:
             raise BadArtifact(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error} "
