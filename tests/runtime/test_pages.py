@@ -1,6 +1,7 @@
 """Huge pages: what is asked for, and that memory keeps its contents."""
 
 import numpy as np
+import pytest
 
 from ortlm.runtime import pages
 
@@ -15,23 +16,35 @@ MAPS = """\
 """
 
 
-def test_only_large_anonymous_regions():
-    assert pages._large_regions(MAPS) == [
+def test_only_large_anonymous_regions(monkeypatch, tmp_path):
+    (tmp_path / "maps").write_text(MAPS)
+    monkeypatch.setattr(pages, "_MAPS", tmp_path / "maps")
+    assert pages._large_regions() == {
         (0x7F0000000000, 0x7F0001000000),
         (0x7F1000200000, 0x7F1000600000),
         (0x7F6000000000, 0x7F6000800000),
-    ]
+    }
 
 
 def test_memory_keeps_its_contents():
-    data = np.arange(8 << 20, dtype=np.int32)
-    assert pages.use_huge_pages(threads=2) >= 0
-    assert (data == np.arange(8 << 20, dtype=np.int32)).all()
+    before = np.arange(8 << 20, dtype=np.int32)
+    with pages.huge_pages(threads=2):
+        within = np.arange(8 << 20, dtype=np.int32)
+    assert (before == np.arange(8 << 20, dtype=np.int32)).all()
+    assert (within == before).all()
+
+
+def test_an_error_within_comes_out():
+    with pytest.raises(KeyError), pages.huge_pages(threads=1):
+        raise KeyError
 
 
 def test_systems_without_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(pages, "_MAPS", tmp_path)  # not to be read
     monkeypatch.setattr(pages, "_SETTING", tmp_path / "missing")
-    assert pages.use_huge_pages(threads=2) == 0
+    with pages.huge_pages(threads=2):
+        pass
     (tmp_path / "enabled").write_text("[always] madvise never\n")
     monkeypatch.setattr(pages, "_SETTING", tmp_path / "enabled")
-    assert pages.use_huge_pages(threads=2) == 0
+    with pages.huge_pages(threads=2):
+        pass

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,9 +18,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from ortlm.cores import physical_cores
 from ortlm.dtypes import BY_ORT, Array, DType, dtype
 from ortlm.errors import BadArtifact, BadOption, Cancelled, nearest
-from ortlm.runtime.pages import keep_freed_memory, use_huge_pages
+from ortlm.runtime.pages import huge_pages, keep_freed_memory
 
-_log = logging.getLogger(__name__)
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGE_BYTES = 64 << 20
 
@@ -142,10 +141,14 @@ class Session:
         settings = _session_options(options or {}, threads)
         if model is not None:
             settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
+        # Small models live in the processor's caches and gain nothing from huge pages.
+        weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+        large = weights >= _LARGE_BYTES and self.providers[0].startswith("CPU")
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path) if model is None else model, settings, providers=self.providers
-            )
+            with huge_pages(threads=settings.intra_op_num_threads or 1) if large else nullcontext():
+                self._session = onnxruntime.InferenceSession(
+                    str(path) if model is None else model, settings, providers=self.providers
+                )
         except _ORT_ERRORS as error:
             raise BadArtifact(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error} "
@@ -157,11 +160,6 @@ class Session:
         self.optional = _infos(self._session.get_overridable_initializers(), path)
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
         keep_freed_memory()
-        # Small models live in the processor's caches and gain nothing.
-        weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-        if self.device == "cpu" and weights >= _LARGE_BYTES:
-            gained = use_huge_pages(threads=self.threads or 1)
-            _log.info("%d MB of memory are on huge pages", gained // 1_000_000)
 
     @property
     def inputs(self) -> Mapping[str, TensorInfo]:
