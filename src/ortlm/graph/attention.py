@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ortlm.dtypes import Array
 from ortlm.errors import UnsupportedModel
 from ortlm.graph.builder import MICROSOFT, Builder, Value
-from ortlm.graph.linear import Parameters, linear, linear_parts, node_path
+from ortlm.graph.linear import Parameters, linear, node_path
 from ortlm.graph.norm import norm
 from ortlm.graph.rope import RopeTables, rotate
 from ortlm.graph.step import Step
@@ -72,27 +72,20 @@ def attention(
     k: Value | None
     v: Value | None
     if g.target.packed_projections:
-        names, packed = [f"{at}.{part}" for part in "qkv"], f"{module}.qkv_proj"
-        if mutual is not None or spec.qk_norm is not None or (rope is not None and not inside):
-            q, k, v = linear_parts(
-                g, x, names, parameters=parameters, module=packed, shape=inputs, layer=layer
-            )
-        else:
-            q = linear(g, x, names, parameters=parameters, module=packed, shape=inputs, layer=layer)
-            k = v = None
+        apart = mutual is not None or spec.qk_norm is not None or (rope is not None and not inside)
+        q, *others = linear(
+            g, x, [f"{at}.{p}" for p in "qkv"],
+            parameters=parameters, module=f"{module}.qkv_proj", shape=inputs, layer=layer, apart=apart,
+        )  # fmt: skip
+        k, v = others or (None, None)
     else:
         q, k, v = (
             linear(
-                g,
-                x,
-                [f"{at}.{p}"],
-                parameters=parameters,
-                module=f"{module}.{p}_proj",
-                shape=inputs,
-                layer=layer,
-            )
+                g, x, [f"{at}.{p}"],
+                parameters=parameters, module=f"{module}.{p}_proj", shape=inputs, layer=layer,
+            )[0]
             for p in "qkv"
-        )
+        )  # fmt: skip
     if spec.qk_norm is not None and k is not None:
         q = _head_norm(g, q, spec, spec.qk_norm, f"{at}.q_norm", spec.heads, parameters, f"{module}.q_norm")
         k = _head_norm(

@@ -172,7 +172,7 @@ def emit_layer(
             x = last(x, hidden, path)
         stream.keep(last, module)
     lead = stream.shape[:-1]
-    y = linear(
+    [y] = linear(
         g,
         y,
         [f"{at}.o"],

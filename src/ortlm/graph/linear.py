@@ -24,45 +24,14 @@ def linear(
     module: str,
     shape: Shape,
     layer: int | None = None,
-) -> Value:
-    """Multiply ``x`` [B, S, in] by the matrices ``names`` ([out, in] each), giving [B, S, sum of out].
+    apart: bool = False,
+) -> list[Value]:
+    """Multiply ``x`` [B, S, in] by the matrices ``names`` ([out, in] each), as one product.
 
-    ``module`` is the operator's name, "layers.0.attn.qkv_proj" for example. Biases are added if they exist, and
-    what an adapter adds.
+    Returns one value [B, S, sum of out], or a value [B, S, out] for each of ``names`` if they are wanted
+    ``apart``. ``module`` is the operator's name, "layers.0.attn.qkv_proj" for example. Biases are added if they
+    exist, and what an adapter adds.
     """
-    [y] = _linear(g, x, names, parameters=parameters, module=module, shape=shape, layer=layer, apart=False)
-    return y
-
-
-def linear_parts(
-    g: Builder,
-    x: Value,
-    names: Sequence[str],
-    *,
-    parameters: Parameters,
-    module: str,
-    shape: Shape,
-    layer: int | None = None,
-) -> list[Value]:
-    """Multiply as ``linear`` does, and return what each of ``names`` gives: [B, S, out] each."""
-    found = _linear(g, x, names, parameters=parameters, module=module, shape=shape, layer=layer, apart=True)
-    if len(found) == len(names):
-        return found
-    return _split(g, found[0], [parameters[f"{name}.weight"] for name in names], shape, node_path(module))
-
-
-def _linear(
-    g: Builder,
-    x: Value,
-    names: Sequence[str],
-    *,
-    parameters: Parameters,
-    module: str,
-    shape: Shape,
-    layer: int | None,
-    apart: bool,
-) -> list[Value]:
-    """Return what ``names`` give, side by side in one; or each, if wanted ``apart`` and nothing is added to it."""
     weights = [parameters[f"{name}.weight"] for name in names]
     biases = [parameters[f"{name}.bias"] for name in names if f"{name}.bias" in parameters]
     path = node_path(module)
@@ -72,15 +41,17 @@ def _linear(
     if scheme is None:
         y = g.product(x, weights, f"{module}.weight", shape=out, path=path)
     else:
-        apart = apart and not biases and not is_adapted(g, weights)
-        found = _quantized_product(g, x, weights, scheme, module=module, out=out, path=path, apart=apart)
+        # What is added to a product is added to all of it at once.
+        ready = apart and not biases and not is_adapted(g, weights)
+        found = _quantized_product(g, x, weights, scheme, module=module, out=out, path=path, apart=ready)
         if len(found) > 1:
             return found
         [y] = found
     if biases:
         y = g.op("Add", y, g.vector(biases, f"{module}.bias"), shape=out, name=path)
     # After the bias, which ONNX Runtime makes a part of the quantized product: the base then stays the same.
-    return [add_lora(g, x, y, weights, module=module, path=path, shape=shape)]
+    y = add_lora(g, x, y, weights, module=module, path=path, shape=shape)
+    return _split(g, y, weights, out, path) if apart else [y]
 
 
 def _split(g: Builder, y: Value, weights: Sequence[Parameter], shape: Shape, path: str) -> list[Value]:
@@ -222,7 +193,8 @@ class Vocabulary:
         g, spec, path = self._g, self._spec, "/lm_head"
         out = (*shape[:-1], spec.vocab)
         if not spec.tied_head:
-            return linear(g, x, ["head"], parameters=self._parameters, module="lm_head", shape=shape)
+            [y] = linear(g, x, ["head"], parameters=self._parameters, module="lm_head", shape=shape)
+            return y
         if self._head_scheme is not None:
             if self._shared:
                 codes, scales, zeros = self._codes, self._scales, self._zeros

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
-from ortlm.graph.linear import Parameters, linear, linear_parts, node_path
+from ortlm.graph.linear import Parameters, linear, node_path
 from ortlm.spec import MLP, FeedForward, GatedMLP
 
 
@@ -32,26 +32,27 @@ def feed_forward(
     at, path = f"layers.{layer}", node_path(f"layers.{layer}.mlp")
     inner = (*shape[:-1], spec.intermediate)
     if isinstance(spec, MLP):
-        y = linear(
+        [y] = linear(
             g, x, [f"{at}.up"], parameters=parameters, module=f"{module}.up_proj", shape=shape, layer=layer
         )
         y = activate(g, y, spec.act, shape=inner, path=path)
     elif isinstance(spec, GatedMLP):
         if g.target.packed_projections:
-            gate, up = linear_parts(
+            gate, up = linear(
                 g, x, [f"{at}.gate", f"{at}.up"],
-                parameters=parameters, module=f"{module}.gate_up_proj", shape=shape, layer=layer,
+                parameters=parameters, module=f"{module}.gate_up_proj", shape=shape, layer=layer, apart=True,
             )  # fmt: skip
         else:
             gate, up = (
                 linear(
                     g, x, [f"{at}.{p}"],
                     parameters=parameters, module=f"{module}.{p}_proj", shape=shape, layer=layer,
-                )
+                )[0]
                 for p in ("gate", "up")
             )  # fmt: skip
         y = activate(g, gate, spec.act, shape=inner, path=path)
         y = g.op("Mul", y, up, shape=inner, name=path)
-    return linear(
+    [y] = linear(
         g, y, [f"{at}.down"], parameters=parameters, module=f"{module}.down_proj", shape=inner, layer=layer
     )
+    return y

@@ -101,25 +101,18 @@ def _layer(g: Builder, spec: Tower, stream: Residual, i: int, weights: Parameter
     at, shape = f"vision.layers.{i}", stream.shape
     path = node_path(f"{at}.attn")
     x = stream.normed(spec.norm, f"{at}.mixer_pre", module=f"{at}.mixer_pre")
-    both = linear(
-        g, x, [f"{at}.q", f"{at}.k", f"{at}.v"],
-        parameters=weights, module=f"{at}.attn.qkv_proj", shape=shape, layer=i,
+    q, k, v = linear(
+        g, x, [f"{at}.{part}" for part in "qkv"],
+        parameters=weights, module=f"{at}.attn.qkv_proj", shape=shape, layer=i, apart=True,
     )  # fmt: skip
-    q, k, v = g.ops(
-        "Split",
-        [both],
-        outputs=[(g.dtype, shape)] * 3,
-        name=path,
-        attributes={"axis": -1, "num_outputs": 3},
-    )
     y = g.op("MultiHeadAttention", q, k, v, shape=shape, name=path, domain=MICROSOFT, num_heads=spec.heads)
-    y = linear(g, y, [f"{at}.o"], parameters=weights, module=f"{at}.attn.o_proj", shape=shape, layer=i)
+    [y] = linear(g, y, [f"{at}.o"], parameters=weights, module=f"{at}.attn.o_proj", shape=shape, layer=i)
     stream.add(y, scale=1.0, module=at)
     x = stream.normed(spec.norm, f"{at}.ffn_pre", module=f"{at}.ffn_pre")
-    y = linear(g, x, [f"{at}.up"], parameters=weights, module=f"{at}.mlp.up_proj", shape=shape, layer=i)
+    [y] = linear(g, x, [f"{at}.up"], parameters=weights, module=f"{at}.mlp.up_proj", shape=shape, layer=i)
     inner = (*shape[:-1], spec.ffn.intermediate)
     y = activate(g, y, spec.ffn.act, shape=inner, path=node_path(f"{at}.mlp"))
-    y = linear(g, y, [f"{at}.down"], parameters=weights, module=f"{at}.mlp.down_proj", shape=inner, layer=i)
+    [y] = linear(g, y, [f"{at}.down"], parameters=weights, module=f"{at}.mlp.down_proj", shape=inner, layer=i)
     stream.add(y, scale=1.0, module=at)
 
 
@@ -139,7 +132,8 @@ def _pooled(g: Builder, vision: Vision, spec: Pooled, x: Value, weights: Paramet
     rows: Shape = ("num_image_tokens", wide)
     x = g.op("Reshape", x, g.integers(-1, wide), shape=rows, name=path)
     x = Residual(g, x, rows, weights).normed(spec.norm, "vision.join_norm", module="vision.join_norm")
-    return linear(g, x, ["vision.join"], parameters=weights, module="vision.join", shape=rows)
+    [y] = linear(g, x, ["vision.join"], parameters=weights, module="vision.join", shape=rows)
+    return y
 
 
 # --- pictures in crops --------------------------------------------------------------------------------------
@@ -214,10 +208,10 @@ def _tiled(
     ]
     rows: Shape = ("rows", merged)
     x = g.op("Concat", x, *ends, shape=rows, name=path, axis=0)
-    x = linear(g, x, ["vision.join1"], parameters=weights, module="vision.join1", shape=rows)
+    [x] = linear(g, x, ["vision.join1"], parameters=weights, module="vision.join1", shape=rows)
     rows = ("rows", hidden)
     x = activate(g, x, spec.act, shape=rows, path=path)
-    x = linear(g, x, ["vision.join2"], parameters=weights, module="vision.join2", shape=rows)
+    [x] = linear(g, x, ["vision.join2"], parameters=weights, module="vision.join2", shape=rows)
     return g.op("Gather", x, _order(g, x, grid, side), shape=("num_image_tokens", hidden), name=path, axis=0)
 
 
