@@ -30,7 +30,7 @@ from ortlm.preparing import (
     decoder_graph,
     files_along,
     graph_file,
-    onnxruntime_version,
+    installed_onnxruntime,
     prepare,
     weights_of,
 )
@@ -263,7 +263,7 @@ def _fingerprint(prepared: Prepared, settings: Calibration, threads: int) -> str
         _sha256(text) if text is not None and text.is_file() else str(text),
         threads,
         [version(name) for name in ("numpy", "onnx-ir")],
-        onnxruntime_version(),
+        installed_onnxruntime(),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 

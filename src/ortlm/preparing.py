@@ -115,11 +115,11 @@ def prepare(
         raise BadOption(f"fast_prompts does not apply: products of integers are not faster on {where.name}.")
     if options.ragged_append and not where.query_lengths:
         raise BadOption(f"ragged_append does not apply: attention on {where.name} takes no lengths per row.")
-    if options.kv_cache != "none" and onnxruntime_version() < (1, 27):
+    if options.kv_cache != "none" and installed_onnxruntime() < (1, 27):
         raise BadOption(
             "an int8 key/value cache runs in ONNX Runtime 1.27 and later, and here is {}.{}. Update it (pip "
             "install -U onnxruntime), or build a cache that is not quantized "
-            "(--kv-cache none).".format(*onnxruntime_version())
+            "(--kv-cache none).".format(*installed_onnxruntime())
         )
     if architecture.vision is not None and architecture.vision.mutual:
         for what, given in (
@@ -132,7 +132,7 @@ def prepare(
                     "all positions, in the element type of activations. Leave it out."
                 )
     # An older one refuses to load attention with a length per row.
-    if not (onnxruntime_version() >= (1, 31) if options.ragged_append is None else options.ragged_append):
+    if not (installed_onnxruntime() >= (1, 31) if options.ragged_append is None else options.ragged_append):
         where = replace(where, query_lengths=False)
     if options.window_cache:
         _check_window_cache(where, architecture.decoder)
@@ -382,7 +382,7 @@ def _check_window_cache(target: Target, spec: Decoder) -> None:
         )
 
 
-def onnxruntime_version() -> tuple[int, int]:
+def installed_onnxruntime() -> tuple[int, int]:
     """Return major and minor version of the ONNX Runtime here; of one that is not known, very high ones."""
     for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"):
         with contextlib.suppress(PackageNotFoundError):
