@@ -40,7 +40,7 @@ def test_an_error_within_comes_out():
 
 
 def test_systems_without_them(monkeypatch, tmp_path):
-    monkeypatch.setattr(pages, "_MAPS", tmp_path)  # not to be read
+    monkeypatch.setattr(pages, "_large_regions", lambda: pytest.fail("memory was looked at"))
     monkeypatch.setattr(pages, "_SETTING", tmp_path / "missing")
     with pages.huge_pages(threads=2):
         pass
