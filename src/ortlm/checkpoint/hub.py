@@ -92,8 +92,9 @@ def download(
     except RevisionNotFoundError as error:
         raise BadCheckpoint(f"model {name!r} has no revision {revision!r} on the hub.") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, transport, OSError) as error:
+        reason = str(error).rstrip(".")
         raise BadCheckpoint(
-            f"{name} is not a folder here, and it could not be downloaded: {error}. What was downloaded so far "
+            f"{name} is not a folder here, and it could not be downloaded: {reason}. What was downloaded so far "
             "is kept; run the same command again to continue, or give a local folder with -i."
         ) from error
     return folder
