@@ -18,6 +18,7 @@ import ortlm
 from ortlm import architectures
 from ortlm.cli import main
 from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel
+from ortlm.evaluation.evaluate import evaluate
 from ortlm.options import BuildOptions
 from ortlm.target import TARGETS
 from tests.architectures.oracle import relative_error
@@ -239,5 +240,7 @@ def test_adapters(seen: Seen, tmp_path: Path) -> None:
         lm = ortlm.load(tmp_path / name, threads=1)
         logits.append(lm.logits(lm.encode(question(noise(40, 30)), num_crops=1)))
     assert relative_error(logits[1], logits[0]) < 1e-5
+    report = evaluate(tmp_path / "found", tokens=512, chunk=128, speed=False, threads=1)
+    assert report.statistics.kld.value < 1e-6
     with pytest.raises(UnsupportedModel, match=r"cannot be switched at run time\..*--merge-adapter"):
         ortlm.build(seen.folder, tmp_path / "out", adapters={"a": adapter})

@@ -33,7 +33,9 @@ def open_reference(
     """
     checkpoint = find_checkpoint(source, name=None, cache=Path(cache) if cache else None, token=None)
     architecture = stored_architecture(checkpoint)
-    deltas = open_adapter(adapter, checkpoint, architecture).deltas if adapter is not None else None
+    deltas = None
+    if adapter is not None:
+        deltas = open_adapter(adapter, checkpoint, architecture, merging=True).deltas
     return Reference(Weights(checkpoint, architecture, deltas), threads=threads)
 
 
