@@ -108,6 +108,7 @@ class Hub:
                 "PYTHONPATH": ":".join(sys.path),
                 "HF_ENDPOINT": self.address,
                 "HF_HOME": str(cache / "home"),
+                "XDG_CACHE_HOME": str(cache / "notes"),
                 "HF_HUB_DISABLE_XET": "1",
             },
         )

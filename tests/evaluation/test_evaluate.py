@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ortlm.evaluation.evaluate import evaluate
 from ortlm.evaluation.report import Report
 from ortlm.evaluation.source import ArtifactSource, find_reference
 from ortlm.evaluation.texts import TEXTS
-from ortlm.origin import Origin
+from ortlm.origin import Origin, remember
 
 Builds = Callable[[str], Path]
 
@@ -173,6 +174,20 @@ def test_a_checkpoint_equals_its_fp32_build(own: Path, builds: Builds, tiny: Pat
 
 def test_the_machine_that_built_it_knows_the_checkpoint(own: Path, tiny: Path) -> None:
     assert find_reference(ortlm.open_artifact(own)) == Origin(str(tiny.resolve()))
+
+
+def test_a_model_of_the_hub_is_called_by_its_name(
+    own: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = own / "ortlm.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record["info"]["source"] = "acme/tiny"
+    file.write_text(json.dumps(record), encoding="utf-8")
+    snapshot = Path(shutil.copytree(tiny, tmp_path / "snapshots" / ("0123456789" * 4)))
+    remember(ortlm.open_artifact(own).manifest, snapshot, None)
+    report = evaluate(own, tokens=600, speed=False, threads=1)
+    assert report.data["reference"] == {"kind": "checkpoint", "name": "acme/tiny"}
 
 
 def test_reference_that_is_not_named(own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def evaluate(
         "artifact": identity,
         "reference": {
             "kind": "checkpoint",
-            "name": public_name(base.source),
+            # Where the hub's files lie is called by a commit.
+            "name": public_name(str(reference or built.manifest.info.get("source") or base.source)),
             **({} if base_artifact is None else {"kind": "artifact", **details.identity(base_artifact)}),
         },
         "text": details.text(read, chunks),
