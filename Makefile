@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_PROMPT := def read_lines(path):
 
-.PHONY: demo demo-vision test check clean
+.PHONY: demo demo-vision test check fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ortlm build -i models/tiny-phi3 -o demo-out -p int4 -e cpu --force
@@ -31,6 +31,10 @@ demo-vision: $(VENV)/.tested
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest -n 2
+
+# Everything that reads what strangers wrote, on damaged input with new seeds, for FUZZ_MINUTES (60).
+fuzz: $(VENV)/.tested
+	$(BIN)/python -m tests.fuzz
 
 # Format, lint and types, then the tests: what CI runs.
 check: $(VENV)/.tested $(VENV)/.linted

@@ -17,7 +17,10 @@ A message says what was found, where, what is allowed and what to do next.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
+
+_NEAREST_NAMES, _NEAREST_LENGTH = 2_000, 200
 
 
 class Error(Exception):
@@ -60,7 +63,17 @@ class Cancelled(Error):
     """Somebody asked to stop while the model ran."""
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether ``error`` is a panic of a library written in Rust, which is no Exception.
+
+    ``except BaseException`` around such a library must let everything else through, Ctrl-C above all.
+    """
+    return type(error).__module__ == "pyo3_runtime"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean: a, b?"`` for the known words most like ``word``, or an empty string."""
-    found = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    # Each comparison takes a while, and names from files may be many and long.
+    few = list(itertools.islice((name for name in known if len(name) <= _NEAREST_LENGTH), _NEAREST_NAMES))
+    found = difflib.get_close_matches(word[:_NEAREST_LENGTH], few, n=3, cutoff=0.6)
     return f" Did you mean: {', '.join(found)}?" if found else ""

@@ -1,10 +1,21 @@
-"""Numbers for people."""
+"""Numbers and texts for people."""
 
 from __future__ import annotations
 
 import re
 
 from ortlm.errors import BadOption
+
+# Control characters but tab and newline, and those that change the direction or the line of the text after them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` with its control characters written as JSON does: ``\u001b`` for escape.
+
+    A terminal obeys them: they move the cursor, change its title or hide what follows. Tab and newline stay.
+    """
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def readable_bytes(count: float) -> str:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ortlm._version import __version__
-from ortlm.errors import BadOption, Error, nearest
+from ortlm.cli import output
+from ortlm.errors import BadOption, Error, is_panic, nearest
 
 DONE, FAILED, WRONG_USE, GATE_MISSED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -55,12 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough; without this, Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except OSError as error:
-        return _complain(error, FAILED)
     except BadOption as error:
-        return _complain(error, WRONG_USE)
+        return _complain(str(error), WRONG_USE)
     except Error as error:
-        return _complain(error, FAILED)
+        return _complain(str(error), FAILED)
+    except OSError as error:
+        return _complain(_of_system(error), FAILED)
+    except BaseException as error:
+        message = _of_library(error)
+        if message is None:
+            raise
+        return _complain(message, FAILED)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,7 +118,7 @@ def _dispatch(arguments: list[str]) -> int:
         parser.error("a verb is missing")
     if unknown:
         raise _unknown(args.verb, unknown[0], subparsers.choices[args.verb])
-    _set_up_output(verbose=bool(getattr(args, "verbose", False)))
+    output.set_up(verbose=bool(getattr(args, "verbose", False)))
     code: int = importlib.import_module(VERBS[args.verb][0]).run(args)
     if sys.stdout is not None:  # closed by whoever started us
         sys.stdout.flush()
@@ -130,15 +135,28 @@ def _unknown(verb: str, word: str, parser: argparse.ArgumentParser) -> BadOption
     return BadOption(f"ortlm {verb} does not know {word!r}.{hint} See ortlm {verb} --help.")
 
 
-def _set_up_output(*, verbose: bool) -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", force=True)
-    logging.getLogger("ortlm").setLevel(logging.INFO if verbose else logging.WARNING)
-    # Terminals that cannot show a character get a replacement instead of an exception.
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
+def _of_system(error: OSError) -> str:
+    """Return one line for what the system refused, with the file if that is known."""
+    if error.filename is None or not error.strerror:
+        return str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
-def _complain(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+def _of_library(error: BaseException) -> str | None:
+    """Return one line for what input of unusual size or form makes libraries raise, None for a fault of ortlm."""
+    if isinstance(error, MemoryError):
+        detail = f": {error}" if str(error) else ""
+        return f"there is not enough memory{detail}. Ask for less at once, or use a machine that has more."
+    if isinstance(error, RecursionError):
+        return f"the input is nested too deeply ({error})."
+    if is_panic(error):
+        return f"a library failed on this input: {error}"
+    # By name: importing it takes long, and whoever raised it has.
+    if type(error).__module__.startswith("onnxruntime."):
+        return f"ONNX Runtime failed: {error}"
+    return None
+
+
+def _complain(message: str, code: int) -> int:
+    output.tell(f"error: {message}")
     return code

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ortlm.cli.generate import prompt_of
+from ortlm.cli.output import say, tell
 from ortlm.cli.report import answer
 from ortlm.cli.settings import read_file, with_model
 from ortlm.errors import BadOption, ContextFull, Error
@@ -42,9 +43,9 @@ def run_batch(args: argparse.Namespace, settings: Settings) -> int:
             group = [_encode(number, found, lm, args) for number, found in lines[at : at + size]]
         for ids, made in zip(group, lm.generate_batch(group, settings=settings), strict=True):
             usage = {"prompt_tokens": len(ids), "completion_tokens": _count(made)}
-            print(json.dumps({**answer(made, lm), "usage": usage}, ensure_ascii=False), flush=True)
+            say(json.dumps({**answer(made, lm), "usage": usage}, ensure_ascii=False))
         if args.verbose:
-            print(f"{at + len(group)} of {len(prompts)} prompts answered", file=sys.stderr)
+            tell(f"{at + len(group)} of {len(prompts)} prompts answered")
     return 0
 
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ortlm.cli import output
+from ortlm.cli.output import say, tell
 from ortlm.errors import BadOption
 from ortlm.units import readable_bytes, readable_count
 
@@ -76,13 +78,9 @@ def run(args: argparse.Namespace) -> int:
         **({} if threads is None else {"threads": threads}),
     )
 
-    def tell(line: str) -> None:
-        if not args.quiet:
-            print(line, file=sys.stderr, flush=True)
-
-    report = conduct(artifact, study, tell)
+    report = conduct(artifact, study, (lambda line: None) if args.quiet else tell)
     if args.json:
-        print(json.dumps(report, ensure_ascii=False, indent=1))
+        say(json.dumps(report, ensure_ascii=False, indent=1))
     else:
         _show(report)
     return 0
@@ -104,12 +102,11 @@ def numbers(text: str, flag: str) -> tuple[int, ...]:
 
 
 def _show(report: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     # Without a terminal, rich would break lines at 80 characters.
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console = output.console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     for line in _heading(report):
         console.print(Text(line), soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

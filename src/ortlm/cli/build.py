@@ -12,7 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ortlm.cli import DONE, FAILED
+from ortlm.cli import DONE, FAILED, output
+from ortlm.cli.output import say, tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -237,14 +238,12 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _terminate)
 
     # onnx-ir takes most of a second to import, so wrong use is told before.
-    from rich.console import Console
-
     from ortlm import building, preparing
     from ortlm import outline as outlines
     from ortlm.place import check_output, resumable_layers
     from ortlm.units import readable_count
 
-    console = Console(stderr=True, quiet=args.quiet or args.json)
+    console = output.console(stderr=True, quiet=args.quiet or args.json)
     if not args.dry_run:
         check_output(out, force=args.force, source=args.input or args.model_name)
     began = time.monotonic()
@@ -263,14 +262,15 @@ def run(args: argparse.Namespace) -> int:
             seconds=outlines.measure_seconds(prepared.outline, prepared.plan),
         )
         if args.json:
-            print(json.dumps({"schema": 1, "dry_run": True, "output": str(out), **asdict(outline)}, indent=2))
+            say(json.dumps({"schema": 1, "dry_run": True, "output": str(out), **asdict(outline)}, indent=2))
         else:
-            _show_outline(Console(), outline, out)
+            _show_outline(output.console(), outline, out)
         return 0
     outline = prepared.outline
     console.print(
-        f"[bold]{outline.source}[/]: {outline.model_type}, {readable_count(outline.parameters)} parameters, "
-        f"to {outline.precision} for {outline.target}"
+        f"{outline.source}: {outline.model_type}, {readable_count(outline.parameters)} parameters, "
+        f"to {outline.precision} for {outline.target}",
+        style="bold",
     )
     try:
         with _Bars(console) as progress:
@@ -285,7 +285,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{kept[1]} layers are calibrated and kept in {kept[0]}; the same command goes on from there"
                 + (", and the old artifact is still there" if out.exists() else "")
             )
-        print(f"interrupted: {left}.", file=sys.stderr)
+        tell(f"interrupted: {left}.")
         raise
     if frontier is not None:
         building.record(out, frontier=[point.to_dict() for point in frontier])
@@ -293,10 +293,9 @@ def run(args: argparse.Namespace) -> int:
     checked = _check(args, console, prepared, out)
     _report(args, console, artifact, outline, seconds, checked)
     if checked is not None and not checked.finite:
-        print(
+        tell(
             f"the logits of {out} are not all numbers, so it is of no use: weights or activations are beyond what "
-            f"{outline.precision} holds on {outline.target}. Try another precision.",
-            file=sys.stderr,
+            f"{outline.precision} holds on {outline.target}. Try another precision."
         )
         return FAILED
     return _evaluate(args, console, out)
@@ -355,9 +354,8 @@ def _check(args: argparse.Namespace, console: Console, prepared: Prepared, out: 
         with console.status("checking the model against its checkpoint"):
             return check(prepared, out, threads=args.threads)
     except Unchecked as reason:
-        print(
-            f"not checked: {str(reason).removesuffix('.')}. Evaluate it where it will run (ortlm evaluate {out}).",
-            file=sys.stderr,
+        tell(
+            f"not checked: {str(reason).removesuffix('.')}. Evaluate it where it will run (ortlm evaluate {out})."
         )
         return None
 
@@ -456,7 +454,6 @@ def _report(
     seconds: float,
     checked: Check | None,
 ) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from ortlm.units import readable_bytes
@@ -473,7 +470,7 @@ def _report(
         "check": checked.to_dict() if checked is not None else None,
     }
     if args.json:
-        print(json.dumps({"schema": 1, **asdict(outline), **facts}, indent=2))
+        say(json.dumps({"schema": 1, **asdict(outline), **facts}, indent=2))
         return
     table = Table(title=f"{artifact.path}", title_justify="left", show_header=False, title_style="bold")
     table.add_row("size before", readable_bytes(outline.checkpoint_bytes))
@@ -487,7 +484,7 @@ def _report(
             f"KL divergence {checked.kld:.4f}, same top token {checked.same_top:.1f} % "
             f"({checked.scored_tokens} tokens, against fp32)",
         )
-        table.add_row("it says", f"{checked.prompt}[dim] | [/]{escape(_one_line(checked.continuation))}")
+        table.add_row("it says", f"{checked.prompt} | {_one_line(checked.continuation)}")
     console.print(table)
     words = '"Once upon a time"' if artifact.manifest.images is None else '"What is shown?" --image FILE'
     console.print(f"Run it: ortlm generate {artifact.path} {words}", highlight=False)

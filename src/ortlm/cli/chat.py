@@ -8,8 +8,9 @@ import sys
 from typing import Any
 
 from ortlm.cli.generate import add_images, add_machine
+from ortlm.cli.output import tell
 from ortlm.cli.settings import add_settings, settings_of, with_model
-from ortlm.cli.talk import Talk, tell
+from ortlm.cli.talk import Talk
 from ortlm.errors import BadOption
 
 _EXAMPLES = '''\

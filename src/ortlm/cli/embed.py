@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from ortlm.cli.generate import add_machine
+from ortlm.cli.output import say
 from ortlm.cli.settings import read_file, refuse
 from ortlm.errors import BadOption
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         group = texts[at : at + args.batch_size]
         found = lm.embed(group, pooling=args.pooling, normalize=not args.no_normalize, batch=args.batch_size)
         for vector in found:
-            print(json.dumps(vector.tolist()), flush=True)
+            say(json.dumps(vector.tolist()))
     return 0
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ortlm.artifact import MANIFEST_FILE
-from ortlm.cli import DONE, GATE_MISSED
+from ortlm.cli import DONE, GATE_MISSED, output
 from ortlm.cli.generate import add_machine
 from ortlm.errors import BadOption
 
@@ -80,14 +79,12 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate."""
     _check(args)
     # It loads ONNX Runtime, so wrong use is told before.
-    from rich.console import Console
-
     from ortlm.evaluation.evaluate import evaluate
 
-    err = Console(stderr=True, quiet=args.quiet)
+    err = output.console(stderr=True, quiet=args.quiet)
     with err.status("starting") as status:
 
-        def tell(what: str, done: int, total: int) -> None:
+        def show(what: str, done: int, total: int) -> None:
             status.update(f"{what} {done} of {total}" if total else f"{what} {done}" if done else what)
 
         report = evaluate(
@@ -101,13 +98,13 @@ def run(args: argparse.Namespace) -> int:
             speed=not args.no_speed,
             threads=args.threads,
             providers=args.provider,
-            progress=tell,
+            progress=show,
         )
     written = report.write(args.output)
     if args.json:
-        sys.stdout.write(report.to_json())
+        output.say(report.to_json().removesuffix("\n"))
     else:
-        _show(Console(), report)
+        _show(output.console(), report)
     _tell_files(err, report, written)
     return gate(report, args.max_kld)
 
@@ -131,7 +128,7 @@ def gate(report: Report, limit: float | None) -> int:
     found = report.statistics.kld.value
     if limit is None or found <= limit:
         return DONE
-    print(f"the mean KL divergence is {found:.6f}, above the limit of {limit:g}.", file=sys.stderr)
+    output.tell(f"the mean KL divergence is {found:.6f}, above the limit of {limit:g}.")
     return GATE_MISSED
 
 

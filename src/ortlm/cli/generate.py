@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ortlm.cli.interrupt import stoppable
+from ortlm.cli.output import say, tell, write_generated
 from ortlm.cli.settings import add_settings, read_file, refuse, settings_of, with_model
 from ortlm.errors import BadOption
 
@@ -129,11 +130,11 @@ def run(args: argparse.Namespace) -> int:
     if args.cache is not None and not kept:
         lm.save_cache(args.cache, adapter=settings.adapter)
     elif kept and not stream.timings.cached_tokens:
-        print(f"{args.cache} begins otherwise; delete it to keep this prompt there.", file=sys.stderr)
+        tell(f"{args.cache} begins otherwise; delete it to keep this prompt there.")
     if args.verbose:
         from ortlm.cli.report import summary
 
-        print(summary(stream.timings), file=sys.stderr)
+        tell(summary(stream.timings))
     return 0
 
 
@@ -203,7 +204,7 @@ def _answer(stream: Stream, lm: LanguageModel, args: argparse.Namespace, setting
     if made is None:
         return False
     if args.json:
-        print(json.dumps(report.as_json(made, lm), ensure_ascii=False))
+        say(json.dumps(report.as_json(made, lm), ensure_ascii=False))
     else:
         report.show(made, lm)
     return True
@@ -213,8 +214,7 @@ def _write(stream: Stream) -> bool:
     last = "\n"
     for step in stream:
         if step.text:
-            sys.stdout.write(step.text)
-            sys.stdout.flush()
+            write_generated(step.text)
             last = step.text[-1]
     if last != "\n" or sys.stdout.isatty():
         sys.stdout.write("\n")

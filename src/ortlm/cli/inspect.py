@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ortlm.cli.output import console, say
 from ortlm.units import readable_bytes, readable_count
 
 _EXAMPLES = """\
@@ -35,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
     """Show."""
     found = describe(args.model)
     if args.json:
-        print(json.dumps(found, ensure_ascii=False, indent=1))
+        say(json.dumps(found, ensure_ascii=False, indent=1))
     elif sys.stdout.isatty():
         _show_table(found)
     else:
         for key, value in _rows(found):
-            print(f"{key}: {value}".replace("\n", "; "))
+            say(f"{key}: {value}".replace("\n", "; "))
     return 0
 
 
@@ -139,7 +140,6 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _show_table(found: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -149,4 +149,4 @@ def _show_table(found: Mapping[str, Any]) -> None:
     for key, value in _rows(found):
         # Text, so that brackets in a value are not taken for markup.
         table.add_row(key, Text(value))
-    Console().print(table)
+    console().print(table)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from ortlm.cli.output import say, tell, write_generated
 
 if TYPE_CHECKING:
     from ortlm.runtime.generate import LanguageModel
@@ -61,8 +62,8 @@ def show(made: Generation, lm: LanguageModel) -> None:
     _table("prompt", made.prompt_logprobs, lm)
     for number, one in enumerate((made, *made.alternatives), 1):
         if made.alternatives:
-            print(f"--- {number} ---")
-        print(one.text, flush=True)
+            say(f"--- {number} ---")
+        write_generated(f"{one.text}\n")
         _table("answer", one.logprobs, lm)
 
 
@@ -71,7 +72,7 @@ def _table(title: str, entries: Sequence[TokenLogprob | None], lm: LanguageModel
         if entry is not None:
             top = "  ".join(f"{_text(token, lm)!r} {value:.3f}" for token, value in entry.top)
             line = f"{title} {_text(entry.token_id, lm)!r:>16} {entry.logprob:9.4f}   {top}"
-            print(line.rstrip(), file=sys.stderr)
+            tell(line.rstrip())
 
 
 def _entry(entry: TokenLogprob | None, lm: LanguageModel) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ortlm.cli.generate import content_of
 from ortlm.cli.interrupt import stoppable
+from ortlm.cli.output import tell, write_generated
 from ortlm.cli.report import summary
 from ortlm.errors import BadOption, ContextFull, Error, nearest
 
@@ -106,8 +107,7 @@ class Talk:
                 reason = ""
                 for step in stream:
                     pieces.append(step.text)
-                    sys.stdout.write(step.text)
-                    sys.stdout.flush()
+                    write_generated(step.text)
                     reason = step.finish_reason or reason
                 return reason
 
@@ -227,16 +227,6 @@ class Talk:
         # /clear goes back to the system message of this conversation.
         self._system = next((m["content"] for m in self.messages if m["role"] == "system"), None)
         tell(f"({len(self.messages)} messages)")
-
-
-def tell(text: str, *, dim: bool = False) -> None:
-    """Write what is not an answer to stderr; ``dim`` on a terminal."""
-    if dim and sys.stderr.isatty():
-        from rich.console import Console
-
-        Console(stderr=True).print(text, style="dim", highlight=False, markup=False)
-    else:
-        print(text, file=sys.stderr)
 
 
 def _end_line() -> None:
