@@ -101,7 +101,8 @@ def test_tensor_that_the_graph_has_not(built, tmp_path):
 
 
 def test_inputs_that_every_model_needs(built, tmp_path):
-    folder = changed(built, tmp_path, "ortlm.json", [*GRAPH, "inputs"], {"input_ids": "input_ids"})
+    wrong = {"input_ids": "input_ids", "lengths": "attention_mask"}
+    folder = changed(built, tmp_path, "ortlm.json", [*GRAPH, "inputs"], wrong)
     with pytest.raises(BadArtifact, match="no input for the attention mask"):
         ortlm.load(folder, threads=1)
 

@@ -6,7 +6,7 @@ It imports nothing heavy: reading an artifact must be quick.
 
 from __future__ import annotations
 
-from ortlm.artifact.genai import from_genai, genai_config, processor_config
+from ortlm.artifact.genai import from_genai, genai_config, processor_config, settled
 from ortlm.artifact.opening import open_artifact
 from ortlm.artifact.overlay import (
     GENAI_SEARCH,
@@ -39,5 +39,5 @@ __all__ = [
     "ADAPTER_FOLDER", "FORMAT", "GENAI_FILE", "GENAI_SEARCH", "GENAI_SPECULATIVE", "MANIFEST_FILE", "MOST_CROPS",
     "PROCESSOR_FILE", "TOKENIZER_FILES", "Artifact", "GenaiFacts", "Graph", "Images", "Manifest", "State",
     "from_genai", "genai_artifact", "genai_config", "genai_facts", "graph_named", "open_artifact", "overlay_genai",
-    "processor_config", "read_genai", "read_json", "with_genai_providers",
+    "processor_config", "read_genai", "read_json", "settled", "with_genai_providers",
 ]  # fmt: skip

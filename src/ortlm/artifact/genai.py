@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ _log = logging.getLogger(__name__)
 
 _GENAI_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 _GENAI_OUTPUTS = ("logits", "hidden_states")
+# What the official runtime feeds under these names, whether a configuration names them or not.
+_GENAI_DEFAULTS = ("input_ids", "attention_mask", "position_ids")
+_KEEP = "num_logits_to_keep"
 # genai rewinds at these lengths for these model types; the numbers are fixed in its C++ source.
 _MOST_LAYERS = 10_000
 _GENAI_ROPE_SWITCH = {"phi3": 4096, "phi3v": 4096, "phimoe": 4096, "phi3small": 8192}
@@ -53,6 +57,26 @@ def from_genai(found: dict[str, Any], path: Path) -> Manifest:
         return _from_genai(found, path)
     except WRONG as error:
         raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def settled(graph: Graph, inputs: Collection[str], outputs: Collection[str]) -> Graph:
+    """Return ``graph`` with those of the ONNX graph's tensors that a configuration need not name.
+
+    ``inputs`` and ``outputs`` are the names of the tensors that there are.
+    """
+    named = {*graph.inputs.values(), *graph.optional.values()}
+    return replace(
+        graph,
+        inputs={
+            **{role: role for role in _GENAI_DEFAULTS if role in inputs and role not in named},
+            **graph.inputs,
+        },
+        outputs={**{role: role for role in _GENAI_OUTPUTS if role in outputs}, **graph.outputs},
+        optional={
+            **({"columns_to_keep": _KEEP} if _KEEP in inputs and _KEEP not in named else {}),
+            **graph.optional,
+        },
+    )
 
 
 def _from_genai(found: dict[str, Any], path: Path) -> Manifest:
@@ -114,17 +138,30 @@ def _genai_states(
         raise ValueError(f"num_hidden_layers must be 1 to {_MOST_LAYERS}, found {layers}")
     # Only graphs with buffers that are updated in place evict.
     windows = _genai_windows(decoder) if shared else {}
+    if "past_names" in names_in:
+        return tuple(
+            State(
+                past,
+                present,
+                "append",
+                axis=3,
+                heads=integer_or_none(decoder.get("num_key_value_heads")),
+                head_dim=integer_or_none(decoder.get("head_size")),
+            )
+            for past, present in zip(
+                _numbered(names_in["past_names"], layers),
+                _numbered(names_out.get("present_names", "present_%d"), layers),
+                strict=True,
+            )
+        )
     states = []
     for part in ("key", "value"):
-        past = names_in.get(f"past_{part}_names", f"past_key_values.%d.{part}")
-        present = names_out.get(f"present_{part}_names", f"present.%d.{part}")
-        for pattern in (past, present):
-            if pattern.count("%") != 1 or "%d" not in pattern:
-                raise ValueError(f"the name of a cache tensor must hold one %d, found {pattern!r}")
+        past = _numbered(names_in.get(f"past_{part}_names", f"past_key_values.%d.{part}"), layers)
+        present = _numbered(names_out.get(f"present_{part}_names", f"present.%d.{part}"), layers)
         states += [
             State(
-                past % layer,
-                present % layer,
+                past[layer],
+                present[layer],
                 "window" if layer in windows else "grow" if shared else "append",
                 heads=integer_or_none(decoder.get("num_key_value_heads")),
                 head_dim=integer_or_none(decoder.get("head_size")),
@@ -133,6 +170,13 @@ def _genai_states(
             for layer in range(layers)
         ]
     return tuple(states)
+
+
+def _numbered(pattern: str, layers: int) -> list[str]:
+    """Return the names of the tensors of all layers, whose numbers stand for %d."""
+    if pattern.count("%") != 1 or "%d" not in pattern:
+        raise ValueError(f"the name of a cache tensor must hold one %d, found {pattern!r}")
+    return [pattern % layer for layer in range(layers)]
 
 
 def _genai_windows(decoder: dict[str, Any]) -> dict[int, int]:

@@ -38,7 +38,7 @@ class State:
     buffer that the graph updates in place; ``"append"`` gains positions too, but must be handed over as a
     new tensor each step; ``"window"`` is one buffer of at least ``window`` positions, however long the text is, in
     which the graph keeps the last ones. Its shape is [batch, heads, length, head_dim]; None where the graph itself
-    says.
+    says. With axis 3 it holds keys and values, [2, batch, heads, length, head_dim], and is of the kind "append".
     """
 
     past: str
@@ -56,7 +56,8 @@ class Graph:
 
     ``inputs`` and ``outputs`` map a role (``input_ids``, ``attention_mask``, ``position_ids``, ``logits``)
     to the tensor's name. ``optional`` does the same for inputs with a default value
-    (``logits_to_keep``, ``query_lengths``).
+    (``logits_to_keep``: logits of so many of each row's last tokens; ``columns_to_keep``: of so many of the last
+    columns, padding or not, for graphs that others made; ``query_lengths``).
     """
 
     file: str

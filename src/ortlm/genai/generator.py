@@ -258,7 +258,7 @@ class Generator:
         if array.dtype != wanted:
             raise GenaiError(f"input {name!r} must be {np.dtype(wanted).name}, found {array.dtype.name}.")
         self._extra[name] = lm.session.place(array.copy())
-        self._inner.loop.use(self._extra)
+        self._inner.loop.use(self._extra, group="program")
 
     def set_hidden_states(self, hidden_states: ArrayLike) -> None:
         """Heads that predict several tokens are not supported: raises GenaiError."""
@@ -352,7 +352,7 @@ class Generator:
                 inner.rewind(before)
             else:
                 self._inner = self._model._lm.generator(inner.settings)
-                self._inner.loop.use(self._extra)
+                self._inner.loop.use(self._extra, group="program")
             raise
 
     def _run(self, action: Callable[[], _T]) -> _T:

@@ -28,11 +28,11 @@ class Adapters:
         self._read: dict[str, dict[str, Tensor]] = {}
         self._lock = threading.Lock()
         graph = artifact.manifest.graphs["decoder"]
-        taken = {*graph.optional.values(), *graph.inputs.values()}
+        taken = {*graph.optional.values(), *graph.inputs.values(), *(state.past for state in graph.states)}
         self._infos = {
             name: info
-            for name, info in session.optional.items()
-            if name not in taken and info.dtype.name in _FLOATS and len(info.shape) == 2
+            for name, info in {**session.inputs, **session.optional}.items()
+            if name not in taken and info.dtype.name in _FLOATS
         }
 
     @property
@@ -80,15 +80,17 @@ class Adapters:
             return self._files[name]
 
     def defaults(self) -> Mapping[str, Tensor]:
-        """Return a tensor for each of the graph's adapter inputs, by its name, that lets the graph be the base."""
+        """Return a tensor for each of the graph's adapter inputs that has a rank, which lets it be the base."""
         return self._defaults
 
     @cached_property
     def _defaults(self) -> dict[str, Tensor]:
-        # The rank is the dimension that varies: without directions, nothing is added.
+        # The rank is the dimension that varies: without directions, nothing is added. What has no such dimension
+        # has a default in the graph, which nobody but the graph knows.
         return {
             name: self._session.tensor(np.zeros([n or 0 for n in info.shape], info.dtype.numpy))
             for name, info in self._infos.items()
+            if None in info.shape
         }
 
     def _check(self, name: str) -> None:

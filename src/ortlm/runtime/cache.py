@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ortlm.artifact import Graph, State
 from ortlm.dtypes import Array, DType
-from ortlm.errors import BadArtifact, CannotRewind
+from ortlm.errors import BadArtifact, CannotRewind, nearest
 from ortlm.runtime.buffers import take_rows
 from ortlm.runtime.session import Backend, Binding, Tensor
 from ortlm.runtime.window import WindowCache
@@ -259,6 +259,45 @@ class AppendCache:
         ]
 
 
+class CombinedCache(AppendCache):
+    """An AppendCache of graphs that keep keys and values in one tensor [2, B, K, C, D], as GPT-2's exports do.
+
+    For the others it is one state of twice the heads.
+    """
+
+    def start(self, rows: int) -> None:
+        """Empty the cache for a batch of ``rows``."""
+        self._rows, self._length, self._bound, self._tensors = rows, 0, None, []
+        for state, (heads, width) in zip(self._states, self._shapes, strict=True):
+            dtype = self._backend.inputs[state.past].dtype.numpy
+            self._tensors.append(self._backend.place(np.zeros((2, rows, heads // 2, 0, width), dtype=dtype)))
+
+    def trim(self, lengths: Sequence[int]) -> None:
+        """Go back to ``lengths[i]`` positions by copying what remains of the longest row."""
+        length = _trimmed(self._length, lengths)
+        if length < self._length:
+            self._replace(lambda old: old[:, :, :, :length])
+            self._length = length
+
+    def select(self, rows: Rows, start: int = 0) -> None:
+        """Keep the rows with these numbers, in this order."""
+        if not np.array_equal(rows, np.arange(self._rows)):
+            self._replace(lambda old: old[:, rows])
+            self._rows = len(rows)
+
+    def read(self) -> list[Array]:
+        """Return every state, [B, 2K, length, D]."""
+        found = [tensor.numpy().swapaxes(0, 1) for tensor in self._tensors]
+        return [array.reshape(len(array), -1, *array.shape[3:]) for array in found]
+
+    def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
+        """Take states [B, 2K, length, D] in place of what is there."""
+        apart = [array.reshape(len(array), 2, -1, *array.shape[2:]).swapaxes(0, 1) for array in arrays]
+        self._rows, _, self._length, _ = arrays[0].shape
+        self._tensors = [self._backend.place(np.ascontiguousarray(array)) for array in apart]
+        self._bound = None
+
+
 class SplitCache:
     """Several caches side by side, each for some of the states, whose numbers in their order are ``places``."""
 
@@ -326,14 +365,16 @@ def make_cache(backend: Backend, graph: Graph, *, context_tokens: int, shapes: S
                 f"{graph.file} has no input {state.past} with output {state.present}, "
                 "but the artifact's configuration names them."
             )
-        if state.axis != 2:
+        if state.axis != 2 and (state.axis, state.kind) != (3, "append"):
             raise BadArtifact(
-                f"{graph.file}: state {state.past} grows along axis {state.axis}; only 2 is known."
+                f"{graph.file}: state {state.past} of kind {state.kind!r} grows along axis {state.axis}; known "
+                "are 2, and 3 for the kind 'append'."
             )
     shapes = state_shapes(backend, graph) if shapes is None else shapes
     parts: dict[tuple[str, int], list[int]] = {}
     for place, state in enumerate(graph.states):
-        parts.setdefault((state.kind, state.window or 0), []).append(place)
+        kind = "combined" if state.axis == 3 else state.kind
+        parts.setdefault((kind, state.window or 0), []).append(place)
     # A window's cache may refuse to go back, and must be asked first.
     ordered = sorted(parts.items(), key=lambda part: part[0][0] != "window")
     made: list[tuple[Cache, Sequence[int]]] = []
@@ -347,6 +388,8 @@ def make_cache(backend: Backend, graph: Graph, *, context_tokens: int, shapes: S
             made.append((SharedCache(backend, states, sizes, context_tokens), places))
         elif kind == "append":
             made.append((AppendCache(backend, states, sizes), places))
+        elif kind == "combined":
+            made.append((CombinedCache(backend, states, sizes), places))
         else:
             raise BadArtifact(
                 f"{graph.file} has states of kind {kind!r}{'' if window else ' without a window'}; known are "
@@ -356,21 +399,28 @@ def make_cache(backend: Backend, graph: Graph, *, context_tokens: int, shapes: S
 
 
 def state_shapes(backend: Backend, graph: Graph) -> list[tuple[int, int]]:
-    """Return key/value heads K and width D of every state, from the graph or else from the configuration."""
+    """Return key/value heads K and width D of every state, from the graph or else from the configuration.
+
+    A state that holds keys and values has 2 K.
+    """
     found = []
     for state in graph.states:
-        shape = backend.inputs[state.past].shape
-        if len(shape) != 4:
+        if state.past not in backend.inputs:
             raise BadArtifact(
-                f"{graph.file}: input {state.past} must have shape [B, K, C, D], found {shape}."
+                f"{graph.file} has no input {state.past!r}, which the artifact's configuration names as a cache."
+                + nearest(state.past, backend.inputs)
             )
-        heads, width = shape[1] or state.heads, shape[3] or state.head_dim
+        shape, combined = backend.inputs[state.past].shape, state.axis == 3
+        if len(shape) != (5 if combined else 4):
+            wanted = "[2, B, K, C, D]" if combined else "[B, K, C, D]"
+            raise BadArtifact(f"{graph.file}: input {state.past} must have shape {wanted}, found {shape}.")
+        heads, width = shape[-3] or state.heads, shape[-1] or state.head_dim
         if not heads or not width:
             raise BadArtifact(
                 f"{graph.file}: neither input {state.past} nor genai_config.json says how many key/value heads "
                 "there are and how large a head is (num_key_value_heads, head_size)."
             )
-        found.append((heads, width))
+        found.append((2 * heads if combined else heads, width))
     return found
 
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.artifact import Artifact, graph_named, open_artifact
+from ortlm.artifact import Artifact, graph_named, open_artifact, settled
 from ortlm.errors import BadArtifact, BadOption, ContextFull, nearest
 from ortlm.runtime.adapters import Adapters
 from ortlm.runtime.cache import Shapes, bytes_per_token, state_shapes
@@ -66,8 +67,10 @@ class LanguageModel:
     ) -> None:
         self.artifact = artifact
         self.manifest = artifact.manifest
-        self._graph = graph_named(self.manifest, "decoder")
         self.session = _open_session(artifact, "decoder", threads, providers)
+        there = {**self.session.inputs, **self.session.optional}
+        self._graph = settled(graph_named(self.manifest, "decoder"), there, self.session.outputs)
+        self.manifest = replace(self.manifest, graphs={**self.manifest.graphs, "decoder": self._graph})
         self._check_tensors()
         self._embedding: Session | None = None
         self.pictures: Pictures | None = None
@@ -415,10 +418,11 @@ class LanguageModel:
     def _check_tensors(self) -> None:
         """Raise BadArtifact if the configuration names a tensor that the graph has not."""
         graph, session = self._graph, self.session
+        inputs = {**session.inputs, **session.optional}
         for what, named, there in (
-            ("input", graph.inputs, {**session.inputs, **session.optional}),
+            ("input", graph.inputs, inputs),
             ("output", graph.outputs, session.outputs),
-            ("optional input", graph.optional, session.optional),
+            ("optional input", graph.optional, inputs),
         ):
             for role, name in named.items():
                 if name not in there:

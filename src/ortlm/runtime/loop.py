@@ -66,8 +66,14 @@ class Loop:
         # A picture whose tokens attend to each other both ways has to be fed as a whole.
         self._whole_pictures = "picture_numbers" in graph.optional
         self._bound: dict[str, Tensor] = {}
-        self._ones = np.ones((1, 0), dtype=np.int64)
+        self._ones: NDArray[np.integer] = np.ones((1, 0), dtype=np.int64)
         self._ones_address = 0
+        self._types = _integer_types(backend, graph)
+        self._mask_type = self._types.get("attention_mask", np.dtype(np.int64))
+        fed = {*graph.inputs.values(), *graph.optional.values(), *(state.past for state in graph.states)}
+        # What the graph must be given, and only ``use`` can give.
+        self._missing = set(backend.inputs) - fed
+        self._extra: dict[str, dict[str, Tensor]] = {}
         self._logits = graph.outputs["logits"]
         self._last_only = backend.outputs[self._logits].shape[1] == 1
         self._shapes = state_shapes(backend, graph) if shapes is None else shapes
@@ -93,10 +99,19 @@ class Loop:
         """The length above which another rotation table holds, None if there is only one."""
         return self._switch
 
-    def use(self, inputs: Mapping[str, Tensor]) -> None:
-        """Let every run from now on read these further inputs, such as the tensors of an adapter."""
-        for name, tensor in inputs.items():
-            self._binding.input(name, tensor)
+    def use(self, inputs: Mapping[str, Tensor], *, group: str = "adapter") -> None:
+        """Let every run from now on read these further inputs, such as the tensors of an adapter.
+
+        They take the place of those of the same ``group``: what is not among them has its default again.
+        """
+        gone = self._extra.get(group, {}).keys() - inputs.keys()
+        self._extra[group] = dict(inputs)
+        if gone:
+            # A binding cannot let go of a single input.
+            self._binding, self._bound, self._steady = self._backend.binding(), {}, False
+        for given in self._extra.values() if gone else [inputs]:
+            for name, tensor in given.items():
+                self._binding.input(name, tensor)
 
     def start(self, rows: int = 1) -> None:
         """Forget everything and begin a batch of ``rows``."""
@@ -157,7 +172,7 @@ class Loop:
         mask = self._ones[:, :total]
         self._binding.input_array(inputs["attention_mask"], mask, self._ones_address)
         if "position_ids" in inputs:
-            self._bound[inputs["position_ids"]].numpy()[0, 0] = total - 1
+            self._bound[inputs["position_ids"]].numpy()[..., 0] = total - 1
         ends = (total,)
         self.cache.bind(self._binding, ends, total)
         self._steady = False
@@ -376,6 +391,7 @@ class Loop:
         ends = starts + counts
         total = int(ends.max())
         optional = self._graph.optional
+        self._check_given()
         self._steady = False
         if self._embedder is None:
             self._input("input_ids", ids)
@@ -388,6 +404,10 @@ class Loop:
             self._input("picture_numbers", picture_numbers(ids, counts), of=optional)
         if "logits_to_keep" in optional:
             self._input("logits_to_keep", np.array(keep, dtype=np.int64), of=optional)
+        if "columns_to_keep" in optional:
+            # The last columns are the last tokens of rows that are equally long.
+            columns = keep if (counts == new).all() else 0
+            self._input("columns_to_keep", np.array(columns, dtype=np.int64), of=optional)
         if "query_lengths" in optional:
             ragged = batch > 1 and new > 1 and bool(starts.any())
             self._input("query_lengths", (counts if ragged else _UNKNOWN).astype(np.int32), of=optional)
@@ -413,26 +433,40 @@ class Loop:
         self._steady = batch == new == keep == 1
         return logits if logits.dtype == np.float32 else logits.astype(np.float32)
 
-    def _mask(self, ends: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    def _check_given(self) -> None:
+        """Raise BadArtifact if the graph must be given what nobody gives."""
+        missing = self._missing.difference(*self._extra.values()) if self._missing else None
+        if missing:
+            raise BadArtifact(
+                f"{self._graph.file} must be given the input {', '.join(sorted(missing))}, of which the "
+                "artifact's configuration says nothing. An adapter may bring it, or "
+                "Generator.set_model_input of ortlm.genai."
+            )
+
+    def _mask(self, ends: NDArray[np.int64], total: int) -> NDArray[np.integer]:
         if len(ends) > 1:
-            return (np.arange(total) < ends[:, None]).astype(np.int64)
+            return (np.arange(total) < ends[:, None]).astype(self._mask_type)
         if self._ones.shape[1] < total:
             self._make_ones(total)
         return self._ones[:, :total]
 
     def _make_ones(self, total: int) -> None:
         """Make a mask of one row that others are parts of."""
-        self._ones = np.ones((1, 2 * total), dtype=np.int64)
+        self._ones = np.ones((1, 2 * total), dtype=self._mask_type)
         self._ones_address = self._ones.ctypes.data
 
     def _input(self, role: str, array: Array, *, of: Mapping[str, str] | None = None) -> None:
         """Bind an input, or only copy its new contents to what is bound already."""
         name = (of or self._graph.inputs)[role]
+        declared = self._backend.inputs.get(name)
+        if declared is not None and len(declared.shape) > array.ndim:
+            # Three positions for each token are alike in text; a number may be declared as a list of one.
+            array = np.broadcast_to(array, (3 if array.ndim else 1, *array.shape))
         bound = self._bound.get(name)
         if bound is not None and bound.array is not None and bound.array.shape == array.shape:
             bound.array[...] = array
             return
-        tensor = self._backend.tensor(array.copy())
+        tensor = self._backend.tensor(np.array(array, self._types.get(role, array.dtype), order="C"))
         self._binding.input(name, tensor)
         self._bound[name] = tensor
 
@@ -461,3 +495,18 @@ def _pad(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.i
         padded[: len(row)] = row
         padded[len(row) :] = row[0]
     return ids, counts
+
+
+def _integer_types(backend: Backend, graph: Graph) -> dict[str, np.dtype[np.integer]]:
+    """Return the element type of each input of integers, by role. Raises BadArtifact for one of another type."""
+    types: dict[str, np.dtype[np.integer]] = {}
+    for role, name in (*graph.inputs.items(), *graph.optional.items()):
+        declared = backend.inputs.get(name)
+        if declared is None or role == "inputs_embeds":
+            continue
+        if declared.dtype.name not in ("int32", "int64"):
+            raise BadArtifact(
+                f"{graph.file} takes {name!r} as {declared.dtype.name}; {role} must be int32 or int64."
+            )
+        types[role] = declared.dtype.numpy
+    return types

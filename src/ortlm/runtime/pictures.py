@@ -124,7 +124,10 @@ class Pictures:
         kind = session.inputs[inputs["pixel_values"]].dtype.numpy
         binding.input(inputs["pixel_values"], session.place(np.ascontiguousarray(pixels, kind)))
         if size is not None:
-            binding.input(inputs["image_sizes"], session.place(np.array([size], np.int64)))
+            binding.input(
+                inputs["image_sizes"],
+                session.place(np.array([size], session.inputs[inputs["image_sizes"]].dtype.numpy)),
+            )
         binding.output(output, None)
         session.run(binding)
         found = binding.result(output).numpy()
@@ -143,6 +146,7 @@ class Embedder:
         self._ids, self._features = graph.inputs["input_ids"], graph.inputs["image_features"]
         self._output = graph.outputs["inputs_embeds"]
         self._binding = session.binding()
+        self._id_type = session.inputs[self._ids].dtype.numpy
         info = session.inputs[self._features]
         self._kind = info.dtype.numpy
         width = info.shape[-1] or session.outputs[self._output].shape[-1]
@@ -173,7 +177,7 @@ class Embedder:
         if places.any():
             features = np.stack([self._row(int(token)) for token in ids[places]])
             ids = np.where(places, -1, ids)
-        self._binding.input(self._ids, self._session.place(np.ascontiguousarray(ids)))
+        self._binding.input(self._ids, self._session.place(np.ascontiguousarray(ids, self._id_type)))
         self._binding.input(self._features, self._session.place(np.ascontiguousarray(features, self._kind)))
         self._binding.output(self._output, None)
         self._session.run(self._binding, brief=True)
