@@ -1,14 +1,16 @@
-# Two commands set everything up on a machine that has Python 3.10 or later:
+# Two commands set everything up on a machine that has Python 3.10 to 3.14:
 #   make demo   builds the small model that ships with the project and lets it write
 #   make test   runs the tests (installs torch and transformers, the tests' oracle, first)
+# All versions come from requirements/lock.txt; AGENTS.md says how to renew it.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOCK := requirements/lock.txt
+INSTALL := PYTHON='$(PYTHON)' sh scripts/install.sh
 DEMO_PROMPT := def read_lines(path):
 
-.PHONY: demo demo-vision test check fuzz clean
-
+.PHONY: demo
 demo: $(VENV)/.installed
 	$(BIN)/ortlm build -i models/tiny-phi3 -o demo-out -p int4 -e cpu --force
 	@echo
@@ -21,6 +23,7 @@ demo: $(VENV)/.installed
 
 # The way through for a model that sees pictures: a checkpoint of Phi-3.5-vision's structure, tiny and with random
 # weights, so that its answer means nothing.
+.PHONY: demo-vision
 demo-vision: $(VENV)/.tested
 	$(BIN)/python -m tests.vision.checkpoint demo-vision-out/checkpoint
 	$(BIN)/ortlm build -i demo-vision-out/checkpoint -o demo-vision-out/model -p int4 -e cpu --recipe fast --force
@@ -29,33 +32,42 @@ demo-vision: $(VENV)/.tested
 	@$(BIN)/ortlm generate demo-vision-out/model 'What is shown?' -n 16 -v \
 		--image demo-vision-out/checkpoint/picture.png
 
+.PHONY: test
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest -n 2
 
 # Everything that reads what strangers wrote, on damaged input with new seeds, for FUZZ_MINUTES (60).
+.PHONY: fuzz
 fuzz: $(VENV)/.tested
 	$(BIN)/python -m tests.fuzz
 
-# Format, lint and types, then the tests: what CI runs.
-check: $(VENV)/.tested $(VENV)/.linted
+# Format, lint and types.
+.PHONY: check
+check: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# Renews every version; UPGRADE= renews none and adds what pyproject.toml newly asks for,
+# UPGRADE='--upgrade-package transformers' renews one.
+UPGRADE ?= --upgrade
+.PHONY: update-lock
+update-lock: $(VENV)/.tested
+	UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.10 \
+		--python $(BIN)/python --all-extras --no-annotate --no-header $(UPGRADE) \
+		pyproject.toml requirements/tools.in -o $(LOCK)
+	sh scripts/tidy_lock.sh $(LOCK)
 
-$(VENV)/.installed: pyproject.toml $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+# What a user gets, in the locked versions.
+$(VENV)/.installed: pyproject.toml $(LOCK) scripts/install.sh
+	@$(INSTALL) $(VENV) -c $(LOCK) -e .
 	@touch $@
 
-$(VENV)/.tested: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
-	@touch $@
+# All that is locked: what tests, lint and benchmarks need.
+$(VENV)/.tested: pyproject.toml $(LOCK) scripts/install.sh
+	@$(INSTALL) $(VENV) -r $(LOCK) -e .
+	@touch $@ $(VENV)/.installed
 
-$(VENV)/.linted: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lint]'
-	@touch $@
-
+.PHONY: clean
 clean:
 	rm -rf $(VENV) demo-out demo-vision-out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,74 @@
+"""The lock: one exact version of all that is installed, on every Python version that ortlm runs on."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+LOCKED = ROOT / "requirements/lock.txt"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+VERSIONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+
+
+def locked(python: str) -> dict[str, str]:
+    """Return the version of every package that the lock names for a Python version on this kind of machine."""
+    environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.1"}
+    found: dict[str, str] = {}
+    for line in LOCKED.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        wanted = Requirement(line)
+        (version,) = wanted.specifier
+        assert version.operator == "=="
+        if wanted.marker is None or wanted.marker.evaluate(environment):
+            assert wanted.name not in found, f"{wanted.name} is locked twice for Python {python}"
+            found[wanted.name] = version.version
+    return found
+
+
+def declared() -> list[Requirement]:
+    """Return all that pyproject.toml and requirements/tools.in ask for."""
+    project = PROJECT["project"]
+    tools = (ROOT / "requirements/tools.in").read_text(encoding="utf-8").splitlines()
+    texts = [
+        *project["dependencies"],
+        *(text for extra in project["optional-dependencies"].values() for text in extra),
+        *PROJECT["build-system"]["requires"],
+        *(line for line in tools if not line.startswith("#")),
+    ]
+    return [Requirement(text) for text in texts]
+
+
+@pytest.mark.parametrize("python", VERSIONS)
+def test_all_that_is_asked_for_is_locked_within_its_range(python: str) -> None:
+    versions = locked(python)
+    environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.1"}
+    for wanted in declared():
+        if wanted.marker is None or wanted.marker.evaluate(environment):
+            name = canonicalize_name(wanted.name)
+            assert name in versions, f"{wanted} is not in the lock: run make update-lock UPGRADE="
+            assert wanted.specifier.contains(versions[name]), f"{wanted}, but {versions[name]} is locked"
+
+
+def test_no_addresses_no_hashes_no_packages_of_one_kind_of_machine() -> None:
+    text = LOCKED.read_text(encoding="utf-8")
+    assert not re.search(r"://|--|\bfile:|@|sha256", text)
+    assert not re.search(r"^(nvidia-|cuda-|triton\b)", text, re.MULTILINE)
+    assert "+" not in text, "a local build such as +cpu exists on some machines only"
+
+
+def test_the_readme_names_the_version_of_transformers_that_is_compared_with() -> None:
+    named = re.findall(r"transformers (\d+\.\d+\.\d+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert named == [locked("3.11")["transformers"]]
