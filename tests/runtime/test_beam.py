@@ -167,7 +167,7 @@ def test_samples_like_transformers(seed: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_draws_without_replacement_by_probability() -> None:
-    """The running beams of one step are as frequent as with torch's multinomial."""
+    """Four are drawn for two beams, as often as with torch's multinomial; the two likeliest of them go on."""
     table = np.broadcast_to(np.log([0.4, 0.3, 0.15, 0.1, 0.05]), (5, 5, 5)).astype(np.float32)
     settings = Settings(num_beams=2, do_sample=True, num_return_sequences=2, max_new_tokens=1)
     counts = np.zeros((5, 5))
@@ -175,7 +175,7 @@ def test_draws_without_replacement_by_probability() -> None:
         first, second = search(table, [[0, 0]], settings, seed=seed).best()[0]
         counts[first.tokens[0], second.tokens[0]] += 1
     torch.manual_seed(0)
-    drawn = torch.multinomial(torch.from_numpy(table[0, 0]).exp().expand(30000, 5), 4)[:, :2].sort().values
+    drawn = torch.multinomial(torch.from_numpy(table[0, 0]).exp().expand(30000, 5), 4).sort().values[:, :2]
     want = np.zeros((5, 5))
     np.add.at(want, tuple(drawn.numpy().T), 1 / 30000)
     assert np.abs(counts / 3000 - want).max() < 0.03

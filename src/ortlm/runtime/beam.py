@@ -212,8 +212,12 @@ class _Search:
                 "overflowed, or a damaged model file."
             )
         count = self._size * max(2, 1 + len(self._ends))
-        sampled = self._settings.samples
-        places = _draw(totals, count, self._random) if sampled else _largest(totals, count)
+        if self._settings.samples:
+            # What was drawn competes by its score, not by when it was drawn.
+            places = _draw(totals, count, self._random)
+            places = places[np.argsort(-totals[places], kind="stable")]
+        else:
+            places = _largest(totals, count)
         return _Candidates(totals[places], *np.divmod(places, scores.shape[1]))
 
     def _can_improve(self, best: np.float32) -> bool:
