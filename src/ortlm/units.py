@@ -18,6 +18,12 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def one_line(found: object) -> str:
+    """Return the text of an error or a name on one line, without control characters, cut to 2,000 characters."""
+    text = printable(" ".join(str(found)[:4_000].split()))
+    return text if len(text) <= 2_000 else f"{text[:2_000]}..."
+
+
 def readable_bytes(count: float) -> str:
     """Return ``count`` bytes in powers of 1000, as disks are sold: "640.3 MB"."""
     for unit, digits in (("B", 0), ("kB", 1), ("MB", 1)):

@@ -33,11 +33,11 @@ from ortlm.artifact.parts import (
     State,
     graph_named,
 )
-from ortlm.artifact.values import read_json
+from ortlm.artifact.values import inside, read_json
 
 __all__ = [
     "ADAPTER_FOLDER", "FORMAT", "GENAI_FILE", "GENAI_SEARCH", "GENAI_SPECULATIVE", "MANIFEST_FILE", "MOST_CROPS",
     "PROCESSOR_FILE", "TOKENIZER_FILES", "Artifact", "GenaiFacts", "Graph", "Images", "Manifest", "State",
-    "from_genai", "genai_artifact", "genai_config", "genai_facts", "graph_named", "open_artifact", "overlay_genai",
-    "processor_config", "read_genai", "read_json", "settled", "with_genai_providers",
+    "from_genai", "genai_artifact", "genai_config", "genai_facts", "graph_named", "inside", "open_artifact",
+    "overlay_genai", "processor_config", "read_genai", "read_json", "settled", "with_genai_providers",
 ]  # fmt: skip

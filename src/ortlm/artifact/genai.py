@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ortlm.artifact.fields import check_genai, check_stops
 from ortlm.artifact.parts import Graph, Images, Manifest, State
-from ortlm.artifact.values import WRONG, inside, integer, integer_or_none, mapping, names
+from ortlm.artifact.session_options import genai_session_options
+from ortlm.artifact.values import WRONG, inside, integer, integer_or_none, mapping, names, read_json
 from ortlm.errors import BadArtifact
+from ortlm.units import printable
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ def from_genai(found: dict[str, Any], path: Path) -> Manifest:
     Raises BadArtifact for models of several graphs that are not known, for missing keys and for values of a
     wrong type.
     """
+    check_genai(found, path)
     try:
         return _from_genai(found, path)
     except WRONG as error:
@@ -79,6 +83,21 @@ def settled(graph: Graph, inputs: Collection[str], outputs: Collection[str]) -> 
     )
 
 
+def read_genai_config(path: Path) -> dict[str, Any]:
+    """Return the contents of the ``genai_config.json`` at ``path``, without what an artifact does not decide.
+
+    Raises BadArtifact if it cannot be read, or sets options of ONNX Runtime that no artifact sets.
+    """
+    found = read_json(path)
+    parts = found.get("model")
+    for name, part in parts.items() if isinstance(parts, dict) else ():
+        if isinstance(part, dict) and part.get("session_options") is not None:
+            part["session_options"] = genai_session_options(
+                part["session_options"], path, f"model.{printable(name)}.session_options"
+            )
+    return found
+
+
 def _from_genai(found: dict[str, Any], path: Path) -> Manifest:
     model = mapping(found["model"])
     decoder = mapping(model["decoder"])
@@ -89,6 +108,8 @@ def _from_genai(found: dict[str, Any], path: Path) -> Manifest:
     if context <= 0:
         raise BadArtifact(f"{path}: model.context_length must be a positive integer, found {context!r}.")
     stop = model.get("eos_token_id", model.get("pad_token_id", []))
+    stop_ids = [integer(token) for token in (stop if isinstance(stop, list) else [stop])]
+    check_stops(stop_ids, integer(model.get("vocab_size", 0)), path, "model.eos_token_id")
     names_in, names_out = names(decoder.get("inputs")), names(decoder.get("outputs"))
     inputs = {role: names_in[role] for role in _GENAI_INPUTS if role in names_in}
     outputs = {role: names_out[role] for role in _GENAI_OUTPUTS if role in names_out}
@@ -117,7 +138,7 @@ def _from_genai(found: dict[str, Any], path: Path) -> Manifest:
         images=images if "vision" in graphs else None,
         context_tokens=reach,
         vocab_size=integer(model.get("vocab_size", 0)),
-        stop_token_ids=tuple(integer(token) for token in (stop if isinstance(stop, list) else [stop])),
+        stop_token_ids=tuple(stop_ids),
         pad_token_id=integer_or_none(model.get("pad_token_id")),
         bos_token_id=integer_or_none(model.get("bos_token_id")),
         rope_switch_tokens=switch if switch and reach > switch else None,
@@ -126,8 +147,18 @@ def _from_genai(found: dict[str, Any], path: Path) -> Manifest:
             for key in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
             if key in search
         },
+        session_options=_genai_session_options(decoder, path),
         info={"model_type": model.get("type")},
     )
+
+
+def _genai_session_options(decoder: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the options that the file's door has let in, or that a program sets itself."""
+    options = dict(mapping(decoder.get("session_options")))
+    if options.pop("custom_ops_library", None):
+        raise BadArtifact(f"{path} asks for a library of custom operators, which is not supported.")
+    # Providers are chosen elsewhere, and the id only labels the lines of a log.
+    return {key: value for key, value in options.items() if key not in ("provider_options", "log_id")}
 
 
 def _genai_states(

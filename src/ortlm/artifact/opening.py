@@ -5,19 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ortlm.artifact.genai import from_genai
+from ortlm.artifact.fields import check_manifest
+from ortlm.artifact.genai import from_genai, read_genai_config
 from ortlm.artifact.parts import (
     FORMAT,
     GENAI_FILE,
     MANIFEST_FILE,
-    MOST_CROPS,
+    PROCESSOR_FILE,
+    TOKENIZER_FILES,
     Artifact,
     Graph,
     Images,
     Manifest,
     State,
 )
-from ortlm.artifact.values import WRONG, inside, integer, integer_or_none, mapping, names, read_json
+from ortlm.artifact.session_options import session_options
+from ortlm.artifact.values import WRONG, inside, read_json
 from ortlm.errors import BadArtifact
 
 
@@ -35,7 +38,7 @@ def open_artifact(path: str | Path) -> Artifact:
     if (folder / MANIFEST_FILE).is_file():
         manifest = read_manifest(read_json(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
     elif (folder / GENAI_FILE).is_file():
-        manifest = from_genai(read_json(folder / GENAI_FILE), folder / GENAI_FILE)
+        manifest = from_genai(read_genai_config(folder / GENAI_FILE), folder / GENAI_FILE)
     elif (folder / "config.json").is_file():
         raise BadArtifact(
             f"{folder} is a Hugging Face checkpoint, not an artifact. Build it first: "
@@ -46,7 +49,14 @@ def open_artifact(path: str | Path) -> Artifact:
     for file in (*(graph.file for graph in manifest.graphs.values()), *manifest.adapters.values()):
         if not (folder / file).is_file():
             raise BadArtifact(f"{folder / file} is missing, but the artifact's configuration names it.")
+    check_files(folder)
     return Artifact(folder, manifest)
+
+
+def check_files(folder: Path) -> None:
+    """Raise BadArtifact if what an artifact has beside its graphs is no regular file within ``folder``."""
+    for name in (MANIFEST_FILE, GENAI_FILE, PROCESSOR_FILE, *TOKENIZER_FILES):
+        inside(name, folder / name)
 
 
 def read_manifest(found: dict[str, Any], path: Path) -> Manifest:
@@ -56,54 +66,41 @@ def read_manifest(found: dict[str, Any], path: Path) -> Manifest:
             f"{path} has format {found.get('format')!r}; this ortlm reads format {FORMAT}. "
             "Build the model again, or use the ortlm version that built it."
         )
+    found = check_manifest(found, path)
     try:
         graphs = {
             name: Graph(
                 file=inside(g["file"], path),
-                inputs=names(g["inputs"]),
-                outputs=names(g["outputs"]),
-                states=tuple(_state(s) for s in g["states"]),
-                optional=names(g.get("optional") or {}),
+                inputs=g["inputs"],
+                outputs=g["outputs"],
+                states=tuple(State(**s) for s in g["states"]),
+                optional=g["optional"],
             )
             for name, g in found["graphs"].items()
         }
         return Manifest(
             graphs=graphs,
-            context_tokens=int(found["context_tokens"]),
-            vocab_size=int(found["vocab_size"]),
-            stop_token_ids=tuple(int(t) for t in found["stop_token_ids"]),
-            pad_token_id=integer_or_none(found.get("pad_token_id")),
-            bos_token_id=integer_or_none(found.get("bos_token_id")),
-            rope_switch_tokens=integer_or_none(found.get("rope_switch_tokens")),
-            generation=mapping(found.get("generation")),
-            session_options=mapping(found.get("session_options")),
-            adapters={name: inside(file, path) for name, file in mapping(found.get("adapters")).items()},
-            info=mapping(found.get("info")),
-            images=_images(found.get("images")),
-            prompt_tokens=integer_or_none(found.get("prompt_tokens")),
+            context_tokens=found["context_tokens"],
+            vocab_size=found["vocab_size"],
+            stop_token_ids=tuple(found["stop_token_ids"]),
+            pad_token_id=found["pad_token_id"],
+            bos_token_id=found["bos_token_id"],
+            rope_switch_tokens=found["rope_switch_tokens"],
+            generation=found["generation"],
+            session_options=session_options(found["session_options"], path),
+            adapters={name: inside(file, path) for name, file in found["adapters"].items()},
+            info=found["info"],
+            images=_images(found["images"]),
+            prompt_tokens=found["prompt_tokens"],
         )
     except WRONG as error:
         raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _images(found: Any) -> Images | None:
+def _images(found: dict[str, Any] | None) -> Images | None:
     if found is None:
         return None
-    values = dict(mapping(found))
-    for key in ("mean", "std"):
-        values[key] = tuple(float(v) for v in values[key])
-        if len(values[key]) != 3:
-            raise ValueError(f"images.{key} must have three numbers")
-    for key in ("side", "crops", "merged", "tokens"):
-        integer(values.get(key, 0))
-    images = Images(**values)
-    if not 0 <= images.crops <= MOST_CROPS or images.side < 1 or not (images.crops or images.tokens):
-        raise ValueError(f"images is {found!r}")
+    images = Images(**{**found, "mean": tuple(found["mean"]), "std": tuple(found["std"])})
+    if not (images.crops or images.tokens):
+        raise ValueError("images has neither crops nor tokens")
     return images
-
-
-def _state(found: dict[str, Any]) -> State:
-    state = State(**found)
-    if state.kind == "window" and integer(state.window) < 1:
-        raise ValueError(f"the window of {state.past} must be at least 1, found {state.window}")
-    return state

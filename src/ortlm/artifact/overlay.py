@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ortlm.artifact.genai import from_genai
-from ortlm.artifact.opening import read_manifest
+from ortlm.artifact.genai import from_genai, read_genai_config
+from ortlm.artifact.opening import check_files, read_manifest
 from ortlm.artifact.parts import GENAI_FILE, MANIFEST_FILE, Artifact, graph_named
 from ortlm.artifact.values import WRONG, integer, mapping, read_json
 from ortlm.errors import BadArtifact, BadOption, nearest
@@ -94,7 +94,8 @@ def read_genai(folder: Path) -> dict[str, Any]:
             f"{folder / GENAI_FILE} is missing. Give the folder of a model, as `ortlm build` or "
             "onnxruntime-genai's builder writes it."
         )
-    return read_json(folder / GENAI_FILE)
+    check_files(folder)
+    return read_genai_config(folder / GENAI_FILE)
 
 
 def overlay_genai(found: Mapping[str, Any], changes: Any) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def genai_artifact(folder: Path, found: dict[str, Any]) -> Artifact:
     """
     path = folder / GENAI_FILE
     manifest = from_genai(found, path)
-    theirs, options = manifest.graphs["decoder"], _genai_session_options(found, path)
+    theirs, options = manifest.graphs["decoder"], manifest.session_options
     if (folder / MANIFEST_FILE).is_file():
         own = read_manifest(read_json(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
         decoder = replace(
@@ -220,12 +221,3 @@ def _genai_providers(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         for name, values in mapping(entry).items():
             out.setdefault(name, {}).update({key: str(value) for key, value in mapping(values).items()})
     return out
-
-
-def _genai_session_options(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    decoder = mapping(mapping(found.get("model")).get("decoder"))
-    options = dict(mapping(decoder.get("session_options")))
-    if options.pop("custom_ops_library", None):
-        raise BadArtifact(f"{path} asks for a library of custom operators, which is not supported.")
-    # Providers are chosen elsewhere, and the id only labels the lines of a log.
-    return {key: value for key, value in options.items() if key not in ("provider_options", "log_id")}

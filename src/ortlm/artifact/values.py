@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import stat
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from ortlm.checked_json import read_object
+from ortlm.checked_json import read_object, shown
 from ortlm.errors import BadArtifact
 
 # Of a model with 10,000 layers and 100 adapters it is a third of that.
@@ -18,7 +20,7 @@ WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 def mapping(found: Any) -> dict[str, Any]:
     """Return an object of JSON, empty for null; ``TypeError`` for anything else."""
     if found is not None and not isinstance(found, dict):
-        raise TypeError(f"expected an object, found {found!r}")
+        raise TypeError(f"expected an object, found {shown(found)}")
     return found or {}
 
 
@@ -27,14 +29,14 @@ def names(found: Any) -> dict[str, str]:
     given = mapping(found)
     for role, name in given.items():
         if not isinstance(name, str):
-            raise TypeError(f"expected the name of a tensor for {role!r}, found {name!r}")
+            raise TypeError(f"expected the name of a tensor for {shown(role)}, found {shown(name)}")
     return given
 
 
 def integer(found: Any) -> int:
     """Return a whole number; ``TypeError`` for anything else."""
     if isinstance(found, bool) or not isinstance(found, int):
-        raise TypeError(f"expected a whole number, found {found!r}")
+        raise TypeError(f"expected a whole number, found {shown(found)}")
     return found
 
 
@@ -43,13 +45,42 @@ def integer_or_none(found: Any) -> int | None:
     return None if found is None else integer(found)
 
 
-def inside(name: str, config: Path) -> str:
-    """Return ``name`` if it stays within the artifact's folder."""
+def inside(name: Any, config: Path, *, folder: Path | None = None) -> str:
+    """Return ``name`` if it is a file within the artifact's folder, on every system and through every link.
+
+    ``folder`` is that of ``config``, which names the file, if no other is given. Raises BadArtifact for any other
+    file. One that is missing is left to whoever opens it.
+    """
     if not isinstance(name, str):
-        raise TypeError(f"expected the name of a file, found {name!r}")
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BadArtifact(f"{config} names the file {name!r}, which lies outside the artifact's folder.")
+        raise TypeError(f"expected the name of a file, found {shown(name)}")
+    folder = config.parent if folder is None else folder
+    outside = BadArtifact(
+        f"{config} names the file {shown(name)}, which lies outside the artifact's folder. Copy what it needs "
+        "into the folder, or build the model again."
+    )
+    # A build on one system is loaded on others, so its names are taken apart as Windows does, too.
+    windows = PureWindowsPath(name)
+    if windows.drive or windows.root or ".." in windows.parts or not windows.parts or "\0" in name:
+        raise outside
+    try:
+        path = folder / name
+        if not os.path.lexists(path):
+            return name
+        real = path.resolve()
+        if not any(real.is_relative_to(root) for root in _roots(folder)):
+            raise outside
+        if not stat.S_ISREG(real.stat().st_mode):
+            raise BadArtifact(f"{config} names {shown(name)}, which is not a regular file.")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadArtifact(f"{config} names the file {shown(name)}, which cannot be read: {error}.") from error
     return name
+
+
+def _roots(folder: Path) -> list[Path]:
+    """Return the folders that an artifact's files may really lie in: its own and, in the hub's cache, blobs."""
+    real = folder.resolve()
+    snapshots = [parent for parent in real.parents if parent.name == "snapshots"]
+    return [real, *(parent.parent / "blobs" for parent in snapshots[:1])]
 
 
 def read_json(path: Path) -> dict[str, Any]:

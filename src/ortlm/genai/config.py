@@ -16,6 +16,7 @@ from ortlm.artifact import (
     GenaiFacts,
     genai_artifact,
     genai_facts,
+    inside,
     overlay_genai,
     read_genai,
     with_genai_providers,
@@ -131,7 +132,7 @@ class Config:
         copy = _Copy()
         for path in self._folder.iterdir():
             if path.is_file() and path.name not in self._data:
-                _place(path.resolve(), copy.path / path.name)
+                _place((self._folder / inside(path.name, path)).resolve(), copy.path / path.name)
         for name, data in self._data.items():
             (copy.path / name).write_bytes(data)
         return genai_artifact(copy.path, self._found), copy

@@ -25,6 +25,7 @@ from ortlm.errors import BadArtifact, BadOption, ContextFull, nearest
 from ortlm.runtime.adapters import Adapters
 from ortlm.runtime.cache import Shapes, bytes_per_token, state_shapes
 from ortlm.runtime.chat import ChatTemplate, Message
+from ortlm.runtime.contract import check_decoder
 from ortlm.runtime.embed import Pooling, embed
 from ortlm.runtime.generator import Generator, Rules
 from ortlm.runtime.guidance import Guidance
@@ -80,6 +81,7 @@ class LanguageModel:
             raise BadArtifact(f"{artifact.path} names no input for token ids.")
         if "attention_mask" not in self._graph.inputs:
             raise BadArtifact(f"{artifact.path} names no input for the attention mask.")
+        check_decoder(self.session, self._graph, self.manifest)
         logits = self._graph.outputs.get("logits", "")
         if logits not in self.session.outputs:
             raise BadArtifact(f"{artifact.graph_path('decoder')} has no output for logits.")

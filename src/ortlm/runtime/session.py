@@ -15,26 +15,29 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from ortlm.artifact.external_data import check_external_data
+from ortlm.checked_json import shown
 from ortlm.cores import physical_cores
 from ortlm.dtypes import BY_ORT, Array, DType, dtype
 from ortlm.errors import BadArtifact, BadOption, Cancelled, nearest
 from ortlm.runtime.pages import huge_pages, keep_freed_memory
+from ortlm.units import one_line
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGE_BYTES = 64 << 20
 
+# All of ONNX Runtime's own, whichever version has which, and what its bindings raise: RuntimeError at runs,
+# ValueError and UnicodeDecodeError for what damaged graphs are called, IndexError and TypeError for odd shapes.
 _ORT_ERRORS: tuple[type[Exception], ...] = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoModel,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    RuntimeError,  # what a run with bindings raises
+    *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    RuntimeError,
+    ValueError,
+    IndexError,
+    TypeError,
+    OverflowError,
 )
+# More threads than this are a mistake, and making them can take all memory of a machine.
+MOST_THREADS = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +137,14 @@ class Session:
         options: Mapping[str, Any] | None = None,
         model: bytes | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise BadOption(f"threads must be at least 1, found {threads}.")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise BadOption(f"threads must be at least 1, and at most {MOST_THREADS}, found {threads}.")
         self.path = path
         self.providers = _provider_names(providers)
         settings = _session_options(options or {}, threads)
         if model is not None:
             settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
+        check_external_data(path if model is None else model, path.parent)
         # Small models live in the processor's caches and gain nothing from huge pages.
         weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
         large = weights >= _LARGE_BYTES and self.providers[0].startswith("CPU")
@@ -149,15 +153,15 @@ class Session:
                 self._session = onnxruntime.InferenceSession(
                     str(path) if model is None else model, settings, providers=self.providers
                 )
+                self._inputs = _infos(self._session.get_inputs(), path)
+                self._outputs = _infos(self._session.get_outputs(), path)
+                self.optional = _infos(self._session.get_overridable_initializers(), path)
         except _ORT_ERRORS as error:
             raise BadArtifact(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error} "
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {one_line(error)} "
                 "If the folder was copied, check that it is complete; else build the model again."
             ) from error
         self.threads = settings.intra_op_num_threads
-        self._inputs = _infos(self._session.get_inputs(), path)
-        self._outputs = _infos(self._session.get_outputs(), path)
-        self.optional = _infos(self._session.get_overridable_initializers(), path)
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
         keep_freed_memory()
 
@@ -205,7 +209,7 @@ class Session:
             if binding.stopped:
                 binding.go_on()
                 raise Cancelled("the generation was cancelled.") from error
-            raise BadArtifact(f"ONNX Runtime could not run {self.path}: {error}") from error
+            raise BadArtifact(f"ONNX Runtime could not run {self.path}: {one_line(error)}") from error
 
 
 def read_adapter(path: Path) -> dict[str, tuple[TensorInfo, Tensor]]:
@@ -221,8 +225,8 @@ def read_adapter(path: Path) -> dict[str, tuple[TensorInfo, Tensor]]:
         infos = _infos([_Node(name, v.data_type(), v.shape()) for name, v in values.items()], path)
     except _ORT_ERRORS as error:
         raise BadArtifact(
-            f"{path} cannot be read as an adapter of ONNX Runtime: {error}. Usual cause: a copy that stopped "
-            "early, or an adapter of peft, which `ortlm build --adapter NAME=FOLDER` takes."
+            f"{path} cannot be read as an adapter of ONNX Runtime: {one_line(error)}. Usual cause: a copy that "
+            "stopped early, or an adapter of peft, which `ortlm build --adapter NAME=FOLDER` takes."
         ) from error
     return {name: (infos[name], Tensor(value, owner=file)) for name, value in values.items()}
 
@@ -291,7 +295,9 @@ def _infos(nodes: Sequence[Any], path: Path) -> dict[str, TensorInfo]:
     found = {}
     for node in nodes:
         if node.type not in BY_ORT:
-            raise BadArtifact(f"{path}: tensor {node.name!r} has the element type {node.type}, not known.")
+            raise BadArtifact(
+                f"{path}: tensor {shown(node.name)} has the element type {shown(node.type)}, not known."
+            )
         shape = tuple(d if isinstance(d, int) else None for d in node.shape)
         found[node.name] = TensorInfo(node.name, BY_ORT[node.type], shape)
     return found
@@ -355,6 +361,18 @@ _ATTRIBUTES = (
 )
 
 
+def _set_option(options: Any, key: str, value: Any) -> None:
+    if key in _ATTRIBUTES:
+        setattr(options, key, value)
+    elif key == "graph_optimization_level":
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, str(value), value)
+    elif isinstance(value, (str, int, float)):
+        text = str(int(value)) if isinstance(value, bool) else str(value)
+        options.add_session_config_entry(key, text)
+    else:
+        raise TypeError("it must be a string or a number")
+
+
 def _session_options(found: Mapping[str, Any], threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = physical_cores()
@@ -363,15 +381,14 @@ def _session_options(found: Mapping[str, Any], threads: int | None) -> Any:
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     for key, value in found.items():
-        if key in _ATTRIBUTES:
-            setattr(options, key, value)
-        elif key == "graph_optimization_level":
-            options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, str(value))
-        elif isinstance(value, (str, int, float)):
-            text = str(int(value)) if isinstance(value, bool) else str(value)
-            options.add_session_config_entry(key, text)
-        else:
-            raise BadArtifact(f"session option {key!r} must be a string or a number, found {value!r}.")
+        try:
+            _set_option(options, key, value)
+        except _ORT_ERRORS as error:
+            raise BadOption(
+                f"session option {shown(key)} cannot be {shown(value)}: {one_line(error)}."
+            ) from error
+    if options.intra_op_num_threads > MOST_THREADS or options.inter_op_num_threads > MOST_THREADS:
+        raise BadOption(f"session options may ask for {MOST_THREADS} threads at most.")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

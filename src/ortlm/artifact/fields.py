@@ -1,0 +1,125 @@
+"""What the keys of ``ortlm.json`` and ``genai_config.json`` may hold: types, and ranges that no model exceeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ortlm.artifact.parts import MOST_CROPS
+from ortlm.checked_json import (
+    Field,
+    anything,
+    check,
+    integer,
+    list_of,
+    number,
+    object_of,
+    one_of,
+    table,
+    text,
+)
+from ortlm.errors import BadArtifact
+
+# Beyond these nothing is a language model; within them, nothing that is reserved for them is of any size.
+MOST_TOKENS = 10_000_000
+MOST_VOCABULARY = 10_000_000
+MOST_LAYERS = 10_000
+_MOST_WIDTH = 1 << 20
+_MOST_STOPS = 1_000
+
+_name = text(longest=500)
+_names = object_of(_name, most=10_000)
+_token = integer(-1, MOST_VOCABULARY, default=None)
+
+_STATE: Mapping[str, Field] = {
+    "past": _name,
+    "present": _name,
+    "kind": one_of("grow", "append", "window", default="grow"),
+    "axis": integer(2, 3, default=2),
+    "heads": integer(1, _MOST_WIDTH, default=None),
+    "head_dim": integer(1, _MOST_WIDTH, default=None),
+    "window": integer(1, MOST_TOKENS, default=None),
+}
+_GRAPH: Mapping[str, Field] = {
+    "file": text(longest=255),
+    "inputs": _names,
+    "outputs": _names,
+    "states": list_of(table(_STATE, unknown="refuse"), most=4 * MOST_LAYERS),
+    "optional": object_of(_name, most=10_000, default={}),
+}
+_channels = list_of(number(-1e6, 1e6), least=3, most=3)
+_spreads = list_of(number(1e-6, 1e6), least=3, most=3)
+_IMAGES: Mapping[str, Field] = {
+    "side": integer(1, 65_535),
+    "mean": _channels,
+    "std": _spreads,
+    "tag": text(longest=1_000),
+    "crops": integer(0, MOST_CROPS, default=0),
+    "merged": integer(1, 65_535, default=12),
+    "tokens": integer(0, MOST_TOKENS, default=0),
+    "before": text(longest=1_000, default=""),
+    "after": text(longest=1_000, default=""),
+    "token": text(longest=1_000, default=None),
+    "separate": one_of(True, False, default=False),
+}
+_MANIFEST: Mapping[str, Field] = {
+    "graphs": object_of(table(_GRAPH, unknown="keep"), most=100),
+    "context_tokens": integer(1, MOST_TOKENS),
+    "vocab_size": integer(1, MOST_VOCABULARY),
+    "stop_token_ids": list_of(integer(0, MOST_VOCABULARY), most=_MOST_STOPS),
+    "pad_token_id": _token,
+    "bos_token_id": _token,
+    "rope_switch_tokens": integer(1, MOST_TOKENS, default=None),
+    "generation": object_of(anything(default=None), default={}),
+    "session_options": object_of(anything(default=None), default={}),
+    "adapters": object_of(text(longest=255), default={}),
+    "info": object_of(anything(default=None), default={}),
+    "images": table(_IMAGES, unknown="refuse", default=None),
+    "prompt_tokens": integer(1, MOST_TOKENS, default=None),
+}
+_GENAI_DECODER: Mapping[str, Field] = {
+    "filename": text(longest=255, default="model.onnx"),
+    "num_hidden_layers": integer(1, MOST_LAYERS),
+    "num_key_value_heads": integer(1, _MOST_WIDTH, default=None),
+    "head_size": integer(1, _MOST_WIDTH, default=None),
+}
+_GENAI_MODEL: Mapping[str, Field] = {
+    "type": text(longest=100, default=""),
+    "context_length": integer(1, MOST_TOKENS),
+    "vocab_size": integer(0, MOST_VOCABULARY, default=0),
+    "decoder": table(_GENAI_DECODER),
+}
+
+
+def check_manifest(found: Mapping[str, Any], file: object) -> dict[str, Any]:
+    """Return the contents of ``ortlm.json``, all defaults filled in; what a newer ortlm added stays.
+
+    Raises BadArtifact for a value of another type or out of its range, by its key.
+    """
+    values = check(found, _MANIFEST, file=file, error=BadArtifact, unknown="keep")
+    check_stops(values["stop_token_ids"], values["vocab_size"], file, "stop_token_ids")
+    for name, graph in values["graphs"].items():
+        for i, state in enumerate(graph["states"]):
+            at = f"{file}: graphs.{name}.states[{i}].window"
+            if (state["kind"] == "window") != (state["window"] is not None):
+                raise BadArtifact(f"{at} belongs to states of kind window, and to no others.")
+            if state["window"] is not None and state["window"] > values["context_tokens"]:
+                raise BadArtifact(
+                    f"{at} is {state['window']}, more than the context of {values['context_tokens']} tokens."
+                )
+    return values
+
+
+def check_genai(found: Mapping[str, Any], file: object) -> None:
+    """Raise BadArtifact if sizes in ``genai_config.json`` are of another type or out of their range."""
+    check({"model": found.get("model")}, {"model": table(_GENAI_MODEL)}, file=file, error=BadArtifact)
+
+
+def check_stops(ids: list[int], vocabulary: int, file: object, at: str) -> None:
+    """Raise BadArtifact for tokens beyond the vocabulary, since no answer would ever end in one."""
+    for token in ids:
+        if vocabulary and token >= vocabulary:
+            raise BadArtifact(
+                f"{file}: {at} names token {token}, but the vocabulary has {vocabulary:,} tokens. Build the model "
+                "again."
+            )
