@@ -14,13 +14,12 @@ from ortlm.dtypes import DType
 from ortlm.errors import BadArtifact, nearest
 from ortlm.runtime.session import TensorInfo
 
-_INTEGERS = ("int64", "int32")
 _FLOATS = ("fp32", "fp16", "bf16")
-# Element types and dimensions of what a decoder reads and writes.
-_ROLES: Mapping[str, tuple[tuple[str, ...], int]] = {
-    "input_ids": (_INTEGERS, 2),
-    "attention_mask": (_INTEGERS, 2),
-    "position_ids": (_INTEGERS, 2),
+# Element types and dimensions of what a decoder reads and writes; None: the loop says which types it feeds.
+_ROLES: Mapping[str, tuple[tuple[str, ...] | None, int]] = {
+    "input_ids": (None, 2),
+    "attention_mask": (None, 2),
+    "position_ids": (None, 2),
     "inputs_embeds": (_FLOATS, 3),
     "logits": (_FLOATS, 3),
     "hidden_states": (_FLOATS, 3),
@@ -96,9 +95,10 @@ def _check_vocabulary(session: _Loaded, graph: Graph, manifest: Manifest) -> Non
 
 def _check_role(graph: Graph, role: str, info: TensorInfo) -> None:
     types, rank = _ROLES[role]
-    if info.dtype.name not in types or len(info.shape) != rank:
+    if (types is not None and info.dtype.name not in types) or len(info.shape) != rank:
+        kinds = "" if types is None else f" of {' or '.join(types)}"
         raise BadArtifact(
-            f"{graph.file}: {_said(info)} cannot be {role}, which has {rank} dimensions of {' or '.join(types)}."
+            f"{graph.file}: {_said(info)} cannot be {role}, which has {rank} dimensions{kinds}."
         )
 
 
