@@ -8,7 +8,16 @@ from dataclasses import asdict
 from typing import Any
 
 from ortlm._version import __version__
-from ortlm.artifact import ADAPTER_FOLDER, MOST_CROPS, Graph, Images, Manifest, State
+from ortlm.artifact import (
+    ADAPTER_FOLDER,
+    MOST_CROPS,
+    NAMED_TEMPLATES,
+    Graph,
+    Images,
+    Manifest,
+    State,
+    named_templates,
+)
 from ortlm.card import public_name
 from ortlm.checkpoint.open import Checkpoint
 from ortlm.errors import BadCheckpoint
@@ -129,13 +138,9 @@ def plain_tokenizer_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     template = plain.get("chat_template")
     if "chat_template" in plain and template is None:
         del plain["chat_template"]
-    elif isinstance(template, list):
-        named = {
-            t["name"]: t["template"]
-            for t in template
-            if isinstance(t, dict) and {"name", "template"} <= set(t)
-        }
-        plain["named_chat_templates"] = template
+    elif template is not None and not isinstance(template, str):
+        named = named_templates(template, 'tokenizer_config.json: "chat_template"', BadCheckpoint)
+        plain[NAMED_TEMPLATES] = template
         plain["chat_template"] = named.get("default", next(iter(named.values()), ""))
     return plain
 
