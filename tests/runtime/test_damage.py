@@ -54,7 +54,7 @@ DECODER = ["model", "decoder"]
         ([*DECODER, "num_hidden_layers"], "x"),
         ([*DECODER, "num_hidden_layers"], 10**30),
         ([*DECODER, "num_hidden_layers"], float("nan")),
-        (["model", "vocab_size"], None),
+        (["model", "vocab_size"], "x"),
         (["model", "context_length"], 0),
         (["model", "eos_token_id"], "x"),
         (["model", "eos_token_id"], ["a"]),

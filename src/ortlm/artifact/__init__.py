@@ -7,13 +7,13 @@ It imports nothing heavy: reading an artifact must be quick.
 from __future__ import annotations
 
 from ortlm.artifact.genai import from_genai, genai_config, processor_config, settled
+from ortlm.artifact.genai_keys import GENAI_SEARCH, GENAI_SPECULATIVE
 from ortlm.artifact.opening import open_artifact
 from ortlm.artifact.overlay import (
-    GENAI_SEARCH,
-    GENAI_SPECULATIVE,
     GenaiFacts,
     genai_artifact,
     genai_facts,
+    genai_providers,
     overlay_genai,
     read_genai,
     with_genai_providers,
@@ -39,7 +39,7 @@ from ortlm.artifact.values import inside, read_json
 __all__ = [
     "ADAPTER_FOLDER", "FORMAT", "GENAI_FILE", "GENAI_SEARCH", "GENAI_SPECULATIVE", "MANIFEST_FILE", "MOST_CROPS",
     "NAMED_TEMPLATES", "PROCESSOR_FILE", "TOKENIZER_FILES", "Artifact", "GenaiFacts", "Graph", "Images",
-    "Manifest", "State", "from_genai", "genai_artifact", "genai_config", "genai_facts", "graph_named", "inside",
-    "named_templates", "open_artifact", "overlay_genai", "processor_config", "read_genai", "read_json",
-    "read_templates", "settled", "template_files", "with_genai_providers",
+    "Manifest", "State", "from_genai", "genai_artifact", "genai_config", "genai_facts", "genai_providers",
+    "graph_named", "inside", "named_templates", "open_artifact", "overlay_genai", "processor_config", "read_genai",
+    "read_json", "read_templates", "settled", "template_files", "with_genai_providers",
 ]  # fmt: skip

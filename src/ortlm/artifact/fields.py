@@ -1,4 +1,4 @@
-"""What the keys of ``ortlm.json`` and ``genai_config.json`` may hold: types, and ranges that no model exceeds."""
+"""What the keys of ``ortlm.json`` may hold: types, and ranges that no model exceeds."""
 
 from __future__ import annotations
 
@@ -77,18 +77,6 @@ _MANIFEST: Mapping[str, Field] = {
     "images": table(_IMAGES, unknown="refuse", default=None),
     "prompt_tokens": integer(1, MOST_TOKENS, default=None),
 }
-_GENAI_DECODER: Mapping[str, Field] = {
-    "filename": text(longest=255, default="model.onnx"),
-    "num_hidden_layers": integer(1, MOST_LAYERS),
-    "num_key_value_heads": integer(1, _MOST_WIDTH, default=None),
-    "head_size": integer(1, _MOST_WIDTH, default=None),
-}
-_GENAI_MODEL: Mapping[str, Field] = {
-    "type": text(longest=100, default=""),
-    "context_length": integer(1, MOST_TOKENS),
-    "vocab_size": integer(0, MOST_VOCABULARY, default=0),
-    "decoder": table(_GENAI_DECODER),
-}
 
 
 def check_manifest(found: Mapping[str, Any], file: object) -> dict[str, Any]:
@@ -108,11 +96,6 @@ def check_manifest(found: Mapping[str, Any], file: object) -> dict[str, Any]:
                     f"{at} is {state['window']}, more than the context of {values['context_tokens']} tokens."
                 )
     return values
-
-
-def check_genai(found: Mapping[str, Any], file: object) -> None:
-    """Raise BadArtifact if sizes in ``genai_config.json`` are of another type or out of their range."""
-    check({"model": found.get("model")}, {"model": table(_GENAI_MODEL)}, file=file, error=BadArtifact)
 
 
 def check_stops(ids: list[int], vocabulary: int, file: object, at: str) -> None:

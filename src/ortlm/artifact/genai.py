@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ortlm.artifact.fields import check_genai, check_stops
+from ortlm.artifact.fields import check_stops
+from ortlm.artifact.genai_keys import checked_genai
 from ortlm.artifact.parts import Graph, Images, Manifest, State
 from ortlm.artifact.session_options import genai_session_options
-from ortlm.artifact.values import WRONG, inside, integer, integer_or_none, mapping, names, read_json
+from ortlm.artifact.values import WRONG, inside, mapping, read_json
 from ortlm.errors import BadArtifact
 from ortlm.units import printable
 
@@ -24,7 +25,6 @@ _GENAI_OUTPUTS = ("logits", "hidden_states")
 _GENAI_DEFAULTS = ("input_ids", "attention_mask", "position_ids")
 _KEEP = "num_logits_to_keep"
 # genai rewinds at these lengths for these model types; the numbers are fixed in its C++ source.
-_MOST_LAYERS = 10_000
 _GENAI_ROPE_SWITCH = {"phi3": 4096, "phi3v": 4096, "phimoe": 4096, "phi3small": 8192}
 # Names of tensors that a configuration may leave out.
 _GENAI_PARTS = {
@@ -50,17 +50,30 @@ _GENAI_IMAGES = {
 }
 
 
-def from_genai(found: dict[str, Any], path: Path) -> Manifest:
+def from_genai(found: Mapping[str, Any], path: Path, *, own: bool = False) -> Manifest:
     """Read a manifest out of the ``genai_config.json`` that lies at ``path``.
 
-    Raises BadArtifact for models of several graphs that are not known, for missing keys and for values of a
-    wrong type.
+    ``own``: ortlm wrote the folder, whose ``ortlm.json`` says more.
+    Raises BadArtifact, with the key's name, for what is not supported, for missing keys and for wrong values.
     """
-    check_genai(found, path)
     try:
-        return _from_genai(found, path)
+        return _from_genai(checked_genai(found, path, own=own), path, own=own)
     except WRONG as error:
         raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def tokenizer_folder(found: Mapping[str, Any], path: Path) -> str:
+    """Return where in the folder of the configuration ``found`` the tokenizer's files lie, "" beside the graphs.
+
+    Raises BadArtifact for a folder that is not there, or lies outside.
+    """
+    name = mapping(found.get("model")).get("tokenizer_dir") or ""
+    folder, place = path.parent.resolve(), (path.parent / name).resolve()
+    if not isinstance(name, str) or not place.is_relative_to(folder) or not place.is_dir():
+        raise BadArtifact(
+            f"{path}: model.tokenizer_dir is {name!r}, which is no folder within {path.parent}."
+        )
+    return str(place.relative_to(folder)) if place != folder else ""
 
 
 def settled(graph: Graph, inputs: Collection[str], outputs: Collection[str]) -> Graph:
@@ -68,13 +81,16 @@ def settled(graph: Graph, inputs: Collection[str], outputs: Collection[str]) -> 
 
     ``inputs`` and ``outputs`` are the names of the tensors that there are.
     """
-    named = {*graph.inputs.values(), *graph.optional.values()}
+    # Configurations name a mask and positions for graphs that need neither.
+    kept = {
+        role: name
+        for role, name in graph.inputs.items()
+        if name in inputs or role not in ("attention_mask", "position_ids")
+    }
+    named = {*kept.values(), *graph.optional.values()}
     return replace(
         graph,
-        inputs={
-            **{role: role for role in _GENAI_DEFAULTS if role in inputs and role not in named},
-            **graph.inputs,
-        },
+        inputs={**{role: role for role in _GENAI_DEFAULTS if role in inputs and role not in named}, **kept},
         outputs={**{role: role for role in _GENAI_OUTPUTS if role in outputs}, **graph.outputs},
         optional={
             **({"columns_to_keep": _KEEP} if _KEEP in inputs and _KEEP not in named else {}),
@@ -98,49 +114,52 @@ def read_genai_config(path: Path) -> dict[str, Any]:
     return found
 
 
-def _from_genai(found: dict[str, Any], path: Path) -> Manifest:
-    model = mapping(found["model"])
-    decoder = mapping(model["decoder"])
-    search = mapping(found.get("search"))
-    if "pipeline" in decoder:
-        raise BadArtifact(f"{path} describes a model split into a pipeline, which is not supported.")
-    context = integer(model["context_length"])
-    if context <= 0:
-        raise BadArtifact(f"{path}: model.context_length must be a positive integer, found {context!r}.")
-    stop = model.get("eos_token_id", model.get("pad_token_id", []))
-    stop_ids = [integer(token) for token in (stop if isinstance(stop, list) else [stop])]
-    check_stops(stop_ids, integer(model.get("vocab_size", 0)), path, "model.eos_token_id")
-    names_in, names_out = names(decoder.get("inputs")), names(decoder.get("outputs"))
+def _from_genai(found: Mapping[str, Any], path: Path, *, own: bool) -> Manifest:
+    model, decoder = found["model"], found["model"]["decoder"]
+    search = found.get("search", {})
+    shared = bool(search.get("past_present_share_buffer"))
+    kind = str(model.get("type", ""))
+    images = _GENAI_IMAGES.get(kind)
+    parts = [name for name in _GENAI_PARTS if model.get(name)]
+    if parts and images is None and not own:
+        raise BadArtifact(
+            f"{path} has model.{parts[0]}: a model of type {kind!r} that reads images or embeddings. Of those "
+            f"that others built, {', '.join(_GENAI_IMAGES)} is supported; build the model with ortlm instead."
+        )
+    names_in, names_out = decoder.get("inputs", {}), decoder.get("outputs", {})
     inputs = {role: names_in[role] for role in _GENAI_INPUTS if role in names_in}
     outputs = {role: names_out[role] for role in _GENAI_OUTPUTS if role in names_out}
-    graph = Graph(
-        file=inside(decoder.get("filename", "model.onnx"), path),
-        inputs=inputs or {"input_ids": "input_ids", "attention_mask": "attention_mask"},
-        outputs=outputs or {"logits": "logits"},
-        states=_genai_states(
-            decoder, names_in, names_out, shared=bool(search.get("past_present_share_buffer"))
-        ),
-    )
-    reach = _genai_reach(decoder, context, shared=bool(search.get("past_present_share_buffer")))
-    switch = _GENAI_ROPE_SWITCH.get(str(model.get("type")))
-    graphs = {"decoder": graph}
-    images = _GENAI_IMAGES.get(str(model.get("type")))
-    for name in _GENAI_PARTS if images is not None and "embedding" in model else ():
-        part = mapping(model[name])
+    graphs = {
+        "decoder": Graph(
+            file=inside(decoder.get("filename", "model.onnx"), path),
+            inputs=inputs or {"input_ids": "input_ids", "attention_mask": "attention_mask"},
+            outputs=outputs or {"logits": "logits"},
+            states=_genai_states(decoder, shared=shared) if decoder.get("num_hidden_layers") else (),
+        )
+    }
+    for name in parts if images is not None else ():
+        part = model[name]
         graphs[name] = Graph(
             file=inside(part["filename"], path),
-            inputs={**_GENAI_PARTS[name][0], **names(part.get("inputs"))},
-            outputs={**_GENAI_PARTS[name][1], **names(part.get("outputs"))},
+            inputs={**_GENAI_PARTS[name][0], **part.get("inputs", {})},
+            outputs={**_GENAI_PARTS[name][1], **part.get("outputs", {})},
             states=(),
         )
+    reach = _genai_reach(decoder, int(model["context_length"]), shared=shared)
+    switch = _GENAI_ROPE_SWITCH.get(kind)
+    pad = _token(model.get("pad_token_id"))
+    # As in the official runtime, a text ends with the padding token if nothing else is named.
+    stop = model.get("eos_token_id") or ([] if pad is None else pad)
+    stop_ids, vocabulary = stop if isinstance(stop, list) else [stop], int(model.get("vocab_size", 0))
+    check_stops(stop_ids, vocabulary, path, "model.eos_token_id")
     return Manifest(
         graphs=graphs,
         images=images if "vision" in graphs else None,
         context_tokens=reach,
-        vocab_size=integer(model.get("vocab_size", 0)),
+        vocab_size=vocabulary,
         stop_token_ids=tuple(stop_ids),
-        pad_token_id=integer_or_none(model.get("pad_token_id")),
-        bos_token_id=integer_or_none(model.get("bos_token_id")),
+        pad_token_id=pad,
+        bos_token_id=_token(model.get("bos_token_id")),
         rope_switch_tokens=switch if switch and reach > switch else None,
         generation={
             key: search[key]
@@ -148,11 +167,11 @@ def _from_genai(found: dict[str, Any], path: Path) -> Manifest:
             if key in search
         },
         session_options=_genai_session_options(decoder, path),
-        info={"model_type": model.get("type")},
+        info={"model_type": kind or None},
     )
 
 
-def _genai_session_options(decoder: dict[str, Any], path: Path) -> dict[str, Any]:
+def _genai_session_options(decoder: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the options that the file's door has let in, or that a program sets itself."""
     options = dict(mapping(decoder.get("session_options")))
     if options.pop("custom_ops_library", None):
@@ -161,30 +180,27 @@ def _genai_session_options(decoder: dict[str, Any], path: Path) -> dict[str, Any
     return {key: value for key, value in options.items() if key not in ("provider_options", "log_id")}
 
 
-def _genai_states(
-    decoder: dict[str, Any], names_in: dict[str, str], names_out: dict[str, str], *, shared: bool
-) -> tuple[State, ...]:
-    layers = integer(decoder["num_hidden_layers"])
-    if not 0 < layers <= _MOST_LAYERS:
-        raise ValueError(f"num_hidden_layers must be 1 to {_MOST_LAYERS}, found {layers}")
+def _token(found: int | None) -> int | None:
+    """Return a token id; -1 stands for none."""
+    return None if found is None or found < 0 else found
+
+
+def _genai_states(decoder: Mapping[str, Any], *, shared: bool) -> tuple[State, ...]:
+    layers, names_in, names_out = (
+        int(decoder["num_hidden_layers"]),
+        decoder.get("inputs", {}),
+        decoder.get("outputs", {}),
+    )
+    heads, width = (_size(decoder.get(key)) for key in ("num_key_value_heads", "head_size"))
+    if "past_names" in names_in:
+        pasts = _numbered(names_in["past_names"], layers)
+        presents = _numbered(names_out.get("present_names", "present_%d"), layers)
+        return tuple(
+            State(past, present, "append", axis=3, heads=heads, head_dim=width)
+            for past, present in zip(pasts, presents, strict=True)
+        )
     # Only graphs with buffers that are updated in place evict.
     windows = _genai_windows(decoder) if shared else {}
-    if "past_names" in names_in:
-        return tuple(
-            State(
-                past,
-                present,
-                "append",
-                axis=3,
-                heads=integer_or_none(decoder.get("num_key_value_heads")),
-                head_dim=integer_or_none(decoder.get("head_size")),
-            )
-            for past, present in zip(
-                _numbered(names_in["past_names"], layers),
-                _numbered(names_out.get("present_names", "present_%d"), layers),
-                strict=True,
-            )
-        )
     states = []
     for part in ("key", "value"):
         past = _numbered(names_in.get(f"past_{part}_names", f"past_key_values.%d.{part}"), layers)
@@ -194,13 +210,17 @@ def _genai_states(
                 past[layer],
                 present[layer],
                 "window" if layer in windows else "grow" if shared else "append",
-                heads=integer_or_none(decoder.get("num_key_value_heads")),
-                head_dim=integer_or_none(decoder.get("head_size")),
+                heads=heads,
+                head_dim=width,
                 window=windows.get(layer),
             )
             for layer in range(layers)
         ]
     return tuple(states)
+
+
+def _size(found: float | None) -> int | None:
+    return int(found) if found else None
 
 
 def _numbered(pattern: str, layers: int) -> list[str]:
@@ -210,23 +230,23 @@ def _numbered(pattern: str, layers: int) -> list[str]:
     return [pattern % layer for layer in range(layers)]
 
 
-def _genai_windows(decoder: dict[str, Any]) -> dict[int, int]:
+def _genai_windows(decoder: Mapping[str, Any]) -> dict[int, int]:
     """Return the windows, by layer, of the layers whose graph evicts from buffers by itself.
 
     onnxruntime-genai's builder writes ``cache_slack`` since it makes such graphs (0.18), for CPU and CUDA. Graphs
     for TensorRT say the same and evict elsewhere; those keep full buffers, and so do older ones.
     """
-    window = mapping(decoder.get("sliding_window"))
+    window = decoder.get("sliding_window", {})
     if window.get("slide_key_value_cache") is not False or "cache_slack" not in window:
         return {}
     options = mapping(decoder.get("session_options")).get("provider_options") or []
     if not {name.lower() for entry in options for name in mapping(entry)} <= {"cpu", "cuda"}:
         return {}
-    size = integer(window["window_size"])
-    return dict.fromkeys(map(integer, window.get("layers") or ()), size) if size > 0 else {}
+    size = int(window["window_size"])
+    return dict.fromkeys(map(int, window.get("layers", ())), size) if size > 0 else {}
 
 
-def _genai_reach(decoder: dict[str, Any], context: int, *, shared: bool) -> int:
+def _genai_reach(decoder: Mapping[str, Any], context: int, *, shared: bool) -> int:
     """Return how many tokens the graph is right for.
 
     Of onnxruntime-genai's builder (0.18), only graphs with buffers that are updated in place apply windows, and
@@ -234,10 +254,10 @@ def _genai_reach(decoder: dict[str, Any], context: int, *, shared: bool) -> int:
     of the other kind, is in the configuration alone: such a graph attends to everything. Up to the window that
     is the same; beyond it, it would be another model.
     """
-    window = mapping(decoder.get("sliding_window"))
+    window = decoder.get("sliding_window", {})
     if not window or (shared and window.get("layers")):
         return context
-    reach = min(context, integer(window.get("window_size", context)))
+    reach = min(context, int(window.get("window_size", context)))
     if 0 < reach < context:
         _log.warning(
             "the graph does not apply the model's sliding window of %d tokens, so its context ends there; "

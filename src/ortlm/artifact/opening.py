@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ortlm.artifact.fields import check_manifest
-from ortlm.artifact.genai import from_genai, read_genai_config
+from ortlm.artifact.genai import from_genai, read_genai_config, tokenizer_folder
 from ortlm.artifact.parts import (
     FORMAT,
     GENAI_FILE,
@@ -30,6 +30,7 @@ def open_artifact(path: str | Path) -> Artifact:
     Raises BadArtifact if it is no such folder, or one that is damaged.
     """
     folder = Path(path)
+    texts = ""
     if not folder.is_dir():
         raise BadArtifact(
             f"{folder} is not a folder. An artifact is what `ortlm build -o {folder}` writes, "
@@ -38,7 +39,9 @@ def open_artifact(path: str | Path) -> Artifact:
     if (folder / MANIFEST_FILE).is_file():
         manifest = read_manifest(read_json(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
     elif (folder / GENAI_FILE).is_file():
-        manifest = from_genai(read_genai_config(folder / GENAI_FILE), folder / GENAI_FILE)
+        found = read_genai_config(folder / GENAI_FILE)
+        manifest = from_genai(found, folder / GENAI_FILE)
+        texts = tokenizer_folder(found, folder / GENAI_FILE)
     elif (folder / "config.json").is_file():
         raise BadArtifact(
             f"{folder} is a Hugging Face checkpoint, not an artifact. Build it first: "
@@ -50,7 +53,7 @@ def open_artifact(path: str | Path) -> Artifact:
         if not (folder / file).is_file():
             raise BadArtifact(f"{folder / file} is missing, but the artifact's configuration names it.")
     check_files(folder)
-    return Artifact(folder, manifest)
+    return Artifact(folder, manifest, texts)
 
 
 def check_files(folder: Path) -> None:

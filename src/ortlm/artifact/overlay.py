@@ -7,68 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ortlm.artifact.genai import from_genai, read_genai_config
+from ortlm.artifact.genai import from_genai, read_genai_config, tokenizer_folder
+from ortlm.artifact.genai_keys import FIELDS, GENAI_SEARCH, GENAI_SPECULATIVE, checked_genai
 from ortlm.artifact.opening import check_files, read_manifest
 from ortlm.artifact.parts import GENAI_FILE, MANIFEST_FILE, Artifact, graph_named
-from ortlm.artifact.values import WRONG, integer, mapping, read_json
+from ortlm.artifact.values import WRONG, mapping, read_json
+from ortlm.checked_json import Field
 from ortlm.errors import BadArtifact, BadOption, nearest
 
-# Every key with its default in onnxruntime-genai 0.18; 0 for max_length is the whole context.
-GENAI_SEARCH: Mapping[str, bool | int | float] = {
-    "batch_size": 1,
-    "blank_penalty": 0.0,
-    "chunk_size": 0,
-    "diversity_penalty": 0.0,
-    "do_sample": False,
-    "early_stopping": True,
-    "length_penalty": 1.0,
-    "max_length": 0,
-    "min_length": 0,
-    "no_repeat_ngram_size": 0,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "past_present_share_buffer": False,
-    "random_seed": -1,
-    "repetition_penalty": 1.0,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 0.0,
-}
-GENAI_SPECULATIVE: Mapping[str, bool | int | float] = {
-    "max_draft_tokens": 4,
-    "ngram_size": 0,
-    "ngram_chained_lookup": False,
-    "min_adaptive_k": 0,
-    "cooldown": False,
-}
-_ANY = "any"
-_DECODER_KEYS = (
-    "filename hidden_size num_attention_heads num_key_value_heads num_hidden_layers head_size layer_types "
-    "conv_cache_size shared_initializers pipeline state_groups state_update_capacity"
-)
-_MODEL_KEYS = (
-    "type tokenizer_dir pad_token_id eos_token_id bos_token_id sep_token_id decoder_start_token_id "
-    "image_token_id audio_token_id boa_token_id video_token_id vision_start_token_id bot_token_id eot_token_id "
-    "bor_token_id eor_token_id vocab_size context_length"
-)
-_PART_KEYS = (
-    "encoder draft embedding vision speech joiner vad mtp moonshine dflash2 dspark depthformer audio_output"
-)
-# None is a value or a list; ``_ANY`` an object whose keys nobody checks.
-_GENAI_KEYS: Mapping[str, Any] = {
-    "model": {
-        **dict.fromkeys(_MODEL_KEYS.split()),
-        **dict.fromkeys(_PART_KEYS.split(), _ANY),
-        "decoder": {
-            **dict.fromkeys(_DECODER_KEYS.split()),
-            **dict.fromkeys(("session_options", "run_options", "sliding_window", "inputs", "outputs"), _ANY),
-        },
-    },
-    "search": dict.fromkeys(GENAI_SEARCH),
-    "speculative": dict.fromkeys(GENAI_SPECULATIVE),
-    "engine": _ANY,
-    "runtime_profiles": None,
-}
+# Options of providers that capture a run and repeat it: only the speed is another.
+_CAPTURE = frozenset(("enable_cuda_graph", "enable_graph_capture", "enableGraphCapture"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +25,8 @@ class GenaiFacts:
 
     ``search`` and ``speculative`` have every key, defaults included. ``marks`` are the ids that begin and end
     tool calls and reasoning (bot_token_id, eot_token_id, bor_token_id, eor_token_id), those that are named.
-    ``providers`` are execution providers with their options, in order of preference.
+    ``providers`` are execution providers with their options, in order of preference. ``context_tokens`` is how
+    long texts may be; the graph may be right for less, see Manifest.
     """
 
     model_type: str
@@ -85,6 +34,7 @@ class GenaiFacts:
     speculative: Mapping[str, bool | int | float]
     marks: Mapping[str, int]
     providers: tuple[tuple[str, Mapping[str, str]], ...]
+    context_tokens: int = 0
 
 
 def read_genai(folder: Path) -> dict[str, Any]:
@@ -103,23 +53,53 @@ def overlay_genai(found: Mapping[str, Any], changes: Any) -> dict[str, Any]:
 
     Raises BadOption for keys that are not known and for values of another kind than the known one.
     """
-    return _overlaid(found, changes, _GENAI_KEYS, "")
+    return _overlaid(found, changes, FIELDS, "")
 
 
-def genai_facts(found: dict[str, Any], path: Path) -> GenaiFacts:
-    """Read the facts out of the contents of the file ``path``. Raises BadArtifact for values of a wrong type."""
+def genai_facts(found: Mapping[str, Any], path: Path) -> GenaiFacts:
+    """Read the facts out of the contents of the file ``path``.
+
+    Raises BadArtifact, with the key's name, for what is not known, not supported or of another kind.
+    """
+    checked = checked_genai(found, path, own=(path.parent / MANIFEST_FILE).is_file())
+    model = checked["model"]
+    marks = ("bot_token_id", "eot_token_id", "bor_token_id", "eor_token_id")
     try:
-        model = mapping(found["model"])
-        marks = ("bot_token_id", "eot_token_id", "bor_token_id", "eor_token_id")
         return GenaiFacts(
-            model_type=str(model.get("type", "")),
-            search=_filled(GENAI_SEARCH, mapping(found.get("search"))),
-            speculative=_filled(GENAI_SPECULATIVE, mapping(found.get("speculative"))),
-            marks={name: integer(model[name]) for name in marks if model.get(name) is not None},
+            model_type=model.get("type", ""),
+            search=_filled(GENAI_SEARCH, checked.get("search", {})),
+            speculative=_filled(GENAI_SPECULATIVE, checked.get("speculative", {})),
+            marks={name: model[name] for name in marks if name in model},
             providers=tuple(_genai_providers(found).items()),
+            context_tokens=int(model["context_length"]),
         )
     except WRONG as error:
         raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def genai_providers(facts: GenaiFacts, published: GenaiFacts) -> list[tuple[str, dict[str, str]]]:
+    """Return the execution providers to use, in order of preference, with the options for ONNX Runtime.
+
+    ``published`` are the facts as the file says them; whatever else ``facts`` hold, a program asked for.
+    Raises BadOption, by name, for an option that a program asks for and ortlm cannot obey.
+    """
+    known = {_short(name): options for name, options in published.providers}
+    out = []
+    for name, options in facts.providers:
+        kept = dict(options)
+        for key in _CAPTURE & kept.keys():
+            value = kept.pop(key)
+            if value.lower() not in ("0", "false", "") and known.get(_short(name), {}).get(key) != value:
+                raise BadOption(
+                    f"{key}={value} of execution provider {name!r} is not supported: runs are not captured as "
+                    'graphs, since their shapes change. Leave it out, or set "0".'
+                )
+        out.append((name, kept))
+    return out
+
+
+def _short(provider: str) -> str:
+    return provider.lower().removesuffix("executionprovider")
 
 
 def with_genai_providers(
@@ -140,19 +120,20 @@ def genai_artifact(folder: Path, found: dict[str, Any]) -> Artifact:
     publisher's sampling defaults are left out: they are in the facts' ``search``.
     """
     path = folder / GENAI_FILE
-    manifest = from_genai(found, path)
+    own = (folder / MANIFEST_FILE).is_file()
+    manifest = from_genai(found, path, own=own)
     theirs, options = manifest.graphs["decoder"], manifest.session_options
-    if (folder / MANIFEST_FILE).is_file():
-        own = read_manifest(read_json(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
+    if own:
+        ours = read_manifest(read_json(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
         decoder = replace(
-            graph_named(own, "decoder"),
+            graph_named(ours, "decoder"),
             file=theirs.file,
             inputs=theirs.inputs,
-            outputs={**graph_named(own, "decoder").outputs, **theirs.outputs},
+            outputs={**graph_named(ours, "decoder").outputs, **theirs.outputs},
         )
         manifest = replace(
-            own,
-            graphs={**own.graphs, "decoder": decoder},
+            ours,
+            graphs={**ours.graphs, "decoder": decoder},
             context_tokens=manifest.context_tokens,
             stop_token_ids=manifest.stop_token_ids,
             pad_token_id=manifest.pad_token_id,
@@ -161,20 +142,25 @@ def genai_artifact(folder: Path, found: dict[str, Any]) -> Artifact:
     if not (folder / theirs.file).is_file():
         raise BadArtifact(f"{folder / theirs.file} is missing, but {path} names it.")
     options = {**manifest.session_options, **options}
-    return Artifact(folder, replace(manifest, session_options=options, generation={}))
+    texts = "" if own else tokenizer_folder(found, path)
+    return Artifact(folder, replace(manifest, session_options=options, generation={}), texts)
 
 
-def _overlaid(old: Mapping[str, Any], new: Any, known: Any, place: str) -> dict[str, Any]:
+def _overlaid(
+    old: Mapping[str, Any], new: Any, known: Mapping[str, Field] | None, place: str
+) -> dict[str, Any]:
+    """Return ``old`` with the changes ``new``; ``known`` are the keys that there are, None for any."""
     if not isinstance(new, dict):
         raise BadOption(f"the overlay must hold an object{place and f' at {place}'}, found {new!r}.")
     out = dict(old)
     for key, value in new.items():
         where = f"{place}.{key}".lstrip(".")
-        if known != _ANY and key not in known and key not in old:
-            raise BadOption(f"an overlay knows no key {where!r}." + nearest(key, {*known, *old}))
-        inner, before = _ANY if known == _ANY else known.get(key), old.get(key)
-        if isinstance(inner, dict) or isinstance(before, dict) or (inner == _ANY and isinstance(value, dict)):
-            out[key] = _overlaid(before or {}, value, inner or _ANY, where)
+        if known is not None and key not in known:
+            raise BadOption(f"an overlay knows no key {where!r}." + nearest(key, known))
+        inner = None if known is None else known[key].table
+        before = old.get(key)
+        if inner is not None or isinstance(before, dict) or (isinstance(value, dict) and before is None):
+            out[key] = _overlaid(before or {}, value, inner, where)
         elif isinstance(value, list):
             out[key] = [*(before if isinstance(before, list) else [] if before is None else [before]), *value]
         else:
@@ -201,16 +187,11 @@ def _checked(where: str, value: Any, before: Any) -> Any:
     return int(value) if wanted == "a whole number" else value
 
 
-def _filled(defaults: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``defaults`` with the values of ``found``, which must be of the same kind. ``TypeError`` if not."""
-    out = dict(defaults)
-    for key, value in found.items():
-        if key not in defaults or value is None:
-            continue
-        if isinstance(value, bool) != isinstance(defaults[key], bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{key} is {value!r}")
-        out[key] = value
-    return out
+def _filled(
+    defaults: Mapping[str, bool | int | float], found: Mapping[str, Any]
+) -> dict[str, bool | int | float]:
+    """Return ``defaults`` with the values of ``found``, each of the kind of its default."""
+    return {**defaults, **{key: type(defaults[key])(value) for key, value in found.items()}}
 
 
 def _genai_providers(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:

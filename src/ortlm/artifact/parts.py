@@ -135,10 +135,16 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A model folder on disk."""
+    """A model folder on disk; ``tokenizer_folder`` is where in it the tokenizer's files lie, "" for the top."""
 
     path: Path
     manifest: Manifest
+    tokenizer_folder: str = ""
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where the files of the tokenizer and the chat template lie."""
+        return self.path / self.tokenizer_folder
 
     def graph_path(self, name: str = "decoder") -> Path:
         """Return where the ONNX file of graph ``name`` lies."""

@@ -36,7 +36,9 @@ class Config:
         self._folder = Path(path)
         self._found = read_genai(self._folder)
         self._data: dict[str, bytes] = {}
-        self._facts()
+        self._published = self._facts()
+        # Search options that the program set, which are not to be changed.
+        self._asked: set[str] = set()
 
     @official
     def clear_providers(self) -> None:
@@ -72,6 +74,7 @@ class Config:
         changed = overlay_genai(self._found, changes)
         genai_facts(changed, self._folder / GENAI_FILE)
         self._found = changed
+        self._asked |= (changes.get("search") or {}).keys()
 
     @official
     def add_model_data(self, filename: str, data: Any) -> None:

@@ -20,8 +20,10 @@ from ortlm.genai.params import GeneratorParams
 from ortlm.genai.processor import pictures_of
 from ortlm.genai.prompts import Prompts, as_prompts
 from ortlm.genai.tensors import NamedTensors, Tensor
+from ortlm.runtime.generator import Generator as Inner
 from ortlm.runtime.session import Tensor as DeviceTensor
-from ortlm.runtime.settings import Logits
+from ortlm.runtime.settings import Logits, Settings
+from ortlm.runtime.speculative import Lookup
 
 _T = TypeVar("_T")
 
@@ -39,7 +41,8 @@ class Generator:
             raise GenaiError("the GeneratorParams were made for another model.")
         self._model = model
         self._search = dict(params._search)
-        self._inner = model._lm.generator(params._settings())
+        self._lookup = params._lookup()
+        self._inner = self._new(params._settings())
         self._beams = int(self._search["num_beams"]) > 1
         self._grid = Grid(0)
         # Rows that end a batch together do so with a stop token that is not shown.
@@ -351,9 +354,15 @@ class Generator:
             if before:
                 inner.rewind(before)
             else:
-                self._inner = self._model._lm.generator(inner.settings)
+                self._inner = self._new(inner.settings)
                 self._inner.loop.use(self._extra, group="program")
             raise
+
+    def _new(self, settings: Settings) -> Inner:
+        made = self._model._lm.generator(settings)
+        if self._lookup is not None:
+            made.proposer = Lookup(**self._lookup)
+        return made
 
     def _run(self, action: Callable[[], _T]) -> _T:
         """Do what runs the model, unless or until it is terminated."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ortlm.artifact import genai_providers
 from ortlm.genai.config import Config
 from ortlm.genai.errors import GenaiError, official
 from ortlm.runtime.generate import LanguageModel
@@ -13,7 +13,6 @@ from ortlm.runtime.generate import LanguageModel
 if TYPE_CHECKING:
     from ortlm.genai.processor import MultiModalProcessor
 
-_log = logging.getLogger(__name__)
 # How the official runtime spells devices whose providers are called otherwise.
 _DEVICES = {"Dml": "DML", "WebGpu": "WebGPU"}
 
@@ -31,12 +30,8 @@ class Model:
         self._facts = config._facts()
         # The folder of a model with parts from memory must live as long as the model.
         artifact, self._folder = config._artifact()
-        for name, options in self._facts.providers:
-            if options:
-                _log.warning(
-                    "options of execution provider %s are not passed on: %s", name, ", ".join(options)
-                )
-        self._lm = LanguageModel(artifact, providers=[name for name, _ in self._facts.providers] or None)
+        self._asked = frozenset(config._asked)
+        self._lm = LanguageModel(artifact, providers=genai_providers(self._facts, config._published) or None)
 
     @property
     def type(self) -> str:

@@ -31,13 +31,20 @@ class GeneratorParams:
         self._model = model
         self._search: dict[str, bool | int | float] = dict(model._facts.search)
         self._speculative: dict[str, bool | int | float] = dict(model._facts.speculative)
-        self._search["max_length"] = self._search["max_length"] or model._lm.manifest.context_tokens
+        self._asked = set(model._asked)
+        context = model._lm.manifest.context_tokens
+        most = self._search["max_length"] or context
+        if most <= model._facts.context_tokens and "max_length" not in self._asked:
+            # The folder's own default means all that there is, where the graph is right for less than it says.
+            most = min(most, context)
+        self._search["max_length"] = most
         self._guidance: Guidance | None = None
 
     @official
     def set_search_options(self, **options: Any) -> None:
         """Set options by name, all of them or, after an error, none."""
         self._search.update(_checked("search option", options, GENAI_SEARCH))
+        self._asked |= options.keys()
 
     def get_search_options(self) -> dict[str, bool | float]:
         """Return every option; numbers are floats."""
@@ -95,6 +102,17 @@ class GeneratorParams:
             draft_tokens=int(self._speculative["max_draft_tokens"]),
         )
 
+    def _lookup(self) -> dict[str, Any] | None:
+        """Return how drafts are looked up, None if they are not."""
+        drafts = self._speculative
+        if not drafts["ngram_size"]:
+            return None
+        return {
+            "least_match": int(drafts["ngram_size"]),
+            "chained": bool(drafts["ngram_chained_lookup"]),
+            "least_tokens": int(drafts["min_adaptive_k"]),
+        }
+
     def _check_values(self) -> None:
         search, context = self._search, self._model._lm.manifest.context_tokens
         for name in ("batch_size", "max_length"):
@@ -108,12 +126,25 @@ class GeneratorParams:
         if search["min_length"] < 0:
             raise GenaiError(f"min_length must be 0 or more, found {search['min_length']}.")
         for name in ("diversity_penalty", "blank_penalty"):
-            if search[name]:
+            # Of a configuration they are what the model's publisher copied; the official runtime ignores both.
+            if search[name] and name in self._asked:
                 raise GenaiError(f"{name} has no effect on this model; leave it at 0, found {search[name]}.")
-        if not 1 <= self._speculative["max_draft_tokens"] <= _MOST_DRAFT_TOKENS:
+        drafts = self._speculative
+        if not 1 <= drafts["max_draft_tokens"] <= _MOST_DRAFT_TOKENS:
             raise GenaiError(
-                f"max_draft_tokens must be between 1 and {_MOST_DRAFT_TOKENS}, "
-                f"found {self._speculative['max_draft_tokens']}."
+                f"max_draft_tokens must be between 1 and {_MOST_DRAFT_TOKENS}, found {drafts['max_draft_tokens']}."
+            )
+        if drafts["ngram_size"] and not 2 <= drafts["ngram_size"] <= _MOST_DRAFT_TOKENS:
+            raise GenaiError(
+                f"ngram_size must be 0 or between 2 and {_MOST_DRAFT_TOKENS}, found {drafts['ngram_size']}."
+            )
+        if not 0 <= drafts["min_adaptive_k"] <= _MOST_DRAFT_TOKENS:
+            raise GenaiError(
+                f"min_adaptive_k must be between 0 and {_MOST_DRAFT_TOKENS}, found {drafts['min_adaptive_k']}."
+            )
+        if drafts["ngram_chained_lookup"] and not drafts["ngram_size"]:
+            raise GenaiError(
+                "ngram_chained_lookup needs ngram_size, by which tokens are looked up; set both."
             )
 
 

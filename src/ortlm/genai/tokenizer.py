@@ -39,9 +39,9 @@ class Tokenizer:
         else:
             config = source if isinstance(source, Config) else Config(source)
             (artifact, self._folder), self._facts = config._artifact(), config._facts()
-            self._inner = runtime.Tokenizer.open(artifact.path)
+            self._inner = runtime.Tokenizer.open(artifact.tokenizer_path)
         self._artifact, self._manifest = artifact, artifact.manifest
-        self._template = ChatTemplate.open(artifact.path, self._inner.special_tokens)
+        self._template = ChatTemplate.open(artifact.tokenizer_path, self._inner.special_tokens)
         self._options = {"add_special_tokens": False, "skip_special_tokens": True}
 
     @property
@@ -162,7 +162,7 @@ class Tokenizer:
 
     @cached_property
     def _shown(self) -> runtime.Tokenizer:
-        return _WithSpecialTokens.open(self._artifact.path)
+        return _WithSpecialTokens.open(self._artifact.tokenizer_path)
 
     @property
     def _decoder(self) -> runtime.Tokenizer:

@@ -16,13 +16,14 @@ from ortlm.runtime.session import TensorInfo
 
 _FLOATS = ("fp32", "fp16", "bf16")
 # Element types and dimensions of what a decoder reads and writes; None: the loop says which types it feeds.
-_ROLES: Mapping[str, tuple[tuple[str, ...] | None, int]] = {
-    "input_ids": (None, 2),
-    "attention_mask": (None, 2),
-    "position_ids": (None, 2),
-    "inputs_embeds": (_FLOATS, 3),
-    "logits": (_FLOATS, 3),
-    "hidden_states": (_FLOATS, 3),
+_ROLES: Mapping[str, tuple[tuple[str, ...] | None, tuple[int, ...]]] = {
+    "input_ids": (None, (2,)),
+    "attention_mask": (None, (2,)),
+    # Three for each token, in models that see images.
+    "position_ids": (None, (2, 3)),
+    "inputs_embeds": (_FLOATS, (3,)),
+    "logits": (_FLOATS, (3,)),
+    "hidden_states": (_FLOATS, (3,)),
 }
 _MOST_WIDTH = 1 << 20
 _STATE_TYPES = (*_FLOATS, "int8", "uint8")
@@ -94,11 +95,11 @@ def _check_vocabulary(session: _Loaded, graph: Graph, manifest: Manifest) -> Non
 
 
 def _check_role(graph: Graph, role: str, info: TensorInfo) -> None:
-    types, rank = _ROLES[role]
-    if (types is not None and info.dtype.name not in types) or len(info.shape) != rank:
-        kinds = "" if types is None else f" of {' or '.join(types)}"
+    types, ranks = _ROLES[role]
+    if (types is not None and info.dtype.name not in types) or len(info.shape) not in ranks:
+        kinds = f"{' or '.join(map(str, ranks))} dimensions" + (f" of {' or '.join(types)}" if types else "")
         raise BadArtifact(
-            f"{graph.file}: {_said(info)} cannot be {role}, which has {rank} dimensions{kinds}."
+            f"{graph.file}: {_said(info)} cannot be {role}, which has {kinds}."
         )
 
 

@@ -38,7 +38,7 @@ from ortlm.runtime.loop import ACCELERATOR_CHUNK_TOKENS, CHUNK_TOKENS, Loop
 from ortlm.runtime.pictures import Embedder, Pictures
 from ortlm.runtime.prompts import Prompt, Prompts
 from ortlm.runtime.saved import fingerprint, restore, save
-from ortlm.runtime.session import Session, Tensor
+from ortlm.runtime.session import Provider, Session, Tensor
 from ortlm.runtime.settings import Logits, Options, Settings
 from ortlm.runtime.speculative import DraftModel, Lookup, Proposer
 from ortlm.runtime.stream import Generation, Step, Stream, Timings, astream
@@ -63,7 +63,7 @@ class LanguageModel:
         artifact: Artifact,
         *,
         threads: int | None = None,
-        providers: Sequence[str] | None = None,
+        providers: Sequence[Provider] | None = None,
         kept_caches: int = 1,
     ) -> None:
         self.artifact = artifact
@@ -90,7 +90,7 @@ class LanguageModel:
             self.session.outputs[logits].shape[1] == 1 and "logits_to_keep" not in self._graph.optional
         )
         self._kept = KeptCaches(kept_caches)
-        self._prompts = Prompts(artifact.path, self.pictures)
+        self._prompts = Prompts(artifact.tokenizer_path, self.pictures)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -104,7 +104,7 @@ class LanguageModel:
 
     @cached_property
     def _forbidden(self) -> NDArray[np.bool_] | None:
-        if not (self.artifact.path / "tokenizer.json").is_file():
+        if not (self.artifact.tokenizer_path / "tokenizer.json").is_file():
             return None
         unknown = self.tokenizer.unknown_ids(self.vocab_size)
         if not len(unknown):
@@ -584,7 +584,7 @@ class LanguageModel:
 
     def _text_tokenizer(self, settings: Settings) -> Tokenizer | None:
         """Return the tokenizer, None if the artifact has none and nothing asked for needs it."""
-        if settings.stop or (self.artifact.path / "tokenizer.json").is_file():
+        if settings.stop or (self.artifact.tokenizer_path / "tokenizer.json").is_file():
             return self.tokenizer
         return None
 
@@ -602,7 +602,7 @@ def load(
     path: str | Path,
     *,
     threads: int | None = None,
-    providers: Sequence[str] | None = None,
+    providers: Sequence[Provider] | None = None,
     kept_caches: int = 1,
 ) -> LanguageModel:
     """Load the artifact in ``path``, ours or one made for onnxruntime-genai.
@@ -616,7 +616,7 @@ def load(
 
 
 def open_embedder(
-    artifact: Artifact, *, threads: int | None = None, providers: Sequence[str] | None = None
+    artifact: Artifact, *, threads: int | None = None, providers: Sequence[Provider] | None = None
 ) -> Embedder | None:
     """Return what makes embeddings of the ids of words for the decoder of ``artifact``; None if that reads ids."""
     if "inputs_embeds" not in graph_named(artifact.manifest, "decoder").inputs:
@@ -626,7 +626,7 @@ def open_embedder(
 
 
 def _open_embedding(
-    artifact: Artifact, threads: int | None, providers: Sequence[str] | None
+    artifact: Artifact, threads: int | None, providers: Sequence[Provider] | None
 ) -> tuple[Session, Pictures]:
     """Return what makes embeddings of ids, and what makes features of pictures."""
     manifest = artifact.manifest
@@ -643,7 +643,7 @@ def _open_embedding(
 
 
 def _open_session(
-    artifact: Artifact, name: str, threads: int | None, providers: Sequence[str] | None
+    artifact: Artifact, name: str, threads: int | None, providers: Sequence[Provider] | None
 ) -> Session:
     graph_named(artifact.manifest, name)
     return Session(

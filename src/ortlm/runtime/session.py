@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Union
 
 import numpy as np
 import onnxruntime
@@ -25,6 +25,9 @@ from ortlm.units import one_line
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGE_BYTES = 64 << 20
+
+# An execution provider's name, alone or with its options.
+Provider = Union[str, tuple[str, Mapping[str, str]]]  # noqa: UP007 - evaluated at run time
 
 # All of ONNX Runtime's own, whichever version has which, and what its bindings raise: RuntimeError at runs,
 # ValueError and UnicodeDecodeError for what damaged graphs are called, IndexError and TypeError for odd shapes.
@@ -122,9 +125,9 @@ class Session:
     """One ONNX graph loaded by ONNX Runtime.
 
     ``threads`` is the number of threads for one operator, by default the physical cores this process may
-    use. ``providers`` are execution providers by name, with or without "ExecutionProvider", by default the
-    CPU. ``options`` are attributes of onnxruntime.SessionOptions or configuration entries. ``model`` is the
-    graph if that is another than ``path`` holds, with the same weights.
+    use. ``providers`` are execution providers by name, with or without "ExecutionProvider", each alone or with its
+    options, by default the CPU. ``options`` are attributes of onnxruntime.SessionOptions or configuration entries.
+    ``model`` is the graph if that is another than ``path`` holds, with the same weights.
     Raises BadArtifact if the graph cannot be loaded, BadOption for an unknown provider or a bad number.
     """
 
@@ -133,14 +136,15 @@ class Session:
         path: Path,
         *,
         threads: int | None = None,
-        providers: Sequence[str] | None = None,
+        providers: Sequence[Provider] | None = None,
         options: Mapping[str, Any] | None = None,
         model: bytes | None = None,
     ) -> None:
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise BadOption(f"threads must be at least 1, and at most {MOST_THREADS}, found {threads}.")
         self.path = path
-        self.providers = _provider_names(providers)
+        chosen = _providers(providers)
+        self.providers = list(chosen)
         settings = _session_options(options or {}, threads)
         if model is not None:
             settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
@@ -151,7 +155,10 @@ class Session:
         try:
             with huge_pages(threads=settings.intra_op_num_threads or 1) if large else nullcontext():
                 self._session = onnxruntime.InferenceSession(
-                    str(path) if model is None else model, settings, providers=self.providers
+                    str(path) if model is None else model,
+                    settings,
+                    providers=self.providers,
+                    provider_options=list(chosen.values()),
                 )
                 self._inputs = _infos(self._session.get_inputs(), path)
                 self._outputs = _infos(self._session.get_outputs(), path)
@@ -161,6 +168,13 @@ class Session:
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {one_line(error)} "
                 "If the folder was copied, check that it is complete; else build the model again."
             ) from error
+        absent = [name for name in self.providers if name not in self._session.get_providers()]
+        if absent:
+            # ONNX Runtime says so on stderr and goes on without it.
+            raise BadOption(
+                f"ONNX Runtime {onnxruntime.__version__} could not start {', '.join(absent)}; what it lacks is in "
+                "its lines above. Usual cause: a library or a driver that is missing or of another version."
+            )
         self.threads = settings.intra_op_num_threads
         self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
         keep_freed_memory()
@@ -331,21 +345,26 @@ def unregister_provider_library(name: str) -> None:
         raise BadOption(f"ONNX Runtime has no library for {name!r} to unload: {error}") from error
 
 
-def _provider_names(wanted: Sequence[str] | None) -> list[str]:
-    """Return ONNX Runtime's names for ``wanted``; the CPU takes what no other provider does."""
+def _providers(wanted: Sequence[Provider] | None) -> dict[str, dict[str, str]]:
+    """Return ``wanted`` under ONNX Runtime's names, with options; the CPU takes what no other provider does."""
     available = onnxruntime.get_available_providers()
     short = {name.lower().removesuffix("executionprovider"): name for name in available}
-    names = []
-    for name in wanted or ():
+    chosen: dict[str, dict[str, str]] = {}
+    for provider in wanted or ():
+        name, options = (provider, {}) if isinstance(provider, str) else provider
         key = name.lower().removesuffix("executionprovider")
         if key not in short:
             raise BadOption(
                 f"execution provider {name!r} is not in this onnxruntime {onnxruntime.__version__}; "
                 f"it has {', '.join(short)}." + nearest(key, short)
             )
-        names.append(short[key])
-    cpu = short["cpu"]
-    return names if cpu in names else [*names, cpu]
+        if key == "cpu" and options:
+            raise BadOption(
+                f"the execution provider for the CPU has no options, found {', '.join(options)}. Leave them out."
+            )
+        chosen[short[key]] = dict(options)
+    chosen.setdefault(short["cpu"], {})
+    return chosen
 
 
 _ATTRIBUTES = (

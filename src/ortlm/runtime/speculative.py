@@ -83,10 +83,14 @@ class _Pace:
 
 
 class Lookup:
-    """Guesses that what followed the same last words before will follow them again."""
+    """Guesses that what followed the same last words before will follow them again.
 
-    def __init__(self, *, least_match: int = 2) -> None:
-        self._least = least_match
+    ``least_match`` tokens at least must be the same. ``chained``: what was guessed is looked up in turn, until
+    there are as many tokens as are worth a guess, of which ``least_tokens`` always are.
+    """
+
+    def __init__(self, *, least_match: int = 2, chained: bool = False, least_tokens: int = 0) -> None:
+        self._least, self._chained, self._least_tokens = least_match, chained, least_tokens
         self._paces: dict[int, _Pace] = {}
 
     def adapt(self, settings: Settings) -> None:
@@ -97,9 +101,20 @@ class Lookup:
     ) -> Draft | None:
         """Return what followed the longest earlier occurrence of the last tokens, the latest among equals."""
         pace = self._paces.setdefault(row, _Pace(4))
-        size = min(room, pace.room(tokens))
-        if size < 1:
+        size = min(room, max(pace.room(tokens), self._least_tokens))
+        found: list[int] = []
+        while len(found) < size:
+            text = np.concatenate([tokens, np.array(found, tokens.dtype)]) if found else tokens
+            more = self._following(text, size - len(found))
+            found += more
+            if not more or not self._chained:
+                break
+        if not found:
             return None
+        pace.remember(len(tokens), found)
+        return Draft(found)
+
+    def _following(self, tokens: NDArray[np.int64], size: int) -> list[int]:
         places = np.flatnonzero(tokens[:-1] == tokens[-1])
         matched = 1
         while len(places) and matched < min(_LONGEST_MATCH, len(tokens) - 1):
@@ -109,15 +124,11 @@ class Lookup:
                 break
             places, matched = longer, matched + 1
         if not len(places) or matched < self._least:
-            return None
+            return []
         # The latest place may be so near that little follows it; an earlier one then says more.
         enough = places[places < len(tokens) - size]
         at = int((enough if len(enough) else places)[-1]) + 1
-        found = words_only(tokens[at : at + size].tolist())
-        if not found:
-            return None
-        pace.remember(len(tokens), found)
-        return Draft(found)
+        return words_only(tokens[at : at + size].tolist())
 
 
 class DraftModel:
