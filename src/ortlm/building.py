@@ -19,6 +19,7 @@ import onnx_ir as ir
 from ortlm._version import __version__
 from ortlm.adapters import adapter_arrays, write_adapter
 from ortlm.artifact import MANIFEST_FILE, Artifact, open_artifact
+from ortlm.checkpoint.files import copy_file
 from ortlm.cores import physical_cores
 from ortlm.errors import BadOption, NotEnoughSpace
 from ortlm.graph.decoder import Emitted
@@ -143,8 +144,8 @@ def _write_files(
 ) -> dict[str, Any]:
     """Write everything but the manifest; returns each file's size and hash."""
     checkpoint, options, emitted = prepared.checkpoint, prepared.options, prepared.emitted
-    for file in files_along(checkpoint.folder):
-        shutil.copyfile(file, folder / file.name)
+    for name in files_along(checkpoint.folder):
+        copy_file(checkpoint.folder, name, folder / name)
     for name, text in prepared.texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     if not options.config_only:

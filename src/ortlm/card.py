@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ortlm.units import readable_bytes
+from ortlm.checkpoint import files
+from ortlm.units import printable, readable_bytes
+
+# How much of a checkpoint's own card is looked at, and of one entry of its front matter.
+_CARD_BYTES, _STATEMENT = 256 << 10, 500
+# The front matter, which may go on behind what is looked at.
+_FRONT = re.compile(r"\s*---[ \t]*\r?\n(.*?)(?:^---[ \t]*\r?$|\Z)", re.DOTALL | re.MULTILINE)
+# The licence and the lines that belong to it.
+_STATED = re.compile(r"^(license|license_name)[ \t]*:((?:.*)(?:\r?\n(?:[ \t]+|-[ \t]).*)*)", re.MULTILINE)
 
 _BODY = """\
 # {name}, {precision} ONNX for {target}
@@ -99,18 +108,23 @@ def public_name(source: str) -> str:
 
 
 def licence_of(checkpoint: Path) -> str | None:
-    """Return the licence that the checkpoint's own model card states, or None."""
+    """Return the licence that the checkpoint's own model card states, at most 200 characters, or None."""
     import yaml
-    from huggingface_hub import ModelCard
 
-    path = checkpoint / "README.md"
-    if not path.is_file():
+    if not files.present(checkpoint, "README.md"):
         return None
-    try:
-        data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    except (ValueError, TypeError, AttributeError, yaml.YAMLError):
-        return (
-            None  # other people's front matter is often broken; the card then says that no licence is stated
-        )
-    licence = getattr(data, "license_name", None) or data.license
-    return str(licence) if licence else None
+    text = files.read_start(checkpoint, "README.md", _CARD_BYTES).decode(errors="replace")
+    front = _FRONT.match(text.lstrip("\ufeff"))
+    if front is None:
+        return None
+    stated: dict[str, str] = {}
+    for key, value in _STATED.findall(front[1]):
+        try:
+            # Of this key alone: the whole of other people's front matter is often broken, and can be a trap.
+            found = yaml.safe_load(f"licence: {value[:_STATEMENT]}")["licence"]
+        except (ValueError, TypeError, RecursionError, yaml.YAMLError):
+            continue  # the card then says that no licence is stated
+        names = found if isinstance(found, list) else [found]
+        words = " ".join(" ".join(str(name) for name in names if isinstance(name, str | int | float)).split())
+        stated[key] = printable(words)[:200]
+    return stated.get("license_name") or stated.get("license") or None

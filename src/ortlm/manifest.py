@@ -19,6 +19,7 @@ from ortlm.artifact import (
     named_templates,
 )
 from ortlm.card import public_name
+from ortlm.checkpoint import files
 from ortlm.checkpoint.open import Checkpoint
 from ortlm.errors import BadCheckpoint
 from ortlm.graph.decoder import CACHE_NAMES, Emitted
@@ -203,11 +204,8 @@ def _added_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _template_text(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:
-    path = checkpoint.folder / "chat_template.jinja"
-    try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    except UnicodeDecodeError as error:
-        raise BadCheckpoint(f"{path} is not text in UTF-8: {error}.") from error
+    name = "chat_template.jinja"
+    text = files.read_text(checkpoint.folder, name) if files.present(checkpoint.folder, name) else ""
     return text + str(settings.get("chat_template") or "")
 
 

@@ -20,8 +20,9 @@ from ortlm.artifact import (
     processor_config,
 )
 from ortlm.card import model_card
+from ortlm.checkpoint import files
 from ortlm.checkpoint.hub import find_checkpoint
-from ortlm.checkpoint.open import Checkpoint, read_json
+from ortlm.checkpoint.open import Checkpoint
 from ortlm.errors import BadCheckpoint, BadOption, nearest
 from ortlm.graph.attention import CacheScales
 from ortlm.graph.decoder import Emitted, emit_decoder
@@ -155,7 +156,7 @@ def prepare(
         target=where,
         precision=precision,
         data_bytes=layout.bytes,
-        other_bytes=sum(f.stat().st_size for f in files_along(checkpoint.folder)),
+        other_bytes=sum(files.size_of(checkpoint.folder, name) for name in files_along(checkpoint.folder)),
         adapter_bytes={
             name: adapter_bytes(adapter, plan.low_rank, emitted.builder.dtype)
             for name, adapter in switched.items()
@@ -288,12 +289,11 @@ def graph_file(graph: str) -> str:
     return f"{graph}.onnx"
 
 
-def files_along(folder: Path) -> list[Path]:
+def files_along(folder: Path) -> list[str]:
     """Return the files of a checkpoint that an artifact takes along: tokenizer, defaults, licence."""
-    found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    found = [name for name in TOKENIZER_FILES if files.present(folder, name)]
     for pattern in _TAKEN_ALONG:
-        # A name that is no text (broken bytes) could not be recorded in the manifest.
-        found += [f for f in sorted(folder.glob(pattern)) if f.is_file() and f.name.isprintable()]
+        found += files.listed(folder, pattern)
     return found
 
 
@@ -331,9 +331,9 @@ def _texts(
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> None:
-    if not (checkpoint.folder / "tokenizer.json").is_file():
+    if not files.present(checkpoint.folder, "tokenizer.json"):
         others = [
-            n for n in ("tokenizer.model", "vocab.json", "tekken.json") if (checkpoint.folder / n).is_file()
+            n for n in ("tokenizer.model", "vocab.json", "tekken.json") if files.present(checkpoint.folder, n)
         ]
         way = (
             f"It has {others[0]}: convert it once with transformers, AutoTokenizer.from_pretrained(FOLDER)"
@@ -344,7 +344,7 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
         raise BadCheckpoint(
             f"{checkpoint.folder} has no tokenizer.json, without which text cannot be read. {way}"
         )
-    if not isinstance(read_json(checkpoint.folder / "tokenizer.json").get("model"), dict):
+    if not isinstance(checkpoint.json("tokenizer.json").get("model"), dict):
         raise BadCheckpoint(
             f'{checkpoint.folder / "tokenizer.json"} has no object "model", so it is no tokenizer. '
             "Copy the file of the base model into the folder."

@@ -30,9 +30,6 @@ class Rows(Protocol):
     def rows(self, start: int, stop: int) -> Array:
         """Return rows [start, stop) as float32."""
 
-    def columns(self, start: int, stop: int) -> Array:
-        """Return columns [start, stop), transposed: float32 [stop - start, count]."""
-
 
 class Weights:
     """Every weight of a model, read when it is asked for.
@@ -215,10 +212,6 @@ class _Turned:
         found = self._inner.rows(start, stop)
         return self._rotation.rows(found if self._gain is None else found * self._gain)
 
-    def columns(self, start: int, stop: int) -> Array:
-        # Each depends on all columns; only matrices that are kept float are read so.
-        return np.ascontiguousarray(self.rows(0, self.count)[:, start:stop].T)
-
 
 class _Computed:
     """Rows that can only be computed all at once, which is done when the first is asked for."""
@@ -239,8 +232,3 @@ class _Computed:
             if self._left <= 0:
                 self._found = None  # everything was read once: nobody asks again
         return found
-
-    def columns(self, start: int, stop: int) -> Array:
-        with self._lock:
-            found = self._compute() if self._found is None else self._found
-        return np.ascontiguousarray(found[:, start:stop].T)

@@ -142,6 +142,8 @@ def _tasks(path: Path, item: Item, layout: Layout, weights: Rows) -> list[_Task]
         rows, width = item.rows, item.inputs
     else:
         rows, width = item.tensor.shape[0], math.prod(item.tensor.shape[1:])
+        if item.transposed:
+            rows, width = width, rows
     size = sum(t.bytes for t in item.tensors)
     return [
         _Task(
@@ -200,11 +202,7 @@ def _write_columns(path: Path, item: Columns, layout: Layout, weights: Rows, a: 
             f"weight {' + '.join(item.parameters)} has values near the largest that fp32 holds, which cannot be "
             "scaled: the checkpoint is damaged or training diverged."
         )
-    # They lie across the rows of the file: mapped, one statement writes them all.
-    place = layout.offsets[item.codes.name]
-    mapped = np.memmap(path, np.int8, "r+", place, (item.inputs, item.rows))
-    mapped[:, a:b] = codes.T
-    del mapped
+    _write_across(path, codes, layout.offsets[item.codes.name], item.rows, a)
     _write_at(path, scales, layout.offsets[item.scales.name] + 4 * a)
 
 
@@ -215,10 +213,14 @@ def write_values(path: Path, item: Plain, layout: Layout, values: Array) -> None
 
 
 def _write_plain(path: Path, item: Plain, layout: Layout, weights: Rows, a: int, b: int) -> None:
-    data = weights.columns(a, b) if item.transposed else weights.rows(a, b)
-    data = _narrow(data, item.tensor.dtype, item.tensor.name)
-    row = item.tensor.bytes // item.tensor.shape[0]
-    _write_at(path, data, layout.offsets[item.tensor.name] + a * row)
+    data, place = (
+        _narrow(weights.rows(a, b), item.tensor.dtype, item.tensor.name),
+        layout.offsets[item.tensor.name],
+    )
+    if item.transposed:
+        _write_across(path, data, place, item.tensor.shape[1], a)
+    else:
+        _write_at(path, data, place + a * (item.tensor.bytes // item.tensor.shape[0]))
 
 
 def _narrow(data: Array, kind: str, name: str) -> Array:
@@ -242,3 +244,16 @@ def _write_at(path: Path, data: Array, offset: int) -> None:
         stream.seek(offset)
         while view:
             view = view[stream.write(view) :]
+
+
+def _write_across(path: Path, data: Array, offset: int, rows: int, start: int) -> None:
+    """Write rows of a matrix as columns, from column ``start`` of ``rows`` on.
+
+    The matrix, transposed, begins at ``offset`` of the file.
+    """
+    # They lie across the rows of the file: mapped, one statement writes them all. The file is ours and has all
+    # its blocks, so that nothing can be missing under the mapping.
+    plain = data.view(f"u{data.itemsize}")  # which numpy copies fast, bfloat16 too
+    mapped = np.memmap(path, plain.dtype, "r+", offset, (plain.shape[1], rows))
+    mapped[:, start : start + len(plain)] = plain.T
+    del mapped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import ortlm
 from ortlm.checkpoint.hub import find_checkpoint
-from ortlm.checkpoint.open import open_checkpoint
+from ortlm.checkpoint.open import open_checkpoint, pick_weights
 from ortlm.checkpoint.stack import Part, stack
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 
@@ -177,21 +178,76 @@ def test_rows_and_columns(tmp_path: Path, kind: Any) -> None:
     weights = open_checkpoint(tmp_path).weights
     want = values.astype(np.float32)
     np.testing.assert_array_equal(weights["a"].rows(2, 7), want[2:7])
-    np.testing.assert_array_equal(weights["a"].columns(1, 4, slice(0, 5)), want[:5, 1:4].T)
+    np.testing.assert_array_equal(weights["a"].columns(1, 4), want[:, 1:4].T)
     parts = [Part(weights["a"], 0, 4), Part(weights["a"], 4, 9), Part(weights["b"], 2, 5, add=1.0)]
     tall = stack(parts)
     assert len(tall.parts) == 2
     whole = np.concatenate([want[:9], (values + kind(1)).astype(np.float32)[2:5] + 1])
     assert tall.count == 12
     np.testing.assert_array_equal(tall.rows(3, 11), whole[3:11])
-    np.testing.assert_array_equal(tall.columns(2, 5), whole[:, 2:5].T)
 
 
-def test_symlinked_cache(tiny: Path, tmp_path: Path) -> None:
-    """The hub's cache holds links to blobs elsewhere."""
-    linked = tmp_path / "snapshots"
-    linked.mkdir()
+def test_linked_cache(tiny: Path, tmp_path: Path) -> None:
+    """The hub's cache holds links to the blobs of the same model."""
+    model = tmp_path / "models--acme--tiny"
+    linked = model / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    linked.mkdir(parents=True)
+    (model / "blobs").mkdir()
     for file in tiny.iterdir():
-        (linked / file.name).symlink_to(file)
+        blob = hashlib.sha256(file.name.encode()).hexdigest()
+        shutil.copyfile(file, model / "blobs" / blob)
+        (linked / file.name).symlink_to(f"../../blobs/{blob}")
     ortlm.build(linked, tmp_path / "out")
     assert not (tmp_path / "out" / "tokenizer.json").is_symlink()
+
+
+def test_a_stale_index(tiny: Path, folder: Path, tmp_path: Path) -> None:
+    """transformers takes model.safetensors where there is one, whatever an index says."""
+    want = (ortlm.build(tiny, tmp_path / "want").path / "model.onnx.data").read_bytes()
+    where = shards(folder)
+    shutil.copyfile(tiny / "model.safetensors", folder / "model.safetensors")
+    for shard in set(where.values()):
+        tensors = load_file(folder / shard)
+        save_file({n: np.zeros_like(t) for n, t in tensors.items()}, folder / shard)
+    ortlm.build(folder, tmp_path / "both")
+    assert (tmp_path / "both" / "model.onnx.data").read_bytes() == want
+    for shard in set(where.values()):
+        (folder / shard).unlink()
+    ortlm.build(folder, tmp_path / "missing")
+    assert (tmp_path / "missing" / "model.onnx.data").read_bytes() == want
+    (folder / "model.safetensors.index.json").write_text("not JSON")
+    ortlm.build(folder, tmp_path / "damaged")
+    assert (tmp_path / "damaged" / "model.onnx.data").read_bytes() == want
+
+
+@pytest.mark.parametrize(
+    ("there", "config", "chosen"),
+    [
+        (["model.safetensors", "model.safetensors.index.json", "model-1.safetensors"], {}, ["model.safetensors"]),
+        (["model.safetensors.index.json", "x.safetensors"], {}, ["model-1.safetensors"]),
+        (["model.fp16.safetensors"], {}, ["model.fp16.safetensors"]),
+        (["model.fp16.safetensors", "model.safetensors"], {}, ["model.safetensors"]),
+        (["consolidated.safetensors"], {}, ["consolidated.safetensors"]),
+        (["consolidated.safetensors", "a.safetensors", "b.safetensors"], {}, ["a.safetensors", "b.safetensors"]),
+        (["adapter_model.safetensors", "a.safetensors"], {}, ["a.safetensors"]),
+        (["pytorch_model.bin"], {}, []),
+        (["onnx/model.safetensors", "pytorch_model.bin"], {}, []),
+        (["model.safetensors", "x.safetensors"], {"transformers_weights": "x.safetensors"}, ["x.safetensors"]),
+        (["model.safetensors"], {"transformers_weights": "x.safetensors.index.json"}, ["model-1.safetensors"]),
+    ],
+)  # fmt: skip
+def test_which_weights(there: list[str], config: dict[str, Any], chosen: list[str]) -> None:
+    index = {"weight_map": {"w": "model-1.safetensors"}}
+    assert pick_weights(there, config, lambda name: index)[0] == chosen
+
+
+@pytest.mark.parametrize("file", ["../x.safetensors", "/etc/x.safetensors", "a/b", "C:x", "", ".."])
+def test_an_index_names_plain_files_only(file: str) -> None:
+    with pytest.raises(BadCheckpoint, match="only plain file names"):
+        pick_weights(["model.safetensors.index.json"], {}, lambda name: {"weight_map": {"w": file}})
+
+
+@pytest.mark.parametrize("named", ["../x.safetensors", 3, "pytorch_model.bin", ["x.safetensors"]])
+def test_weights_that_the_configuration_names(named: Any) -> None:
+    with pytest.raises(BadCheckpoint, match=r"config\.json"):
+        pick_weights(["model.safetensors"], {"transformers_weights": named}, lambda name: {})

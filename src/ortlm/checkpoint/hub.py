@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ortlm.checkpoint.open import INDEX_FILE, Checkpoint, open_checkpoint, read_json
+from ortlm.checkpoint import files
+from ortlm.checkpoint.open import INDEX_FILE, Checkpoint, open_checkpoint
 from ortlm.errors import BadCheckpoint, BadOption
 
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md", "NOTICE*")
@@ -67,8 +68,8 @@ def download(
             name, cache_dir=cache, token=token, revision=revision, allow_patterns=list(_SMALL_FILES)
         )
         # Either the shards of the index or the single file: some repositories hold both, or other precisions.
-        index = Path(small) / INDEX_FILE
-        shards = read_json(index).get("weight_map", {}) if index.is_file() else {}
+        index = files.read_object(Path(small), INDEX_FILE) if files.present(Path(small), INDEX_FILE) else {}
+        shards = index.get("weight_map", {})
         patterns = sorted({str(file) for file in shards.values()}) or ["model.safetensors"]
         folder = Path(
             snapshot_download(

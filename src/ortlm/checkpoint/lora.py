@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ortlm.checkpoint.open import read_json
+from ortlm.checkpoint import files
 from ortlm.checkpoint.safetensors import FLOATS, Weight, check_finite, read_header, same
 from ortlm.dtypes import Array
 from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel
@@ -69,13 +69,6 @@ class Delta:
         found: Array = self.up(start, stop) @ self.down()
         return found
 
-    def columns(self, start: int, stop: int, rows: slice) -> Array:
-        """Return columns [start, stop) of the ``rows``, transposed: float32 [columns, rows]."""
-        part = self.a.columns(start, stop, slice(0, self.rank))
-        check_finite(part, self.a)
-        found: Array = part @ self.up(rows.start, rows.stop).T
-        return found
-
 
 def read_lora(folder: str | Path, base: Mapping[str, Weight]) -> dict[str, Delta]:
     """Return what the adapter in ``folder`` adds, by the name of the weight in the checkpoint ``base``.
@@ -85,10 +78,10 @@ def read_lora(folder: str | Path, base: Mapping[str, Weight]) -> dict[str, Delta
     """
     folder = Path(folder)
     _check_folder(folder)
-    config = _config(folder / CONFIG_FILE)
+    config = _config(folder)
     file = folder / WEIGHTS_FILE
     found: dict[str, dict[str, Weight]] = {}
-    for name, weight in read_header(file).items():
+    for name, weight in read_header(folder, WEIGHTS_FILE).items():
         match = _TENSOR.fullmatch(name)
         if match is None:
             if _is_copy(name, weight, base, file):
@@ -131,10 +124,10 @@ def _check_folder(folder: Path) -> None:
         raise BadCheckpoint(
             f"{folder} is not a folder. Give the folder of a peft adapter, with {CONFIG_FILE}."
         )
-    if not (folder / CONFIG_FILE).is_file():
+    if not files.present(folder, CONFIG_FILE):
         raise BadCheckpoint(f"{folder} has no {CONFIG_FILE}, so it is not a peft adapter.")
-    if not (folder / WEIGHTS_FILE).is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
+    if not files.present(folder, WEIGHTS_FILE):
+        pickled = files.present(folder, "adapter_model.bin")
         raise BadCheckpoint(
             f"{folder} has no {WEIGHTS_FILE}."
             + (" It has adapter_model.bin, a pickle, which may run any code when it is opened." * pickled)
@@ -142,9 +135,9 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(folder: Path) -> dict[str, Any]:
     """Return the adapter's configuration. Raises UnsupportedModel for one that asks for more than a LoRA."""
-    config = read_json(path)
+    path, config = folder / CONFIG_FILE, files.read_object(folder, CONFIG_FILE)
     if config.get("peft_type") != "LORA":
         raise UnsupportedModel(
             f"{path}: peft_type is {config.get('peft_type')!r}; only 'LORA' is supported. {_WAY_OUT}"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ortlm.checked_json import shown
+from ortlm.checkpoint import files
 from ortlm.checkpoint.safetensors import FLOATS, Weight, read_header
 from ortlm.errors import BadCheckpoint, nearest
 
-INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+# Of files in a checkpoint's folder.
+_MOST_FILES = 20_000
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
 
 
@@ -32,25 +35,12 @@ class Checkpoint:
 
     def json(self, name: str) -> dict[str, Any]:
         """Return the JSON object in file ``name``, or an empty one if there is no such file."""
-        path = self.folder / name
-        return read_json(path) if path.is_file() else {}
+        return files.read_object(self.folder, name) if files.present(self.folder, name) else {}
 
     @property
     def bytes(self) -> int:
         """Size of all weights in the files."""
         return sum(w.bytes for w in self.weights.values())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in ``path``; raises BadCheckpoint if it holds none."""
-    try:
-        # Some editors put a byte order mark first.
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise BadCheckpoint(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise BadCheckpoint(f"{path} must hold a JSON object, found {type(found).__name__}.")
-    return found
 
 
 def open_checkpoint(folder: Path, *, source: str | None = None, revision: str | None = None) -> Checkpoint:
@@ -63,70 +53,105 @@ def open_checkpoint(folder: Path, *, source: str | None = None, revision: str | 
         raise BadCheckpoint(
             f"{folder} is not a folder. Give a folder that holds config.json and *.safetensors."
         )
-    if not (folder / "config.json").is_file():
-        if (folder / "genai_config.json").is_file():
+    if not files.present(folder, "config.json"):
+        if files.present(folder, "genai_config.json"):
             raise BadCheckpoint(
                 f"{folder} is a built artifact already; run it with: ortlm generate {folder} ..."
             )
         raise BadCheckpoint(f"{folder} has no config.json, so it is not a Hugging Face checkpoint.")
-    config = read_json(folder / "config.json")
-    return Checkpoint(folder, config, _weights(folder), source or str(folder), revision)
+    config = files.read_object(folder, "config.json")
+    return Checkpoint(folder, config, _weights(folder, config), source or str(folder), revision)
 
 
-def _weights(folder: Path) -> dict[str, Weight]:
-    if (folder / INDEX_FILE).is_file():
-        return _indexed(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = [name for name in _PICKLES if (folder / name).exists()]
-        if pickles:
+def pick_weights(
+    names: Collection[str], config: Mapping[str, Any], read_index: Callable[[str], dict[str, Any]]
+) -> tuple[list[str], dict[str, str] | None]:
+    """Return which files of a checkpoint hold its weights, and in which each tensor lies where an index says so.
+
+    ``names`` are the files that there are, here or on the hub, ``read_index`` reads one of them. As transformers
+    chooses: what config.json names, else model.safetensors, else the shards of the index; a stale index beside the
+    whole file counts for nothing. Without any of them all ``*.safetensors`` that are no adapter are taken: one
+    ``model.fp16.safetensors``, or shards that lost their index. Raises BadCheckpoint for a damaged index.
+    """
+    named = config.get("transformers_weights")
+    if named is not None:
+        if not isinstance(named, str) or not named.endswith((".safetensors", ".safetensors.index.json")):
             raise BadCheckpoint(
-                f"{folder} holds {pickles[0]}, a pickle, which may run any code when it is opened; ortlm reads "
-                "safetensors only. Convert it once with transformers: AutoModelForCausalLM"
-                f".from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER), then build NEW_FOLDER."
+                f'config.json: "transformers_weights" is {shown(named)}, expected the name of a *.safetensors '
+                "file or of its index."
             )
-        raise BadCheckpoint(f"{folder} holds no *.safetensors file, so there are no weights to build from.")
-    # Adapter files lie beside the model's weights in some fine-tunes; they are not part of it.
-    files = [f for f in files if not f.name.startswith("adapter_")] or files
-    named = [f for f in files if f.name == "model.safetensors"]
+        if named.endswith(".safetensors"):
+            return [_plain(named, "config.json")], None
+        return _of_index(_plain(named, "config.json"), read_index)
+    if SINGLE_FILE in names:
+        return [SINGLE_FILE], None
+    if INDEX_FILE in names:
+        return _of_index(INDEX_FILE, read_index)
+    found = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
+    # Adapters and Mistral's own layout lie beside the model's weights in some repositories.
+    for others in ("adapter_", "consolidated"):
+        found = [name for name in found if not name.startswith(others)] or found
+    return found, None
+
+
+def _of_index(index: str, read_index: Callable[[str], dict[str, Any]]) -> tuple[list[str], dict[str, str]]:
+    where = read_index(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
+        raise BadCheckpoint(f"{index} has no object 'weight_map' of tensor name to file name.")
+    return sorted({_plain(file, index) for file in where.values()}), where
+
+
+def _plain(file: str, source: str) -> str:
+    # The name comes from the network and must not reach other files.
+    if not file or "/" in file or "\\" in file or ":" in file or file in (".", ".."):
+        raise BadCheckpoint(
+            f"{source} names the file {shown(file)}; only plain file names within the folder are allowed."
+        )
+    return file
+
+
+def _weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Weight]:
+    names = files.listed(folder, "*", most=_MOST_FILES)
+    chosen, where = pick_weights(names, config, lambda index: files.read_object(folder, index))
+    if not chosen:
+        raise _none(folder, names)
     weights: dict[str, Weight] = {}
-    for file in named or files:
-        for name, weight in read_header(file).items():
+    for file in chosen:
+        if not files.present(folder, file):
+            raise _missing(folder, file, where)
+        for name, weight in read_header(folder, file).items():
+            if where is not None and where.get(name) != file:
+                continue
             if name in weights:
                 raise BadCheckpoint(
-                    f"weight {name!r} is in two files, {weights[name].file.name} and {file.name}, and there is "
-                    f"no {INDEX_FILE} that says which one counts."
+                    f"weight {shown(name)} is in two files, {weights[name].file.name} and {file}, and there is no "
+                    f"{INDEX_FILE} that says which one counts. Keep the files of one set."
                 )
             weights[name] = weight
+    for name, file in (where or {}).items():
+        if name not in weights:
+            raise BadCheckpoint(
+                f"weight {shown(name)} is not in {files.shown(folder / file)}, where the index says it is. "
+                "Download both again."
+            )
     return weights
 
 
-def _indexed(folder: Path) -> dict[str, Weight]:
-    index = folder / INDEX_FILE
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
-        raise BadCheckpoint(f"{index} has no object 'weight_map' of tensor name to file name.")
-    shards: dict[str, dict[str, Weight]] = {}
-    for file in sorted(set(names.values())):
-        # A plain name only: the index comes from the network and must not reach other files.
-        if Path(file).name != file or file in ("", ".", ".."):
-            raise BadCheckpoint(
-                f"{index} names the file {file!r}; only plain file names within {folder} are allowed."
-            )
-        # Longer names do not exist on any common disk, and asking for them is an error of its own.
-        if len(file) > 255 or not (folder / file).is_file():
-            wanted = next(name for name, where in names.items() if where == file)
-            raise BadCheckpoint(
-                f"{folder / file} is missing; {index.name} says it holds {wanted!r} and "
-                f"{sum(where == file for where in names.values()) - 1} more weights. Download it again."
-            )
-        shards[file] = read_header(folder / file)
-    weights = {}
-    for name, file in names.items():
-        if name not in shards[file]:
-            raise BadCheckpoint(f"weight {name!r} is not in {folder / file}, where {index.name} says it is.")
-        weights[name] = shards[file][name]
-    return weights
+def _missing(folder: Path, file: str, where: Mapping[str, str] | None) -> BadCheckpoint:
+    here = [name for name, of in (where or {}).items() if of == file]
+    holds = f"; the index says it holds {shown(here[0])} and {len(here) - 1} more weights" if here else ""
+    return BadCheckpoint(f"{files.shown(folder / file)} is missing{holds}. Download it again.")
+
+
+def _none(folder: Path, names: Collection[str]) -> BadCheckpoint:
+    pickles = [name for name in _PICKLES if name in names]
+    if pickles:
+        return BadCheckpoint(
+            f"{folder} holds {pickles[0]}, a pickle, which may run any code when it is opened; ortlm reads "
+            "safetensors only. Convert it once with transformers: AutoModelForCausalLM"
+            f".from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER), then build NEW_FOLDER."
+        )
+    return BadCheckpoint(f"{folder} holds no *.safetensors file, so there are no weights to build from.")
 
 
 def check_weights(
@@ -139,11 +164,11 @@ def check_weights(
     found = checkpoint.weights
     missing = [name for name in expected if name not in found]
     if missing:
-        files = sorted({w.file.name for w in found.values()})
+        where = sorted({w.file.name for w in found.values()})
         raise BadCheckpoint(
             f"weight {missing[0]!r} is missing"
             + (f" (and {len(missing) - 1} more: {', '.join(missing[1:5])}…)" if len(missing) > 1 else "")
-            + f" from {checkpoint.folder} ({', '.join(files[:4])}{'…' if len(files) > 4 else ''})."
+            + f" from {checkpoint.folder} ({', '.join(where[:4])}{'…' if len(where) > 4 else ''})."
             + nearest(missing[0], found)
             + " Usual cause: an incomplete download, or a config.json of another model."
         )

@@ -6,18 +6,21 @@ while it is read gives an error instead of a crash.
 
 from __future__ import annotations
 
-import json
+import io
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ortlm.checked_json import parse_object, shown
+from ortlm.checkpoint import files
 from ortlm.dtypes import BY_SAFETENSORS, Array, DType
 from ortlm.errors import BadCheckpoint
+from ortlm.units import printable
 
 FLOATS = ("fp32", "fp16", "bf16")
 
@@ -29,8 +32,13 @@ class Weight:
     name: str
     shape: tuple[int, ...]
     dtype: DType
-    file: Path
+    stamp: files.Stamp
     offset: int
+
+    @property
+    def file(self) -> Path:
+        """Where it lies."""
+        return self.stamp.path
 
     @property
     def bytes(self) -> int:
@@ -40,32 +48,42 @@ class Weight:
     def rows(self, start: int, stop: int) -> Array:
         """Return rows [start, stop) as float32; a vector's rows are its elements.
 
-        Raises BadCheckpoint if the file ends early.
+        Raises BadCheckpoint if the file ends early, or was written to since its header was read.
         """
         width = math.prod(self.shape[1:]) * self.dtype.bytes
         raw = np.empty((stop - start) * width, np.uint8)
-        view = memoryview(raw.data)
         # A handle of its own: several threads read at once, and not every system has pread.
-        with self.file.open("rb", buffering=0) as stream:
-            stream.seek(self.offset + start * width)
+        with self.stamp.open() as stream:
+            self._read(stream, raw, start * width)
+        return to_float32(raw, self.dtype).reshape(stop - start, *self.shape[1:])
+
+    def columns(self, start: int, stop: int) -> Array:
+        """Return columns [start, stop) of a matrix, transposed: float32 [columns, rows]."""
+        rows, row = self.shape[0], self.shape[1] * self.dtype.bytes
+        first, width = start * self.dtype.bytes, (stop - start) * self.dtype.bytes
+        raw = np.empty((rows, width), np.uint8)
+        with self.stamp.open() as stream:
+            for i in range(rows):
+                self._read(stream, raw[i], i * row + first)
+        found = to_float32(raw.reshape(-1), self.dtype).reshape(rows, stop - start)
+        return np.ascontiguousarray(found.T)
+
+    def _read(self, stream: io.FileIO, raw: Array, at: int) -> None:
+        """Fill ``raw`` (uint8) with the bytes of the tensor from ``at`` on."""
+        view = memoryview(raw.data)
+        try:
+            stream.seek(self.offset + at)
             while view:
                 got = stream.readinto(view)
                 if not got:
-                    raise BadCheckpoint(f"{self.file} ends inside weight {self.name!r}: it is truncated.")
+                    raise BadCheckpoint(
+                        f"{files.shown(self.file)} ends inside weight {shown(self.name)}: it is truncated."
+                    )
                 view = view[got:]
-        return to_float32(raw, self.dtype).reshape(stop - start, *self.shape[1:])
-
-    def columns(self, start: int, stop: int, rows: slice) -> Array:
-        """Return columns [start, stop) of the ``rows`` of a matrix, transposed: float32 [columns, rows]."""
-        mapped = np.memmap(self.file, np.uint8, "r", self.offset, (self.bytes,))
-        matrix = mapped.view(_storage(self.dtype)).reshape(self.shape)
-        part = np.ascontiguousarray(matrix[rows, start:stop].T)
-        return to_float32(part.reshape(-1).view(np.uint8), self.dtype).reshape(part.shape)
-
-
-def _storage(dtype: DType) -> np.dtype[Any]:
-    """An element type of the same width that numpy copies natively."""
-    return np.dtype(np.uint16) if dtype.name == "bf16" else dtype.numpy
+        except OSError as error:
+            raise BadCheckpoint(
+                f"{files.shown(self.file)} cannot be read: {error.strerror or error}. Copy or download it again."
+            ) from error
 
 
 def to_float32(raw: Array, dtype: DType) -> Array:
@@ -106,33 +124,38 @@ def same(one: Weight, other: Weight) -> bool:
     )
 
 
-def read_header(path: Path) -> dict[str, Weight]:
-    """Return the tensors of the safetensors file ``path`` by name.
+def read_header(folder: Path, name: str) -> dict[str, Weight]:
+    """Return the tensors of the safetensors file ``name`` in ``folder`` by name.
 
     Raises BadCheckpoint if the file is damaged: the safetensors library checks header, offsets and length.
     """
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise BadCheckpoint(
-            f"{path} is no complete safetensors file ({error}); it has {path.stat().st_size:,} bytes. "
-            "Usual cause: a download that stopped early. Delete the file and download it again."
-        ) from error
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header: dict[str, Any] = json.loads(stream.read(length))
+    path = folder / name
+    with files.open_file(folder, name) as stream:
+        stamp = files.Stamp.of(stream, path)
+        size = os.fstat(stream.fileno()).st_size
+        try:
+            with safe_open(stamp.real, framework="numpy"):
+                pass
+            head = io.BufferedReader(stream)
+            (length,) = struct.unpack("<Q", head.read(8))
+            raw = head.read(length).decode()
+        except (SafetensorError, OSError, ValueError, struct.error) as error:
+            reason = printable(str(error)).replace("\n", " ")
+            raise BadCheckpoint(
+                f"{files.shown(path)} is no complete safetensors file ({reason}); it has {size:,} bytes. "
+                "Usual cause: a download that stopped early. Delete the file and download it again."
+            ) from error
+    header = parse_object(raw, where=files.shown(path), error=BadCheckpoint)
     weights = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
+    for tensor, entry in header.items():
+        if tensor == "__metadata__":
             continue
         found = BY_SAFETENSORS.get(entry["dtype"])
         if found is None:
             raise BadCheckpoint(
-                f"weight {name!r} in {path} has element type {entry['dtype']}; ortlm reads BF16, F16 and F32. "
-                "Use the unquantized checkpoint of this model."
+                f"weight {shown(tensor)} in {files.shown(path)} has element type {shown(entry['dtype'])}; ortlm "
+                "reads BF16, F16 and F32. Use the unquantized checkpoint of this model."
             )
-        weights[name] = Weight(
-            name, tuple(entry["shape"]), found, path, 8 + length + entry["data_offsets"][0]
-        )
+        shape = tuple(entry["shape"])
+        weights[tensor] = Weight(tensor, shape, found, stamp, 8 + length + entry["data_offsets"][0])
     return weights

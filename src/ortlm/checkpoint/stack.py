@@ -28,27 +28,10 @@ class Part:
 
     def rows(self, start: int, stop: int) -> Array:
         """Return rows [start, stop) of the tensor as float32; they lie within the part."""
-        found = (
-            self.weight.columns(start, stop, slice(None))
-            if self.transposed
-            else self.weight.rows(start, stop)
-        )
+        found = self.weight.columns(start, stop) if self.transposed else self.weight.rows(start, stop)
         check_finite(found, self.weight)
         if self.delta is not None:
             found = found + self.delta.rows(start, stop)
-        return found + np.float32(self.add) if self.add else found
-
-    def columns(self, start: int, stop: int) -> Array:
-        """Return columns [start, stop) of the part's rows, transposed."""
-        rows = slice(self.start, self.stop)
-        found = (
-            self.weight.rows(start, stop)[:, rows]
-            if self.transposed
-            else self.weight.columns(start, stop, rows)
-        )
-        check_finite(found, self.weight)
-        if self.delta is not None:
-            found = found + self.delta.columns(start, stop, rows)
         return found + np.float32(self.add) if self.add else found
 
 
@@ -76,11 +59,6 @@ class Stack:
                 found.append(part.rows(part.start + low, part.start + high))
             at += height
         return found[0] if len(found) == 1 else np.concatenate(found)
-
-    def columns(self, start: int, stop: int) -> Array:
-        """Return columns [start, stop), transposed: float32 [stop - start, count]."""
-        found = [part.columns(start, stop) for part in self.parts]
-        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
 
 def stack(parts: Sequence[Part]) -> Stack:
