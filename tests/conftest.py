@@ -12,7 +12,6 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # Where builds note what they were made from.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ortlm-tests-")
 

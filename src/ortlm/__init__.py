@@ -12,10 +12,16 @@ Nothing is imported before it is used: running a model never loads what builds o
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from ortlm import errors
 from ortlm._version import __version__
+
+# ONNX Runtime's wheels send telemetry unless this is set before their library is loaded; the hub's library adds it
+# to its requests. Processes that are started from here inherit both. What a user has set stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from ortlm.artifact import Artifact, open_artifact

@@ -6,6 +6,7 @@ with ortlm registers this one and then is the harness's own. Programs call ``reg
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ _DEFAULT_NEW_TOKENS = 256
 
 def main() -> int:
     """Run the harness's command line, with ``--model ortlm`` among its models."""
+    # Its library of datasets counts uses, of local files too, by asking a server of its maker.
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     try:
         from lm_eval.__main__ import cli_evaluate
     except ModuleNotFoundError as error:

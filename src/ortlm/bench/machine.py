@@ -56,7 +56,7 @@ def environment() -> dict[str, Any]:
         "logical_processors": os.cpu_count(),
         "last_cache_bytes": last_cache_bytes(),
         "memory_bytes": _meminfo("MemTotal"),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "numpy": np.__version__,
         "onnxruntime": onnxruntime_version(),

@@ -216,7 +216,7 @@ def _facts(artifact: Artifact, traffic: Traffic, states: Sequence[Sequence[int |
     for product in traffic.products:
         operators[product.operator] = operators.get(product.operator, 0) + 1
     return {
-        "path": str(artifact.path),
+        "name": artifact.path.resolve().name,
         "graph_bytes": sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
         "context_tokens": manifest.context_tokens,
         "vocab_size": manifest.vocab_size,

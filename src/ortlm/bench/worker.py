@@ -6,29 +6,17 @@ A process of its own, so that memory and loading are those of this job alone.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import Any
 
 import ortlm.errors
+from ortlm import processes
 from ortlm.errors import Error
 
 
 def in_process(job: dict[str, Any]) -> dict[str, Any]:
     """Return the result of ``job`` from a new process. Raises what the job raised, Error if the process died."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ortlm.bench.worker"],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise Error(
-            f"a measuring process ended with code {done.returncode}. Usual cause: not enough memory; try a "
-            f"smaller --batch or --context. It wrote: {done.stderr[-2000:].strip() or 'nothing'}"
-        )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found = processes.in_process("ortlm.bench.worker", job)
     if "error" in found:
         raise getattr(ortlm.errors, found["error"], Error)(found["message"])
     return found

@@ -132,7 +132,7 @@ def _heading(report: Mapping[str, Any]) -> list[str]:
     )
     count = readable_count(artifact["weights"])
     lines = [
-        f"{artifact['path']}: {count} weights in products, {weights} in memory; cache {cache} a token",
+        f"{artifact['name']}: {count} weights in products, {weights} in memory; cache {cache} a token",
         f"{machine['cpu']}, {cores} cores; onnxruntime {machine['onnxruntime']}",
     ]
     for row in report["threads"]:

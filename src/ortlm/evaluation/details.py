@@ -166,7 +166,7 @@ def environment(threads: int | None) -> dict[str, Any]:
         "onnxruntime": _version("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"),
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "threads": threads or physical_cores() or os.cpu_count(),
     }

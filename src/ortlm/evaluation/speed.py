@@ -6,17 +6,16 @@ Run as a module, it measures what the JSON object on stdin names and prints what
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ortlm
-from ortlm.errors import BadArtifact
+from ortlm.errors import BadArtifact, Error
+from ortlm.processes import in_process
+from ortlm.units import one_line
 
 PREFILL_TOKENS, DECODE_TOKENS, RUNS = 128, 32, 3
 HOW = (
@@ -48,22 +47,12 @@ def measure(
         "threads": threads,
         "providers": None if providers is None else list(providers),
     }
-    home = str(Path(ortlm.__file__).parents[1])
-    before = os.environ.get("PYTHONPATH")
-    done = subprocess.run(
-        [sys.executable, "-m", "ortlm.evaluation.speed"],
-        input=json.dumps(wanted),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([home, *([before] if before else [])])},
-    )
-    if done.returncode:
+    try:
+        found = in_process("ortlm.evaluation.speed", wanted)
+    except Error as error:
         raise BadArtifact(
-            f"{path} could not be measured; the process ended with {done.returncode}: "
-            f"{done.stderr.strip()[-500:]} Evaluate without speed (--no-speed) to get the rest."
-        )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+            f"{path} could not be measured: {one_line(error)} Evaluate without speed (--no-speed) to get the rest."
+        ) from error
     how = HOW.format(runs=RUNS, prefill=prefill, decode=decode)
     return {**found, "prefill_tokens": prefill, "decode_tokens": decode, "runs": RUNS, "how": how}
 
