@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ortlm.runtime.generate import LanguageModel, load
     from ortlm.runtime.generator import Generator
     from ortlm.runtime.guidance import Guidance
+    from ortlm.runtime.multimodal.addresses import public_address
     from ortlm.runtime.settings import Settings
     from ortlm.runtime.stream import Generation
 
@@ -42,6 +43,7 @@ _LAZY = {
     "Settings": "ortlm.runtime.settings",
     "Artifact": "ortlm.artifact",
     "open_artifact": "ortlm.artifact",
+    "public_address": "ortlm.runtime.multimodal.addresses",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "errors",
     "load",
     "open_artifact",
+    "public_address",
 ]
 
 

@@ -611,9 +611,9 @@ def test_pictures_from_the_web(server, path):
     ("path", "options", "message"),
     [
         ("nothing", {}, r"the server answered 404 \(Not Found\). Check the address"),
-        ("to a file", {}, r"file:///etc/passwd' is not allowed"),
-        ("to ftp", {}, "unknown url type: ftp"),
-        ("round", {}, "answered 302"),
+        ("to a file", {}, r"leads to 'file:///etc/passwd', which is not fetched"),
+        ("to ftp", {}, "leads to 'ftp://127.0.0.1/a.png', which is not fetched"),
+        ("round", {}, "redirected more than 10 times"),
         ("stated", {}, r"more than the 67.1 MB that are allowed"),
         ("picture", {"most_bytes": 99}, "more than the 99 B"),
         ("endless", {"most_bytes": 1 << 20}, "more than the 1.0 MB"),

@@ -35,6 +35,7 @@ from ortlm.runtime.images import ImageSource
 from ortlm.runtime.kept import KeptCaches
 from ortlm.runtime.logprobs import TokenLogprob, token_logprob
 from ortlm.runtime.loop import ACCELERATOR_CHUNK_TOKENS, CHUNK_TOKENS, Loop
+from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.pictures import Embedder, Pictures
 from ortlm.runtime.prompts import Prompt, Prompts
 from ortlm.runtime.saved import fingerprint, restore, save
@@ -65,6 +66,7 @@ class LanguageModel:
         threads: int | None = None,
         providers: Sequence[Provider] | None = None,
         kept_caches: int = 1,
+        allow_address: Allow | None = None,
     ) -> None:
         self.artifact = artifact
         self.manifest = artifact.manifest
@@ -76,7 +78,7 @@ class LanguageModel:
         self._embedding: Session | None = None
         self.pictures: Pictures | None = None
         if "inputs_embeds" in self._graph.inputs:
-            self._embedding, self.pictures = _open_embedding(artifact, threads, providers)
+            self._embedding, self.pictures = _open_embedding(artifact, threads, providers, allow_address)
         elif "input_ids" not in self._graph.inputs:
             raise BadArtifact(f"{artifact.path} names no input for token ids.")
         if "attention_mask" not in self._graph.inputs:
@@ -604,15 +606,24 @@ def load(
     threads: int | None = None,
     providers: Sequence[Provider] | None = None,
     kept_caches: int = 1,
+    allow_address: Allow | None = None,
 ) -> LanguageModel:
     """Load the artifact in ``path``, ours or one made for onnxruntime-genai.
 
     ``threads``: for one operator; by default the physical cores. ``providers``: ONNX Runtime's execution
     providers in order of preference, for example ["cuda"]; by default the CPU. ``kept_caches``: how many
-    caches are kept for later calls that begin with the same tokens, 0 for none.
+    caches are kept for later calls that begin with the same tokens, 0 for none. ``allow_address``: for a server
+    that opens its users' URLs of images, says of each address whether they may lead there, such as
+    ``ortlm.public_address``; then a text is never the path of an image either.
     Raises BadArtifact if the folder is no artifact or is damaged.
     """
-    return LanguageModel(open_artifact(path), threads=threads, providers=providers, kept_caches=kept_caches)
+    return LanguageModel(
+        open_artifact(path),
+        threads=threads,
+        providers=providers,
+        kept_caches=kept_caches,
+        allow_address=allow_address,
+    )
 
 
 def open_embedder(
@@ -626,7 +637,10 @@ def open_embedder(
 
 
 def _open_embedding(
-    artifact: Artifact, threads: int | None, providers: Sequence[Provider] | None
+    artifact: Artifact,
+    threads: int | None,
+    providers: Sequence[Provider] | None,
+    allow_address: Allow | None = None,
 ) -> tuple[Session, Pictures]:
     """Return what makes embeddings of ids, and what makes features of pictures."""
     manifest = artifact.manifest
@@ -638,6 +652,7 @@ def _open_embedding(
         manifest.images,
         graph_named(manifest, "vision"),
         lambda: _open_session(artifact, "vision", threads, providers),
+        allow_address,
     )
     return _open_session(artifact, "embedding", threads, providers), pictures
 

@@ -11,7 +11,6 @@ import io
 import math
 import os
 import re
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +19,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm._version import __version__
 from ortlm.errors import BadImage, BadOption
 from ortlm.units import readable_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from ortlm.runtime.multimodal.addresses import Allow
 
 ImageSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | Image.Image | NDArray[Any]"
 
@@ -38,10 +38,10 @@ _SOURCES = (
     "or an array of uint8 with the shape [height, width] or [height, width, 1, 3 or 4]"
 )
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_NO_URL = re.compile(r"https?:", re.IGNORECASE)
 # Beside these, servers that do not know better call pictures so.
 _MEDIA = ("image/", "application/octet-stream", "binary/octet-stream")
 _ORIENTATION = 0x0112
-_CHUNK = 1 << 18
 _KEY_TILE = 4096
 
 
@@ -51,13 +51,15 @@ def open_image(
     most_pixels: int = 100_000_000,
     most_bytes: int = 64 << 20,
     timeout: float = 20.0,
+    allow: Allow | None = None,
 ) -> Image.Image:
     """Return the picture that ``source`` is or names, as a new PIL image in mode RGB.
 
     A ``str`` is a path or a URL (http, https, data); bytes are those of a file. Of an animation the first frame is
-    taken; the orientation that EXIF names is applied, transparency is dropped. ``timeout`` is in seconds. Raises
-    BadImage if there is no picture or it is larger than allowed, which is known before it is decoded; BadOption if
-    ``source`` is nothing of the kind.
+    taken; the orientation that EXIF names is applied, transparency is dropped. ``timeout`` is in seconds, for all
+    of a download. ``allow`` is for servers: it says of every address of the network whether a URL may lead there
+    (``public_address``), and with it a ``str`` is never a path. Raises BadImage if there is no picture or it is
+    larger than allowed, which is known before it is decoded; BadOption if ``source`` is nothing of the kind.
     """
     from PIL import Image
 
@@ -74,13 +76,26 @@ def open_image(
             name = "the data: URL"
             return _decode(_from_data_url(source, most_bytes, name), name, most_pixels)
         if scheme := _URL.match(source):
-            name = _short(source)
+            from ortlm.runtime.multimodal.download import download, shown_url
+
+            name = shown_url(source)
             if scheme[1].lower() not in ("http", "https"):
                 raise BadImage(
                     f"{name} cannot be opened: pictures come from http://, https:// and data: URLs and from "
                     f"paths, not from {scheme[1]}://. Give the path itself if it is a file here."
                 )
-            return _decode(_fetch(source, most_bytes, timeout, name), name, most_pixels)
+            if not timeout > 0:
+                raise BadOption(f"timeout must be more than 0 seconds, found {timeout}.")
+            found = download(source, most_bytes=most_bytes, timeout=timeout, name=name, allow=allow)
+            return _decode(found, name, most_pixels)
+        if _NO_URL.match(source):
+            from ortlm.runtime.multimodal.download import shown_url
+
+            raise BadImage(
+                f"{shown_url(source)} cannot be fetched: an address begins with http:// or https://."
+            )
+        if allow is not None:
+            raise BadImage("an image that is given as a text must be an http(s):// or a data: URL here.")
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         name = _short(str(path))
@@ -210,63 +225,6 @@ def _from_data_url(url: str, most_bytes: int, name: str) -> bytes:
             ) from error
     _check_bytes(len(data), most_bytes, name)
     return data
-
-
-def _fetch(url: str, most_bytes: int, timeout: float, name: str) -> bytes:
-    """Return the body of the answer to GET ``url``. Raises BadImage."""
-    import http.client
-    import urllib.error
-    import urllib.request
-    from urllib.parse import quote
-
-    if not timeout > 0:
-        raise BadOption(f"timeout must be more than 0 seconds, found {timeout}.")
-    # With these handlers only, no redirection leads to anything but http and https.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    opener.addheaders = [("User-Agent", f"ortlm/{__version__}"), ("Accept", "image/*,*/*;q=0.5")]
-    late = f"{name} did not arrive within {timeout:g} s; try again, allow more time, or download it first."
-    # A timeout of a socket begins anew with every byte.
-    end = time.monotonic() + timeout
-    try:
-        with opener.open(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), timeout=timeout) as answer:
-            stated = answer.headers.get("Content-Length") or ""
-            length = int(stated) if stated.isdecimal() else None
-            _check_bytes(length or 0, most_bytes, name)
-            data = bytearray()
-            while piece := answer.read1(_CHUNK):
-                data += piece
-                _check_bytes(len(data), most_bytes, name)
-                if time.monotonic() > end:
-                    raise BadImage(late)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise BadImage(
-            f"{name} cannot be fetched: the server answered {error.code} ({error.reason}). Check the address."
-        ) from error
-    except TimeoutError as error:
-        raise BadImage(late) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if isinstance(error, BadImage):
-            raise
-        if isinstance(getattr(error, "reason", None), TimeoutError):
-            raise BadImage(late) from error
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise BadImage(f"{name} cannot be fetched: {reason}. Check the address and the network.") from error
-    if length is not None and len(data) < length:
-        raise BadImage(
-            f"{name} broke off after {readable_bytes(len(data))} of {readable_bytes(length)}; try again."
-        )
-    return bytes(data)
 
 
 def _decode(data: bytes, name: str, most_pixels: int) -> Image.Image:

@@ -23,6 +23,7 @@ from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact, BadImage, BadOption
 from ortlm.runtime.ids import FIRST_PICTURE
 from ortlm.runtime.images import ImageSource, hd_crops, image_key, open_image, whole_pixels
+from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.session import Backend, Tensor
 
 # An id is FIRST_PICTURE, the picture's number in 48 bits, and the token's in these.
@@ -49,11 +50,18 @@ class Picture:
 class Pictures:
     """Turns pictures into tokens, by the graph ``vision``, and remembers what it has computed.
 
-    ``open_session`` loads that graph when the first picture comes.
+    ``open_session`` loads that graph when the first picture comes. ``allow_address``: see ``open_image``.
     """
 
-    def __init__(self, images: Images, graph: Graph, open_session: Callable[[], Backend]) -> None:
+    def __init__(
+        self,
+        images: Images,
+        graph: Graph,
+        open_session: Callable[[], Backend],
+        allow_address: Allow | None = None,
+    ) -> None:
         self.images = images
+        self._allow = allow_address
         self._graph = graph
         self._open = open_session
         self._session: Backend | None = None
@@ -72,7 +80,7 @@ class Pictures:
         if crops is not None and not 1 <= crops <= MOST_CROPS:
             raise BadOption(f"num_crops must be 1 to {MOST_CROPS}; got {crops}.")
         most = images.crops if crops is None else crops
-        image = open_image(source)
+        image = open_image(source, allow=self._allow)
         key = f"{image_key(image)} {most}"
         known = self.known(_number(key))
         if known is not None:

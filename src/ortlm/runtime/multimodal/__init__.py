@@ -1,0 +1,1 @@
+"""Images in prompts: where they come from."""
