@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import ortlm
 from ortlm import lm_eval as plugin
 from ortlm.errors import BadOption
 from ortlm.options import BuildOptions
 from tests.architectures import oracle
+from tests.runtime import tiny as tiny_tokenizers
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -80,7 +84,8 @@ def test_the_beginning_goes_if_it_is_too_long(model: Any, saved: Any) -> None:
 def test_rolling_covers_every_token_once(model: Any, saved: Any) -> None:
     text = "one two three four five six seven"
     (value,) = model.loglikelihood_rolling([request(text)])
-    ids = model.tok_encode(text, add_special_tokens=False)
+    # Where the tokenizer puts BOS before a text, the harness scores it too.
+    ids = model.tok_encode(text)
     assert value == pytest.approx(expected(saved("llama").model, [model.prefix_token_id], ids)[0], rel=1e-4)
 
 
@@ -177,3 +182,75 @@ for (a, same), (b, alike) in zip(theirs, ours, strict=True):
         [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+# Run in a process of its own: the harness's own model of transformers, and ours, on the same questions.
+SAME_NUMBERS = """
+import json, sys
+from types import SimpleNamespace
+from ortlm.lm_eval import register
+register()
+from lm_eval.api.registry import get_model
+folder, out = sys.argv[1:3]
+def request(*args):
+    return SimpleNamespace(args=args)
+pairs = [("one two", " three"), ("", "four five"), ("a b ", "c"), ("<s>one", " two"), ("x\\n", "y z")]
+texts = ["one two three four", " begins with a space", "caf\\u00e9 \\u4f60\\u597d", "<s>one"]
+asked = [(text, {"until": ["zq"], "max_gen_toks": 12, "do_sample": False}) for text in texts]
+# A stop within bytes that are no character is a matter of which bytes are looked at together.
+if sys.argv[3] == "byte_level":
+    asked += [("one", {"until": ["8"], "max_gen_toks": 20}), ("two", {"until": ["\\n", "5"], "max_gen_toks": 20})]
+found = []
+theirs = f"pretrained={folder},device=cpu,dtype=float32"
+for name, arguments in (("hf", theirs), ("ortlm", f"path={out},threads=1")):
+    model = get_model(name).create_from_arg_string(arguments, {"batch_size": 1})
+    found.append([
+        model.loglikelihood([request(*pair) for pair in pairs]),
+        model.loglikelihood_rolling([request(text) for text in texts]),
+        model.generate_until([request(*one) for one in asked]),
+        [model.prefix_token_id, model.eot_token_id],
+    ])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "bos"), [("byte_level", False), ("byte_level", True), ("llama_style", True)]
+)
+def test_numbers_of_the_harness_own_model(tmp_path: Path, kind: str, bos: bool) -> None:
+    folder, inner = tmp_path / "checkpoint", getattr(tiny_tokenizers, kind)()
+    first = [("<s>", inner.token_to_id("<s>"))]
+    if bos:
+        inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=first)
+    torch.manual_seed(0)
+    # Every id has a token: transformers would generate others, which ortlm does not.
+    config = LlamaConfig(
+        vocab_size=inner.get_vocab_size(),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        bos_token_id=inner.token_to_id("<s>"),
+        eos_token_id=inner.token_to_id("</s>"),
+    )
+    with torch.no_grad():
+        model = LlamaForCausalLM(config)
+        for weight in model.parameters():
+            weight.mul_(4 if weight.ndim > 1 else 1)
+        model.save_pretrained(folder)
+    tiny_tokenizers.save(folder, inner, tokenizer_class="LlamaTokenizer", legacy=False)
+    ortlm.build(folder, tmp_path / "out", precision="fp32")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SAME_NUMBERS, str(folder), str(tmp_path / "out"), kind],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs, ours = json.loads(done.stdout.splitlines()[-1])
+    for (value, greedy), (wanted, same) in zip(ours[0], theirs[0], strict=True):
+        assert value == pytest.approx(wanted, rel=1e-4)
+        assert greedy == same
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-4)
+    assert ours[2:] == theirs[2:]

@@ -93,23 +93,28 @@ def harness_model() -> type[Any]:
 
         @property
         def eot_token_id(self) -> int:
-            return self.lm.manifest.stop_token_ids[0]
+            found = self._named("eos_token")
+            return self.lm.manifest.stop_token_ids[0] if found is None else found
 
         @property
         def prefix_token_id(self) -> int:
-            bos = self.lm.manifest.bos_token_id
-            return self.eot_token_id if bos is None else bos
+            found = self._named("bos_token")
+            return self.eot_token_id if found is None else found
+
+        def _named(self, name: str) -> int | None:
+            text = self.lm.tokenizer.special_tokens.get(name)
+            return None if text is None else self.lm.tokenizer.token_id(text)
 
         @property
         def tokenizer_name(self) -> str:
             return self.lm.artifact.path.name
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            special = True if add_special_tokens is None else add_special_tokens
-            bos = self.lm.manifest.bos_token_id
-            found = self.lm.tokenizer.encode(string, add_special_tokens=special)
-            # A chat template may have written the first token already.
-            return found[1:] if len(found) > 1 and found[0] == found[1] == bos else found
+            if add_special_tokens is None:
+                # A chat template may have written the first token already.
+                first = self.lm.tokenizer.decode([self.prefix_token_id], skip_special_tokens=False)
+                add_special_tokens = not string.startswith(first)
+            return self.lm.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
         def apply_chat_template(
             self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -155,8 +160,9 @@ def harness_model() -> type[Any]:
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
             found = []
             for (text,) in [request.args for request in requests]:
+                # As the harness's own backend: where the tokenizer puts BOS before a text, it is scored too.
                 windows = get_rolling_token_windows(
-                    self.tok_encode(text, add_special_tokens=False), self.prefix_token_id, self.max_length, 1
+                    self.tok_encode(text), self.prefix_token_id, self.max_length, 1
                 )
                 pieces = [(None, *pair) for pair in map(make_disjoint_window, windows)]
                 total = sum(value for value, _ in self._loglikelihood_tokens(pieces))
@@ -176,13 +182,22 @@ def harness_model() -> type[Any]:
                     groups.append([i])
             for group in groups:
                 options = _options(dict(pairs[group[0]][1]))
+                stops = options.get("stop", [])
                 new = min(options["max_new_tokens"], self.max_length - 1)
                 options["max_new_tokens"] = new
                 prompts = [self.tok_encode(pairs[i][0])[-(self.max_length - new) :] for i in group]
                 for i, made in zip(group, self.lm.generate_batch(prompts, **options), strict=True):
-                    found[i] = made.text
-                    self.cache_hook.add_partial("generate_until", pairs[i], made.text)
+                    found[i] = self._answer(made.token_ids, stops)
+                    self.cache_hook.add_partial("generate_until", pairs[i], found[i])
             return found
+
+        def _answer(self, tokens: Sequence[int], stops: Sequence[str]) -> str:
+            """Return the text of ``tokens`` as a text of its own, which begins without a space, up to a stop."""
+            ended = bool(tokens) and tokens[-1] in self.lm.manifest.stop_token_ids
+            text = self.lm.tokenizer.decode(tokens[:-1] if ended else tokens)
+            for stop in stops:
+                text = text.split(stop)[0]
+            return text
 
     return OrtlmLM
 

@@ -19,17 +19,14 @@ from ortlm.artifact import (
     named_templates,
 )
 from ortlm.card import public_name
-from ortlm.checkpoint import files
 from ortlm.checkpoint.open import Checkpoint
 from ortlm.errors import BadCheckpoint
 from ortlm.graph.decoder import CACHE_NAMES, Emitted
 from ortlm.graph.step import MANY
 from ortlm.outline import Outline
 from ortlm.spec import Architecture, Tiles, Vision
-
-# Tokens that end an assistant's turn in common chat templates. A template that writes one of them means it as
-# a stop, whether or not config.json says so (several published ones do not).
-_TURN_ENDS = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end_of_text|>", "<|end_of_turn|>")
+from ortlm.tokenizer_files import TokenizerFiles
+from ortlm.turn_ends import turn_ends
 
 
 def make_manifest(
@@ -37,6 +34,7 @@ def make_manifest(
     architecture: Architecture,
     graphs: Mapping[str, tuple[str, Emitted]],
     outline: Outline,
+    tokenizer: TokenizerFiles,
     *,
     adapters: Iterable[str] = (),
 ) -> Manifest:
@@ -52,7 +50,7 @@ def make_manifest(
         for i, layer in enumerate(spec.layers)
         for past, present in ((CACHE_NAMES[0], CACHE_NAMES[2]), (CACHE_NAMES[1], CACHE_NAMES[3]))
     )
-    stop = stop_tokens(checkpoint, spec.vocab)
+    stop = stop_tokens(checkpoint, spec.vocab, tokenizer)
     switches = {
         layer.mixer.rope.switch_tokens
         for layer in spec.layers
@@ -92,9 +90,11 @@ def make_manifest(
     )
 
 
-def stop_tokens(checkpoint: Checkpoint, vocab: int) -> tuple[int, ...]:
+def stop_tokens(checkpoint: Checkpoint, vocab: int, tokenizer: TokenizerFiles) -> tuple[int, ...]:
     """Return every token that ends an answer: of config, generation defaults, tokenizer and chat template.
 
+    Whether or not config.json says so, what a chat template writes behind an assistant's words ends a turn:
+    several published configurations leave it out.
     Raises BadCheckpoint if there is none, or one that is not a token of the ``vocab``.
     """
     found: list[int] = []
@@ -110,15 +110,11 @@ def stop_tokens(checkpoint: Checkpoint, vocab: int) -> tuple[int, ...]:
                     f"expected numbers from 0 to {vocab - 1}."
                 )
             found.append(token)
-    ids_by_text = _added_tokens(checkpoint)
-    settings = checkpoint.json("tokenizer_config.json")
-    eos = settings.get("eos_token")
-    words = [eos.get("content") if isinstance(eos, dict) else eos]
-    words += [word for word in _TURN_ENDS if word in _template_text(checkpoint, settings)]
+    eos = tokenizer.ids.get(tokenizer.opened.special.names.get("eos_token", ""))
     found += [
-        ids_by_text[word]
-        for word in words
-        if isinstance(word, str) and _is_token(ids_by_text.get(word), vocab)
+        token
+        for token in (eos, *turn_ends(checkpoint.folder, tokenizer))
+        if token is not None and _is_token(token, vocab)
     ]
     unique = tuple(dict.fromkeys(found))
     if not unique:
@@ -192,21 +188,6 @@ def _is_token(found: Any, vocab: int) -> bool:
 
 def _token_or_none(found: Any, vocab: int) -> int | None:
     return found if _is_token(found, vocab) else None
-
-
-def _added_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
-    entries = checkpoint.json("tokenizer.json").get("added_tokens")
-    return {
-        entry["content"]: entry.get("id")
-        for entry in (entries if isinstance(entries, list) else [])
-        if isinstance(entry, dict) and isinstance(entry.get("content"), str)
-    }
-
-
-def _template_text(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:
-    name = "chat_template.jinja"
-    text = files.read_text(checkpoint.folder, name) if files.present(checkpoint.folder, name) else ""
-    return text + str(settings.get("chat_template") or "")
 
 
 # Sampling defaults that are taken along, with the range that any runtime takes.

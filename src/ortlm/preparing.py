@@ -23,7 +23,7 @@ from ortlm.card import model_card
 from ortlm.checkpoint import files
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.checkpoint.open import Checkpoint
-from ortlm.errors import BadCheckpoint, BadOption, nearest
+from ortlm.errors import BadOption, nearest
 from ortlm.graph.attention import CacheScales
 from ortlm.graph.decoder import Emitted, emit_decoder
 from ortlm.graph.storage import Plan, joined
@@ -35,6 +35,8 @@ from ortlm.quant.recipe import Preset
 from ortlm.quant.rotation import Rotation
 from ortlm.spec import Architecture, Decoder, parameters
 from ortlm.target import Target, check_precision, find_target
+from ortlm.tokenizer_files import TokenizerFiles
+from ortlm.tokenizer_trial import tried_tokenizer
 from ortlm.weights import Weights, check_rotatable, stored_architecture, untied
 from ortlm.write import Layout, lay_out
 
@@ -99,7 +101,7 @@ def prepare(
         )
     checkpoint = find_checkpoint(source, name=name, cache=Path(cache) if cache else None, token=options.token)
     architecture = stored_architecture(checkpoint)
-    _check_tokenizer(checkpoint)
+    tokenizer = tried_tokenizer(checkpoint.folder, checkpoint.config, architecture.decoder.vocab)
     check_adapter_names(adapters or {})
     switched = {name: open_adapter(path, checkpoint, architecture) for name, path in (adapters or {}).items()}
     merged = (
@@ -174,9 +176,10 @@ def prepare(
         architecture,
         {options.filename: ("decoder", emitted), **{graph_file(n): (n, e) for n, e in others.items()}},
         outline,
+        tokenizer,
         adapters=switched,
     )
-    texts = _texts(checkpoint, architecture, where, outline, manifest)
+    texts = _texts(checkpoint, architecture, where, outline, manifest, tokenizer)
     return Prepared(
         checkpoint, architecture, where, emitted, others, plan, layout, outline, manifest, texts, options,
         switched, merged,
@@ -298,9 +301,14 @@ def files_along(folder: Path) -> list[str]:
 
 
 def _texts(
-    checkpoint: Checkpoint, architecture: Architecture, target: Target, outline: Outline, manifest: Manifest
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    target: Target,
+    outline: Outline,
+    manifest: Manifest,
+    tokenizer: TokenizerFiles,
 ) -> dict[str, str]:
-    """Return the small files of an artifact: configuration, model card, and a tokenizer file made plain."""
+    """Return the small files of an artifact: configuration, model card, and tokenizer files made plain."""
     spec = architecture.decoder
     first = spec.layers[0].mixer
     texts = {
@@ -320,35 +328,14 @@ def _texts(
     }
     if manifest.images is not None and manifest.images.crops:
         texts[PROCESSOR_FILE] = processor_config(manifest.images)
-    settings = checkpoint.json("tokenizer_config.json")
-    plain = plain_tokenizer_config(settings)
-    if plain != settings:
+    texts |= tokenizer.texts
+    plain = plain_tokenizer_config(tokenizer.settings)
+    if plain != checkpoint.json("tokenizer_config.json"):
         texts["tokenizer_config.json"] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
     return texts
 
 
 # --- checks -------------------------------------------------------------------------------------------------
-
-
-def _check_tokenizer(checkpoint: Checkpoint) -> None:
-    if not files.present(checkpoint.folder, "tokenizer.json"):
-        others = [
-            n for n in ("tokenizer.model", "vocab.json", "tekken.json") if files.present(checkpoint.folder, n)
-        ]
-        way = (
-            f"It has {others[0]}: convert it once with transformers, AutoTokenizer.from_pretrained(FOLDER)"
-            ".save_pretrained(FOLDER)."
-            if others
-            else "Copy tokenizer.json and tokenizer_config.json of the base model into the folder."
-        )
-        raise BadCheckpoint(
-            f"{checkpoint.folder} has no tokenizer.json, without which text cannot be read. {way}"
-        )
-    if not isinstance(checkpoint.json("tokenizer.json").get("model"), dict):
-        raise BadCheckpoint(
-            f'{checkpoint.folder / "tokenizer.json"} has no object "model", so it is no tokenizer. '
-            "Copy the file of the base model into the folder."
-        )
 
 
 def _check_excluded(options: BuildOptions, graphs: Iterable[Emitted]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from ortlm.calibration import texts as calibration
 from ortlm.errors import BadOption
@@ -16,7 +17,9 @@ from tests.runtime import tiny as tokenizers
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Tokenizer:
-    tokenizers.save(tmp_path, tokenizers.byte_level(), add_bos_token=True)
+    inner = tokenizers.byte_level()
+    inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizers.save(tmp_path, inner)
     return Tokenizer.open(tmp_path)
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 import ortlm.genai
 from tests.genai.conftest import MODULES, plain
@@ -58,6 +59,29 @@ def test_bos_only_if_asked_for(other):
     ids = tokenizer.encode("the").tolist()
     tokenizer.update_options(add_special_tokens="true")
     assert tokenizer.encode("the").tolist() == [tokenizer.to_token_id("<s>"), *ids]
+
+
+@pytest.mark.parametrize("kind", [None, "LlamaTokenizer", "GemmaTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize(
+    "flags", [{}, {"add_bos_token": True}, {"add_bos_token": False, "add_eos_token": True}]
+)
+@pytest.mark.parametrize("single", [None, "<s> $A"])
+def test_special_tokens_are_those_of_the_official_runtime(folder, tmp_path, kind, flags, single):
+    inner = tiny.byte_level()
+    if single:
+        inner.post_processor = TemplateProcessing(single=single, special_tokens=[("<s>", 0)])
+    tiny.save(tmp_path, inner, **flags, **({"tokenizer_class": kind} if kind else {}))
+    for name in ("genai_config.json", "model.onnx"):
+        shutil.copy(folder / name, tmp_path)
+
+    def program(og):
+        tokenizer = og.Tokenizer(og.Config(str(tmp_path)))
+        plain_ids = tokenizer.encode("the fox")
+        tokenizer.update_options(add_special_tokens="true")
+        return plain([plain_ids, tokenizer.encode("the fox")])
+
+    theirs, ours = (program(pytest.importorskip(name)) for name in MODULES)
+    assert ours == theirs
 
 
 def test_batches(both):

@@ -94,16 +94,16 @@ def test_encode_equals_transformers(kind, single, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_flags_add_what_the_file_does_not(kind, tmp_path):
-    tiny.save(tmp_path, KINDS[kind](), add_bos_token=True)
-    tokenizer = Tokenizer.open(tmp_path)
-    bos, eos = tokenizer.token_id("<s>"), tokenizer.token_id("</s>")
-    plain = tokenizer.encode("the fox", add_special_tokens=False)
-    assert tokenizer.encode("the fox") == [bos, *plain]
-    tiny.save(tmp_path, KINDS[kind](), add_bos_token=True, add_eos_token=True)
-    assert Tokenizer.open(tmp_path).encode("the fox") == [bos, *plain, eos]
-    tiny.save(tmp_path, KINDS[kind](), add_bos_token=False)
-    assert Tokenizer.open(tmp_path).encode("the fox") == plain
+@pytest.mark.parametrize("single", ["$A", "<s> $A"])
+def test_the_file_alone_says_what_stands_around_a_text(kind, single, tmp_path):
+    inner = KINDS[kind]()
+    bos, eos = (inner.token_to_id(t) for t in ("<s>", "</s>"))
+    inner.post_processor = TemplateProcessing(single=single, special_tokens=[("<s>", bos), ("</s>", eos)])
+    for flags in ({}, {"add_bos_token": True, "add_eos_token": True}, {"add_bos_token": False}):
+        tiny.save(tmp_path, inner, **flags)
+        ids = Tokenizer.open(tmp_path).encode("the fox")
+        assert ids == PreTrainedTokenizerFast.from_pretrained(tmp_path).encode("the fox")
+        assert (ids[0] == bos) == ("<s>" in single)
 
 
 def test_truncation_and_padding_in_the_file_are_ignored(tmp_path):

@@ -26,6 +26,8 @@ _MARKS = {
     "bor_token_id": ("<think>",),
     "eor_token_id": ("</think>",),
 }
+# Classes for which the official runtime adds BOS unless the settings say otherwise.
+_BEGINS_WITH_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 
 
 class Tokenizer:
@@ -100,7 +102,7 @@ class Tokenizer:
     @official
     def decode(self, tokens: ArrayLike) -> str:
         """Return the text of token ids of any shape."""
-        return self._decoder.decode(_ids(tokens))
+        return self._inner.decode(_ids(tokens), skip_special_tokens=self._options["skip_special_tokens"])
 
     @official
     def encode_batch(self, texts: Sequence[str]) -> Tensor:
@@ -158,20 +160,39 @@ class Tokenizer:
     def create_stream(self) -> TokenizerStream:
         """Return what decodes tokens as they come."""
         # Behind other text, so that a first word keeps its space: what is streamed continues a prompt.
-        return TokenizerStream(self._decoder.stream(self._inner.encode("a", add_special_tokens=False)))
-
-    @cached_property
-    def _shown(self) -> runtime.Tokenizer:
-        return _WithSpecialTokens.open(self._artifact.tokenizer_path)
-
-    @property
-    def _decoder(self) -> runtime.Tokenizer:
-        return self._inner if self._options["skip_special_tokens"] else self._shown
+        before = self._inner.encode("a", add_special_tokens=False)
+        skips = self._options["skip_special_tokens"]
+        return TokenizerStream(self._inner.stream(before, skip_special_tokens=skips))
 
     def _ids(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise GenaiError(f"only text can be encoded, found {type(text).__name__}.")
-        return self._inner.encode(text, add_special_tokens=self._options["add_special_tokens"])
+        ids = self._inner.encode(text, add_special_tokens=self._options["add_special_tokens"])
+        if self._options["add_special_tokens"]:
+            before, after = self._around
+            ids = [*before, *ids, *after]
+        return ids
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The tokens that the official runtime puts before and behind texts where tokenizer.json puts none."""
+        plain, whole = (self._inner.encode("a", add_special_tokens=special) for special in (False, True))
+        there = {"bos_token": whole[:1] != plain[:1], "eos_token": whole[-1:] != plain[-1:]}
+        settings = runtime.read_settings(self._artifact.tokenizer_path / "tokenizer_config.json")
+        kind = settings.get("tokenizer_class")
+        begins = isinstance(kind, str) and kind.removesuffix("Fast") in _BEGINS_WITH_BOS
+        wanted = {
+            "bos_token": kind is None or settings.get("add_bos_token", begins),
+            "eos_token": kind is None or settings.get("add_eos_token", False),
+        }
+        texts = {
+            name: self._inner.special_tokens.get(name)
+            for name, given in wanted.items()
+            if given and not there[name]
+        }
+        ids = {name: self._inner.token_id(text) for name, text in texts.items() if text}
+        bos, eos = ([id_] if (id_ := ids.get(name)) is not None else [] for name in wanted)
+        return bos, eos
 
     def _mark(self, name: str) -> int:
         found = self._facts.marks.get(name)
@@ -191,14 +212,6 @@ class TokenizerStream:
     def decode(self, token: int) -> str:
         """Take one token and return the text that is complete now: whole characters, perhaps none."""
         return self._inner.push(_ids(token)[0])
-
-
-class _WithSpecialTokens(runtime.Tokenizer):
-    """A tokenizer that shows special tokens."""
-
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """Return the text of ``ids``."""
-        return super().decode(ids, skip_special_tokens=skip_special_tokens)
 
 
 def _known(name: str, found: int | None) -> int:

@@ -98,9 +98,7 @@ def _check_role(graph: Graph, role: str, info: TensorInfo) -> None:
     types, ranks = _ROLES[role]
     if (types is not None and info.dtype.name not in types) or len(info.shape) not in ranks:
         kinds = f"{' or '.join(map(str, ranks))} dimensions" + (f" of {' or '.join(types)}" if types else "")
-        raise BadArtifact(
-            f"{graph.file}: {_said(info)} cannot be {role}, which has {kinds}."
-        )
+        raise BadArtifact(f"{graph.file}: {_said(info)} cannot be {role}, which has {kinds}.")
 
 
 def _said(info: TensorInfo) -> str:

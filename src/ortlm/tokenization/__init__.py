@@ -1,0 +1,1 @@
+"""Tokenizers from the files that publishers ship: which tokens are special, their cost, how to open them."""
