@@ -44,6 +44,8 @@ def open_adapter(
     if merging:
         places |= seeing
     base = dict(checkpoint.weights)
+    for tensors in (places, seeing):
+        tensors |= _other_names(tensors, architecture)
     if architecture.decoder.tied_head:
         base.setdefault(architecture.head_copy, base[architecture.sources["embed.weight"].tensor])
     file = Path(folder) / WEIGHTS_FILE
@@ -89,6 +91,23 @@ def _places(architecture: Architecture) -> dict[str, list[Parameter]]:
             found.setdefault(architecture.sources[parameter.name].tensor, []).append(parameter)
     if spec.tied_head:
         found[architecture.head_copy] = [Parameter("head.weight", (spec.vocab, spec.hidden), "head")]
+    return found
+
+
+def _other_names(
+    places: Mapping[str, list[Parameter]], architecture: Architecture
+) -> dict[str, list[Parameter]]:
+    """Return ``places`` by the names that modules have where the checkpoint's tensors have another prefix.
+
+    An adapter is named after the modules of the class that it was trained on, with a head or without.
+    """
+    found: dict[str, list[Parameter]] = {}
+    for tensor, parameters_there in places.items():
+        for pair in architecture.renamed:
+            for old, new in (pair, pair[::-1]):
+                other = new + tensor.removeprefix(old)
+                if tensor.startswith(old) and other not in places:
+                    found.setdefault(other, parameters_there)
     return found
 
 

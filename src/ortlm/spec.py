@@ -357,15 +357,17 @@ class Architecture:
     ``head_copy`` names the tensor that a tied checkpoint may hold as a copy of its embeddings. ``renamed`` are
     pairs of prefixes: a tensor that is not there under the first may be there under the second.
     ``genai_type`` is the model type that onnxruntime-genai's C++ code knows; it selects its behaviour.
+    ``notes`` are what whoever builds should know of ``config.json``, a sentence each.
     """
 
     decoder: Decoder
     sources: Sources
     genai_type: str
-    ignored: tuple[str, ...] = field(default=("*.rotary_emb.inv_freq",))
+    ignored: tuple[str, ...] = field(default=("*.rotary_emb.inv_freq", "rotary_emb.inv_freq"))
     head_copy: str = "lm_head.weight"
     renamed: tuple[tuple[str, str], ...] = ()
     vision: Vision | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> Iterator[Parameter]:

@@ -15,7 +15,7 @@ from ortlm.checkpoint.open import Checkpoint, check_weights
 from ortlm.checkpoint.safetensors import same
 from ortlm.checkpoint.stack import Part, Stack, stack
 from ortlm.dtypes import Array
-from ortlm.errors import BadOption
+from ortlm.errors import BadCheckpoint, BadOption
 from ortlm.quant.rotation import Rotation
 from ortlm.spec import Architecture, Decoder, Source
 
@@ -106,6 +106,7 @@ def stored_architecture(checkpoint: Checkpoint) -> Architecture:
     Raises UnsupportedModel, and BadCheckpoint if tensors are missing, too many, or of other shapes.
     """
     architecture = _own_head(checkpoint, _renamed(checkpoint, describe(checkpoint.config)))
+    _check_head(checkpoint, architecture)
     _check_tensors(checkpoint, architecture)
     return architecture
 
@@ -114,24 +115,43 @@ def _renamed(checkpoint: Checkpoint, architecture: Architecture) -> Architecture
     """Return ``architecture`` with the names of tensors that this checkpoint has under other ones."""
     if not architecture.renamed:
         return architecture
-    sources = {}
-    for name, source in architecture.sources.items():
+
+    def found(tensor: str) -> str:
         for usual, other in architecture.renamed:
-            moved = other + source.tensor.removeprefix(usual)
-            if (
-                source.tensor.startswith(usual)
-                and source.tensor not in checkpoint.weights
-                and moved in checkpoint.weights
-            ):
-                source = replace(source, tensor=moved)
-        sources[name] = source
+            moved = other + tensor.removeprefix(usual)
+            if tensor.startswith(usual) and moved in checkpoint.weights:
+                return moved
+        return tensor
+
+    sources = {
+        name: source if source.tensor in checkpoint.weights else replace(source, tensor=found(source.tensor))
+        for name, source in architecture.sources.items()
+    }
+    copy = architecture.head_copy
+    copy = copy if copy in checkpoint.weights else found(copy)
     ignored = [
         pattern.replace(usual, other, 1)
         for pattern in architecture.ignored
         for usual, other in architecture.renamed
         if pattern.startswith(usual)
     ]
-    return replace(architecture, sources=sources, ignored=(*architecture.ignored, *ignored))
+    return replace(architecture, sources=sources, head_copy=copy, ignored=(*architecture.ignored, *ignored))
+
+
+def _check_head(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Raise BadCheckpoint if an untied model has everything but its head, as the class without one saves it."""
+    head = architecture.sources.get("head.weight")
+    if head is None or head.tensor in checkpoint.weights:
+        return
+    if all(
+        s.tensor in checkpoint.weights for n, s in architecture.sources.items() if not n.startswith("head.")
+    ):
+        raise BadCheckpoint(
+            f"weight {head.tensor!r} is missing from {checkpoint.folder}, and config.json does not say that head "
+            "and embeddings are tied: the model was saved from a class without a head, so that it cannot write. "
+            "Use the checkpoint of the causal model, or, if its embeddings are its head, set "
+            '"tie_word_embeddings": true in config.json.'
+        )
 
 
 def _check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:

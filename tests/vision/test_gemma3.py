@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 import ortlm
 from ortlm import architectures
-from ortlm.errors import BadOption
+from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel
 from ortlm.options import BuildOptions
 from ortlm.runtime.ids import FIRST_PICTURE
 from ortlm.runtime.images import whole_pixels
@@ -53,6 +54,45 @@ def test_features(made: tuple[Path, Any], lm: ortlm.LanguageModel) -> None:
         wanted = made[1].get_image_features(torch.from_numpy(pixels(image))).pooler_output[0]
     assert lm.pictures is not None
     assert relative_error(lm.pictures.read(image).features, wanted.numpy()) < 1e-5
+
+
+def test_epsilon_of_the_tower_is_the_projectors_too(made: tuple[Path, Any], tmp_path: Path) -> None:
+    shutil.copytree(made[0], tmp_path / "tiny")
+    path = tmp_path / "tiny" / "config.json"
+    config = json.loads(path.read_text())
+    config["vision_config"]["layer_norm_eps"] = 0.25
+    path.write_text(json.dumps(config))
+    model = type(made[1]).from_pretrained(tmp_path / "tiny", attn_implementation="eager").eval()
+    ortlm.build(tmp_path / "tiny", tmp_path / "out", precision="fp32")
+    lm = ortlm.load(tmp_path / "out", threads=1)
+    image = noise(40, 30)
+    with torch.no_grad():
+        wanted = model.get_image_features(torch.from_numpy(pixels(image))).pooler_output[0]
+    assert lm.pictures is not None
+    assert relative_error(lm.pictures.read(image).features, wanted.numpy()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [
+        ("text_config", "final_logit_softcapping", 30.0),
+        ("text_config", "sliding_window", None),
+        ("text_config", "attn_logit_softcapping", 30.0),
+        ("text_config", "no_rope_layers", [1]),
+        ("text_config", "use_bidirectional_attention", True),
+        ("vision_config", "num_channels", 1),
+        ("vision_config", "qkv_bias", True),
+        ("text_config", "quantization_config", {"quant_method": "awq"}),
+        ("vision_config", "window_size", 7),
+    ],
+)
+def test_keys_of_the_parts_are_refused_by_name(
+    made: tuple[Path, Any], place: str, key: str, value: object
+) -> None:
+    config = json.loads((made[0] / "config.json").read_text())
+    config[place][key] = value
+    with pytest.raises((UnsupportedModel, BadCheckpoint), match=key):
+        architectures.describe(config)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])

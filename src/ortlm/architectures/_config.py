@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, TypeVar
 
+from ortlm.architectures._keys import FULL, SLIDING, Keys, WithDefaults
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 
 T = TypeVar("T")
@@ -28,7 +28,10 @@ _ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
 }
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+# Beyond these no size of a model makes sense, and sums of them still fit 64 bits.
+MOST = 2**31 - 1
+# What float32 holds with room for products.
+_SMALLEST, _LARGEST = 1e-30, 1e30
 
 
 class Config:
@@ -42,18 +45,22 @@ class Config:
         self.values = values
         self.at = at
 
-    def integer(self, key: str, default: int | _Missing = _REQUIRED, *, least: int = 1) -> int:
-        """Return a whole number of at least ``least``."""
-        return self._read(key, default, lambda v: _whole(v) and v >= least, f"a whole number >= {least}")
+    def integer(
+        self, key: str, default: int | _Missing = _REQUIRED, *, least: int = 1, most: int = MOST
+    ) -> int:
+        """Return a whole number from ``least`` to ``most``."""
+        wanted = f"a whole number >= {least}" + (f", at most {most:,}" if most < MOST else "")
+        return self._read(key, default, lambda v: _whole(v) and least <= v <= most, wanted)
 
-    def number(self, key: str, default: float | _Missing = _REQUIRED, *, least: float = -math.inf) -> float:
+    def number(self, key: str, default: float | _Missing = _REQUIRED, *, least: float = -_LARGEST) -> float:
         """Return a finite number of at least ``least``."""
-        wanted = "a number" if least == -math.inf else f"a number >= {least:g}"
+        wanted = "a number" if least == -_LARGEST else f"a number >= {least:g}"
         return float(self._read(key, default, lambda v: _finite(v) and v >= least, wanted))
 
-    def positive(self, key: str, default: float | _Missing = _REQUIRED) -> float:
-        """Return a finite number above zero."""
-        return float(self._read(key, default, lambda v: _finite(v) and v > 0, "a number > 0"))
+    def positive(self, key: str, default: float | _Missing = _REQUIRED, *, most: float = _LARGEST) -> float:
+        """Return a number above zero, of at most ``most``, that float32 can hold."""
+        wanted = "a number > 0" if most == _LARGEST else f"a number > 0, at most {most:g}"
+        return float(self._read(key, default, lambda v: _finite(v) and _SMALLEST <= v <= most, wanted))
 
     def positive_or_none(self, key: str, default: float | None = None) -> float | None:
         """Return a number above zero, None where the key is null, or ``default`` where it is absent."""
@@ -108,8 +115,11 @@ class Config:
             )
         return _ACTIVATIONS[name]
 
-    def layer_types(self, layers: int) -> list[str] | None:
-        """Return ``FULL`` or ``SLIDING`` for each layer as ``layer_types`` says, or None if it is absent."""
+    def layer_types(self, layers: int, *, windowed: bool) -> list[str] | None:
+        """Return ``FULL`` or ``SLIDING`` for each layer as ``layer_types`` says, or None if it is absent.
+
+        ``windowed``: the other keys give a window, without which no layer can be sliding.
+        """
         if self.values.get("layer_types") is None:
             return None
         found: list[str] = self._read(
@@ -124,7 +134,17 @@ class Config:
                     f'{self.at}: "layer_types" has {kind!r} for layer {i}, which is not supported here. '
                     f'Known: "{FULL}", "{SLIDING}".'
                 )
+        if SLIDING in found and not windowed:
+            raise BadCheckpoint(
+                f'{self.at}: "layer_types" has "{SLIDING}", but "sliding_window" is null or switched off, so that '
+                'nobody knows the window. Set "sliding_window", or make all layers '
+                f'"{FULL}".'
+            )
         return found
+
+    def has(self, key: str, default: object = None) -> bool:
+        """Whether ``key`` has a value that is not null; absent it has ``default``."""
+        return self.values.get(key, default) is not None
 
     def window(self, max_tokens: int, *, default: int | None = None) -> int | None:
         """Return ``sliding_window`` in tokens, or None if it is null or not below ``max_tokens``."""
@@ -132,6 +152,12 @@ class Config:
             return None
         window = self.integer("sliding_window", default or 0)
         return window if window < max_tokens else None
+
+    def ignore(self, *keys: str) -> None:
+        """Say that ``keys`` are known here and change nothing, whatever they hold."""
+        if isinstance(self.values, (Keys, WithDefaults)):
+            for key in keys:
+                self.values.ignore(key)
 
     def refuse(self, key: str, reason: str) -> None:
         """Raise ``UnsupportedModel`` if ``key`` is switched on."""
@@ -163,12 +189,16 @@ def _whole(value: Any) -> bool:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared before anything is converted: a whole number of JSON may be beyond any float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
 
 
 def _shown(value: Any) -> str:
     if value is None:
         return "null"
+    if _whole(value) and value.bit_length() > 1000:
+        # Longer ones Python refuses to write.
+        return f"a whole number of {value.bit_length()} bits"
     text = repr(value)
     if len(text) > 60:
         text = f"{text[:50]}..."

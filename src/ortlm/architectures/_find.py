@@ -5,22 +5,50 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 from ortlm import errors
+from ortlm.architectures._keys import Keys, check_read
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 from ortlm.spec import Architecture
 
-# The last are models that see pictures too.
-_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+# Models that see pictures too are named by the third; the last is what a causal model is without its head.
+_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "Model")
+# Two tables of so many positions take 0.5 GB for heads of 128 channels, whenever a model is loaded.
+_MOST_TOKENS = 2**20
 Describe = Callable[[Mapping[str, Any]], Architecture]
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:
-    """Return the architecture of the checkpoint with this ``config.json``; raises what ``find`` raises."""
-    return find(config)(config)
+    """Return the architecture of the checkpoint with this ``config.json``.
+
+    Raises what ``find`` raises, BadCheckpoint for values that cannot be, and UnsupportedModel for a key that may
+    change what the model computes and that its family does not know.
+    """
+    family, keys = find(config), Keys(config)
+    architecture = family(keys)
+    windowed = {layer.mixer.window is not None for layer in architecture.decoder.layers}
+    unknown = check_read(keys, windows=windowed.pop() if len(windowed) == 1 else None)
+    architecture = replace(architecture, notes=(*architecture.notes, *_told(unknown)))
+    tokens = architecture.decoder.max_tokens
+    if tokens <= _MOST_TOKENS:
+        return architecture
+    note = (
+        f'config.json: "max_position_embeddings" is {tokens:,}; the context ends at {_MOST_TOKENS:,}, because '
+        "rotation tables for more positions would take gigabytes."
+    )
+    decoder = replace(architecture.decoder, max_tokens=_MOST_TOKENS)
+    return replace(architecture, decoder=decoder, notes=(*architecture.notes, note))
+
+
+def _told(unknown: Sequence[str]) -> list[str]:
+    if not unknown:
+        return []
+    shown = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if unknown[8:] else "")
+    return [f"config.json: keys that ortlm does not know, and passes over as bookkeeping: {shown}."]
 
 
 def find(config: Mapping[str, Any]) -> Describe:

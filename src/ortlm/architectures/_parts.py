@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ortlm.architectures._config import Config
@@ -36,6 +36,16 @@ _NAMES = {
     "head": "lm_head",
 }
 
+# Checkpoints that were saved from the class without a head have no prefix; those of text models that were cut out
+# of larger ones have another.
+_PREFIXES = (
+    ("model.", ""),
+    ("model.", "language_model.model."),
+    ("model.", "model.language_model."),
+    ("model.", "language_model."),
+    ("lm_head.", "language_model.lm_head."),
+)
+
 # A norm before and after both branches, as Gemma 2 and 3 have it.
 SANDWICH = {
     "mixer_post": "post_attention_layernorm",
@@ -57,6 +67,17 @@ VISION_LAYER = {
 }
 
 
+# Far beyond any model there is; what follows from larger numbers would fill the memory before the weights are
+# looked at.
+MOST_LAYERS, MOST_WIDE, MOST_TOKENS = 10_000, 2**20, 10_000_000
+
+
+def check_colors(config: Config) -> None:
+    """Raise BadCheckpoint if pictures are of anything else than red, green and blue."""
+    if config.integer("num_channels", 3) != 3:
+        raise config.wrong("num_channels", "3, for red, green and blue")
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """The sizes of a decoder, checked against each other; ``max_tokens`` is the context length in tokens."""
@@ -73,8 +94,8 @@ class Sizes:
 
 def sizes(config: Config, *, head_dim: int | None = None) -> Sizes:
     """Read the sizes; by default a head has ``head_dim`` channels, or hidden size over heads if None."""
-    hidden = config.integer("hidden_size")
-    heads = config.integer("num_attention_heads")
+    hidden = config.integer("hidden_size", most=MOST_WIDE)
+    heads = config.integer("num_attention_heads", most=MOST_WIDE)
     kv_heads = config.integer("num_key_value_heads", heads)
     if heads % kv_heads:
         raise config.wrong("num_key_value_heads", f'a divisor of "num_attention_heads" ({heads})')
@@ -86,11 +107,11 @@ def sizes(config: Config, *, head_dim: int | None = None) -> Sizes:
         vocab=config.integer("vocab_size"),
         hidden=hidden,
         intermediate=config.integer("intermediate_size"),
-        layers=config.integer("num_hidden_layers"),
+        layers=config.integer("num_hidden_layers", most=MOST_LAYERS),
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=config.integer("head_dim", head_dim or hidden // heads),
-        max_tokens=config.integer("max_position_embeddings"),
+        head_dim=config.integer("head_dim", head_dim or hidden // heads, most=MOST_WIDE),
+        max_tokens=config.integer("max_position_embeddings", most=MOST_TOKENS),
     )
 
 
@@ -156,11 +177,12 @@ def architecture(
     names: Mapping[str, str] | None = None,
     norm_add: float = 0.0,
     fused: Sources | None = None,
+    notes: Iterable[str] = (),
 ) -> Architecture:
     """Return ``decoder`` with a source for each weight.
 
     ``names`` overrides module names by canonical part, ``fused`` whole sources by canonical weight name, and
-    ``norm_add`` is added to each norm's weight.
+    ``norm_add`` is added to each norm's weight. ``notes`` are what whoever builds should know.
     """
     known = _NAMES | dict(names or {})
     sources: Sources = {}
@@ -170,4 +192,4 @@ def architecture(
         add = norm_add if parameter.role == "norm" and leaf == "weight" else 0.0
         sources[parameter.name] = Source(f"{layer}{known[part]}.{leaf}", add=add)
     sources |= fused or {}
-    return Architecture(decoder, sources, genai_type)
+    return Architecture(decoder, sources, genai_type, renamed=_PREFIXES, notes=tuple(notes))

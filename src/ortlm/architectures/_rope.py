@@ -17,11 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.architectures._config import Config
-from ortlm.errors import UnsupportedModel
+from ortlm.errors import BadCheckpoint, UnsupportedModel
 from ortlm.spec import Rope
 
 Frequencies = NDArray[np.float32]
 
+_LAYER_KINDS = ("full_attention", "sliding_attention", "chunked_attention", "linear_attention")
+_KEYS = (
+    "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "short_factor",
+    "long_factor", "low_freq_factor", "high_freq_factor", "mscale", "mscale_all_dim", "truncate", "type",
+)  # fmt: skip
 KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 
@@ -34,14 +39,20 @@ def rope(
     partial: float | None = None,
     original: int | None = None,
     aliases: Mapping[str, str] | None = None,
+    kinds: tuple[str, ...] = KINDS,
 ) -> Rope:
     """Return the rotary embedding that ``config`` states, for heads of ``head_dim`` channels.
 
     ``theta``, ``partial`` (the rotated fraction of a head) and ``original`` (the length before context was
     extended) are what the family assumes where keys are absent; with ``partial`` None all channels rotate.
-    ``aliases`` are other spellings of a rope type. Raises ``UnsupportedModel`` for an unknown rope type.
+    ``aliases`` are other spellings of a rope type, ``kinds`` the types that the family knows. Raises
+    ``UnsupportedModel`` for an unknown rope type.
     """
-    scaling = config.part("rope_scaling") or config.part("rope_parameters") or Config({}, at=config.at)
+    scaling = config.part("rope_scaling")
+    if scaling is None:
+        scaling = config.part("rope_parameters") or Config({}, at=config.at)
+    # Of the two generations of keys, the older one wins as a whole.
+    config.ignore("rope_parameters")
     return from_parts(
         scaling,
         config,
@@ -51,6 +62,7 @@ def rope(
         partial=partial,
         original=original,
         aliases=aliases,
+        kinds=kinds,
     )
 
 
@@ -64,29 +76,36 @@ def from_parts(
     partial: float | None = None,
     original: int | None = None,
     aliases: Mapping[str, str] | None = None,
+    kinds: tuple[str, ...] = KINDS,
 ) -> Rope:
     """Return the rotary embedding of one object of rope keys, ``scaling``; see ``rope``."""
-    nested = [key for key, value in scaling.values.items() if isinstance(value, Mapping)]
+    nested = [key for key in _LAYER_KINDS if isinstance(scaling.values.get(key), Mapping)]
     if nested:
         raise UnsupportedModel(
             f"{scaling.at} differs by layer type ({', '.join(nested)}), unknown in this family."
         )
     kind = scaling.text("rope_type", scaling.text("type", "default"))
     kind = {"su": "longrope", **(aliases or {})}.get(kind, kind)
-    if kind not in KINDS:
+    if kind not in kinds:
         raise UnsupportedModel(
-            f'{scaling.at}: "rope_type" is "{kind}", which is not supported. Known: {", ".join(KINDS)}.'
+            f'{scaling.at}: "rope_type" is "{kind}", which is not supported. Known: {", ".join(kinds)}.'
         )
-    keys = _Keys(
+    # Each kind looks at its own, and none at the others'.
+    scaling.ignore(*_KEYS)
+    config.ignore("partial_rotary_factor", "original_max_position_embeddings")
+    keys = _Parts(
         scaling,
         theta=scaling.positive("rope_theta", theta),
         dims=_dims(scaling, config, head_dim, partial),
         max_tokens=max_tokens,
+        # What stands beside wins, and where a family has a length of its own, so does that: as in transformers.
         original=config.integer(
             "original_max_position_embeddings",
-            scaling.integer("original_max_position_embeddings", original or max_tokens),
+            original or scaling.integer("original_max_position_embeddings", max_tokens),
         ),
     )
+    if kind in ("dynamic", "yarn") and "factor" not in scaling.values:
+        raise scaling.wrong("factor", f'a number > 0, for "rope_type" "{kind}"')
     if kind == "longrope":
         return _longrope(keys)
     if kind == "yarn":
@@ -101,7 +120,7 @@ def from_parts(
 
 
 @dataclass(frozen=True, slots=True)
-class _Keys:
+class _Parts:
     scaling: Config
     theta: float
     dims: int
@@ -122,14 +141,14 @@ def _dims(scaling: Config, config: Config, head_dim: int, partial: float | None)
     return dims
 
 
-def _powers(keys: _Keys) -> Frequencies:
+def _powers(keys: _Parts) -> Frequencies:
     """Return theta ** (2 i / dims)."""
     exponents = np.arange(0, keys.dims, 2).astype(np.float32) / np.float32(keys.dims)
     # The power in float64, rounded once: within one unit of any float32 implementation.
     return np.power(float(keys.theta), exponents.astype(np.float64)).astype(np.float32)
 
 
-def _llama3(keys: _Keys, inv_freq: Frequencies) -> Frequencies:
+def _llama3(keys: _Parts, inv_freq: Frequencies) -> Frequencies:
     """Slow frequencies are divided by ``factor``, fast ones kept, those between blended."""
     factor = np.float32(keys.scaling.positive("factor"))
     low = keys.scaling.positive("low_freq_factor")
@@ -143,7 +162,7 @@ def _llama3(keys: _Keys, inv_freq: Frequencies) -> Frequencies:
     return np.where(slow, inv_freq / factor, np.where(fast, inv_freq, blended)).astype(np.float32)
 
 
-def _yarn(keys: _Keys) -> Rope:
+def _yarn(keys: _Parts) -> Rope:
     """Blend of kept and divided frequencies by a ramp over channels: https://arxiv.org/abs/2309.00071."""
     scaling = keys.scaling
     factor = scaling.positive("factor", keys.max_tokens / keys.original)
@@ -175,7 +194,7 @@ def _yarn(keys: _Keys) -> Rope:
     return Rope(_floats(inv_freq), factor=scaling.positive("attention_factor", attention))
 
 
-def _longrope(keys: _Keys) -> Rope:
+def _longrope(keys: _Parts) -> Rope:
     """Two tables of divisors: one up to the original length, one beyond: https://arxiv.org/abs/2402.13753."""
     scaling, powers = keys.scaling, _powers(keys)
 
@@ -185,19 +204,24 @@ def _longrope(keys: _Keys) -> Rope:
 
     stretch = scaling.positive("factor", keys.max_tokens / keys.original)
     attention = math.sqrt(1 + math.log(stretch) / math.log(keys.original)) if stretch > 1 else 1.0
-    short = scaling.positive("attention_factor", scaling.positive("short_mscale", attention))
-    long = scaling.positive("attention_factor", scaling.positive("long_mscale", attention))
+    attention = scaling.positive("attention_factor", attention)
     long_inv_freq = table("long_factor")
     if keys.max_tokens <= keys.original:
-        return Rope(table("short_factor"), factor=short)
+        return Rope(table("short_factor"), factor=attention)
     return Rope(
         table("short_factor"),
-        factor=short,
+        factor=attention,
         long_inv_freq=long_inv_freq,
-        long_factor=long,
+        long_factor=attention,
         switch_tokens=keys.original,
     )
 
 
 def _floats(values: NDArray[Any]) -> tuple[float, ...]:
-    return tuple(float(x) for x in values.astype(np.float32))
+    narrow = values.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise BadCheckpoint(
+            "config.json: the keys of rotary embedding give frequencies that are beyond float32. "
+            "Compare the file with the original of the model."
+        )
+    return tuple(float(x) for x in narrow)

@@ -18,9 +18,12 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     c = Config(config)
     c.refuse("use_bidirectional_attention", "only causal attention can be built")
     s = sizes(c, head_dim=256)
-    norm = Norm(c.positive("rms_norm_eps", 1e-6))
+    norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
     bias = c.flag("attention_bias", False)
-    act = c.activation("hidden_activation", c.text("hidden_act", "gelu_pytorch_tanh"))
+    act = c.activation("hidden_act", "gelu_pytorch_tanh")
+    # transformers looks at the other key alone; files where they differ meant this one, once.
+    if c.activation("hidden_activation", "gelu") not in ("gelu", "gelu_tanh", act):
+        raise c.wrong("hidden_activation", 'what "hidden_act" is')
     layer = Layer(
         mixer=attention(
             s,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ortlm.architectures._config import FULL, SLIDING, Config
+from ortlm.architectures._config import Config
+from ortlm.architectures._keys import FULL, SLIDING
 from ortlm.architectures._parts import SANDWICH, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm
@@ -19,7 +20,9 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     c = Config(config)
     c.refuse("use_bidirectional_attention", "only causal attention can be built")
     s = sizes(c, head_dim=256)
-    norm = Norm(c.positive("rms_norm_eps", 1e-6))
+    if not c.has("sliding_window", 4096):
+        raise c.wrong("sliding_window", "a number of tokens, for the layers that have a window")
+    norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
     bias = c.flag("attention_bias", False)
     full = attention(
         s,
@@ -30,7 +33,8 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         out_bias=bias,
     )
     mixers = {FULL: full, SLIDING: replace(full, window=c.window(s.max_tokens, default=4096))}
-    kinds = c.layer_types(s.layers) or [FULL if i % 2 else SLIDING for i in range(s.layers)]
+    kinds = c.layer_types(s.layers, windowed=True) or [FULL if i % 2 else SLIDING for i in range(s.layers)]
+    c.ignore("hidden_act")
     ffn = GatedMLP(s.intermediate, c.activation("hidden_activation", "gelu_pytorch_tanh"))
     decoder = decoder_of(
         c,

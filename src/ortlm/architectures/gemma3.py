@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ortlm.architectures._config import FULL, SLIDING, Config
+from ortlm.architectures._config import Config
+from ortlm.architectures._keys import FULL, SLIDING, WithDefaults
 from ortlm.architectures._parts import SANDWICH, Sizes, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import from_parts
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm, Rope
@@ -18,7 +19,9 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     c = Config(config)
     c.refuse("use_bidirectional_attention", "only causal attention can be built")
     s = sizes(c, head_dim=256)
-    norm = Norm(c.positive("rms_norm_eps", 1e-6))
+    if not c.has("sliding_window", 4096):
+        raise c.wrong("sliding_window", "a number of tokens, for the layers that have a window")
+    norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
     bias = c.flag("attention_bias", False)
     ropes = _ropes(c, s)
     windows = {FULL: None, SLIDING: c.window(s.max_tokens, default=4096)}
@@ -34,9 +37,18 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         )
         for kind in (FULL, SLIDING)
     }
+    c.ignore("hidden_act")
     ffn = GatedMLP(s.intermediate, c.activation("hidden_activation", "gelu_pytorch_tanh"))
-    every = c.integer("sliding_window_pattern", c.integer("_sliding_window_pattern", 6))
-    kinds = c.layer_types(s.layers) or [SLIDING if (i + 1) % every else FULL for i in range(s.layers)]
+    every, notes = c.integer("sliding_window_pattern", 6), []
+    kinds = c.layer_types(s.layers, windowed=True)
+    if kinds is None:
+        kinds = [SLIDING if (i + 1) % every else FULL for i in range(s.layers)]
+        if c.integer("_sliding_window_pattern", every) != every:
+            notes.append(
+                f'{c.at}: "_sliding_window_pattern" without "layer_types" is passed over, as in transformers: '
+                f"full attention is in every {every}th layer."
+            )
+    c.ignore("_sliding_window_pattern")
     decoder = decoder_of(
         c,
         s,
@@ -46,14 +58,19 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         embed_scale=s.hidden**0.5,
         logit_softcap=c.positive_or_none("final_logit_softcapping") or 0.0,
     )
-    return architecture(decoder, "gemma3_text", names=SANDWICH, norm_add=1.0)
+    return architecture(decoder, "gemma3_text", names=SANDWICH, norm_add=1.0, notes=notes)
 
 
 def _ropes(c: Config, s: Sizes) -> dict[str, Rope]:
     """Return the rotation of each kind of layer; the old ``rope_scaling`` is for full attention alone."""
     both = c.part("rope_parameters") or Config({}, at=c.at)
     nothing = Config({}, at=c.at)
-    full = c.part("rope_scaling") or both.part(FULL) or nothing
+    full, old = both.part(FULL) or nothing, c.part("rope_scaling")
+    if old is not None:
+        if "rope_type" not in old.values and "rope_type" not in full.values:
+            # transformers passes over the other spelling here, and with it over the scaling.
+            raise old.wrong("rope_type", 'the kind of scaling (the older key "type" does not count here)')
+        full = Config(WithDefaults(old.values, full.values), at=old.at)
     sliding = both.part(SLIDING) or nothing
     theta = c.positive("rope_theta", 1e6)
     local = c.positive("rope_local_base_freq", 1e4)

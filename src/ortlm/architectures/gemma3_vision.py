@@ -8,7 +8,8 @@ from typing import Any
 
 from ortlm.architectures import gemma3
 from ortlm.architectures._config import Config
-from ortlm.architectures._parts import VISION_LAYER
+from ortlm.architectures._keys import WithDefaults
+from ortlm.architectures._parts import VISION_LAYER, check_colors
 from ortlm.spec import (
     MLP,
     Architecture,
@@ -51,8 +52,14 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     """Return the architecture of a Gemma 3 checkpoint of 4, 12 or 27 B parameters, or a fine-tune of one."""
     c = Config(config)
     inner = c.part("text_config") or Config({}, at=f"{c.at}: text_config")
-    given = {key: value for key, value in inner.values.items() if value is not None}
-    text = gemma3.describe({**_DEFAULTS, **given})
+    # Whether the head is tied is said of the whole model, not of its text part.
+    tied = {"tie_word_embeddings": c.flag("tie_word_embeddings", True)}
+    inner.ignore("tie_word_embeddings")
+    if inner.has("final_logit_softcapping"):
+        raise inner.wrong(
+            "final_logit_softcapping", "null, since the class of models with pictures has no such cap"
+        )
+    text = gemma3.describe(WithDefaults(inner.values, _DEFAULTS, fixed=tied))
     vision = _vision(c)
     sources = {name: replace(s, tensor=f"{_TEXT}{s.tensor}") for name, s in text.sources.items()}
     return replace(
@@ -68,14 +75,19 @@ def describe(config: Mapping[str, Any]) -> Architecture:
             (f"{_SIGLIP}.", "model.vision_tower.vision_model."),
             (f"{_TEXT}model.", "model.language_model."),
             (f"{_JOIN}.", f"model.{_JOIN}."),
+            (f"{_TEXT}lm_head.", "lm_head."),
+            # The class without a head has no prefix before its parts.
+            (f"{_TEXT}model.", _TEXT),
         ),
     )
 
 
 def _vision(c: Config) -> Vision:
     p = c.part("vision_config") or Config({}, at=f"{c.at}: vision_config")
+    check_colors(p)
+    p.ignore("vision_use_head")
     hidden = p.integer("hidden_size", 1152)
-    norm = Norm(p.positive("layer_norm_eps", 1e-6), kind="layer", bias=True)
+    norm = Norm(p.positive("layer_norm_eps", 1e-6, most=1.0), kind="layer", bias=True)
     tower = Tower(
         side=p.integer("image_size", 896),
         patch=p.integer("patch_size", 14),
@@ -97,7 +109,7 @@ def _vision(c: Config) -> Vision:
         raise c.wrong("mm_tokens_per_image", f"a square whose side divides the tower's {tower.grid} patches")
     return Vision(
         tower=tower,
-        join=Pooled(side, Norm(1e-6)),
+        join=Pooled(side, Norm(norm.eps)),
         prompt=PicturePrompt(
             tag="<start_of_image>",
             before="\n\n<start_of_image>",

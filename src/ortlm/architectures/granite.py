@@ -17,7 +17,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     """Return the architecture of a dense Granite checkpoint; ``logits_scaling`` divides the logits."""
     c = Config(config)
     s = sizes(c)
-    norm = Norm(c.positive("rms_norm_eps", 1e-6))
+    norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
     bias = c.flag("attention_bias", False)
     layer = Layer(
         mixer=attention(

@@ -19,7 +19,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     """Return the architecture of an OLMo 2 checkpoint."""
     c = Config(config)
     s = sizes(c)
-    norm = Norm(c.positive("rms_norm_eps", 1e-5))
+    norm = Norm(c.positive("rms_norm_eps", 1e-5, most=1.0))
     bias = c.flag("attention_bias", False)
     layer = Layer(
         mixer=attention(

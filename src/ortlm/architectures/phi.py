@@ -26,7 +26,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     """Return the architecture of a Phi-1, 1.5 or 2 checkpoint."""
     c = Config(config)
     s = sizes(c)
-    norm = Norm(c.positive("layer_norm_eps", 1e-5), kind="layer", bias=True)
+    norm = Norm(c.positive("layer_norm_eps", 1e-5, most=1.0), kind="layer", bias=True)
     layer = Layer(
         mixer=attention(
             s,

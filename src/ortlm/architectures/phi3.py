@@ -12,12 +12,16 @@ from ortlm.spec import Architecture, GatedMLP, Layer, Norm, Source, Sources
 
 MODEL_TYPES = ("phi3",)
 
+# What the original length is where config.json does not say it.
+_ORIGINAL = 4096
+
 
 def describe(config: Mapping[str, Any]) -> Architecture:
     """Return the architecture of a Phi-3 or Phi-4 text checkpoint."""
     c = Config(config)
     s = sizes(c)
-    norm = Norm(c.positive("rms_norm_eps", 1e-5))
+    notes = _original(c)
+    norm = Norm(c.positive("rms_norm_eps", 1e-5, most=1.0))
     layer = Layer(
         mixer=attention(
             s,
@@ -26,9 +30,10 @@ def describe(config: Mapping[str, Any]) -> Architecture:
                 s.head_dim,
                 max_tokens=s.max_tokens,
                 partial=1.0,
-                original=4096,
+                original=_ORIGINAL,
                 # Early revisions named LongRoPE "yarn"; no Phi-3 was trained with YaRN.
                 aliases={"yarn": "longrope"},
+                kinds=("default", "longrope"),
             ),
             window=c.window(s.max_tokens),
         ),
@@ -37,7 +42,21 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         ffn_pre=norm,
     )
     decoder = decoder_of(c, s, (layer,) * s.layers, norm)
-    return architecture(decoder, "phi3", fused=_fused(s))
+    return architecture(decoder, "phi3", fused=_fused(s), notes=notes)
+
+
+def _original(c: Config) -> list[str]:
+    """Return what to say of an original length inside the rope keys, which transformers passes over."""
+    if c.has("original_max_position_embeddings"):
+        return []
+    for name in ("rope_scaling", "rope_parameters"):
+        part = c.part(name)
+        inner = part.integer("original_max_position_embeddings", _ORIGINAL) if part else _ORIGINAL
+        if part and inner != _ORIGINAL:
+            found = f'{part.at}: "original_max_position_embeddings" ({inner})'
+            beside = f'the switch is at {_ORIGINAL}, unless the key stands beside "{name}"'
+            return [f"{found} is passed over, as in transformers: {beside}."]
+    return []
 
 
 def _fused(s: Sizes) -> Sources:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ortlm.architectures import phi3
 from ortlm.architectures._config import Config
-from ortlm.architectures._parts import VISION_LAYER
+from ortlm.architectures._parts import VISION_LAYER, check_colors
 from ortlm.spec import (
     MLP,
     Architecture,
@@ -64,6 +64,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         ignored=(*text.ignored, *unused, f"{_CLIP}.post_layernorm.*", "*.position_ids", f"{_AT}.wte.weight"),
         # Fine-tunes drop a prefix that a newer CLIP does without, or keep the embeddings in another place.
         renamed=(
+            *text.renamed,
             (f"{_CLIP}.", f"{_AT}.img_processor."),
             ("model.embed_tokens.", f"{_AT}.wte."),
         ),
@@ -93,6 +94,8 @@ def _tower(c: Config) -> tuple[Tower, int]:
     CLIP's configuration does.
     """
     p = c.part("img_processor") or Config({}, at=f"{c.at}: img_processor")
+    p.ignore("name", "model_name", "num_img_tokens", "projection_dim")
+    check_colors(p)
     if p.text("type_feature", "patch") != "patch":
         raise p.wrong("type_feature", "'patch'")
     hidden = p.integer("image_dim_out", p.integer("hidden_size", 1024))
@@ -111,7 +114,7 @@ def _tower(c: Config) -> tuple[Tower, int]:
         ffn=MLP(
             p.integer("intermediate_size", 4 * hidden), p.activation("hidden_act", "quick_gelu"), bias=True
         ),
-        norm=Norm(p.positive("layer_norm_eps", 1e-5), kind="layer", bias=True),
+        norm=Norm(p.positive("layer_norm_eps", 1e-5, most=1.0), kind="layer", bias=True),
         class_token=True,
         pre_norm=True,
     )

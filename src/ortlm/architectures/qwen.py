@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ortlm.architectures._config import FULL, SLIDING, Config
+from ortlm.architectures._config import Config
+from ortlm.architectures._keys import FULL, SLIDING
 from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm
@@ -19,7 +20,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     c = Config(config)
     qwen3 = c.text("model_type") == "qwen3"
     s = sizes(c, head_dim=128 if qwen3 else None)
-    norm = Norm(c.positive("rms_norm_eps", 1e-6))
+    norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
     bias = qwen3 and c.flag("attention_bias", False)
     full = attention(
         s,
@@ -28,10 +29,15 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         out_bias=bias,
         qk_norm=norm if qwen3 else None,
     )
-    window = c.window(s.max_tokens, default=4096) if c.flag("use_sliding_window", False) else None
+    window = c.window(s.max_tokens, default=4096)
+    windowed = c.flag("use_sliding_window", False) and c.has("sliding_window", 4096)
+    if not windowed:
+        window = None
     mixers = {FULL: full, SLIDING: replace(full, window=window)}
     first = c.integer("max_window_layers", 28, least=0)
-    kinds = c.layer_types(s.layers) or [SLIDING if i >= first else FULL for i in range(s.layers)]
+    kinds = c.layer_types(s.layers, windowed=windowed) or [
+        SLIDING if i >= first else FULL for i in range(s.layers)
+    ]
     ffn = GatedMLP(s.intermediate, c.activation("hidden_act", "silu"))
     decoder = decoder_of(c, s, tuple(Layer(mixers[kind], ffn, norm, norm) for kind in kinds), norm)
     return architecture(decoder, "qwen3" if qwen3 else "qwen2")

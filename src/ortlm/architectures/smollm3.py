@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ortlm.architectures._config import FULL, SLIDING, Config
+from ortlm.architectures._config import Config
+from ortlm.architectures._keys import FULL, SLIDING
 from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm
@@ -18,7 +19,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     """Return the architecture of a SmolLM3 checkpoint; in ``no_rope_layers`` a 1 stands for rotation."""
     c = Config(config)
     s = sizes(c)
-    norm = Norm(c.positive("rms_norm_eps", 1e-6))
+    norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
     bias = c.flag("attention_bias", False)
     full = attention(
         s,
@@ -28,8 +29,10 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     )
     every = c.integer("no_rope_layer_interval", 4)
     rotates = c.integers("no_rope_layers", length=s.layers) or [(i + 1) % every for i in range(s.layers)]
-    kinds = c.layer_types(s.layers) or [FULL if turn else SLIDING for turn in rotates]
-    windows = {FULL: None, SLIDING: c.window(s.max_tokens) if c.flag("use_sliding_window", False) else None}
+    window = c.window(s.max_tokens)
+    windowed = c.flag("use_sliding_window", False) and c.has("sliding_window")
+    windows = {FULL: None, SLIDING: window if windowed else None}
+    kinds = c.layer_types(s.layers, windowed=windowed) or [FULL if turn else SLIDING for turn in rotates]
     ffn = GatedMLP(s.intermediate, c.activation("hidden_act", "silu"), bias=c.flag("mlp_bias", False))
     layers = []
     for kind, turn in zip(kinds, rotates, strict=True):
