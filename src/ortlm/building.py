@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -58,6 +59,9 @@ class Silent:
         """Do nothing."""
 
 
+_log = logging.getLogger(__name__)
+
+
 def build(
     source: str | Path,
     output: str | Path,
@@ -94,6 +98,8 @@ def build(
         adapters=adapters,
         merge_adapter=merge_adapter,
     )
+    for note in prepared.outline.notes:
+        _log.warning(note)
     return write(prepared, out, force=force, threads=threads, progress=progress or Silent())
 
 

@@ -18,6 +18,7 @@ from ortlm.artifact import (
     State,
     named_templates,
 )
+from ortlm.artifact.generation import not_obeyed, read_generation
 from ortlm.card import public_name
 from ortlm.checkpoint.open import Checkpoint
 from ortlm.errors import BadCheckpoint
@@ -77,7 +78,7 @@ def make_manifest(
         pad_token_id=pad if _is_token(pad, spec.vocab) else stop[0],
         bos_token_id=_token_or_none(bos, spec.vocab),
         rope_switch_tokens=min(switches) if switches else None,
-        generation=_generation_defaults(checkpoint),
+        generation=_generation_defaults(checkpoint, spec.vocab),
         adapters={name: f"{ADAPTER_FOLDER}/{name}.onnx_adapter" for name in adapters},
         info={
             "built_with": f"ortlm {__version__}",
@@ -190,31 +191,26 @@ def _token_or_none(found: Any, vocab: int) -> int | None:
     return found if _is_token(found, vocab) else None
 
 
-# Sampling defaults that are taken along, with the range that any runtime takes.
-_DEFAULTS: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, 1e6),
-    "top_k": (0, 2**31 - 1),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "typical_p": (0.0, 1.0),
-    "repetition_penalty": (1e-6, 1e6),
-}
-
-
-def _generation_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
-    found = checkpoint.json("generation_config.json")
+def _generation_defaults(checkpoint: Checkpoint, vocab: int) -> dict[str, Any]:
     path = checkpoint.folder / "generation_config.json"
-    kept: dict[str, Any] = {}
-    sampled = found.get("do_sample")
-    if sampled is not None:
-        if not isinstance(sampled, bool):
-            raise BadCheckpoint(f'{path}: "do_sample" is {sampled!r}, expected true or false.')
-        kept["do_sample"] = sampled
-    for key, (low, high) in _DEFAULTS.items():
-        value = found.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise BadCheckpoint(f'{path}: "{key}" is {value!r}, expected a number from {low:g} to {high:g}.')
-        kept[key] = value
-    return kept
+    kept = read_generation(checkpoint.json(path.name), file=path, error=BadCheckpoint)
+    for key in ("suppress_tokens", "begin_suppress_tokens"):
+        if key in kept:
+            # What the model cannot write needs no suppressing.
+            kept[key] = [token for token in kept[key] if token < vocab]
+    for key in ("bad_words_ids", "sequence_bias"):
+        for entry in kept.get(key, ()):
+            for token in entry if key == "bad_words_ids" else entry[0]:
+                if token >= vocab:
+                    raise BadCheckpoint(
+                        f'{path}: "{key}" names token {token}, expected numbers from 0 to {vocab - 1}.'
+                    )
+    return {key: value for key, value in kept.items() if value != []}
+
+
+def generation_notes(checkpoint: Checkpoint) -> list[str]:
+    """Return what to say of keys in ``generation_config.json`` that no runtime obeys, in one sentence or none."""
+    keys = not_obeyed(checkpoint.json("generation_config.json"))
+    if not keys:
+        return []
+    return [f"generation_config.json: not obeyed, and up to whoever generates: {', '.join(keys)}."]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,7 +44,8 @@ class Outline:
     an element type, or int8 with the kind of its scales. ``adapter_bytes`` is the size of each adapter's file, by
     name; ``merged_adapter`` the folder of the one that was added to the weights. ``recipe`` says in words which
     weights are stored how, ``recipe_name`` where that comes from; ``calibration`` is None if nothing is read.
-    ``rotated``: the residual stream was turned before. ``pictures``: the model sees pictures.
+    ``rotated``: the residual stream was turned before. ``pictures``: the model sees pictures. ``notes``: what the
+    checkpoint asks for and the build passes over, a sentence each.
     """
 
     source: str
@@ -67,6 +68,7 @@ class Outline:
     rotated: bool = False
     calibration: CalibrationPlan | None = None
     pictures: bool = False
+    notes: tuple[str, ...] = ()
     seconds: float | None = None
 
 
@@ -85,6 +87,7 @@ def make_outline(
     recipe_name: str | None = None,
     rotated: bool = False,
     calibration: CalibrationPlan | None = None,
+    notes: Iterable[str] = (),
 ) -> Outline:
     """Return the outline; ``data_bytes`` is the size of the weights' file, ``other_bytes`` of files copied."""
     adapters = sum(adapter_bytes.values())
@@ -134,6 +137,7 @@ def make_outline(
         rotated=rotated,
         calibration=calibration,
         pictures=architecture.vision is not None,
+        notes=(*architecture.notes, *notes),
     )
 
 

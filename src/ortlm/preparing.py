@@ -27,7 +27,7 @@ from ortlm.errors import BadOption, nearest
 from ortlm.graph.attention import CacheScales
 from ortlm.graph.decoder import Emitted, emit_decoder
 from ortlm.graph.storage import Plan, joined
-from ortlm.manifest import make_manifest, plain_tokenizer_config
+from ortlm.manifest import generation_notes, make_manifest, plain_tokenizer_config
 from ortlm.options import BuildOptions, cache_scheme, check_adapter_names, make_recipe, preset_of
 from ortlm.outline import OWN_TEXT, CalibrationPlan, Outline, make_outline
 from ortlm.quant.methods import CALIBRATED
@@ -170,6 +170,7 @@ def prepare(
         calibration=_calibration(options, preset, architecture.decoder)
         if preset and plan.calibrated
         else None,
+        notes=generation_notes(checkpoint),
     )
     manifest = make_manifest(
         checkpoint,

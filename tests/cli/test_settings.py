@@ -105,6 +105,8 @@ def test_every_setting_has_a_flag():
         "do_sample": "sample",
         "stop_token_ids": "stop_token",
         "bad_words": "bad_word",
+        "suppress_tokens": "suppress_token",
+        "begin_suppress_tokens": "begin_suppress_token",
         "guidance": "json_schema",
     }
     there = {action.dest for action in parser._actions}

@@ -104,7 +104,7 @@ def sizes(config: Config, *, head_dim: int | None = None) -> Sizes:
             "hidden_size", f'a multiple of "num_attention_heads" ({heads}) where "head_dim" is absent'
         )
     return Sizes(
-        vocab=config.integer("vocab_size"),
+        vocab=config.integer("vocab_size", most=MOST_TOKENS),
         hidden=hidden,
         intermediate=config.integer("intermediate_size"),
         layers=config.integer("num_hidden_layers", most=MOST_LAYERS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ortlm.artifact.generation import GENERATION
 from ortlm.artifact.parts import MOST_CROPS
 from ortlm.checked_json import (
     Field,
@@ -70,7 +71,7 @@ _MANIFEST: Mapping[str, Field] = {
     "pad_token_id": _token,
     "bos_token_id": _token,
     "rope_switch_tokens": integer(1, MOST_TOKENS, default=None),
-    "generation": object_of(anything(default=None), default={}),
+    "generation": table(GENERATION, default={}),
     "session_options": object_of(anything(default=None), default={}),
     "adapters": object_of(text(longest=255), default={}),
     "info": object_of(anything(default=None), default={}),

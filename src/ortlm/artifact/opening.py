@@ -89,7 +89,7 @@ def read_manifest(found: dict[str, Any], path: Path) -> Manifest:
             pad_token_id=found["pad_token_id"],
             bos_token_id=found["bos_token_id"],
             rope_switch_tokens=found["rope_switch_tokens"],
-            generation=found["generation"],
+            generation={k: v for k, v in found["generation"].items() if v is not None},
             session_options=session_options(found["session_options"], path),
             adapters={name: inside(file, path) for name, file in found["adapters"].items()},
             info=found["info"],

@@ -241,7 +241,7 @@ def run(args: argparse.Namespace) -> int:
     from ortlm import building, preparing
     from ortlm import outline as outlines
     from ortlm.place import check_output, resumable_layers
-    from ortlm.units import readable_count
+    from ortlm.units import printable, readable_count
 
     console = output.console(stderr=True, quiet=args.quiet or args.json)
     if not args.dry_run:
@@ -272,6 +272,8 @@ def run(args: argparse.Namespace) -> int:
         f"to {outline.precision} for {outline.target}",
         style="bold",
     )
+    for note in () if args.json else outline.notes:
+        print(f"note: {printable(note)}", file=sys.stderr)
     try:
         with _Bars(console) as progress:
             artifact = building.write(
@@ -532,6 +534,7 @@ def _show_outline(console: Console, outline: Outline, out: Path) -> None:
             f"{outline.context_tokens:,} tokens, {cache} of {outline.kv_cache} cache each",
         ),
         ("peak memory", f"about {readable_bytes(outline.peak_memory_bytes)}"),
+        ("notes", "\n".join(outline.notes)),
         ("time", f"about {_duration(outline.seconds)} on this machine" if outline.seconds else "unknown"),
     ):
         if value:

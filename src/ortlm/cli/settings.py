@@ -61,6 +61,9 @@ _SPELLED |= {
     "logit_bias": "--logit-bias",
     "bad_words": "--bad-word",
     "stop_token_ids": "--stop-token",
+    "suppress_tokens": "--suppress-token",
+    "begin_suppress_tokens": "--begin-suppress-token",
+    "sequence_bias": "--sequence-bias",
     "prompt_logprobs": "--prompt-logprobs",
 }
 
@@ -83,6 +86,18 @@ def add_settings(parser: argparse.ArgumentParser, *, answers: bool = True) -> No
     _add(penalties, _PENALTIES)
     penalties.add_argument("--logit-bias", action="append", metavar="ID=X", help="add X to a token's logit")
     penalties.add_argument("--bad-word", action="append", metavar="TEXT", help="never write this")
+    penalties.add_argument(
+        "--suppress-token", action="append", type=int, metavar="ID", help="never write this token"
+    )
+    penalties.add_argument(
+        "--begin-suppress-token", action="append", type=int, metavar="ID", help="never begin with this token"
+    )
+    penalties.add_argument(
+        "--sequence-bias",
+        action="append",
+        metavar="ID,…=X",
+        help="add X to the last token's logit where the others stand before it",
+    )
     form = parser.add_argument_group("form of the answer (one of these)").add_mutually_exclusive_group()
     form.add_argument(
         "--json-schema", metavar="FILE", help="JSON that follows a schema: a file, or the schema itself"
@@ -136,6 +151,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
         "stop": args.stop,
         "stop_token_ids": args.stop_token,
         "bad_words": args.bad_word,
+        "suppress_tokens": args.suppress_token,
+        "begin_suppress_tokens": args.begin_suppress_token,
+        "sequence_bias": dict(map(_sequence_bias, args.sequence_bias)) if args.sequence_bias else None,
         "logprobs": getattr(args, "logprobs", None),
         "prompt_logprobs": getattr(args, "prompt_logprobs", None),
         "do_sample": args.sample or None,
@@ -228,6 +246,14 @@ def _bias(text: str) -> tuple[int, float]:
         return int(token), float(bias)
     except ValueError as error:
         raise BadOption(f"--logit-bias takes ID=X, such as 42=-3.5; found {text!r}.") from error
+
+
+def _sequence_bias(text: str) -> tuple[tuple[int, ...], float]:
+    tokens, _, bias = text.partition("=")
+    try:
+        return tuple(int(token) for token in tokens.split(",")), float(bias)
+    except ValueError as error:
+        raise BadOption(f"--sequence-bias takes ID,…=X, such as 42,7=-3.5; found {text!r}.") from error
 
 
 def _form(args: argparse.Namespace) -> Guidance | None:

@@ -37,7 +37,15 @@ _COMMANDS = {
 }
 _LEAVE = ("/bye", "/exit", "/quit")
 # What is no number, truth value or text, and what has no meaning for a single answer.
-_FIXED = ("guidance", "processors", "logit_bias", "num_return_sequences", "logprobs", "prompt_logprobs")
+_FIXED = (
+    "guidance",
+    "processors",
+    "logit_bias",
+    "sequence_bias",
+    "num_return_sequences",
+    "logprobs",
+    "prompt_logprobs",
+)
 
 
 class Talk:
@@ -256,7 +264,8 @@ def _value(name: str, text: str, default: Any) -> Any:
             value = json.loads(text.lower() if text in ("True", "False") else text)
         except ValueError:
             value = text
-    if name in ("stop", "bad_words", "stop_token_ids") and not isinstance(value, list):
+    lists = ("stop", "bad_words", "stop_token_ids", "suppress_tokens", "begin_suppress_tokens")
+    if name in lists and not isinstance(value, list):
         return [value]
     return value
 

@@ -491,7 +491,7 @@ class Generator:
             for name in ("num_beams", "num_return_sequences", "num_beam_groups"):
                 if getattr(before, name) != getattr(filled, name):
                     raise BadOption(f"{name} is fixed once the first prompt is there; begin a new generator.")
-        filled = replace(filled, bad_words=self._word_ids(filled.bad_words))
+        filled = replace(filled, bad_words=self._word_ids(filled.bad_words or ()))
         if before is None or filled.draft is not before.draft:
             make = self._rules.proposer
             self.proposer = make(filled) if make is not None else None

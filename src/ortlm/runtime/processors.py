@@ -47,7 +47,11 @@ def from_settings(
         forbid(forbidden) if forbidden is not None else None,
         guide,
         bad_words(asked.bad_words, stop_ids) if asked.bad_words else None,
-        min_tokens(asked.min_length, asked.min_new_tokens, starts, stop_ids) if shortest else None,
+        min_tokens(asked.min_length or 0, asked.min_new_tokens or 0, starts, stop_ids) if shortest else None,
+        suppress(asked.suppress_tokens) if asked.suppress_tokens else None,
+        suppress(asked.begin_suppress_tokens, starts) if asked.begin_suppress_tokens else None,
+        # Before penalties, as in transformers, so that those see what is added.
+        sequence_bias(asked.sequence_bias) if asked.sequence_bias else None,
         # On unscaled logits: the penalty divides, so it would act twice as hard at temperature 0.5.
         repetition_penalty(penalty) if penalty is not None and penalty != 1 else None,
         # After it, because dividing would change what they subtract.
@@ -130,6 +134,45 @@ def min_tokens(
         # A stop token that the model cannot write needs no forbidding.
         out[np.ix_(short, [token for token in ends if token < logits.shape[1]])] = _NEVER
         return out
+
+    return process
+
+
+def suppress(tokens: Sequence[int], starts: Sequence[int] | None = None) -> Processor:
+    """Never take ``tokens``; with ``starts``, not as the first token of an answer, which begins there."""
+    ids = np.array(tokens, dtype=np.int64)
+
+    def process(history: History, logits: Logits) -> Logits:
+        known = ids[ids < logits.shape[1]]
+        out = logits.copy()
+        if starts is None:
+            out[:, known] = _NEVER
+        else:
+            first = [len(_tokens(past)) == start for past, start in zip(history, starts, strict=True)]
+            out[np.ix_(first, known)] = _NEVER
+        return out
+
+    return process
+
+
+def sequence_bias(biases: Mapping[Sequence[int], float]) -> Processor:
+    """Add a number to the logit of the last of some tokens where the others stand before it.
+
+    Raises BadOption when called, for an id outside the vocabulary.
+    """
+    entries = [(list(tokens[:-1]), tokens[-1], np.float32(bias)) for tokens, bias in biases.items()]
+    longest = max(len(before) for before, _, _ in entries)
+    everything = [token for tokens in biases for token in tokens]
+
+    def process(history: History, logits: Logits) -> Logits:
+        _check_ids("sequence_bias", everything, logits.shape[1])
+        added = np.zeros_like(logits)
+        for row, past in zip(added, history, strict=True):
+            tail = _tokens(past)[-longest:].tolist() if longest else []
+            for before, last, bias in entries:
+                if not before or tail[-len(before) :] == before:
+                    row[last] += bias
+        return logits + added
 
     return process
 

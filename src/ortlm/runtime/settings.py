@@ -26,8 +26,8 @@ class Options(TypedDict, total=False):
 
     max_new_tokens: int | None
     max_length: int | None
-    min_new_tokens: int
-    min_length: int
+    min_new_tokens: int | None
+    min_length: int | None
     do_sample: bool | None
     temperature: float | None
     top_k: int | None
@@ -37,9 +37,12 @@ class Options(TypedDict, total=False):
     repetition_penalty: float | None
     presence_penalty: float
     frequency_penalty: float
-    no_repeat_ngram_size: int
+    no_repeat_ngram_size: int | None
     logit_bias: Mapping[int, float]
-    bad_words: Sequence[str | Sequence[int]]
+    sequence_bias: Mapping[Sequence[int], float] | None
+    bad_words: Sequence[str | Sequence[int]] | None
+    suppress_tokens: Sequence[int] | None
+    begin_suppress_tokens: Sequence[int] | None
     guidance: Guidance | Sequence[Guidance | None] | None
     processors: Processor | Sequence[Processor]
     num_return_sequences: int
@@ -65,7 +68,8 @@ class Settings:
 
     Decoding is greedy unless something of sampling is asked for: ``do_sample``, a ``temperature`` above 0,
     ``top_k``, ``top_p``, ``min_p`` or ``typical_p``. Only then do the publisher's defaults fill what was not
-    asked for; the publisher's repetition penalty always does. Temperature 0 is greedy.
+    asked for; the publisher's repetition penalty, shortest lengths, and tokens that must not be written or are
+    less likely always do. Temperature 0 is greedy.
 
     Length, in tokens:
         ``max_new_tokens``: at most so many; None is until the context is full. ``max_length``: the same with
@@ -75,7 +79,9 @@ class Settings:
         ``presence_penalty`` is subtracted once from the logits of tokens in the answer, ``frequency_penalty``
         once for each time that they occurred. ``no_repeat_ngram_size`` n lets no n tokens occur twice.
         ``logit_bias``: token id to what is added to its logit. ``bad_words``: texts, or lists of token ids,
-        that must not be written. ``processors``: functions of your own, ``(history, logits) -> logits``, run
+        that must not be written. ``suppress_tokens`` are never written, ``begin_suppress_tokens`` not as the first
+        of an answer. ``sequence_bias``: token ids to what is added to the last one's logit where the others stand
+        before it. ``processors``: functions of your own, ``(history, logits) -> logits``, run
         after these and before the following: history is int64 [B, T], prompts included, rows padded on the
         right with -1; logits are float32 [B, V].
         ``top_k``: among the k likeliest tokens; 0 is all. ``top_p``: among the likeliest that together reach
@@ -104,8 +110,8 @@ class Settings:
 
     max_new_tokens: int | None = None
     max_length: int | None = None
-    min_new_tokens: int = 0
-    min_length: int = 0
+    min_new_tokens: int | None = None
+    min_length: int | None = None
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -115,9 +121,12 @@ class Settings:
     repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    no_repeat_ngram_size: int = 0
+    no_repeat_ngram_size: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    bad_words: Sequence[str | Sequence[int]] = ()
+    sequence_bias: Mapping[Sequence[int], float] | None = None
+    bad_words: Sequence[str | Sequence[int]] | None = None
+    suppress_tokens: Sequence[int] | None = None
+    begin_suppress_tokens: Sequence[int] | None = None
     guidance: Guidance | Sequence[Guidance | None] | None = None
     processors: Sequence[Processor] = ()
     num_return_sequences: int = 1
@@ -187,6 +196,12 @@ class Settings:
             value = published.get(key)
             if getattr(self, key) is None and _usable(key, value):
                 found[key] = value
+        for key, (name, off) in _PRESCRIBED.items():
+            if getattr(self, key) is None:
+                value = published.get(name)
+                found[key] = off if value is None else value
+        if isinstance(found.get("sequence_bias"), list):
+            found["sequence_bias"] = {tuple(tokens): bias for tokens, bias in found["sequence_bias"]}
         return replace(self, **found)
 
     def seeds(self, rows: int) -> list[int | None]:
@@ -213,7 +228,13 @@ class Settings:
         own = (self.processors,) if callable(self.processors) else _listed("processors", self.processors)
         put("processors", own)
         self._check_guidance()
-        put("bad_words", tuple(_bad_word(word) for word in _listed("bad_words", self.bad_words)))
+        if self.bad_words is not None:
+            put("bad_words", tuple(_bad_word(word) for word in _listed("bad_words", self.bad_words)))
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            if getattr(self, name) is not None:
+                put(name, tuple(_token(token) for token in _listed(name, getattr(self, name))))
+        if self.sequence_bias is not None:
+            put("sequence_bias", _sequence_bias(self.sequence_bias))
         if not isinstance(self.logit_bias, Mapping):
             raise BadOption(f"logit_bias must map token ids to numbers, found {self.logit_bias!r}.")
         put("logit_bias", {_token(k): _plain(v) for k, v in self.logit_bias.items()})
@@ -251,7 +272,7 @@ class Settings:
             _whole(name, getattr(self, name))
         _whole("top_k", self.top_k, hint="0 keeps all tokens")
         for name in ("min_new_tokens", "min_length", "no_repeat_ngram_size"):
-            _whole(name, getattr(self, name), needed=True, hint="0 is off")
+            _whole(name, getattr(self, name), hint="0 is off")
         for name in ("num_return_sequences", "num_beams", "num_beam_groups", "draft_tokens"):
             _whole(name, getattr(self, name), needed=True, least=1)
         _number("temperature", self.temperature, above=0.0, included=True, hint="0 is greedy")
@@ -303,6 +324,31 @@ def _bad_word(word: object) -> str | tuple[int, ...]:
     if not isinstance(word, str) and isinstance(word, Sequence) and len(word):
         return tuple(_token(token) for token in word)
     raise BadOption(f"bad_words must hold texts or lists of token ids, none of them empty; found {word!r}.")
+
+
+def _sequence_bias(found: object) -> dict[tuple[int, ...], float]:
+    if not isinstance(found, Mapping):
+        raise BadOption(f"sequence_bias must map token ids, as tuples, to numbers; found {found!r}.")
+    result = {}
+    for tokens, bias in found.items():
+        ids = tuple(_token(token) for token in _listed("sequence_bias", tokens))
+        if not ids:
+            raise BadOption("sequence_bias must map token ids to numbers; found none.")
+        _finite("sequence_bias", _plain(bias))
+        result[ids] = float(bias)
+    return result
+
+
+# What a publisher may prescribe whether or not tokens are drawn: the key in generation_config.json, and "off".
+_PRESCRIBED: dict[str, tuple[str, Any]] = {
+    "min_new_tokens": ("min_new_tokens", 0),
+    "min_length": ("min_length", 0),
+    "no_repeat_ngram_size": ("no_repeat_ngram_size", 0),
+    "bad_words": ("bad_words_ids", ()),
+    "suppress_tokens": ("suppress_tokens", ()),
+    "begin_suppress_tokens": ("begin_suppress_tokens", ()),
+    "sequence_bias": ("sequence_bias", {}),
+}
 
 
 def _token(found: object) -> int:

@@ -147,7 +147,15 @@ class DraftModel:
     def adapt(self, settings: Settings) -> None:
         """Draw as ``settings`` say; what only the large model can know is left out."""
         self._samples = settings.samples
-        plain = replace(settings, bad_words=(), guidance=None, processors=(), min_length=0, min_new_tokens=0)
+        plain = replace(
+            settings,
+            bad_words=(),
+            guidance=None,
+            processors=(),
+            min_length=0,
+            min_new_tokens=0,
+            begin_suppress_tokens=(),
+        )
         self._processors = from_settings(plain, starts=[0])
 
     def propose(
