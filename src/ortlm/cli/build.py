@@ -241,7 +241,7 @@ def run(args: argparse.Namespace) -> int:
     from ortlm import building, preparing
     from ortlm import outline as outlines
     from ortlm.place import check_output, resumable_layers
-    from ortlm.units import printable, readable_count
+    from ortlm.units import readable_count
 
     console = output.console(stderr=True, quiet=args.quiet or args.json)
     if not args.dry_run:
@@ -273,7 +273,7 @@ def run(args: argparse.Namespace) -> int:
         style="bold",
     )
     for note in () if args.json else outline.notes:
-        print(f"note: {printable(note)}", file=sys.stderr)
+        tell(f"note: {note}")
     try:
         with _Bars(console) as progress:
             artifact = building.write(
