@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from ortlm.errors import BadCheckpoint, BadOption, NotEnoughSpace
 from ortlm.options import BuildOptions
 from ortlm.outline import measure_seconds
 from ortlm.preparing import prepare
+from ortlm.runtime.chat import ChatTemplate
 from ortlm.target import TARGETS
 from tests.architectures import oracle
 
@@ -370,6 +372,58 @@ def test_chat_templates_that_the_official_runtime_refuses(template: Any, tiny: P
     assert og.Tokenizer(og.Model(str(tmp_path / "out"))).encode("a").size
     found = ortlm.load(tmp_path / "out", threads=1).chat_template
     assert (found.templates if found else None) == ({"default": "A", "tool_use": "B"} if template else None)
+
+
+def test_named_chat_templates_are_taken_along(tiny: Path, tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = Path(shutil.copytree(tiny, tmp_path / "odd"))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool_use.jinja").write_text("TOOLS {{ tools[0].function.name }}")
+    (folder / "additional_chat_templates/rag.jinja").write_text("RAG")
+    built = ortlm.build(folder, tmp_path / "out", precision="fp32")
+    assert "additional_chat_templates/tool_use.jinja" in built.manifest.info["files"]
+    reference = PreTrainedTokenizerFast.from_pretrained(folder)
+    ours = ChatTemplate.open(tmp_path / "out", reference.special_tokens_map)
+    assert ours is not None
+    assert ours.templates == reference.chat_template
+    talk, tools = [{"role": "user", "content": "x"}], [{"type": "function", "function": {"name": "f"}}]
+    for given in (None, tools):
+        assert ours.render(talk, tools=given, add_generation_prompt=False) == reference.apply_chat_template(
+            talk, tools=given, tokenize=False
+        )
+    # Built again, over itself.
+    ortlm.build(folder, tmp_path / "out", precision="fp32", force=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", '{"chat_template": [{"name": ["x"], "template": "x"}]}'),
+        ("tokenizer_config.json", '{"chat_template": 5}'),
+        ("chat_template.json", '{"chat_template": [1]}'),
+        ("chat_template.jinja", b"\xff\xfe"),
+        ("additional_chat_templates/x.jinja", b"\xff\xfe"),
+        ("additional_chat_templates/x.jinja", None),
+        ("additional_chat_templates/x.jinja", b"x" * 600_000),
+    ],
+)
+def test_what_is_no_chat_template_is_told(name: str, content: Any, tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "odd"))
+    if name.endswith("json"):
+        (folder / "chat_template.jinja").unlink()
+    if name == "chat_template.json":
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        del settings["chat_template"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(BadCheckpoint, match=re.escape(path.name)):
+        prepare(folder)
 
 
 @pytest.mark.parametrize("equal", [True, False])

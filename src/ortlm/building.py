@@ -151,6 +151,7 @@ def _write_files(
     """Write everything but the manifest; returns each file's size and hash."""
     checkpoint, options, emitted = prepared.checkpoint, prepared.options, prepared.emitted
     for name in files_along(checkpoint.folder):
+        (folder / name).parent.mkdir(exist_ok=True)
         copy_file(checkpoint.folder, name, folder / name)
     for name, text in prepared.texts.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -14,16 +14,18 @@ from ortlm.adapters import Adapter, adapter_bytes, open_adapter
 from ortlm.artifact import (
     GENAI_FILE,
     PROCESSOR_FILE,
+    TEMPLATE_FOLDER,
     TOKENIZER_FILES,
     Manifest,
     genai_config,
     processor_config,
+    read_templates,
 )
 from ortlm.card import model_card
 from ortlm.checkpoint import files
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.checkpoint.open import Checkpoint
-from ortlm.errors import BadOption, nearest
+from ortlm.errors import BadCheckpoint, BadOption, nearest
 from ortlm.graph.attention import CacheScales
 from ortlm.graph.decoder import Emitted, emit_decoder
 from ortlm.graph.storage import Plan, joined
@@ -294,8 +296,9 @@ def graph_file(graph: str) -> str:
 
 
 def files_along(folder: Path) -> list[str]:
-    """Return the files of a checkpoint that an artifact takes along: tokenizer, defaults, licence."""
+    """Return the files of a checkpoint that an artifact takes along: tokenizer, templates, defaults, licence."""
     found = [name for name in TOKENIZER_FILES if files.present(folder, name)]
+    found += files.listed(folder, f"{TEMPLATE_FOLDER}/*.jinja")
     for pattern in _TAKEN_ALONG:
         found += files.listed(folder, pattern)
     return found
@@ -330,6 +333,8 @@ def _texts(
     if manifest.images is not None and manifest.images.crops:
         texts[PROCESSOR_FILE] = processor_config(manifest.images)
     texts |= tokenizer.texts
+    # What is no template is told now, and not when the artifact is used.
+    read_templates(checkpoint.folder, BadCheckpoint)
     plain = plain_tokenizer_config(tokenizer.settings)
     if plain != checkpoint.json("tokenizer_config.json"):
         texts["tokenizer_config.json"] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"

@@ -32,7 +32,7 @@ def read_templates(folder: Path, error: type[Error] = BadArtifact) -> dict[str, 
     path = folder / TEMPLATE_FILE
     if os.path.lexists(path):
         found["default"] = read_text(path, limit=MOST_TEMPLATE_BYTES, error=error)
-    for path in template_files(folder, error):
+    for path in _template_files(folder, error):
         found[path.name.removesuffix(".jinja")] = read_text(path, limit=MOST_TEMPLATE_BYTES, error=error)
     if "default" in found:
         return found
@@ -48,7 +48,7 @@ def read_templates(folder: Path, error: type[Error] = BadArtifact) -> dict[str, 
     return found
 
 
-def template_files(folder: Path, error: type[Error] = BadArtifact) -> list[Path]:
+def _template_files(folder: Path, error: type[Error] = BadArtifact) -> list[Path]:
     """Return the files of ``folder`` that hold templates with names."""
     place = folder / TEMPLATE_FOLDER
     if not place.is_dir():
