@@ -69,7 +69,7 @@ ALLOWED = {
         "runtime", "search", "target",
     },
     "__main__": {"cli"},
-    "models": {"cli"},
+    "models": {"artifact", "building", "cli", "options", "place", "preparing", "target"},
 }  # fmt: skip
 
 

@@ -224,7 +224,8 @@ def test_drafts_change_nothing(model):
     alone, drafted = program(), program(ngram_size=2, max_draft_tokens=4)
     assert drafted[0] == alone[0]
     assert drafted[1]["draft_tokens_proposed"] > 0
-    assert drafted[1]["target_forward_passes"] <= alone[1]["target_forward_passes"]
+    runs = drafted[1]["target_forward_passes"] + drafted[1]["standard_fallback_steps"]
+    assert runs <= len(drafted[0]) - 32
 
 
 @pytest.mark.parametrize("options", [{}, {"num_return_sequences": 2}, {"early_stopping": False}])

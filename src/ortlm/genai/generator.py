@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -19,13 +20,14 @@ from ortlm.genai.model import Model
 from ortlm.genai.params import GeneratorParams
 from ortlm.genai.processor import pictures_of
 from ortlm.genai.prompts import Prompts, as_prompts
+from ortlm.genai.speculation import CountedLookup, Rounds
 from ortlm.genai.tensors import NamedTensors, Tensor
 from ortlm.runtime.generator import Generator as Inner
 from ortlm.runtime.session import Tensor as DeviceTensor
 from ortlm.runtime.settings import Logits, Settings
-from ortlm.runtime.speculative import Lookup
 
 _T = TypeVar("_T")
+_FED = ("input_ids", "attention_mask", "position_ids")
 
 
 class Generator:
@@ -41,7 +43,8 @@ class Generator:
             raise GenaiError("the GeneratorParams were made for another model.")
         self._model = model
         self._search = dict(params._search)
-        self._lookup = params._lookup()
+        self._lookup, self._speculative = params._lookup(), dict(params._speculative)
+        self._rounds = Rounds()
         self._inner = self._new(params._settings())
         self._beams = int(self._search["num_beams"]) > 1
         self._grid = Grid(0)
@@ -111,7 +114,9 @@ class Generator:
         self._log_run()
         if not self._fresh:
             self._read = 1
+        began = time.perf_counter()
         tokens = self._run(self._inner.step)
+        self._rounds.step(self._inner, time.perf_counter() - began)
         self._fresh = False
         self._chosen = np.where(tokens < 0, self._pad, tokens).astype(np.int32)
         self._steps += 1
@@ -199,31 +204,52 @@ class Generator:
 
     @official
     def get_input(self, name: str) -> NDArray[Any]:
-        """Return what the model was given last, by the input's name: token ids or attention mask, int64."""
-        names = self._model._lm.manifest.graphs["decoder"].inputs
-        known = {names[role]: role for role in ("input_ids", "attention_mask") if role in names}
+        """Return what the model was given last, by the input's name, in the graph's element type.
+
+        Token ids, mask, positions, the cache, and what ``set_model_input`` gave.
+        """
+        lm = self._model._lm
+        graph = lm.manifest.graphs["decoder"]
+        roles = {graph.inputs[role]: role for role in _FED if role in graph.inputs}
+        known = {*roles, *(state.past for state in graph.states), *self._extra}
         if name not in known or self._beams or not self._grid.width:
-            raise _no_tensor("input", name, () if self._beams else known)
-        end = self._read_end
-        if known[name] == "attention_mask":
-            return self._grid.real(end).astype(np.int64)
-        return self._grid.tokens(end)[:, end - self._read :].astype(np.int64)
+            raise _no_tensor("input", name, () if self._beams or not self._grid.width else known)
+        if name in self._extra:
+            return self._extra[name].numpy().copy()
+        if name not in roles:
+            place = next(i for i, state in enumerate(graph.states) if state.past == name)
+            return self._state(place, behind=self._read)
+        end, kind = self._read_end, lm.session.inputs[name].dtype.numpy
+        real = self._grid.real(end)
+        if roles[name] == "attention_mask":
+            return real.astype(kind)
+        if roles[name] == "input_ids":
+            return self._grid.tokens(end)[:, end - self._read :].astype(kind)
+        places = np.maximum(np.cumsum(real, axis=1) - 1, 0)[:, end - self._read :].astype(kind)
+        return (
+            np.broadcast_to(places, (3, *places.shape)) if len(lm.session.inputs[name].shape) == 3 else places
+        )
 
     @official
     def get_output(self, name: str) -> NDArray[Any]:
-        """Return what the model gave last: logits float32 [rows, 1, V], or hidden states float32 [rows, S, H].
+        """Return what the model gave last, by the name of any of the graph's outputs.
 
-        Hidden states are those of the tokens that the model read last; they are computed anew.
+        The model runs once more on what it was given last, but for the cache, and for logits with beams.
         """
-        names = self._model._lm.manifest.graphs["decoder"].outputs
-        known = {names[role]: role for role in ("logits", "hidden_states") if role in names}
-        if name not in known:
-            raise _no_tensor("output", name, known)
-        if known[name] == "logits":
+        graph, session = self._model._lm.manifest.graphs["decoder"], self._model._lm.session
+        if name not in session.outputs or not self._grid.width:
+            raise _no_tensor("output", name, session.outputs if self._grid.width else ())
+        place = next((i for i, state in enumerate(graph.states) if state.present == name), None)
+        if self._beams:
+            if name != graph.outputs["logits"]:
+                raise GenaiError(f"{name} cannot be had of beams.")
             return self.get_logits()
-        if self._beams or not self._grid.width or self._inner.settings.adapter is not None:
-            raise GenaiError(f"{name} cannot be had of beams, with an adapter or before the first tokens.")
-        return self._run(self._hidden_states)
+        if place is not None:
+            return self._state(place, behind=0)
+        texts, counts = self._last_read()
+        found = self._run(lambda: self._inner.loop.again(name, texts, counts))
+        # numpy alone does not know bfloat16.
+        return found.astype(np.float32) if found.dtype.name == "bfloat16" else found
 
     @official
     def set_inputs(self, inputs: NamedTensors) -> None:
@@ -288,13 +314,11 @@ class Generator:
             if self._terminated and self._running:
                 self._inner.cancel()
 
-    def get_speculative_stats(self) -> dict[str, int]:
-        """Return how many tokens were proposed and accepted, and how often the model ran."""
-        return {
-            "draft_tokens_proposed": self._inner.proposed_tokens,
-            "draft_tokens_accepted": self._inner.accepted_tokens,
-            "target_forward_passes": self._inner.runs,
-        }
+    def get_speculative_stats(self) -> dict[str, Any]:
+        """Return what became of drafts, under every name of the official runtime's; see docs/genai.md."""
+        lookup = self._inner.proposer
+        counted = lookup if isinstance(lookup, CountedLookup) else None
+        return self._rounds.statistics(self._inner, counted, self._speculative)
 
     # --- inside -----------------------------------------------------------------------------------------
 
@@ -327,16 +351,30 @@ class Generator:
             self._read, self._fresh = 1, True
         return found
 
-    def _hidden_states(self) -> NDArray[np.float32]:
-        """Return the states of the columns that were read last; those of padding mean nothing."""
+    def _last_read(self) -> tuple[list[list[int]], list[int]]:
+        """Return the tokens of each row as far as the model read them, and how many of them it read last."""
         end = self._read_end
-        tokens, real = self._grid.tokens(end), self._grid.real(end)
-        loop = self._model._lm.loop()
-        loop.start(len(tokens))
-        states = loop.hidden_states([row[kept].tolist() for row, kept in zip(tokens, real, strict=True)])
-        places = np.maximum(np.cumsum(real, axis=1) - 1, 0)[:, end - self._read :]
-        found: NDArray[np.float32] = np.take_along_axis(states, places[:, :, None], axis=1)
-        return found
+        real = self._grid.real(end)
+        texts = [self._inner.sequence(row)[: int(n)] for row, n in enumerate(real.sum(axis=1))]
+        return texts, [max(1, int(n)) for n in real[:, end - self._read :].sum(axis=1)]
+
+    def _state(self, place: int, *, behind: int) -> NDArray[Any]:
+        """Return a cache tensor, without its last ``behind`` positions unless it is memory that is shared."""
+        graph, loop = self._model._lm.manifest.graphs["decoder"], self._inner.loop
+        state = graph.states[place]
+        texts, _ = self._last_read()
+        # Drafts that were fed along are not part of the text yet.
+        loop.trim([min(len(old), len(text)) for old, text in zip(loop.history, texts, strict=True)])
+        found = self._run(loop.filled)[place]
+        if state.kind == "grow":
+            # The official runtime has room for max_length at once.
+            room = np.zeros((*found.shape[:2], int(self._search["max_length"]), found.shape[3]), found.dtype)
+            room[:, :, : found.shape[2]] = found
+            return room
+        kept = found[:, :, : max(0, found.shape[2] - behind)] if state.kind == "append" else found
+        if state.axis == 3:
+            return kept.reshape(len(kept), 2, -1, *kept.shape[2:]).swapaxes(0, 1).copy()
+        return kept.copy()
 
     def _least_new(self, width: int) -> int:
         return max(0, int(self._search["min_length"]) - width)
@@ -361,7 +399,7 @@ class Generator:
     def _new(self, settings: Settings) -> Inner:
         made = self._model._lm.generator(settings)
         if self._lookup is not None:
-            made.proposer = Lookup(**self._lookup)
+            made.proposer = CountedLookup(**self._lookup)
         return made
 
     def _run(self, action: Callable[[], _T]) -> _T:

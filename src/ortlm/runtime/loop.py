@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ortlm.artifact import Graph
 from ortlm.dtypes import Array
-from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull
+from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull, nearest
 from ortlm.runtime.cache import Rows, Shapes, StateInfo, make_cache, state_shapes
 from ortlm.runtime.pictures import Embedder, begun_picture, between_pictures, picture_numbers
 from ortlm.runtime.rows import agreement
@@ -108,10 +108,9 @@ class Loop:
         self._extra[group] = dict(inputs)
         if gone:
             # A binding cannot let go of a single input.
-            self._binding, self._bound, self._steady = self._backend.binding(), {}, False
-        for given in self._extra.values() if gone else [inputs]:
-            for name, tensor in given.items():
-                self._binding.input(name, tensor)
+            self._bind_anew()
+        for name, tensor in inputs.items():
+            self._binding.input(name, tensor)
 
     def start(self, rows: int = 1) -> None:
         """Forget everything and begin a batch of ``rows``."""
@@ -206,11 +205,64 @@ class Loop:
 
         def take() -> None:
             found.append(self._binding.result(name).numpy().astype(np.float32))
+            # The next run's is of another shape.
+            self._binding.output(name, None)
 
         total = max(map(len, rows))
         self._long = self._switch is not None and total > self._switch
         self._feed(rows, first=self._switch + 1 if self._switch and self._long else 0, keep=1, after=take)
         return np.concatenate(found, axis=1)
+
+    def again(self, name: str, texts: Sequence[Sequence[int]], counts: Sequence[int]) -> Array:
+        """Feed the last ``counts[i]`` tokens of ``texts[i]`` and return what the graph gives as output ``name``.
+
+        The texts are the history, of which nothing more is left then, or more or less of it. A result of shape
+        [B, S, ...] is for the S tokens of the longest row, and what comes after shorter ones means nothing; of
+        another shape it is what the last run gave. Raises BadArtifact if there is no such output.
+        """
+        if name not in self._backend.outputs:
+            raise BadArtifact(
+                f"{self._graph.file} has no output {name!r}." + nearest(name, self._backend.outputs)
+            )
+        starts = [len(text) - n for text, n in zip(texts, counts, strict=True)]
+        rows: Sequence[Sequence[int]] = [text[at:] for text, at in zip(texts, starts, strict=True)]
+        self.trim([min(len(old), at) for old, at in zip(self.history, starts, strict=True)])
+        before = [text[len(old) : at] for text, old, at in zip(texts, self.history, starts, strict=True)]
+        if any(before):
+            self.append(before)
+        if self._windows:
+            rows = self._reachable(rows)
+        longest, fed = max(counts), max(map(len, rows))
+        # In one run, if the graph can do that.
+        once = len(rows) == 1 or not any(self.history) or self._chunk_of([len(row) for row in rows], 1) > 1
+        if name == self._logits and "columns_to_keep" in self._graph.optional:
+            return self._feed(rows, first=fed if once else 0, keep=longest)
+        found: list[Array] = []
+
+        def take() -> None:
+            found.append(self._binding.result(name).numpy().copy())
+            self._binding.output(name, None)
+
+        usual = self._binding, self._bound
+        try:
+            # A binding cannot let go of an output.
+            self._bind_anew()
+            self._binding.output(name, None)
+            self._feed(rows, first=fed if once else 0, keep=1, after=take)
+        finally:
+            self._binding, self._bound = usual
+            self._steady = False
+        if len(found) > 1 and found[0].ndim > 1:
+            return np.concatenate(found, axis=1)[:, -longest:]
+        last = found[-1]
+        return last[:, -longest:] if last.ndim > 1 and last.shape[1] == fed else last
+
+    def _bind_anew(self) -> None:
+        """Let go of whatever is bound, but for what ``use`` was given."""
+        self._binding, self._bound, self._steady = self._backend.binding(), {}, False
+        for given in self._extra.values():
+            for name, tensor in given.items():
+                self._binding.input(name, tensor)
 
     def trim(self, lengths: int | Sequence[int]) -> None:
         """Go back to at most so many tokens, in every row or row by row.
