@@ -45,6 +45,9 @@ class BuildOptions:
     ``kv_cache`` "int8_per_channel" (or "int8", which is the same) or "int8_per_tensor" keeps keys and values in 8
     bits, with scales that are measured on the model while it is built; "none" keeps them as activations are.
 
+    ``fuse_qkv`` False keeps queries, keys and values apart where the target takes them as one product, and
+    ``fuse_gate_up`` gate and up. ``session_options`` are written into the artifact for ONNX Runtime.
+
     ``token``: for gated models on the hub; True takes the stored one, False sends none.
     """
 
@@ -73,6 +76,9 @@ class BuildOptions:
     kv_cache: str | None = None
     window_cache: bool = False
     fast_prompts: bool = False
+    fuse_qkv: bool | None = None
+    fuse_gate_up: bool | None = None
+    session_options: tuple[tuple[str, str], ...] = ()
     token: str | bool | None = field(default=None, repr=False)
 
 
@@ -323,21 +329,69 @@ _ALGORITHMS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
     "gptq": ("gptq", False, ()),
     "awq_gptq": ("awq_gptq", False, ()),
 }
-# Options of the official builder that hold one value here, and why: any other is refused.
-_FIXED: dict[str, tuple[str, str]] = {
-    "hf_remote": ("false", "ortlm never runs code that comes with a checkpoint"),
-    "use_qdq": ("false", "ortlm emits MatMulNBits, which every target here runs"),
-    "exclude_embeds": ("false", "graphs without embeddings are not built yet"),
-    "exclude_lm_head": ("false", "graphs without a head are not built yet; see include_hidden_states"),
-    "enable_cuda_graph": ("false", "graph capture is set at run time, in the provider's options"),
-    "enable_webgpu_graph": ("false", "graph capture is set at run time, in the provider's options"),
-    "use_webgpu_fp32": ("false", "the webgpu target computes in fp16"),
-    "use_cuda_bf16": ("false", "ask for it with -p bf16 -e cuda"),
-    "use_paged_attention": ("false", "paged attention is not built yet"),
+# Options of the official builder that hold these values only here (none: no value does), and why.
+_NO_EXPERTS = "no model that is built here has experts"
+_NO_PAGES = "it shapes paged attention, which is not built"
+_NO_DRAFTER = (
+    "drafters of their own are not built; draft with another model at run time (draft=, --draft-model)"
+)
+_NO_STATES = "it shapes recurrent layers, which no model that is built here has"
+_CAPTURE = (
+    "the graphs here have not been verified under capture; set it where the model runs, in provider options"
+)
+_FIXED: dict[str, tuple[tuple[str, ...], str]] = {
+    "hf_remote": (("false",), "ortlm never runs code that comes with a checkpoint, and needs none"),
+    "use_qdq": (("false",), "ortlm emits MatMulNBits, which every target here runs"),
+    "exclude_embeds": (("false",), "graphs without embeddings are not built yet"),
+    "exclude_lm_head": (("false",), "graphs without a head are not built yet; see include_hidden_states"),
+    "enable_cuda_graph": (("false",), _CAPTURE),
+    "enable_dml_graph": (("false",), _CAPTURE),
+    "enable_webgpu_graph": (("false",), _CAPTURE),
+    "use_webgpu_fp32": (("false",), "the webgpu target computes in fp16"),
+    "use_cuda_bf16": (("false",), "ask for it with -p bf16 -e cuda; quantized weights go with fp16 there"),
+    "matmulnbits_weights_prepacked": (
+        ("0",),
+        "weights packed for one kind of GPU run nowhere else; ONNX Runtime packs them when it loads the model",
+    ),
     "fuse_qk_norm_gqa": (
-        "false",
+        ("false",),
         "queries and keys are normalised before attention, which every target runs",
     ),
+    "qmoe_weights_prepacked": (("-1", "0"), _NO_EXPERTS),
+    "mtp_quant_config": ((), "no model that is built here has such a head"),
+    "use_paged_attention": (("false",), "paged attention is not built yet"),
+    "paged_block_size": ((), _NO_PAGES),
+    "paged_chunk_size": ((), _NO_PAGES),
+    "gpu_utilization_factor": ((), _NO_PAGES),
+    "max_batch_size": ((), _NO_PAGES),
+    "max_scheduled_tokens": ((), _NO_PAGES),
+    "num_blocks": ((), _NO_PAGES),
+    "kv_cache_rotation": (("none",), "a rotated cache needs paged attention, which is not built"),
+    "aux_hidden_state_layers": ((), _NO_DRAFTER),
+    "dflash2_path": ((), _NO_DRAFTER),
+    "dflash2_num_draft_tokens": ((), _NO_DRAFTER),
+    "dflash2_fuse_gate_up": ((), _NO_DRAFTER),
+    "dflash2_fuse_qkv": ((), _NO_DRAFTER),
+    "dflash2_precision": ((), _NO_DRAFTER),
+    "dspark_path": ((), _NO_DRAFTER),
+    "dspark_num_draft_tokens": ((), _NO_DRAFTER),
+    "dspark_top_k": ((), _NO_DRAFTER),
+    "max_draft_tokens": ((), _NO_DRAFTER),
+    "linear_attn_op": (("linear_attention",), _NO_STATES),
+    "state_update_capacity": (("0",), _NO_STATES),
+    "state_window": (("0",), _NO_STATES),
+}
+# Options of the official builder that shape parts which no model here has, and so change nothing: what they may be.
+_IDLE: dict[str, str] = {
+    "qmoe_block_size": r"-?\d{1,4}",
+    "moe_quant_type": "int2|int4|int8|mxfp4|nvfp4",
+    "use_8bits_moe": "true|false|0|1",
+    "exclude_mtp": "true|false|0|1",
+}
+# Options of the official builder that are written into the configuration, for the target that knows them.
+_SESSION: dict[str, tuple[str, str]] = {
+    "use_device_allocator_for_initializers": ("session.use_device_allocator_for_initializers", ""),
+    "enable_cuda_fpa_intb_gemm": ("ep.cuda.fpa_intb_gemm", "cuda"),
 }
 _KNOWN = (
     "accuracy_level", "block_size", "is_symmetric", "op_types_to_quantize", "nodes_to_exclude", "algo_config",
@@ -372,18 +426,26 @@ def parse_extra_options(pairs: list[str], *, target: Target) -> BuildOptions:
         name = _ALIASES.get(key, key)
         if name in given and given[name] != value:
             raise BadOption(f"--extra_options gives {name} twice: {given[name]!r} and {value!r}.")
-        if name not in _KNOWN and name not in _FIXED:
+        if name not in (*_KNOWN, *_FIXED, *_IDLE, *_SESSION):
+            known = (*_KNOWN, *_SESSION, *_FIXED, *_IDLE, *_ALIASES)
             raise BadOption(
                 f"there is no extra option {key!r}."
-                + (nearest(key, (*_KNOWN, *_FIXED, *_ALIASES)) or f" There are {', '.join(_KNOWN)}.")
+                + (nearest(key, known) or f" There are {', '.join(_KNOWN)}.")
             )
         given[name] = value
     for key, (allowed, why) in _FIXED.items():
-        if key in given and given[key].lower() not in (allowed, {"false": "0"}.get(allowed, allowed)):
-            raise BadOption(
-                f"--extra_options {key}={given[key]} does not apply: {why}. Allowed: {key}={allowed}."
-            )
+        if key in given and not _fits(given[key], allowed):
+            way = f"Allowed: {key}={' or '.join(allowed)}." if allowed else "Leave it out."
+            raise BadOption(f"--extra_options {key}={given[key]} does not apply: {why}. {way}")
+    for key, values in _IDLE.items():
+        if key in given and not re.fullmatch(values, given[key].lower()):
+            raise BadOption(f"--extra_options {key} must be one of {values}; got {given[key]!r}.")
     return _options(given, target)
+
+
+def _fits(value: str, allowed: Sequence[str]) -> bool:
+    low = value.lower()
+    return low in allowed or ("false" in allowed and low in ("0", "no", "off"))
 
 
 def _options(given: Mapping[str, str], target: Target) -> BuildOptions:
@@ -444,7 +506,24 @@ def _options(given: Mapping[str, str], target: Target) -> BuildOptions:
     if "hf_token" in given:
         low = given["hf_token"].lower()
         options = replace(options, token={"false": False, "true": True}.get(low, given["hf_token"]))
-    fused = {
+    return _with_fusion(_with_session(options, given, target), given, target)
+
+
+def _with_session(options: BuildOptions, given: Mapping[str, str], target: Target) -> BuildOptions:
+    """Return ``options`` with those that ONNX Runtime is to be told when it loads the model."""
+    found = []
+    for key, (name, only) in _SESSION.items():
+        if key not in given or not _flag(key, given[key]):
+            continue
+        if only not in ("", target.name):
+            raise BadOption(f"--extra_options {key}=true does not apply: it is for -e {only}. Leave it out.")
+        found.append((name, "1"))
+    return replace(options, session_options=tuple(found))
+
+
+def _with_fusion(options: BuildOptions, given: Mapping[str, str], target: Target) -> BuildOptions:
+    """Return ``options`` with what is one product and what is several."""
+    asked: dict[str, bool | None] = {
         "fuse_qkv": _flag("fuse_qkv", given["fuse_qkv"]) if "fuse_qkv" in given else None,
         "disable_qkv_fusion": (
             not _flag("disable_qkv_fusion", given["disable_qkv_fusion"])
@@ -455,13 +534,16 @@ def _options(given: Mapping[str, str], target: Target) -> BuildOptions:
             _flag("fuse_mlp_gate_up", given["fuse_mlp_gate_up"]) if "fuse_mlp_gate_up" in given else None
         ),
     }
-    for key, wanted in fused.items():
-        if wanted is not None and wanted != target.packed_projections:
-            state = "one packed product" if target.packed_projections else "separate products"
+    for key, wanted in asked.items():
+        if wanted and not target.packed_projections:
             raise BadOption(
-                f"--extra_options {key}={given[key]} does not apply: {target.name} runs {state} fastest, "
-                "and ortlm builds no other form for it."
+                f"--extra_options {key}={given[key]} does not apply: {target.name} runs separate products "
+                "fastest, and ortlm builds no other form for it."
             )
+    both = {wanted for key, wanted in asked.items() if wanted is not None and key != "fuse_mlp_gate_up"}
+    if len(both) > 1:
+        raise BadOption("--extra_options fuse_qkv and disable_qkv_fusion contradict each other; give one.")
+    options = replace(options, fuse_qkv=both.pop() if both else None, fuse_gate_up=asked["fuse_mlp_gate_up"])
     if "shared_embeddings" in given and not _flag("shared_embeddings", given["shared_embeddings"]):
         raise BadOption(
             "--extra_options shared_embeddings=false does not apply: tied embeddings are always stored once."

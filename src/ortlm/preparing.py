@@ -139,6 +139,7 @@ def prepare(
     # An older one refuses to load attention with a length per row.
     if not (installed_onnxruntime() >= (1, 31) if options.ragged_append is None else options.ragged_append):
         where = replace(where, query_lengths=False)
+    where = _with_fusion(where, options)
     if options.window_cache:
         _check_window_cache(where, architecture.decoder)
     else:
@@ -182,11 +183,22 @@ def prepare(
         tokenizer,
         adapters=switched,
     )
+    manifest = replace(manifest, session_options=dict(options.session_options))
     texts = _texts(checkpoint, architecture, where, outline, manifest, tokenizer)
     return Prepared(
         checkpoint, architecture, where, emitted, others, plan, layout, outline, manifest, texts, options,
         switched, merged,
     )  # fmt: skip
+
+
+def _with_fusion(target: Target, options: BuildOptions) -> Target:
+    """Return ``target`` with separate products where ``options`` ask for them."""
+    packed = target.packed_projections
+    return replace(
+        target,
+        packed_projections=packed and options.fuse_qkv is not False,
+        packed_mlp=packed and options.fuse_gate_up is not False,
+    )
 
 
 def weights_of(prepared: Prepared, *, turned: bool = True) -> Weights:

@@ -21,6 +21,7 @@ class Target:
     ``wide``: recipes may give 8 bits to the matrices that lose most.
     ``integer_products``: there are fast kernels for MatMulInteger here.
     ``int8_cache``: GroupQueryAttention keeps keys and values in 8 bits here.
+    ``packed_mlp``: the same for gate and up alone, if they differ from queries, keys and values.
     ``window_cache``: GroupQueryAttention can keep a window's positions only (``sliding_window_cache``).
     """
 
@@ -42,6 +43,7 @@ class Target:
     integer_products: bool = False
     int8_cache: bool = False
     window_cache: bool = False
+    packed_mlp: bool | None = None
 
 
 _TARGETS = (
@@ -152,6 +154,10 @@ _NEAREST_PRECISION = {
 }
 
 
+# Where peers' names suggest something else.
+_WHY = {("fp32", "cuda"): ", whose GroupQueryAttention computes in fp16 and bf16 only"}
+
+
 def find_target(name: str) -> Target:
     """Return the target called ``name``; raises BadOption with the nearest known name."""
     if name in TARGETS:
@@ -174,10 +180,11 @@ def check_precision(precision: str, target: Target) -> None:
             f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}."
             + nearest(precision.lower(), PRECISIONS)
         )
+    why = _WHY.get((precision, target.name), "")
     near = next(p for p in _NEAREST_PRECISION[precision] if p in target.precisions)
     others = [t.name for t in _TARGETS if precision in t.precisions]
     also = f", or -p {precision} with -e {' or '.join(others)}" if others else ""
     raise BadOption(
-        f"precision {precision} cannot run on {target.name} ({target.description}); it takes "
+        f"precision {precision} cannot run on {target.name} ({target.description}){why}; it takes "
         f"{', '.join(target.precisions)}. Nearest: -p {near}{also}."
     )

@@ -102,7 +102,6 @@ def test_extra_options() -> None:
         ("algo_config=hqq", r"there is no algo_config 'hqq'"),
         ("use_qdq=true", r"use_qdq=true does not apply"),
         ("hf_remote=true", r"never runs code"),
-        ("fuse_qkv=false", r"packed product"),
         ("shared_embeddings=false", r"always stored once"),
         ("op_types_to_quantize=Conv", r"MatMul or MatMul/Gather"),
         ("matmul_mixed_precision=head:int8", r"last_matmul:int4"),

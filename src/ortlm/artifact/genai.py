@@ -303,6 +303,7 @@ def genai_config(
             "decoder": {
                 "session_options": {
                     "log_id": "onnxruntime-genai",
+                    **manifest.session_options,
                     "provider_options": [{provider: {}}] if provider else [],
                 },
                 "filename": decoder.file,

@@ -37,7 +37,8 @@ def feed_forward(
         )
         y = activate(g, y, spec.act, shape=inner, path=path)
     elif isinstance(spec, GatedMLP):
-        if g.target.packed_projections:
+        packed = g.target.packed_mlp
+        if g.target.packed_projections if packed is None else packed:
             gate, up = linear(
                 g, x, [f"{at}.gate", f"{at}.up"],
                 parameters=parameters, module=f"{module}.gate_up_proj", shape=shape, layer=layer, apart=True,
