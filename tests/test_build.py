@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import os
 import re
@@ -75,6 +76,48 @@ def test_every_target(name: str, target: str, precision: str, saved: Any, tmp_pa
     assert error < {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.12, "int4": 0.9}[precision]
 
 
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("precision", ["int4", "int8", "fp32"])
+def test_webgpu_without_fp16(name: str, precision: str, saved: Any, tmp_path: Path) -> None:
+    """The same weights as with fp16 activations, and nothing of fp16 in the graph, which any CPU runs."""
+    options = BuildOptions(fp32_activations=True)
+    out = ortlm.build(
+        saved(name).folder, tmp_path / "out", precision=precision, target="webgpu", options=options
+    )
+    half = onnx.TensorProto.FLOAT16
+    model = onnx.load(out.graph_path(), load_external_data=False)
+    onnx.checker.check_model(out.graph_path(), full_check=True)
+    assert half not in {initializer.data_type for initializer in model.graph.initializer}
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    assert half not in {value.type.tensor_type.elem_type for value in values}
+    assert out.manifest.info["activations"] == out.manifest.info["kv_cache"] == "fp32"
+    provider = json.loads((out.path / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
+    assert provider["provider_options"] == [{"webgpu": {}}]
+    tokens = oracle.random_tokens(40)
+    got, want = (
+        ortlm.load(out.path, threads=1).logits(tokens),
+        oracle.prompt_logits(saved(name).model, tokens),
+    )
+    assert oracle.relative_error(got, want) < {"fp32": 1e-4, "int8": 0.12, "int4": 0.9}[precision]
+
+
+def test_max_length(saved: Any, tmp_path: Path) -> None:
+    """What a long model allows by default, and what is asked for; nothing else changes."""
+    folder = tmp_path / "long"
+    shutil.copytree(saved("llama").folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 131072}))
+    found = {}
+    for length in (None, 1, 4097, 131072):
+        out = ortlm.build(folder, tmp_path / str(length), options=BuildOptions(max_length=length))
+        found[length] = json.loads((out.path / "genai_config.json").read_text())
+        assert found[length]["model"]["context_length"] == out.manifest.context_tokens == 131072
+    assert [found[n]["search"].pop("max_length") for n in found] == [4096, 1, 4097, 131072]
+    assert found[None] == found[131072]
+    with pytest.raises(BadOption, match=r"max_length must be 1 to 131,072, the model's context.* got 131,073"):
+        ortlm.build(folder, tmp_path / "out", options=BuildOptions(max_length=131073))
+
+
 def test_contents(tiny: Path, tmp_path: Path) -> None:
     built = ortlm.build(tiny, tmp_path / "out")
     names = {p.name for p in built.path.iterdir()}
@@ -101,6 +144,87 @@ def test_same_input_same_bytes(tiny: Path, tmp_path: Path) -> None:
     two = ortlm.build(tiny, tmp_path / "two", threads=3)
     for name in ("model.onnx", "model.onnx.data", "genai_config.json"):
         assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
+
+
+def inputs_of_attention(path: Path) -> set[int]:
+    """Return how many inputs the attention operators of a graph have."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return {len(node.input) for node in nodes if node.op_type == "GroupQueryAttention"}
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "graphs"),
+    [
+        ("cpu", None, {"model.onnx", "model_ragged.onnx"}),
+        ("cpu", True, {"model.onnx", "model_ragged.onnx"}),
+        ("cpu", False, {"model.onnx"}),
+        ("cuda", None, {"model.onnx", "model_ragged.onnx"}),
+        ("dml", None, {"model.onnx"}),
+        ("webgpu", None, {"model.onnx"}),
+        ("mobile", False, {"model.onnx"}),
+    ],
+)
+def test_graphs_of_a_folder(
+    target: str, more: bool | None, graphs: set[str], tiny: Path, tmp_path: Path
+) -> None:
+    """The graph that everything loads, and beside it the one with lengths per row; the weights lie there once."""
+    out = ortlm.build(tiny, tmp_path / "out", target=target, options=BuildOptions(ragged_append=more)).path
+    assert {path.name for path in out.glob("*.onnx")} == graphs
+    assert [path.name for path in out.glob("*.data")] == ["model.onnx.data"]
+    assert set(json.loads((out / "ortlm.json").read_text())["info"]["files"]) >= graphs
+    assert json.loads((out / "genai_config.json").read_text())["model"]["decoder"]["filename"] == "model.onnx"
+    assert max(inputs_of_attention(out / "model.onnx")) < 17
+    if len(graphs) > 1:
+        assert inputs_of_attention(out / "model_ragged.onnx") == {17}
+        onnx.checker.check_model(out / "model_ragged.onnx", full_check=True)
+
+
+def test_no_lengths_where_there_is_no_kernel(tiny: Path, tmp_path: Path) -> None:
+    for target in ("dml", "webgpu", "mobile"):
+        with pytest.raises(BadOption, match=rf"ragged_append does not apply: attention on {target}"):
+            ortlm.build(tiny, tmp_path / "out", target=target, options=BuildOptions(ragged_append=True))
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_names_of_dimensions(target: str, tiny: Path, tmp_path: Path) -> None:
+    """Other programs find these by name."""
+    out = ortlm.build(tiny, tmp_path / "out", target=target).path
+    for path in out.glob("*.onnx"):
+        graph = onnx.load(path, load_external_data=False).graph
+        given = {initializer.name for initializer in graph.initializer}
+        found = {
+            value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            for value in (*graph.input, *graph.output)
+            if value.name not in given
+        }
+        assert found.pop("input_ids") == ["batch_size", "sequence_length"]
+        assert found.pop("attention_mask") == ["batch_size", "total_sequence_length"]
+        assert found.pop("logits") == ["batch_size", 1, 2048]
+        assert found.pop("position_ids", ["batch_size", "sequence_length"]) == [
+            "batch_size",
+            "sequence_length",
+        ]
+        for name, shape in found.items():
+            length = "past_sequence_length" if name.startswith("past") else "total_sequence_length"
+            assert shape == ["batch_size", shape[1], length, shape[3]]
+
+
+@pytest.mark.parametrize("installed", ["1.23.0", "1.31.1", "1.99.0"])
+def test_same_bytes_whatever_is_installed(
+    installed: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder is for every ONNX Runtime, so the one where it is built does not matter."""
+    one = ortlm.build(tiny, tmp_path / "one").path
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        "importlib.metadata.version", lambda name: installed if name == "onnxruntime" else version(name)
+    )
+    monkeypatch.setattr(ort, "__version__", installed)
+    two = ortlm.build(tiny, tmp_path / "two").path
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    for path in one.iterdir():
+        if path.name != "ortlm.json":
+            assert path.read_bytes() == (two / path.name).read_bytes()
 
 
 def test_tied_embeddings_are_stored_once(saved: Any, tmp_path: Path) -> None:

@@ -187,12 +187,6 @@ def test_targets_that_cannot(target: str, tiny: Path, tmp_path: Path) -> None:
         ortlm.build(tiny, tmp_path / "out", target=target, options=INT8)
 
 
-def test_an_older_runtime(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ortlm.preparing.version", lambda name: "1.26.0")
-    with pytest.raises(BadOption, match=r"1\.27 and later, and here is 1\.26"):
-        prepare(tiny, options=INT8)
-
-
 def test_a_failure_leaves_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "key_reach", lambda keys, mixer: np.full(keys.shape[1::2], np.inf))
     with pytest.raises(BadCheckpoint, match="keys of layer 0 become infinite"):

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from ortlm._version import __version__
 from ortlm.adapters import adapter_arrays, write_adapter
-from ortlm.artifact import MANIFEST_FILE, Artifact, open_artifact
+from ortlm.artifact import MANIFEST_FILE, Artifact, Manifest, open_artifact, portable
 from ortlm.checkpoint.files import copy_file
 from ortlm.cores import physical_cores
 from ortlm.errors import BadOption, NotEnoughSpace
@@ -34,6 +34,7 @@ from ortlm.preparing import (
     graph_file,
     installed_onnxruntime,
     prepare,
+    ragged_file,
     weights_of,
 )
 from ortlm.quant.recipe import Calibration
@@ -162,9 +163,10 @@ def _write_files(
             _calibrate(prepared, weights, folder, data, out, threads, progress)
         else:
             _write_all(prepared, weights, data, threads, progress)
-        _save_graph(emitted, prepared, folder, options.filename)
-        for graph, other in prepared.others.items():
-            _save_graph(other, prepared, folder, graph_file(graph))
+        for graph, filename in _decoders(prepared):
+            _save_graph(graph, prepared, folder, filename)
+        for name, other in prepared.others.items():
+            _save_graph(other, prepared, folder, graph_file(name))
     for name, adapter in prepared.adapters.items():
         write_adapter(
             folder / prepared.manifest.adapters[name],
@@ -248,7 +250,8 @@ def _draft(prepared: Prepared, out: Path, threads: int) -> Artifact:
     quick = prepare(
         prepared.checkpoint.folder,
         target=HERE.name,
-        options=BuildOptions(recipe="fast", layers=prepared.options.layers),
+        # One graph runs in every ONNX Runtime.
+        options=BuildOptions(recipe="fast", layers=prepared.options.layers, ragged_append=False),
         merge_adapter=prepared.merged.folder if prepared.merged else None,
     )
     return write(quick, out, force=True, threads=threads, progress=Silent())
@@ -283,28 +286,45 @@ def _save_graph(emitted: Emitted, prepared: Prepared, folder: Path, filename: st
 
 
 def _quantize_cache(prepared: Prepared, folder: Path, threads: int) -> None:
-    """Measure the float cache of the finished model in ``folder``, and write its graph anew with an int8 one.
+    """Measure the float cache of the finished model in ``folder``, and write its graphs anew with an int8 one.
 
-    The scales lie in the graph's own file, so the weights stay as they are.
+    The scales lie in the graphs' own files, so the weights stay as they are.
     """
     # It loads ONNX Runtime, which other builds do without.
     from ortlm.calibration.cache import cache_scales
 
     scales = cache_scales(
-        Artifact(folder, prepared.manifest),
+        Artifact(folder, _float_manifest(prepared)),
         prepared.spec,
         per_channel=prepared.options.kv_cache == "int8_per_channel",
         threads=threads,
     )
-    emitted = decoder_graph(
-        prepared.architecture,
-        prepared.target,
-        prepared.outline.precision,
-        prepared.options,
-        prepared.adapters.values(),
-        scales,
-    )
-    _save_graph(emitted, prepared, folder, prepared.options.filename)
+    for graph, filename in _decoders(prepared):
+        emitted = decoder_graph(
+            prepared.architecture,
+            graph.builder.target,
+            prepared.outline.precision,
+            prepared.options,
+            prepared.adapters.values(),
+            scales,
+        )
+        _save_graph(emitted, prepared, folder, filename)
+
+
+def _decoders(prepared: Prepared) -> list[tuple[Emitted, str]]:
+    """Return the graphs of the decoder with their files."""
+    filename = prepared.options.filename
+    found = [(prepared.emitted, filename)]
+    if prepared.ragged is not None:
+        found.append((prepared.ragged, ragged_file(filename)))
+    return found
+
+
+def _float_manifest(prepared: Prepared) -> Manifest:
+    """Return the manifest of the model while its cache is float: of the decoder's graphs, one runs everywhere."""
+    manifest = portable(prepared.manifest)
+    decoder = replace(manifest.graphs["decoder"], onnxruntime=None)
+    return replace(manifest, graphs={**manifest.graphs, "decoder": decoder})
 
 
 def _sha256(path: Path) -> str:

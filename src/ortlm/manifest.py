@@ -16,6 +16,7 @@ from ortlm.artifact import (
     Images,
     Manifest,
     State,
+    Variant,
     named_templates,
 )
 from ortlm.artifact.generation import not_obeyed, read_generation
@@ -29,6 +30,9 @@ from ortlm.spec import Architecture, Tiles, Vision
 from ortlm.tokenizer_files import TokenizerFiles
 from ortlm.turn_ends import turn_ends
 
+# The execution providers whose attention takes lengths per row.
+RAGGED_PROVIDERS = ("cpu", "cuda")
+
 
 def make_manifest(
     checkpoint: Checkpoint,
@@ -38,8 +42,12 @@ def make_manifest(
     tokenizer: TokenizerFiles,
     *,
     adapters: Iterable[str] = (),
+    ragged: tuple[str, Emitted] | None = None,
 ) -> Manifest:
-    """Return the manifest of what is about to be written: ``graphs`` are names and graphs by file."""
+    """Return the manifest of what is about to be written: ``graphs`` are names and graphs by file.
+
+    ``ragged`` are file and graph of the decoder that takes lengths per row, for ONNX Runtimes that know them.
+    """
     spec = architecture.decoder
     emitted = next(graph for name, graph in graphs.values() if name == "decoder")
     defaults = checkpoint.json("generation_config.json")
@@ -59,6 +67,15 @@ def make_manifest(
     }
     pad = checkpoint.config.get("pad_token_id", defaults.get("pad_token_id"))
     bos = checkpoint.config.get("bos_token_id", defaults.get("bos_token_id"))
+    variants = tuple(
+        Variant(
+            file=file,
+            optional={role: name for role, name in graph.optional.items() if role not in emitted.optional},
+            onnxruntime=_version(graph),
+            providers=RAGGED_PROVIDERS,
+        )
+        for file, graph in ([ragged] if ragged is not None else [])
+    )
     return Manifest(
         graphs={
             name: Graph(
@@ -67,6 +84,8 @@ def make_manifest(
                 outputs=graph.outputs,
                 states=states if graph is emitted else (),
                 optional=graph.optional,
+                onnxruntime=_version(graph),
+                variants=variants if graph is emitted else (),
             )
             for file, (name, graph) in graphs.items()
         },
@@ -89,6 +108,11 @@ def make_manifest(
             "activations": emitted.builder.dtype,
         },
     )
+
+
+def _version(graph: Emitted) -> str:
+    major, minor = graph.builder.onnxruntime
+    return f"{major}.{minor}"
 
 
 def stop_tokens(checkpoint: Checkpoint, vocab: int, tokenizer: TokenizerFiles) -> tuple[int, ...]:

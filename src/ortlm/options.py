@@ -34,9 +34,14 @@ class BuildOptions:
 
     Graph: ``layers`` builds the first so many only; ``all_logits`` gives logits for every position;
     ``hidden_states`` adds them as an output; ``filename`` of the graph; ``config_only`` writes everything
-    but graph and weights; ``ragged_append`` lets a batch append different numbers of tokens per row, by default
-    where the target and the installed ONNX Runtime know how (1.31 and later; older ones cannot load it);
-    ``window_cache`` lets layers with a window keep its positions only; old ONNX Runtimes cannot load that either.
+    but graph and weights; ``ragged_append``: beside the graph that every ONNX Runtime loads stands a second one,
+    which shares its weights and lets a batch append different numbers of tokens per row in one run, by default
+    where the target knows how (False: the first one only, which takes such tokens one at a time);
+    ``window_cache`` lets layers with a window keep its positions only, which old ONNX Runtimes cannot load;
+    ``fp32_activations`` is for devices of the webgpu target that do not compute in fp16.
+
+    ``max_length``: what ``search.max_length`` in genai_config.json says, in tokens, prompt included; by default
+    the context, and 4096 at most.
 
     ``fast_prompts`` stores each quantized matrix of the decoder a second time, with 8 bits, and lets prompts be
     products of integers (pictures always are, with nothing stored twice): several times as fast on processors with
@@ -79,6 +84,8 @@ class BuildOptions:
     fuse_qkv: bool | None = None
     fuse_gate_up: bool | None = None
     session_options: tuple[tuple[str, str], ...] = ()
+    fp32_activations: bool = False
+    max_length: int | None = None
     token: str | bool | None = field(default=None, repr=False)
 
 
@@ -238,6 +245,27 @@ def with_cache(options: BuildOptions, name: str | None, target: Target) -> Build
     return replace(options, kv_cache=scheme)
 
 
+def with_activations(target: Target, precision: str, options: BuildOptions) -> Target:
+    """Return ``target`` with activations of the element type that ``options`` ask for.
+
+    Raises BadOption where fp32 instead of fp16 is no choice.
+    """
+    if not options.fp32_activations:
+        return target
+    if not target.without_fp16:
+        able = " or ".join(f"-e {t.name}" for t in TARGETS.values() if t.without_fp16)
+        raise BadOption(
+            f"use_webgpu_fp32 does not apply: {target.name} computes in {target.precisions[precision]} with "
+            f"-p {precision}. It is for {able}. Leave it out."
+        )
+    if precision not in target.without_fp16:
+        raise BadOption(
+            f"use_webgpu_fp32 and -p {precision} contradict each other: one asks for activations in fp32. "
+            f"Nearest: -p fp32 -e {target.name}."
+        )
+    return replace(target, precisions=target.without_fp16)
+
+
 def with_recipe(
     options: BuildOptions, recipe: str | None, calibration: str | None, tokens: int | None
 ) -> BuildOptions:
@@ -347,7 +375,6 @@ _FIXED: dict[str, tuple[tuple[str, ...], str]] = {
     "enable_cuda_graph": (("false",), _CAPTURE),
     "enable_dml_graph": (("false",), _CAPTURE),
     "enable_webgpu_graph": (("false",), _CAPTURE),
-    "use_webgpu_fp32": (("false",), "the webgpu target computes in fp16"),
     "use_cuda_bf16": (("false",), "ask for it with -p bf16 -e cuda; quantized weights go with fp16 there"),
     "matmulnbits_weights_prepacked": (
         ("0",),
@@ -398,7 +425,7 @@ _KNOWN = (
     "matmul_mixed_precision", "num_hidden_layers", "filename", "config_only", "prune_lm_head",
     "include_hidden_states", "shared_embeddings", "fuse_qkv", "disable_qkv_fusion", "fuse_mlp_gate_up",
     "hf_token", "ragged_append", "windowed_kv_cache", "bits", "head_bits", "embed_bits", "vision_bits", "recipe",
-    "algorithm", "kv_cache_quant_scheme", "rotate", "fast_prompts",
+    "algorithm", "kv_cache_quant_scheme", "rotate", "fast_prompts", "use_webgpu_fp32",
 )  # fmt: skip
 
 
@@ -471,6 +498,7 @@ def _options(given: Mapping[str, str], target: Target) -> BuildOptions:
         all_logits=not _flag("prune_lm_head", given.get("prune_lm_head", "true")),
         ragged_append=_flag("ragged_append", given["ragged_append"]) if "ragged_append" in given else None,
         window_cache=_flag("windowed_kv_cache", given.get("windowed_kv_cache", "false")),
+        fp32_activations=_flag("use_webgpu_fp32", given.get("use_webgpu_fp32", "false")),
         excluded_nodes=tuple(n for n in given.get("nodes_to_exclude", "").split(",") if n),
         algorithm=given.get("algorithm"),
         recipe=given.get("recipe"),

@@ -79,6 +79,7 @@ def make_outline(
     *,
     target: Target,
     precision: str,
+    decoders: int,
     data_bytes: int,
     other_bytes: int,
     adapter_bytes: Mapping[str, int],
@@ -89,7 +90,11 @@ def make_outline(
     calibration: CalibrationPlan | None = None,
     notes: Iterable[str] = (),
 ) -> Outline:
-    """Return the outline; ``data_bytes`` is the size of the weights' file, ``other_bytes`` of files copied."""
+    """Return the outline.
+
+    ``data_bytes`` is the size of the weights' file, ``other_bytes`` of files copied; ``decoders`` counts the
+    graphs of the decoder.
+    """
     adapters = sum(adapter_bytes.values())
     activations = target.precisions[precision]
     kind_of_cache = activations if kv_cache == "none" else "int8"
@@ -116,8 +121,7 @@ def make_outline(
         layers=len(spec.layers),
         context_tokens=spec.max_tokens,
         checkpoint_bytes=checkpoint.bytes,
-        # Nodes and small constants take about as much as this for each layer.
-        output_bytes=data_bytes + other_bytes + adapters + 20_000 * len(spec.layers) + 100_000,
+        output_bytes=data_bytes + other_bytes + adapters + decoders * _graph_bytes(spec, kv_cache) + 100_000,
         bits_per_weight=round(8 * data_bytes / count, 3),
         # Python with its libraries, and a few copies of the rows that each core holds; an adapter's file is made
         # in memory, by ONNX Runtime. An int8 cache is measured on the model itself, loaded and packed anew.
@@ -138,6 +142,16 @@ def make_outline(
         calibration=calibration,
         pictures=architecture.vision is not None,
         notes=(*architecture.notes, *notes),
+    )
+
+
+def _graph_bytes(spec: Decoder, kv_cache: str) -> int:
+    """Return about the size of a file with the decoder's graph, without the weights."""
+    each_channel = kv_cache == "int8_per_channel"
+    # Nodes and small constants; and what one step of an int8 cache means, twice in fp32.
+    return sum(
+        15_000 + (8 * layer.mixer.kv_heads * layer.mixer.head_dim if each_channel else 0)
+        for layer in spec.layers
     )
 
 

@@ -26,11 +26,18 @@ from ortlm.checkpoint import files
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.checkpoint.open import Checkpoint
 from ortlm.errors import BadCheckpoint, BadOption, nearest
-from ortlm.graph.attention import CacheScales
+from ortlm.graph.attention import INT8_CACHE, CacheScales
 from ortlm.graph.decoder import Emitted, emit_decoder
 from ortlm.graph.storage import Plan, joined
 from ortlm.manifest import generation_notes, make_manifest, plain_tokenizer_config
-from ortlm.options import BuildOptions, cache_scheme, check_adapter_names, make_recipe, preset_of
+from ortlm.options import (
+    BuildOptions,
+    cache_scheme,
+    check_adapter_names,
+    make_recipe,
+    preset_of,
+    with_activations,
+)
 from ortlm.outline import OWN_TEXT, CalibrationPlan, Outline, make_outline
 from ortlm.quant.methods import CALIBRATED
 from ortlm.quant.recipe import Preset
@@ -50,7 +57,8 @@ _TAKEN_ALONG = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 class Prepared:
     """A build that is ready to write: everything that can be known before the weights are read is checked.
 
-    ``emitted`` is the decoder, ``others`` are the graphs beside it by name; all their weights, in ``plan``, go
+    ``emitted`` is the decoder, ``ragged`` the same with lengths per row, which new ONNX Runtimes load instead,
+    ``others`` are the graphs beside it by name; all their weights, in ``plan``, go
     into one file. The decoder's cache is always float: scales of an int8 cache are measured once the weights
     are written. ``texts`` are the small files that are written beside graph and weights, by name. ``adapters``
     become files, by name; ``merged`` is added to the weights.
@@ -69,6 +77,7 @@ class Prepared:
     options: BuildOptions
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     merged: Adapter | None = None
+    ragged: Emitted | None = None
 
     @property
     def spec(self) -> Decoder:
@@ -94,6 +103,7 @@ def prepare(
     options = options or BuildOptions()
     where = find_target(target)
     check_precision(precision, where)
+    where = with_activations(where, precision, options)
     make_recipe(precision, where, options)
     options = replace(options, kv_cache=cache_scheme(options.kv_cache, where))
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.onnx", options.filename):
@@ -116,16 +126,15 @@ def prepare(
         architecture = untied(architecture, architecture.sources["embed.weight"])
     if options.layers is not None:
         architecture = _first_layers(architecture, options.layers)
+    if options.max_length is not None and not 1 <= options.max_length <= architecture.decoder.max_tokens:
+        raise BadOption(
+            f"max_length must be 1 to {architecture.decoder.max_tokens:,}, the model's context in tokens; got "
+            f"{options.max_length:,}."
+        )
     if options.fast_prompts and not where.integer_products:
         raise BadOption(f"fast_prompts does not apply: products of integers are not faster on {where.name}.")
     if options.ragged_append and not where.query_lengths:
         raise BadOption(f"ragged_append does not apply: attention on {where.name} takes no lengths per row.")
-    if options.kv_cache != "none" and installed_onnxruntime() < (1, 27):
-        raise BadOption(
-            "an int8 key/value cache runs in ONNX Runtime 1.27 and later, and here is {}.{}. Update it (pip "
-            "install -U onnxruntime), or build a cache that is not quantized "
-            "(--kv-cache none).".format(*installed_onnxruntime())
-        )
     if architecture.vision is not None and architecture.vision.mutual:
         for what, given in (
             ("kv_cache", options.kv_cache != "none"),
@@ -136,9 +145,9 @@ def prepare(
                     f"{what} does not apply: pictures whose tokens attend to each other both ways need a cache of "
                     "all positions, in the element type of activations. Leave it out."
                 )
-    # An older one refuses to load attention with a length per row.
-    if not (installed_onnxruntime() >= (1, 31) if options.ragged_append is None else options.ragged_append):
-        where = replace(where, query_lengths=False)
+    # Old ONNX Runtimes refuse to load attention with a length per row, so that has a graph of its own.
+    lengths = where.query_lengths if options.ragged_append is None else options.ragged_append
+    where = replace(where, query_lengths=False)
     where = _with_fusion(where, options)
     if options.window_cache:
         _check_window_cache(where, architecture.decoder)
@@ -148,6 +157,14 @@ def prepare(
     if preset is not None:
         architecture = _rotatable(architecture, preset, options, switched)
     emitted = decoder_graph(architecture, where, precision, options, switched.values())
+    ragged = None
+    if lengths:
+        ragged = decoder_graph(architecture, with_lengths(where), precision, options, switched.values())
+    if options.kv_cache != "none":
+        # Its scales are measured when all else is written; what it needs is known now.
+        for graph in (emitted, ragged):
+            if graph is not None:
+                graph.builder.need(INT8_CACHE)
     others = _emit_others(architecture, where, precision, options)
     if options.filename in map(graph_file, others):
         raise BadOption(f"filename {options.filename!r} is what another of the model's graphs is called.")
@@ -160,6 +177,7 @@ def prepare(
         plan,
         target=where,
         precision=precision,
+        decoders=1 if ragged is None else 2,
         data_bytes=layout.bytes,
         other_bytes=sum(files.size_of(checkpoint.folder, name) for name in files_along(checkpoint.folder)),
         adapter_bytes={
@@ -182,12 +200,13 @@ def prepare(
         outline,
         tokenizer,
         adapters=switched,
+        ragged=(ragged_file(options.filename), ragged) if ragged is not None else None,
     )
     manifest = replace(manifest, session_options=dict(options.session_options))
-    texts = _texts(checkpoint, architecture, where, outline, manifest, tokenizer)
+    texts = _texts(checkpoint, architecture, where, outline, manifest, tokenizer, options.max_length)
     return Prepared(
         checkpoint, architecture, where, emitted, others, plan, layout, outline, manifest, texts, options,
-        switched, merged,
+        switched, merged, ragged,
     )  # fmt: skip
 
 
@@ -307,6 +326,16 @@ def graph_file(graph: str) -> str:
     return f"{graph}.onnx"
 
 
+def ragged_file(filename: str) -> str:
+    """Return the file of the decoder that takes lengths per row, beside the one in ``filename``."""
+    return f"{filename.removesuffix('.onnx')}_ragged.onnx"
+
+
+def with_lengths(target: Target) -> Target:
+    """Return ``target`` for the decoder that takes lengths per row."""
+    return replace(target, query_lengths=True)
+
+
 def files_along(folder: Path) -> list[str]:
     """Return the files of a checkpoint that an artifact takes along: tokenizer, templates, defaults, licence."""
     found = [name for name in TOKENIZER_FILES if files.present(folder, name)]
@@ -323,6 +352,7 @@ def _texts(
     outline: Outline,
     manifest: Manifest,
     tokenizer: TokenizerFiles,
+    max_length: int | None,
 ) -> dict[str, str]:
     """Return the small files of an artifact: configuration, model card, and tokenizer files made plain."""
     spec = architecture.decoder
@@ -339,6 +369,7 @@ def _texts(
                 "num_key_value_heads": first.kv_heads,
             },
             provider=target.provider,
+            max_length=max_length,
         ),
         "README.md": model_card(asdict(outline), checkpoint.folder),
     }

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ortlm._version import __version__
-from ortlm.artifact import Artifact
+from ortlm.artifact import Artifact, portable
 from ortlm.building import Silent, write
 from ortlm.errors import BadOption
 from ortlm.evaluation.chunks import make_chunks, read_text
@@ -239,7 +239,8 @@ class _Pair:
             for tensor in (*item.tensors, *getattr(item, "views", ())[1:]):
                 placed[tensor.name] = (f"{name}.onnx.data", offsets[tensor.name])
         ir.save(mixed.emitted.builder.model(placed, __version__), self._folder / "mixture.onnx")
-        lm = LanguageModel(Artifact(self._folder, mixed.manifest), threads=self._threads, kept_caches=0)
+        mixture = Artifact(self._folder, portable(mixed.manifest))
+        lm = LanguageModel(mixture, threads=self._threads, kept_caches=0)
         divergences = []
         for chunk, wanted in zip(self._chunks, self._wanted, strict=True):
             found = log_softmax(lm.logits(chunk.tolist())[len(chunk) // 2 :])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ortlm.errors import BadOption, nearest
 
@@ -15,7 +15,8 @@ class Target:
     ``packed_projections``: one product for queries, keys and values, and one for gate and up. Off where a
     fused kernel of the target wants them apart. ``rotary_inside``: GroupQueryAttention rotates by itself;
     otherwise RotaryEmbedding does, from a ``position_ids`` input. ``query_lengths``: GroupQueryAttention
-    takes the number of new tokens per row (input 16; ONNX Runtime 1.31 and later on CPU and CUDA).
+    takes the number of new tokens per row (input 16), on CPU and CUDA in new ONNX Runtimes. A graph that uses it
+    is built beside the one that loads everywhere.
     ``block``, ``symmetric``, ``accuracy_level``, ``head_bits``, ``embed_bits``, ``vision_bits`` are what ``-p
     int4`` means here; ``int8`` takes the same with 8 bits. ``weight_bits`` are those that its kernels know.
     ``wide``: recipes may give 8 bits to the matrices that lose most.
@@ -23,6 +24,7 @@ class Target:
     ``int8_cache``: GroupQueryAttention keeps keys and values in 8 bits here.
     ``packed_mlp``: the same for gate and up alone, if they differ from queries, keys and values.
     ``window_cache``: GroupQueryAttention can keep a window's positions only (``sliding_window_cache``).
+    ``without_fp16``: ``precisions`` for devices of this kind that do not compute in fp16 (use_webgpu_fp32).
     """
 
     name: str
@@ -44,6 +46,7 @@ class Target:
     int8_cache: bool = False
     window_cache: bool = False
     packed_mlp: bool | None = None
+    without_fp16: dict[str, str] = field(default_factory=dict)
 
 
 _TARGETS = (
@@ -104,7 +107,8 @@ _TARGETS = (
     Target(
         name="webgpu",
         description="browsers and native WebGPU",
-        precisions={"int4": "fp16", "int8": "fp16", "fp16": "fp16"},
+        precisions={"int4": "fp16", "int8": "fp16", "fp16": "fp16", "fp32": "fp32"},
+        without_fp16={"int4": "fp32", "int8": "fp32", "fp32": "fp32"},
         provider="webgpu",
         # WebGPU fuses three separate projections (and gate and up) by itself, at 4 bits and block 32 only.
         packed_projections=False,

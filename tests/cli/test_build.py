@@ -87,6 +87,22 @@ def test_json(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (("--adapter", "a=nothing"), 1, r"nothing is not a folder"),
         (("--merge-adapter", "nothing"), 1, r"nothing is not a folder"),
         (("--extra_options", "adapter_path=x"), 2, r"is --merge-adapter PATH here"),
+        (("--max-length", "0"), 2, r"max_length must be 1 to 512, the model's context in tokens; got 0"),
+        (("--max-length", "-1"), 2, r"max_length must be 1 to 512"),
+        (("--max-length", "513"), 2, r"max_length must be 1 to 512.* got 513"),
+        (("--max-length", "513", "--dry-run"), 2, r"max_length must be 1 to 512"),
+        (
+            ("--extra_options", "use_webgpu_fp32=true"),
+            2,
+            r"cpu computes in fp32 with -p int4.* for -e webgpu",
+        ),
+        (("-e", "cuda", "--extra_options", "use_webgpu_fp32=1"), 2, r"cuda computes in fp16.* -e webgpu"),
+        (
+            ("-e", "webgpu", "-p", "fp16", "--extra_options", "use_webgpu_fp32=true"),
+            2,
+            r"use_webgpu_fp32 and -p fp16 contradict.* Nearest: -p fp32 -e webgpu",
+        ),
+        (("-e", "webgpu", "--extra_options", "use_webgpu_fp32=maybe"), 2, r"must be true or false"),
     ],
 )
 def test_wrong_use(
@@ -124,6 +140,15 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "100%" not in out
     for word in ("examples:", "--extra_options", "--dry-run", "exit codes"):
         assert word in out
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [((), 512), (("--max-length", "512"), 512), (("--max_length", "1"), 1)]
+)
+def test_max_length(given: tuple[str, ...], wanted: int, tiny: Path, tmp_path: Path) -> None:
+    assert run("-i", tiny, "-o", tmp_path / "out", "-q", "--no-check", *given) == 0
+    found = json.loads((tmp_path / "out" / "genai_config.json").read_text())
+    assert (found["search"]["max_length"], found["model"]["context_length"]) == (wanted, 512)
 
 
 def test_adapters(saved: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

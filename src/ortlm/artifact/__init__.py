@@ -31,7 +31,10 @@ from ortlm.artifact.parts import (
     Images,
     Manifest,
     State,
+    Variant,
     graph_named,
+    portable,
+    runnable,
 )
 from ortlm.artifact.templates import NAMED_TEMPLATES, TEMPLATE_FOLDER, named_templates, read_templates
 from ortlm.artifact.values import inside, read_json
@@ -39,7 +42,7 @@ from ortlm.artifact.values import inside, read_json
 __all__ = [
     "ADAPTER_FOLDER", "FORMAT", "GENAI_FILE", "GENAI_SEARCH", "GENAI_SPECULATIVE", "MANIFEST_FILE", "MOST_CROPS",
     "NAMED_TEMPLATES", "PROCESSOR_FILE", "TEMPLATE_FOLDER", "TOKENIZER_FILES", "Artifact", "GenaiFacts", "Graph",
-    "Images", "Manifest", "State", "from_genai", "genai_artifact", "genai_config", "genai_facts",
-    "genai_providers", "graph_named", "inside", "named_templates", "open_artifact", "overlay_genai",
-    "processor_config", "read_genai", "read_json", "read_templates", "settled", "with_genai_providers",
+    "Images", "Manifest", "State", "Variant", "from_genai", "genai_artifact", "genai_config", "genai_facts",
+    "genai_providers", "graph_named", "inside", "named_templates", "open_artifact", "overlay_genai", "portable",
+    "processor_config", "read_genai", "read_json", "read_templates", "runnable", "settled", "with_genai_providers",
 ]  # fmt: skip

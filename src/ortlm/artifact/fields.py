@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from ortlm.checked_json import (
     number,
     object_of,
     one_of,
+    shown,
     table,
     text,
 )
@@ -41,12 +43,20 @@ _STATE: Mapping[str, Field] = {
     "head_dim": integer(1, _MOST_WIDTH, default=None),
     "window": integer(1, MOST_TOKENS, default=None),
 }
+_VARIANT: Mapping[str, Field] = {
+    "file": text(longest=255),
+    "optional": object_of(_name, most=10_000, default={}),
+    "onnxruntime": text(longest=20),
+    "providers": list_of(text(longest=100), most=100, default=[]),
+}
 _GRAPH: Mapping[str, Field] = {
     "file": text(longest=255),
     "inputs": _names,
     "outputs": _names,
     "states": list_of(table(_STATE, unknown="refuse"), most=4 * MOST_LAYERS),
     "optional": object_of(_name, most=10_000, default={}),
+    "onnxruntime": text(longest=20, default=None),
+    "variants": list_of(table(_VARIANT, unknown="keep"), most=10, default=[]),
 }
 _channels = list_of(number(-1e6, 1e6), least=3, most=3)
 _spreads = list_of(number(1e-6, 1e6), least=3, most=3)
@@ -88,6 +98,9 @@ def check_manifest(found: Mapping[str, Any], file: object) -> dict[str, Any]:
     values = check(found, _MANIFEST, file=file, error=BadArtifact, unknown="keep")
     check_stops(values["stop_token_ids"], values["vocab_size"], file, "stop_token_ids")
     for name, graph in values["graphs"].items():
+        _check_version(graph["onnxruntime"] or "0.0", f"{file}: graphs.{name}.onnxruntime")
+        for i, variant in enumerate(graph["variants"]):
+            _check_version(variant["onnxruntime"], f"{file}: graphs.{name}.variants[{i}].onnxruntime")
         for i, state in enumerate(graph["states"]):
             at = f"{file}: graphs.{name}.states[{i}].window"
             if (state["kind"] == "window") != (state["window"] is not None):
@@ -97,6 +110,11 @@ def check_manifest(found: Mapping[str, Any], file: object) -> dict[str, Any]:
                     f"{at} is {state['window']}, more than the context of {values['context_tokens']} tokens."
                 )
     return values
+
+
+def _check_version(version: str, at: str) -> None:
+    if not re.fullmatch(r"\d{1,6}\.\d{1,6}", version, re.ASCII):
+        raise BadArtifact(f"{at} is {shown(version)}, expected a version of ONNX Runtime such as 1.32.")
 
 
 def check_stops(ids: list[int], vocabulary: int, file: object, at: str) -> None:

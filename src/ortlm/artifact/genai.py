@@ -269,12 +269,18 @@ def _genai_reach(decoder: Mapping[str, Any], context: int, *, shared: bool) -> i
 
 
 def genai_config(
-    manifest: Manifest, *, model_type: str, sizes: Mapping[str, int], provider: str | None
+    manifest: Manifest,
+    *,
+    model_type: str,
+    sizes: Mapping[str, int],
+    provider: str | None,
+    max_length: int | None = None,
 ) -> str:
     """Return the text of ``genai_config.json``, which describes the same model to onnxruntime-genai.
 
     ``sizes`` has head_size, hidden_size, num_attention_heads, num_key_value_heads and num_hidden_layers;
-    ``provider`` is the execution provider to name, None for the CPU.
+    ``provider`` is the execution provider to name, None for the CPU. ``max_length`` is how many tokens a text may
+    have unless a caller says more, by default the context, and 4096 at most.
     """
     decoder = manifest.graphs["decoder"]
     stop = list(manifest.stop_token_ids)
@@ -294,8 +300,9 @@ def genai_config(
         "cache_slack": 0,
     }
     # The official runtime allocates the cache for max_length at once; the whole context of a long model
-    # would take more memory than most machines have. A caller who needs more says so.
-    length = min(manifest.context_tokens, 4096)
+    # would take more memory than most machines have. A caller who needs more says so; of a host that takes this
+    # number for the context, the builder of the model has to.
+    length = min(manifest.context_tokens, 4096) if max_length is None else max_length
     config: dict[str, Any] = {
         "model": {
             **({} if manifest.bos_token_id is None else {"bos_token_id": manifest.bos_token_id}),

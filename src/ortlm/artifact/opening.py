@@ -18,6 +18,7 @@ from ortlm.artifact.parts import (
     Images,
     Manifest,
     State,
+    Variant,
 )
 from ortlm.artifact.session_options import session_options
 from ortlm.artifact.values import WRONG, inside, read_json
@@ -49,7 +50,9 @@ def open_artifact(path: str | Path) -> Artifact:
         )
     else:
         raise BadArtifact(f"{folder} holds neither {MANIFEST_FILE} nor {GENAI_FILE}.")
-    for file in (*(graph.file for graph in manifest.graphs.values()), *manifest.adapters.values()):
+    graphs = manifest.graphs.values()
+    files = [graph.file for graph in graphs] + [v.file for graph in graphs for v in graph.variants]
+    for file in (*files, *manifest.adapters.values()):
         if not (folder / file).is_file():
             raise BadArtifact(f"{folder / file} is missing, but the artifact's configuration names it.")
     check_files(folder)
@@ -78,6 +81,11 @@ def read_manifest(found: dict[str, Any], path: Path) -> Manifest:
                 outputs=g["outputs"],
                 states=tuple(State(**s) for s in g["states"]),
                 optional=g["optional"],
+                onnxruntime=g["onnxruntime"],
+                variants=tuple(
+                    Variant(inside(v["file"], path), v["optional"], v["onnxruntime"], tuple(v["providers"]))
+                    for v in g["variants"]
+                ),
             )
             for name, g in found["graphs"].items()
         }

@@ -125,12 +125,13 @@ def genai_artifact(folder: Path, found: dict[str, Any]) -> Artifact:
     theirs, options = manifest.graphs["decoder"], manifest.session_options
     if own:
         ours = read_manifest(read_json(folder / MANIFEST_FILE), folder / MANIFEST_FILE)
+        before = graph_named(ours, "decoder")
         decoder = replace(
-            graph_named(ours, "decoder"),
-            file=theirs.file,
-            inputs=theirs.inputs,
-            outputs={**graph_named(ours, "decoder").outputs, **theirs.outputs},
+            before, file=theirs.file, inputs=theirs.inputs, outputs={**before.outputs, **theirs.outputs}
         )
+        if decoder != before:
+            # Its variants are of another graph.
+            decoder = replace(decoder, variants=())
         manifest = replace(
             ours,
             graphs={**ours.graphs, "decoder": decoder},

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,20 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """A graph that computes what another does with the same weights, and can do more.
+
+    ``optional`` are inputs with a default value that the other has not, as in Graph. ``onnxruntime`` is the first
+    ONNX Runtime that loads it, such as "1.32"; ``providers`` are the execution providers that may run it ("cpu").
+    """
+
+    file: str
+    optional: Mapping[str, str]
+    onnxruntime: str
+    providers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """One ONNX graph: its file and what each of its tensors is for.
 
@@ -58,6 +73,7 @@ class Graph:
     to the tensor's name. ``optional`` does the same for inputs with a default value
     (``logits_to_keep``: logits of so many of each row's last tokens; ``columns_to_keep``: of so many of the last
     columns, padding or not, for graphs that others made; ``query_lengths``).
+    ``onnxruntime`` is the first ONNX Runtime that loads it, such as "1.32", None if that is not known.
     """
 
     file: str
@@ -65,6 +81,8 @@ class Graph:
     outputs: Mapping[str, str]
     states: tuple[State, ...]
     optional: Mapping[str, str] = field(default_factory=dict)
+    onnxruntime: str | None = None
+    variants: tuple[Variant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +167,47 @@ class Artifact:
     def graph_path(self, name: str = "decoder") -> Path:
         """Return where the ONNX file of graph ``name`` lies."""
         return self.path / self.manifest.graphs[name].file
+
+
+def portable(manifest: Manifest) -> Manifest:
+    """Return ``manifest`` without variants of graphs: what every ONNX Runtime and every provider gets."""
+    return replace(manifest, graphs={n: replace(g, variants=()) for n, g in manifest.graphs.items()})
+
+
+def runnable(manifest: Manifest, *, onnxruntime: str, providers: Sequence[str]) -> Manifest:
+    """Return ``manifest`` with the graphs that the ONNX Runtime of this version runs with ``providers``.
+
+    A variant takes the place of its graph where it loads and may run. Raises BadArtifact, naming the ONNX Runtime
+    that is needed, if a graph does not load.
+    """
+    there = _release(onnxruntime)
+    wanted = {name.lower().removesuffix("executionprovider") for name in providers}
+    graphs = {}
+    for name, graph in manifest.graphs.items():
+        if graph.onnxruntime is not None and there < _release(graph.onnxruntime):
+            raise BadArtifact(
+                f"{graph.file} needs ONNX Runtime {graph.onnxruntime} or later, found {onnxruntime}. Update "
+                "it (pip install -U onnxruntime), or build again with a cache that is neither int8 nor windowed."
+            )
+        graphs[name] = replace(graph, variants=())
+        for variant in graph.variants:
+            if there >= _release(variant.onnxruntime) and wanted <= set(variant.providers):
+                graphs[name] = replace(
+                    graph,
+                    file=variant.file,
+                    optional={**graph.optional, **variant.optional},
+                    onnxruntime=variant.onnxruntime,
+                    variants=(),
+                )
+    return replace(manifest, graphs=graphs)
+
+
+def _release(version: str) -> tuple[int, int]:
+    """Return major and minor number of a version. ``ValueError`` if it does not begin with two numbers."""
+    found = re.match(r"(\d{1,6})\.(\d{1,6})(?!\d)", version)
+    if found is None:
+        raise ValueError(f"expected a version such as 1.32, found {version!r}")
+    return int(found[1]), int(found[2])
 
 
 def graph_named(manifest: Manifest, name: str) -> Graph:

@@ -39,7 +39,7 @@ examples:
 
 precisions by execution provider:
   cpu     int4 int8 fp32           dml     int4 fp16
-  cuda    int4 int8 fp16 bf16      webgpu  int4 int8 fp16
+  cuda    int4 int8 fp16 bf16      webgpu  int4 int8 fp16 fp32
   mobile  int4 int8
 
 extra options (KEY=VALUE; the official builder's names, old int4_* ones too):
@@ -59,8 +59,9 @@ extra options (KEY=VALUE; the official builder's names, old int4_* ones too):
   num_hidden_layers=N              build the first N layers only
   prune_lm_head=false              logits of every position
   include_hidden_states=true       one more output
-  ragged_append=false              loads in ONNX Runtime before 1.31 too
+  ragged_append=false              no second graph, for batches that append (ONNX Runtime 1.32 and later)
   windowed_kv_cache=true           layers with a sliding window keep its keys and values only
+  use_webgpu_fp32=true             -e webgpu with int4 or int8 weights, for GPUs that do not compute in fp16
   filename=model.onnx  config_only=true  hf_token=TOKEN
 
 exit codes: 0 done, 1 failed, 2 wrong use, 3 above --max-kld, 130 interrupted
@@ -162,6 +163,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="add the peft LoRA in folder PATH to the weights",
     )
     how.add_argument(
+        "--max-length",
+        "--max_length",
+        type=int,
+        metavar="N",
+        help="tokens of prompt and answer that genai_config.json allows (default: the context, at most 4096): "
+        "onnxruntime-genai allocates a cache for so many, Foundry Local takes it as the context",
+    )
+    how.add_argument(
         "--threads", type=int, metavar="N", help="cores to quantize with (default: all physical)"
     )
     good = parser.add_argument_group("is it still good")
@@ -205,7 +214,13 @@ def _precision(text: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Build as ``args`` say."""
     from ortlm.errors import BadOption
-    from ortlm.options import parse_adapters, parse_extra_options, with_cache, with_recipe
+    from ortlm.options import (
+        parse_adapters,
+        parse_extra_options,
+        with_activations,
+        with_cache,
+        with_recipe,
+    )
     from ortlm.target import check_precision, find_target
 
     if not args.model_name and not args.input:
@@ -233,6 +248,8 @@ def run(args: argparse.Namespace) -> int:
     if args.fast_prompts:
         options = replace(options, fast_prompts=True)
     options = with_recipe(options, args.recipe, args.calibration, args.calibration_tokens)
+    options = replace(options, max_length=args.max_length)
+    with_activations(target, args.precision, options)
     adapters = parse_adapters(args.adapter)
     out = Path(args.output)
     signal.signal(signal.SIGTERM, _terminate)

@@ -62,12 +62,22 @@ def describe(model: str) -> dict[str, Any]:
         "graphs": {
             name: {
                 "file": graph.file,
+                "onnxruntime": graph.onnxruntime,
                 "inputs": list(graph.inputs.values()),
                 "optional_inputs": list(graph.optional.values()),
                 "states": len(graph.states),
                 "state_kinds": sorted({state.kind for state in graph.states}),
                 "window_states": sum(state.kind == "window" for state in graph.states),
                 "window_tokens": max((state.window or 0 for state in graph.states), default=0) or None,
+                "variants": [
+                    {
+                        "file": variant.file,
+                        "onnxruntime": variant.onnxruntime,
+                        "providers": list(variant.providers),
+                        "optional_inputs": list(variant.optional.values()),
+                    }
+                    for variant in graph.variants
+                ],
             }
             for name, graph in manifest.graphs.items()
         },
@@ -127,7 +137,14 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "defaults", ", ".join(f"{key} {value}" for key, value in found["generation"].items())
     for name, graph in found["graphs"].items():
         names = ", ".join([*graph["inputs"], *(f"[{name}]" for name in graph["optional_inputs"])])
-        yield f"{name} graph", f"{graph['file']}: {names}, {graph['states']} cache tensors"
+        since = f", ONNX Runtime {graph['onnxruntime']} and later" if graph["onnxruntime"] else ""
+        yield f"{name} graph", f"{graph['file']}: {names}, {graph['states']} cache tensors{since}"
+        for variant in graph["variants"]:
+            more = ", ".join(f"[{name}]" for name in variant["optional_inputs"])
+            where = (
+                f"ONNX Runtime {variant['onnxruntime']} and later with {' or '.join(variant['providers'])}"
+            )
+            yield f"{name} graph, too", f"{variant['file']}: {more}, {where}"
     for name, file in found["adapters"].items():
         yield f"adapter {name}", file
     if info.get("merged_adapter"):

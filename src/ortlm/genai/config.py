@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ortlm.artifact import (
     genai_facts,
     inside,
     overlay_genai,
+    portable,
     read_genai,
     with_genai_providers,
 )
@@ -138,7 +140,9 @@ class Config:
                 _place((self._folder / inside(path.name, path)).resolve(), copy.path / path.name)
         for name, data in self._data.items():
             (copy.path / name).write_bytes(data)
-        return genai_artifact(copy.path, self._found), copy
+        made = genai_artifact(copy.path, self._found)
+        # What was given is what runs, and not another graph that can do more than the one it stands in for.
+        return replace(made, manifest=portable(made.manifest)), copy
 
 
 class _Copy:

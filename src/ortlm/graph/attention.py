@@ -13,6 +13,11 @@ from ortlm.graph.rope import RopeTables, rotate
 from ortlm.graph.step import Step
 from ortlm.spec import Attention, Norm
 
+# The first ONNX Runtimes whose GroupQueryAttention knows an int8 cache, one that evicts, and lengths per row.
+INT8_CACHE = (1, 27)
+_WINDOW_CACHE = (1, 29)
+_QUERY_LENGTHS = (1, 32)
+
 
 @dataclass(frozen=True, slots=True)
 class KeyValue:
@@ -57,7 +62,7 @@ def attention(
     at, module = f"layers.{layer}", f"layers.{layer}.attn"
     path = node_path(module)
     wide = spec.heads * spec.head_dim
-    inputs = ("batch", "sequence", hidden)
+    inputs = ("batch_size", "sequence_length", hidden)
     rope = spec.rope
     mutual = step.shows_pictures()
     # Queries are needed rotated where attention is computed in another way too.
@@ -104,12 +109,19 @@ def attention(
             k = rotate(
                 g, k, where, (cos, sin), rope, heads=spec.kv_heads, head_dim=spec.head_dim, path=f"{path}/k"
             )
-    cache = ("batch", spec.kv_heads, cache_lengths(g, spec)[1], spec.head_dim)
+    cache = ("batch_size", spec.kv_heads, cache_lengths(g, spec)[1], spec.head_dim)
     kind = g.dtype if scales is None else "int8"
     key_scale = value_scale = None
     if scales is not None:
         key_scale = g.constant(scales.key, f"{module}.key_scale")
         value_scale = g.constant(scales.value, f"{module}.value_scale")
+    for used, since in (
+        (scales is not None, INT8_CACHE),
+        (evicts(g, spec), _WINDOW_CACHE),
+        (step.query_lengths is not None, _QUERY_LENGTHS),
+    ):
+        if used:
+            g.need(since)
     y, key, value = g.ops(
         "GroupQueryAttention",
         [
@@ -117,7 +129,7 @@ def attention(
             cos if inside else None, sin if inside else None, positions,
             None, None, key_scale, value_scale, None, None, step.query_lengths,
         ],
-        outputs=[(g.dtype, ("batch", "sequence", wide)), (kind, cache), (kind, cache)],
+        outputs=[(g.dtype, ("batch_size", "sequence_length", wide)), (kind, cache), (kind, cache)],
         name=path,
         domain=MICROSOFT,
         attributes={
@@ -133,7 +145,7 @@ def attention(
         },
     )  # fmt: skip
     if mutual is not None:
-        found, shape = y, ("batch", "sequence", wide)
+        found, shape = y, ("batch_size", "sequence_length", wide)
         [y] = g.choose(
             mutual,
             lambda: [_mutual(g, spec, q, KeyValue(key, value), step, path)],
@@ -147,24 +159,30 @@ def attention(
 def _mutual(g: Builder, spec: Attention, q: Value, present: KeyValue, step: Step, path: str) -> Value:
     """Attend rotated queries [B, S, N · D] to the cache, in which a picture's tokens see all of it."""
     path, heads, size = f"{path}/mutual", spec.heads, spec.head_dim
-    shape = ("batch", "sequence", heads, size)
+    shape = ("batch_size", "sequence_length", heads, size)
     q = g.op("Reshape", q, g.integers(0, 0, heads, size), shape=shape, name=path)
-    q = g.op("Transpose", q, shape=("batch", heads, "sequence", size), name=path, perm=(0, 2, 1, 3))
+    q = g.op(
+        "Transpose", q, shape=("batch_size", heads, "sequence_length", size), name=path, perm=(0, 2, 1, 3)
+    )
     # The buffer of the cache may be longer than what is in it.
     end = g.cast(step.total, "int64", (), path)
     end = g.op("Unsqueeze", end, g.integers(0), shape=(1,), dtype="int64", name=path)
-    used = ("batch", spec.kv_heads, "total_length", size)
+    used = ("batch_size", spec.kv_heads, "total_sequence_length", size)
     k, v = (
         g.op("Slice", x, g.integers(0), end, g.integers(2), shape=used, name=path)
         for x in (present.key, present.value)
     )
     y = g.op(
         "Attention", q, k, v, step.mutual_mask(spec.window),
-        shape=("batch", heads, "sequence", size), name=path, scale=spec.scale, softcap=spec.softcap,
+        shape=("batch_size", heads, "sequence_length", size), name=path, scale=spec.scale, softcap=spec.softcap,
     )  # fmt: skip
     y = g.op("Transpose", y, shape=shape, name=path, perm=(0, 2, 1, 3))
     return g.op(
-        "Reshape", y, g.integers(0, 0, heads * size), shape=("batch", "sequence", heads * size), name=path
+        "Reshape",
+        y,
+        g.integers(0, 0, heads * size),
+        shape=("batch_size", "sequence_length", heads * size),
+        name=path,
     )
 
 
@@ -183,7 +201,11 @@ def evicts(g: Builder, spec: Attention) -> bool:
 
 def cache_lengths(g: Builder, spec: Attention) -> tuple[str, str]:
     """Return the names of the lengths of past and present."""
-    return ("window_capacity", "window_capacity") if evicts(g, spec) else ("past_length", "total_length")
+    return (
+        ("window_capacity", "window_capacity")
+        if evicts(g, spec)
+        else ("past_sequence_length", "total_sequence_length")
+    )
 
 
 def _head_norm(
@@ -198,10 +220,10 @@ def _head_norm(
 ) -> Value:
     """Normalise queries or keys [B, S, heads · D], over each head or over the whole width."""
     width = heads * spec.head_dim
-    flat = ("batch", "sequence", width)
+    flat = ("batch_size", "sequence_length", width)
     if spec.qk_norm_full:
         return norm(g, x, kind, name, parameters=parameters, module=module, shape=flat)
-    split = ("batch", "sequence", heads, spec.head_dim)
+    split = ("batch_size", "sequence_length", heads, spec.head_dim)
     path = node_path(module)
     x = g.op("Reshape", x, g.integers(0, 0, heads, spec.head_dim), shape=split, name=path)
     x = norm(g, x, kind, name, parameters=parameters, module=module, shape=split)

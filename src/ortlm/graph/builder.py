@@ -26,6 +26,8 @@ MICROSOFT = "com.microsoft"
 # 23 is the first operator set with RMSNormalization.
 OPSET = 23
 IR_VERSION = 10
+# The first ONNX Runtime that knows this operator set and what every graph uses; pyproject.toml asks for it.
+FIRST_ONNXRUNTIME = (1, 23)
 # onnx knows only its own operators; these are ONNX Runtime's.
 _CONTRIB = frozenset(
     {
@@ -91,6 +93,8 @@ class Builder:
         self.products: list[Product] = []
         # Of quantized products: codes to the operator's name, as recipes know it.
         self.stored_for: dict[str, str] = {}
+        # Major and minor version of the first ONNX Runtime that loads what has been emitted.
+        self.onnxruntime = FIRST_ONNXRUNTIME
         self.nodes: list[ir.Node] = []
         self._inputs: list[Value] = []
         self.outputs: list[Value] = []
@@ -139,6 +143,10 @@ class Builder:
         """Return the constant scalar ``number`` in the element type of activations, or in ``kind``."""
         kind = kind or self.dtype
         return self.constant(np.array(number, np.float32).astype(dtype(kind).numpy), f"{kind}/{number!r}")
+
+    def need(self, onnxruntime: tuple[int, int]) -> None:
+        """Say that something emitted loads in this ONNX Runtime (major, minor) and later ones only."""
+        self.onnxruntime = max(self.onnxruntime, onnxruntime)
 
     # --- operators ----------------------------------------------------------------------------------------
 

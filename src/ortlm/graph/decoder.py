@@ -64,10 +64,10 @@ def emit_decoder(
         adapted=adapted,
     )
     weights: Parameters = {p.name: p for p in parameters(spec)}
-    lead: tuple[int | str, ...] = ("batch", "sequence")
+    lead: tuple[int | str, ...] = ("batch_size", "sequence_length")
     shape = (*lead, spec.hidden)
     ids = g.input("inputs_embeds", dtype, shape) if embedded else g.input("input_ids", "int64", lead)
-    mask = g.input("attention_mask", "int64", ("batch", "total_length"))
+    mask = g.input("attention_mask", "int64", ("batch_size", "total_sequence_length"))
     inputs = {str(ids.name): str(ids.name), "attention_mask": "attention_mask"}
     positions = None
     if not target.rotary_inside:
@@ -114,13 +114,13 @@ def emit_decoder(
             shape = (*select.lead, spec.hidden)
     logits = logits_of(g, spec, vocabulary, x, shape)
     # onnxruntime-genai allocates [B, S, V] unless it reads a static 1 here.
-    g.output(logits, "logits", ("batch", "sequence" if all_logits else 1, spec.vocab))
+    g.output(logits, "logits", ("batch_size", "sequence_length" if all_logits else 1, spec.vocab))
     outputs["logits"] = "logits"
     for i, present in enumerate(presents):
         for value, name in ((present.key, CACHE_NAMES[2]), (present.value, CACHE_NAMES[3])):
             mixer = spec.layers[i].mixer
             length = cache_lengths(g, mixer)[1]
-            g.output(value, name % i, ("batch", mixer.kv_heads, length, mixer.head_dim))
+            g.output(value, name % i, ("batch_size", mixer.kv_heads, length, mixer.head_dim))
     return Emitted(g, inputs, outputs, step.optional)
 
 
@@ -134,7 +134,7 @@ def embeddings(g: Builder, spec: Decoder, vocabulary: Vocabulary, ids: Value, sh
 
 def _past(g: Builder, i: int, layer: Layer, kind: str) -> KeyValue:
     mixer = layer.mixer
-    shape = ("batch", mixer.kv_heads, cache_lengths(g, mixer)[0], mixer.head_dim)
+    shape = ("batch_size", mixer.kv_heads, cache_lengths(g, mixer)[0], mixer.head_dim)
     return KeyValue(g.input(CACHE_NAMES[0] % i, kind, shape), g.input(CACHE_NAMES[1] % i, kind, shape))
 
 

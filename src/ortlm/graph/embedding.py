@@ -23,7 +23,7 @@ def emit_embedding(spec: Decoder, *, token: int, target: Target, dtype: str, rec
     """
     g = Builder(target=target, dtype=dtype, recipe=recipe, layers=len(spec.layers), name="embedding")
     weights: Parameters = {p.name: p for p in parameters(spec)}
-    lead: tuple[int | str, ...] = ("batch", "sequence")
+    lead: tuple[int | str, ...] = ("batch_size", "sequence_length")
     shape = (*lead, spec.hidden)
     ids = g.input("input_ids", "int64", lead)
     features = g.input("image_features", dtype, ("num_image_tokens", spec.hidden))

@@ -86,7 +86,7 @@ class Residual:
 class Selection:
     """Picks positions out of [B, S, n]; ``indices`` int64 [B, count, 1]."""
 
-    lead: tuple[str, str] = ("batch", "kept")
+    lead: tuple[str, str] = ("batch_size", "kept")
 
     def __init__(self, g: Builder, indices: Value) -> None:
         self._g, self._indices = g, indices

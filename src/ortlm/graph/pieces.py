@@ -45,11 +45,11 @@ def layer_pieces(spec: Decoder, index: int) -> list[Piece]:
     (``past_key_values.{index}.key|value`` [B, K, 0, D]); out comes ``result`` [B, S, H], the residual stream.
     """
     g, weights = _builder(spec)
-    shape = ("batch", "sequence", spec.hidden)
+    shape = ("batch_size", "sequence_length", spec.hidden)
     x = g.input(HIDDEN, "fp32", shape)
-    mask = g.input(MASK, "int64", ("batch", "total_length"))
+    mask = g.input(MASK, "int64", ("batch_size", "total_sequence_length"))
     mixer = spec.layers[index].mixer
-    empty = ("batch", mixer.kv_heads, "past_length", mixer.head_dim)
+    empty = ("batch_size", mixer.kv_heads, "past_sequence_length", mixer.head_dim)
     past = KeyValue(*(g.input(name % index, "fp32", empty) for name in CACHE_NAMES[:2]))
     stream = Residual(g, x, shape, weights)
     emit_layer(
@@ -68,7 +68,7 @@ def head_pieces(spec: Decoder, rows: int) -> list[Piece]:
     # The result of a slice of the head is that slice of the logits: what follows it works on each alone.
     part = replace(spec, vocab=rows, tied_head=False)
     g, weights = _builder(part)
-    shape = ("batch", "sequence", spec.hidden)
+    shape = ("batch_size", "sequence_length", spec.hidden)
     stream = Residual(g, g.input(HIDDEN, "fp32", shape), shape, weights)
     x = stream.normed(spec.final_norm, "final_norm", module="layers.norm")
     logits = logits_of(g, part, Vocabulary(g, part, weights), x, shape)

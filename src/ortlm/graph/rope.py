@@ -80,7 +80,7 @@ def rotate(
         x,
         positions,
         *tables,
-        shape=("batch", "sequence", heads * head_dim),
+        shape=("batch_size", "sequence_length", heads * head_dim),
         name=path,
         domain=MICROSOFT,
         num_heads=heads,

@@ -35,14 +35,14 @@ class Step:
         self._all_logits = all_logits
         self._made: dict[str, Value] = {}
         count = g.op(
-            "ReduceSum", mask, g.integers(1), shape=("batch",), dtype="int64", name=_PATH, keepdims=0
+            "ReduceSum", mask, g.integers(1), shape=("batch_size",), dtype="int64", name=_PATH, keepdims=0
         )
-        self._lengths = g.cast(count, "int32", ("batch",), f"{_PATH}/lengths")
+        self._lengths = g.cast(count, "int32", ("batch_size",), f"{_PATH}/lengths")
         self.last_key = g.op(
             "Sub",
             self._lengths,
             g.integer(1, "int32"),
-            shape=("batch",),
+            shape=("batch_size",),
             dtype="int32",
             name=f"{_PATH}/last_key",
         )
@@ -54,7 +54,7 @@ class Step:
         # A row has at most S new tokens, and at most as many as it has tokens: that is exact for a first
         # prompt, one token at a time, and a single row. Only an appended ragged batch has to say more.
         s32 = g.cast(self._sequence, "int32", (), f"{_PATH}/sequence")
-        self._new = g.op("Min", self._lengths, s32, shape=("batch",), dtype="int32", name=f"{_PATH}/new")
+        self._new = g.op("Min", self._lengths, s32, shape=("batch_size",), dtype="int32", name=f"{_PATH}/new")
         self.query_lengths: Value | None = None
         self.optional: dict[str, str] = {}
         if g.target.query_lengths:
@@ -64,7 +64,7 @@ class Step:
                 "Less", given, g.integer(0, "int32"), shape=("query_rows",), dtype="bool", name=f"{_PATH}/new"
             )
             self._new = g.op(
-                "Where", absent, self._new, given, shape=("batch",), dtype="int32", name=f"{_PATH}/new"
+                "Where", absent, self._new, given, shape=("batch_size",), dtype="int32", name=f"{_PATH}/new"
             )
             self.query_lengths = self._new
         self._pictures: Value | None = None
@@ -106,10 +106,10 @@ class Step:
         """
         g, path = self._g, f"{_PATH}/mutual"
         assert self._pictures is not None
-        pair: Shape = ("batch", "sequence", "sequence")
-        column: Shape = ("batch", "sequence", 1)
-        row: Shape = ("batch", 1, "sequence")
-        wide: Shape = ("batch", "sequence", "total_length")
+        pair: Shape = ("batch_size", "sequence_length", "sequence_length")
+        column: Shape = ("batch_size", "sequence_length", 1)
+        row: Shape = ("batch_size", 1, "sequence_length")
+        wide: Shape = ("batch_size", "sequence_length", "total_sequence_length")
 
         def op(kind: str, *inputs: Value, of: str = "bool", shape: Shape = wide, **attributes: int) -> Value:
             return g.ops(kind, inputs, outputs=[(of, shape)], name=path, attributes=attributes)[0]
@@ -130,14 +130,19 @@ class Step:
         far = g.cast(self.total, "int64", (), path)
         first = op("Where", same, places, far, of="int64", shape=pair)
         first = op("ReduceMin", first, g.integers(2), of="int64", shape=column, keepdims=1)
-        keys = op("Range", g.integer(0), far, g.integer(1), of="int64", shape=("total_length",))
+        keys = op("Range", g.integer(0), far, g.integer(1), of="int64", shape=("total_sequence_length",))
         inside = op("And", op("GreaterOrEqual", keys, first), op("LessOrEqual", keys, last))
         seen = op("Or", op("LessOrEqual", keys, at), inside)
         if window is not None:
             # A picture that is longer than the window is no exception to it.
             least = op("Sub", at, g.integer(window), of="int64", shape=column)
             seen = op("And", seen, op("Greater", keys, least))
-        return op("Unsqueeze", seen, g.integers(1), shape=("batch", 1, "sequence", "total_length"))
+        return op(
+            "Unsqueeze",
+            seen,
+            g.integers(1),
+            shape=("batch_size", 1, "sequence_length", "total_sequence_length"),
+        )
 
     def positions(self) -> Value:
         """Return the position int64 [B, S] of every new token."""
@@ -145,20 +150,20 @@ class Step:
             return self._given
         if "positions" not in self._made:
             g, path = self._g, f"{_PATH}/positions"
-            start = g.op("Sub", self._lengths, self._new, shape=("batch",), dtype="int32", name=path)
-            start = g.cast(start, "int64", ("batch",), path)
-            start = g.op("Unsqueeze", start, g.integers(1), shape=("batch", 1), dtype="int64", name=path)
+            start = g.op("Sub", self._lengths, self._new, shape=("batch_size",), dtype="int32", name=path)
+            start = g.cast(start, "int64", ("batch_size",), path)
+            start = g.op("Unsqueeze", start, g.integers(1), shape=("batch_size", 1), dtype="int64", name=path)
             steps = g.op(
                 "Range", g.integer(0), self._sequence, g.integer(1),
-                shape=("sequence",), dtype="int64", name=path,
+                shape=("sequence_length",), dtype="int64", name=path,
             )  # fmt: skip
-            at = g.op("Add", start, steps, shape=("batch", "sequence"), dtype="int64", name=path)
+            at = g.op("Add", start, steps, shape=("batch_size", "sequence_length"), dtype="int64", name=path)
             # Padding of a long row could point behind the table.
             last = g.op(
                 "Sub", g.cast(self.total, "int64", (), path), g.integer(1), shape=(), dtype="int64", name=path
             )
             self._made["positions"] = g.op(
-                "Min", at, last, shape=("batch", "sequence"), dtype="int64", name=path
+                "Min", at, last, shape=("batch_size", "sequence_length"), dtype="int64", name=path
             )
         return self._made["positions"]
 
@@ -189,7 +194,12 @@ class Step:
                 name=path,
             )
             self._made[key] = g.op(
-                "Add", self.positions(), offset, shape=("batch", "sequence"), dtype="int64", name=path
+                "Add",
+                self.positions(),
+                offset,
+                shape=("batch_size", "sequence_length"),
+                dtype="int64",
+                name=path,
             )
         return self._made[key]
 
@@ -207,12 +217,14 @@ class Step:
         everything = g.op("Equal", wanted, g.integer(0), shape=(), dtype="bool", name=path)
         count = g.op("Min", wanted, self._sequence, shape=(), dtype="int64", name=path)
         count = g.op("Where", everything, self._sequence, count, shape=(), dtype="int64", name=path)
-        new = g.cast(self._new, "int64", ("batch",), path)
-        start = g.op("Sub", new, count, shape=("batch",), dtype="int64", name=path)
-        start = g.op("Max", start, g.integer(0), shape=("batch",), dtype="int64", name=path)
-        start = g.op("Where", everything, g.integer(0), start, shape=("batch",), dtype="int64", name=path)
-        start = g.op("Unsqueeze", start, g.integers(1), shape=("batch", 1), dtype="int64", name=path)
+        new = g.cast(self._new, "int64", ("batch_size",), path)
+        start = g.op("Sub", new, count, shape=("batch_size",), dtype="int64", name=path)
+        start = g.op("Max", start, g.integer(0), shape=("batch_size",), dtype="int64", name=path)
+        start = g.op(
+            "Where", everything, g.integer(0), start, shape=("batch_size",), dtype="int64", name=path
+        )
+        start = g.op("Unsqueeze", start, g.integers(1), shape=("batch_size", 1), dtype="int64", name=path)
         steps = g.op("Range", g.integer(0), count, g.integer(1), shape=("kept",), dtype="int64", name=path)
-        at = g.op("Add", start, steps, shape=("batch", "kept"), dtype="int64", name=path)
-        at = g.op("Unsqueeze", at, g.integers(2), shape=("batch", "kept", 1), dtype="int64", name=path)
+        at = g.op("Add", start, steps, shape=("batch_size", "kept"), dtype="int64", name=path)
+        at = g.op("Unsqueeze", at, g.integers(2), shape=("batch_size", "kept", 1), dtype="int64", name=path)
         return Selection(g, at)

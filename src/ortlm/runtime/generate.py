@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.artifact import Artifact, graph_named, open_artifact, settled
+from ortlm.artifact import Artifact, Manifest, graph_named, open_artifact, runnable, settled
 from ortlm.errors import BadArtifact, BadOption, ContextFull, nearest
 from ortlm.runtime.adapters import Adapters
 from ortlm.runtime.cache import Shapes, bytes_per_token, state_shapes
@@ -39,7 +39,7 @@ from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.pictures import Embedder, Pictures
 from ortlm.runtime.prompts import Prompt, Prompts
 from ortlm.runtime.saved import fingerprint, restore, save
-from ortlm.runtime.session import Provider, Session, Tensor
+from ortlm.runtime.session import Provider, Session, Tensor, onnxruntime_version, provider_names
 from ortlm.runtime.settings import Logits, Options, Settings
 from ortlm.runtime.speculative import DraftModel, Lookup, Proposer
 from ortlm.runtime.stream import Generation, Step, Stream, Timings, astream
@@ -69,8 +69,10 @@ class LanguageModel:
         allow_address: Allow | None = None,
     ) -> None:
         self.artifact = artifact
-        self.manifest = artifact.manifest
-        self.session = _open_session(artifact, "decoder", threads, providers)
+        self.manifest = runnable(
+            artifact.manifest, onnxruntime=onnxruntime_version(), providers=provider_names(providers)
+        )
+        self.session = _open_session(artifact, "decoder", threads, providers, self.manifest)
         there = {**self.session.inputs, **self.session.optional}
         self._graph = settled(graph_named(self.manifest, "decoder"), there, self.session.outputs)
         self.manifest = replace(self.manifest, graphs={**self.manifest.graphs, "decoder": self._graph})
@@ -86,7 +88,7 @@ class LanguageModel:
         check_decoder(self.session, self._graph, self.manifest)
         logits = self._graph.outputs.get("logits", "")
         if logits not in self.session.outputs:
-            raise BadArtifact(f"{artifact.graph_path('decoder')} has no output for logits.")
+            raise BadArtifact(f"{self.session.path} has no output for logits.")
         self.vocab_size = self.session.outputs[logits].shape[2] or self.manifest.vocab_size
         self._last_logits_only = (
             self.session.outputs[logits].shape[1] == 1 and "logits_to_keep" not in self._graph.optional
@@ -569,7 +571,7 @@ class LanguageModel:
             return None
         if self._last_logits_only:
             raise BadOption(
-                f"{self.artifact.graph_path('decoder')} gives the logits of the last token only, so it cannot "
+                f"{self.session.path} gives the logits of the last token only, so it cannot "
                 "check drafts. Build it with ortlm, or without prune_lm_head."
             )
         if settings.draft == "lookup":
@@ -658,12 +660,18 @@ def _open_embedding(
 
 
 def _open_session(
-    artifact: Artifact, name: str, threads: int | None, providers: Sequence[Provider] | None
+    artifact: Artifact,
+    name: str,
+    threads: int | None,
+    providers: Sequence[Provider] | None,
+    manifest: Manifest | None = None,
 ) -> Session:
+    """Load the graph ``name`` as ``manifest`` has it, by default as ``artifact`` does."""
     graph_named(artifact.manifest, name)
     return Session(
-        artifact.graph_path(name),
+        artifact.path / graph_named(manifest or artifact.manifest, name).file,
         threads=threads,
         providers=providers,
         options=artifact.manifest.session_options,
+        weights_of=artifact.graph_path(name),
     )

@@ -127,7 +127,8 @@ class Session:
     ``threads`` is the number of threads for one operator, by default the physical cores this process may
     use. ``providers`` are execution providers by name, with or without "ExecutionProvider", each alone or with its
     options, by default the CPU. ``options`` are attributes of onnxruntime.SessionOptions or configuration entries.
-    ``model`` is the graph if that is another than ``path`` holds, with the same weights.
+    ``model`` is the graph if that is another than ``path`` holds, with the same weights. ``weights_of`` is the
+    graph beside it after which the files of its weights are named, by default itself.
     Raises BadArtifact if the graph cannot be loaded, BadOption for an unknown provider or a bad number.
     """
 
@@ -139,6 +140,7 @@ class Session:
         providers: Sequence[Provider] | None = None,
         options: Mapping[str, Any] | None = None,
         model: bytes | None = None,
+        weights_of: Path | None = None,
     ) -> None:
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise BadOption(f"threads must be at least 1, and at most {MOST_THREADS}, found {threads}.")
@@ -150,7 +152,8 @@ class Session:
             settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
         check_external_data(path if model is None else model, path.parent)
         # Small models live in the processor's caches and gain nothing from huge pages.
-        weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+        named = path if weights_of is None else weights_of
+        weights = sum(file.stat().st_size for file in named.parent.glob(f"{named.name}*"))
         large = weights >= _LARGE_BYTES and self.providers[0].startswith("CPU")
         try:
             with huge_pages(threads=settings.intra_op_num_threads or 1) if large else nullcontext():
@@ -343,6 +346,11 @@ def unregister_provider_library(name: str) -> None:
         onnxruntime.unregister_execution_provider_library(name)
     except _ORT_ERRORS as error:
         raise BadOption(f"ONNX Runtime has no library for {name!r} to unload: {error}") from error
+
+
+def provider_names(wanted: Sequence[Provider] | None) -> list[str]:
+    """Return the names of the execution providers ``wanted``, as they are spelled there; by default the CPU's."""
+    return [provider if isinstance(provider, str) else provider[0] for provider in wanted or ("cpu",)]
 
 
 def _providers(wanted: Sequence[Provider] | None) -> dict[str, dict[str, str]]:
