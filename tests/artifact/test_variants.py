@@ -89,7 +89,7 @@ def older(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_manifest_keeps_them(built: Path) -> None:
     """Reading what was written gives the same; entries of older builds, without these keys, are read as well."""
     made = open_artifact(built).manifest
-    assert made.graphs["decoder"].onnxruntime == "1.23"
+    assert made.graphs["decoder"].onnxruntime == "1.24"
     [variant] = made.graphs["decoder"].variants
     assert variant == Variant(
         "model_ragged.onnx", {"query_lengths": "query_lengths"}, "1.32", ("cpu", "cuda")
@@ -181,14 +181,14 @@ def test_what_needs_a_newer_one(tiny: Path, tmp_path: Path, monkeypatch: pytest.
     """An int8 cache is in both graphs; an ONNX Runtime that does not know it is told by version."""
     built = ortlm.build(tiny, tmp_path / "int8", options=BuildOptions(kv_cache="int8"))
     decoder = built.manifest.graphs["decoder"]
-    assert (decoder.onnxruntime, decoder.variants[0].onnxruntime) == ("1.27", "1.32")
+    assert (decoder.onnxruntime, decoder.variants[0].onnxruntime) == ("1.28", "1.32")
     for version, kind in (("1.31.1", "model.onnx"), ("1.32.0", "model_ragged.onnx")):
         monkeypatch.setattr("ortlm.runtime.generate.onnxruntime_version", lambda version=version: version)
         lm = ortlm.load(built.path, threads=1)
         assert lm.session.path.name == kind
         assert {lm.session.inputs[state.past].dtype.name for state in decoder.states} == {"int8"}
-    monkeypatch.setattr("ortlm.runtime.generate.onnxruntime_version", lambda: "1.26.0")
-    with pytest.raises(BadArtifact, match=r"model\.onnx needs ONNX Runtime 1\.27 or later, found 1\.26\.0"):
+    monkeypatch.setattr("ortlm.runtime.generate.onnxruntime_version", lambda: "1.27.0")
+    with pytest.raises(BadArtifact, match=r"model\.onnx needs ONNX Runtime 1\.28 or later, found 1\.27\.0"):
         ortlm.load(built.path)
 
 

@@ -13,8 +13,9 @@ from ortlm.graph.rope import RopeTables, rotate
 from ortlm.graph.step import Step
 from ortlm.spec import Attention, Norm
 
-# The first ONNX Runtimes whose GroupQueryAttention knows an int8 cache, one that evicts, and lengths per row.
-INT8_CACHE = (1, 27)
+# The first ONNX Runtimes whose GroupQueryAttention knows an int8 cache, one that evicts, and lengths per row. 1.25
+# and 1.26 load a graph with an int8 cache and cannot run it, 1.27 is wrong for rows of different lengths.
+INT8_CACHE = (1, 28)
 _WINDOW_CACHE = (1, 29)
 _QUERY_LENGTHS = (1, 32)
 

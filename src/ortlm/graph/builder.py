@@ -26,8 +26,9 @@ MICROSOFT = "com.microsoft"
 # 23 is the first operator set with RMSNormalization.
 OPSET = 23
 IR_VERSION = 10
-# The first ONNX Runtime that knows this operator set and what every graph uses; pyproject.toml asks for it.
-FIRST_ONNXRUNTIME = (1, 23)
+# The first ONNX Runtime that is right for every graph; pyproject.toml asks for it. 1.23 loads them too, and
+# computes attention with a window wrongly.
+FIRST_ONNXRUNTIME = (1, 24)
 # onnx knows only its own operators; these are ONNX Runtime's.
 _CONTRIB = frozenset(
     {
