@@ -114,7 +114,9 @@ def test_max_length(saved: Any, tmp_path: Path) -> None:
         assert found[length]["model"]["context_length"] == out.manifest.context_tokens == 131072
     assert [found[n]["search"].pop("max_length") for n in found] == [4096, 1, 4097, 131072]
     assert found[None] == found[131072]
-    with pytest.raises(BadOption, match=r"max_length must be 1 to 131,072, the model's context.* got 131,073"):
+    with pytest.raises(
+        BadOption, match=r"max_length must be 1 to 131,072, the model's context.* got 131,073"
+    ):
         ortlm.build(folder, tmp_path / "out", options=BuildOptions(max_length=131073))
 
 

@@ -89,7 +89,7 @@ def older(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_manifest_keeps_them(built: Path) -> None:
     """Reading what was written gives the same; entries of older builds, without these keys, are read as well."""
     made = open_artifact(built).manifest
-    assert made.graphs["decoder"].onnxruntime == "1.24"
+    assert made.graphs["decoder"].onnxruntime == "1.23"
     [variant] = made.graphs["decoder"].variants
     assert variant == Variant(
         "model_ragged.onnx", {"query_lengths": "query_lengths"}, "1.32", ("cpu", "cuda")
@@ -193,6 +193,18 @@ def test_what_needs_a_newer_one(tiny: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 @knows_lengths
+def test_windows_need_a_newer_one(saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime 1.23 loads them and attends to another window."""
+    for name, since in (("llama", "1.23"), ("mistral", "1.24"), ("gemma2", "1.24"), ("phi3-window", "1.24")):
+        built = ortlm.build(saved(name).folder, tmp_path / name, precision="fp32")
+        assert built.manifest.graphs["decoder"].onnxruntime == since
+        assert built.manifest.graphs["decoder"].variants[0].onnxruntime == "1.32"
+    monkeypatch.setattr("ortlm.runtime.generate.onnxruntime_version", lambda: "1.23.2")
+    with pytest.raises(BadArtifact, match=r"model\.onnx needs ONNX Runtime 1\.24 or later, found 1\.23\.2"):
+        ortlm.load(tmp_path / "mistral")
+    ortlm.load(tmp_path / "llama")
+
+
 def test_genai_config_decides(built: Path) -> None:
     """A configuration that names another graph gets that, and data from memory is what runs."""
     found = read_genai(built)

@@ -187,7 +187,7 @@ def runnable(manifest: Manifest, *, onnxruntime: str, providers: Sequence[str]) 
         if graph.onnxruntime is not None and there < _release(graph.onnxruntime):
             raise BadArtifact(
                 f"{graph.file} needs ONNX Runtime {graph.onnxruntime} or later, found {onnxruntime}. Update "
-                "it (pip install -U onnxruntime), or build again with a cache that is neither int8 nor windowed."
+                "it: pip install -U onnxruntime, with Python 3.11 or later."
             )
         graphs[name] = replace(graph, variants=())
         for variant in graph.variants:

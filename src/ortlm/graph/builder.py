@@ -26,9 +26,8 @@ MICROSOFT = "com.microsoft"
 # 23 is the first operator set with RMSNormalization.
 OPSET = 23
 IR_VERSION = 10
-# The first ONNX Runtime that is right for every graph; pyproject.toml asks for it. 1.23 loads them too, and
-# computes attention with a window wrongly.
-FIRST_ONNXRUNTIME = (1, 24)
+# The first ONNX Runtime that knows this operator set and what every graph uses.
+FIRST_ONNXRUNTIME = (1, 23)
 # onnx knows only its own operators; these are ONNX Runtime's.
 _CONTRIB = frozenset(
     {
