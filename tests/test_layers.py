@@ -54,7 +54,7 @@ ALLOWED = {
         "adapters", "artifact", "calibration", "checkpoint", "cores", "graph", "options", "origin", "place",
         "preparing", "quant", "target", "weights", "write",
     },
-    "checking": {"building", "evaluation", "layerwise", "preparing"},
+    "checking": {"evaluation", "layerwise", "preparing"},
     "runtime": {"artifact", "cores", "tokenization"},
     "lm_eval": {"runtime"},
     "genai": {"artifact", "runtime"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -9,11 +10,11 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -26,7 +27,7 @@ from ortlm.errors import BadOption, NotEnoughSpace
 from ortlm.graph.decoder import Emitted
 from ortlm.options import BuildOptions, preset_of
 from ortlm.origin import remember
-from ortlm.place import check_output, put_in_place, resumable, unfinished
+from ortlm.place import check_output, put_in_place, recover, resumable, unfinished
 from ortlm.preparing import (
     Prepared,
     decoder_graph,
@@ -42,6 +43,9 @@ from ortlm.target import HERE
 from ortlm.units import readable_bytes
 from ortlm.weights import Weights
 from ortlm.write import Progress, write_weights
+
+if TYPE_CHECKING:
+    from ortlm.calibration.state import State
 
 
 class Silent:
@@ -89,6 +93,7 @@ def build(
     Raises BadOption, UnsupportedModel, BadCheckpoint and NotEnoughSpace; nothing is left behind.
     """
     out = Path(output)
+    recover(out)
     check_output(out, force=force, source=source)
     prepared = prepare(
         source,
@@ -104,8 +109,21 @@ def build(
     return write(prepared, out, force=force, threads=threads, progress=progress or Silent())
 
 
-def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, progress: Progress) -> Artifact:
-    """Write the artifact that ``prepared`` describes to ``out``; see ``build``."""
+def write(
+    prepared: Prepared,
+    out: Path,
+    *,
+    force: bool,
+    threads: int | None,
+    progress: Progress,
+    verify: Callable[[Path], Mapping[str, Any]] | None = None,
+) -> Artifact:
+    """Write the artifact that ``prepared`` describes to ``out``; see ``build``.
+
+    ``verify`` is asked with the folder in which the whole artifact lies, before that takes the place of an older
+    one; what it returns is added to what the manifest tells of the build. If it raises, the older one stays, and
+    what was calibrated is kept for the next build.
+    """
     began = time.monotonic()
     if prepared.options.config_only and out.is_dir() and any(out.iterdir()):
         raise BadOption(f"config_only would replace {out} by a folder without weights. Choose a new folder.")
@@ -117,39 +135,44 @@ def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, pr
             f"{out} needs {readable_bytes(needed)}, but {parent} has {readable_bytes(free)} free. "
             "Free some space or choose another disk with -o."
         )
-    with unfinished(out) as folder:
+    with unfinished(out) as folder, contextlib.ExitStack() as kept:
         try:
-            files = _write_files(
-                prepared, folder, out, threads or physical_cores() or os.cpu_count() or 1, progress
+            state = _write_files(
+                prepared, folder, out, threads or physical_cores() or os.cpu_count() or 1, progress, kept
             )
+            made = {"seconds": round(time.monotonic() - began, 2), "files": _hashes(folder)}
+            manifest = replace(prepared.manifest, info={**prepared.manifest.info, **made})
+            (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+            if verify is not None:
+                manifest = replace(manifest, info={**manifest.info, **verify(folder)})
+                (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NotEnoughSpace(
                     f"the disk of {parent} became full while {out} was written, which needs about "
-                    f"{readable_bytes(needed)}. Nothing was left behind. Free some space or choose another disk "
-                    "with -o."
+                    f"{readable_bytes(needed)}. What was there before is as it was. Free some space or choose "
+                    "another disk with -o."
                 ) from error
+            if error.filename is None:
+                raise OSError(error.errno, error.strerror or str(error), str(out)) from error
             raise
-        made = {"seconds": round(time.monotonic() - began, 2), "files": files}
-        manifest = replace(prepared.manifest, info={**prepared.manifest.info, **made})
-        (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         put_in_place(folder, out, force=force)
+        if state is not None:
+            state.forget()
     remember(manifest, prepared.checkpoint.folder, prepared.merged.folder if prepared.merged else None)
     return Artifact(out, manifest) if prepared.options.config_only else open_artifact(out)
 
 
-def record(out: Path, **facts: Any) -> None:
-    """Put ``facts`` into what the manifest of the artifact ``out`` tells of its build."""
-    manifest = open_artifact(out).manifest
-    new = out / f".{MANIFEST_FILE}.new"
-    new.write_text(replace(manifest, info={**manifest.info, **facts}).to_json(), encoding="utf-8")
-    new.replace(out / MANIFEST_FILE)
-
-
 def _write_files(
-    prepared: Prepared, folder: Path, out: Path, threads: int, progress: Progress
-) -> dict[str, Any]:
-    """Write everything but the manifest; returns each file's size and hash."""
+    prepared: Prepared,
+    folder: Path,
+    out: Path,
+    threads: int,
+    progress: Progress,
+    kept: contextlib.ExitStack,
+) -> State | None:
+    """Write everything but the manifest; returns what a calibration keeps as long as ``kept`` is open."""
+    state = None
     checkpoint, options, emitted = prepared.checkpoint, prepared.options, prepared.emitted
     for name in files_along(checkpoint.folder):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -160,7 +183,8 @@ def _write_files(
         data = folder / f"{options.filename}.data"
         weights = weights_of(prepared)
         if prepared.outline.calibration is not None:
-            _calibrate(prepared, weights, folder, data, out, threads, progress)
+            state = _calibrate(prepared, weights, folder, out, threads, progress, kept)
+            state.give(data)
         else:
             _write_all(prepared, weights, data, threads, progress)
         for graph, filename in _decoders(prepared):
@@ -174,6 +198,11 @@ def _write_files(
         )
     if options.kv_cache != "none" and not options.config_only:
         _quantize_cache(prepared, folder, threads)
+    return state
+
+
+def _hashes(folder: Path) -> dict[str, Any]:
+    """Return size and hash of each file in ``folder``."""
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -191,14 +220,15 @@ def _calibrate(
     prepared: Prepared,
     weights: Weights,
     folder: Path,
-    data: Path,
     out: Path,
     threads: int,
     progress: Progress,
-) -> None:
-    """Write the weights' file ``data`` of the artifact that grows in ``folder``, calibrated.
+    kept: contextlib.ExitStack,
+) -> State:
+    """Write the weights' file, calibrated, of the artifact that grows in ``folder``; return where it is.
 
-    What is finished is kept beside ``out``; a build of the same, interrupted before, goes on from there.
+    What is finished is kept beside ``out`` until ``kept`` is closed, and longer unless it is forgotten; a build of
+    the same, interrupted before, goes on from there.
     """
     # They load ONNX Runtime, which other builds do without.
     from ortlm.calibration.rows import Reader, read_rows, write_rows
@@ -208,41 +238,43 @@ def _calibrate(
     settings = preset_of(prepared.outline.precision, prepared.options).calibration
     shape = prepared.outline.calibration
     assert shape is not None
-    with resumable(out) as kept:
-        state = State.open(kept, _fingerprint(prepared, settings, threads))
-        rows = state.rows()
-        if rows is None and prepared.options.calibration is not None:
-            path = Path(prepared.options.calibration)
-            reader = Reader.open(folder, prepared.spec.vocab)
-            rows = read_rows(path, reader, count=shape.rows, length=shape.length)
-        if rows is None:
-            draft = _draft(prepared, kept / "draft", threads)
-            progress.stage("writing text to calibrate on", shape.tokens, "tokens")
-            rows = write_rows(
-                draft,
-                count=shape.rows,
-                length=shape.length,
-                seed=settings.seed,
-                threads=threads,
-                advance=progress.step,
-            )
-            shutil.rmtree(kept / "draft")
-        if not state.resumed:
-            state.keep_rows(rows)
-            _write_all(prepared, weights, state.data, threads, progress)
-            state.begin()
-        calibrate(
-            state,
-            prepared.emitted.builder.plan,
-            prepared.layout,
-            weights,
-            rows,
-            settings,
+    place = kept.enter_context(resumable(out))
+    state = State.open(place, _fingerprint(prepared, settings, threads))
+    if state.complete:
+        return state
+    rows = state.rows()
+    if rows is None and prepared.options.calibration is not None:
+        path = Path(prepared.options.calibration)
+        reader = Reader.open(folder, prepared.spec.vocab)
+        rows = read_rows(path, reader, count=shape.rows, length=shape.length)
+    if rows is None:
+        draft = _draft(prepared, place / "draft", threads)
+        progress.stage("writing text to calibrate on", shape.tokens, "tokens")
+        rows = write_rows(
+            draft,
+            count=shape.rows,
+            length=shape.length,
+            seed=settings.seed,
             threads=threads,
-            progress=progress,
+            advance=progress.step,
         )
-        state.data.replace(data)
-        state.forget()
+        shutil.rmtree(place / "draft")
+    if not state.resumed:
+        state.keep_rows(rows)
+        _write_all(prepared, weights, state.data, threads, progress)
+        state.begin()
+    calibrate(
+        state,
+        prepared.emitted.builder.plan,
+        prepared.layout,
+        weights,
+        rows,
+        settings,
+        threads=threads,
+        progress=progress,
+    )
+    state.finish_all()
+    return state
 
 
 def _draft(prepared: Prepared, out: Path, threads: int) -> Artifact:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ortlm.building import record
 from ortlm.errors import BadArtifact, Error
 from ortlm.evaluation.check import Check, quick_check
 from ortlm.layerwise.reference import Reference
@@ -16,11 +15,11 @@ class Unchecked(Error):
     """A model cannot be checked here."""
 
 
-def check(prepared: Prepared, out: Path, *, threads: int | None = None) -> Check:
-    """Compare the model that ``prepared`` became in ``out`` with its checkpoint in fp32, on a few hundred tokens.
+def check(prepared: Prepared, folder: Path, *, threads: int | None = None) -> Check:
+    """Compare the model that ``prepared`` became in ``folder`` with its checkpoint in fp32, on some tokens.
 
-    What was found goes into the manifest, as ``info["check"]``. Raises Unchecked, with the reason, if this machine
-    cannot run the model.
+    Raises Unchecked, with the reason, if this machine cannot run the model, and BadArtifact if nothing can: it
+    should run here and does not, or its logits are no numbers.
     """
     size = prepared.layout.bytes
     free = _available_bytes()
@@ -32,12 +31,18 @@ def check(prepared: Prepared, out: Path, *, threads: int | None = None) -> Check
         raise Unchecked("no processor here computes in bf16")
     reference = Reference(weights_of(prepared, turned=False), threads=threads)
     try:
-        found = quick_check(out, reference, threads=threads)
+        found = quick_check(folder, reference, threads=threads)
     except BadArtifact as error:
+        if prepared.target.provider is None:
+            raise
         raise Unchecked(str(error)) from error
     finally:
         reference.close()
-    record(out, check=found.to_dict())
+    if not found.finite:
+        raise BadArtifact(
+            "its logits are not all numbers, so that it is of no use: weights or activations are beyond what "
+            f"{prepared.outline.precision} holds on {prepared.outline.target}. Try another precision."
+        )
     return found
 
 

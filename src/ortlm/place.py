@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import glob
 import json
 import os
 import secrets
 import shutil
+import signal
+import stat
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from ortlm.artifact import GENAI_FILE, MANIFEST_FILE
 from ortlm.errors import BadOption
@@ -72,7 +78,8 @@ def unfinished(out: Path) -> Iterator[Path]:
     made = [p for p in (parent, *parent.parents) if not p.exists()]
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
+        recover(out)
+        # A name that nobody can guess, so that nothing is there before; if something is, this fails.
         folder = parent / f"{_hidden(out)}partial-{secrets.token_hex(4)}"
         folder.mkdir()
     except OSError as error:
@@ -83,12 +90,13 @@ def unfinished(out: Path) -> Iterator[Path]:
         yield folder
         done = True
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _unlock(lock)
-        if not done:
-            for empty in made:
-                with contextlib.suppress(OSError):
-                    empty.rmdir()
+        with _uninterrupted():
+            shutil.rmtree(folder, ignore_errors=True)
+            _unlock(lock)
+            if not done:
+                for empty in made:
+                    with contextlib.suppress(OSError):
+                        empty.rmdir()
 
 
 @contextlib.contextmanager
@@ -99,23 +107,32 @@ def resumable(out: Path) -> Iterator[Path]:
     """
     folder = out.absolute().parent / f"{_hidden(out)}calibration"
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise BadOption(f"{folder} cannot be created: {error.strerror or error}.") from error
+    # The name can be guessed: in a folder that others write to, one of them may have been first.
+    if not _is_ours(folder):
+        raise BadOption(
+            f"{folder}, in which a calibration is kept, is a link or belongs to another user. Remove it, or "
+            "choose another folder with -o."
+        )
     lock = _lock(folder)
     if lock is None and sys.platform != "win32":
         raise BadOption(f"{out} is being built by another process. Wait for it, or choose another folder.")
     try:
         yield folder
     finally:
-        if resumable_layers(out) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        _unlock(lock)
+        with _uninterrupted():
+            if resumable_layers(out) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            _unlock(lock)
 
 
 def resumable_layers(out: Path) -> tuple[Path, int] | None:
     """Return where an interrupted build of ``out`` kept layers, and how many; None if it kept none."""
     folder = out.absolute().parent / f"{_hidden(out)}calibration"
+    if not _is_ours(folder):
+        return None
     try:
         done = json.loads((folder / "state.json").read_text(encoding="utf-8"))["done"]
     except (OSError, ValueError, KeyError):
@@ -124,26 +141,89 @@ def resumable_layers(out: Path) -> tuple[Path, int] | None:
 
 
 def put_in_place(folder: Path, out: Path, *, force: bool) -> None:
-    """Rename ``folder`` to ``out``; an artifact that is there goes only once that is done, if ``force`` allows."""
+    """Rename ``folder`` to ``out``; an artifact that is there goes only once that is done, if ``force`` allows.
+
+    Where the system can exchange two names (Linux), ``out`` is one or the other at every moment; elsewhere it is
+    missing between two renames. ``folder`` may hold the old artifact afterwards.
+    """
     check_output(out, force=force)
     try:
-        if not out.exists():
-            folder.rename(out)
-            return
-        aside = folder.with_name(folder.name.replace("partial-", "replaced-"))
-        lock = _lock(out)
-        try:
-            out.rename(aside)
-            try:
+        with _uninterrupted():
+            if not out.exists():
                 folder.rename(out)
-            except OSError:
-                aside.rename(out)
-                raise
-            shutil.rmtree(aside, ignore_errors=True)
-        finally:
-            _unlock(lock)
+            elif not _exchange(folder, out):
+                _replace(folder, out)
     except OSError as error:
         raise BadOption(f"{out} cannot be put in place: {error.strerror or error}.") from error
+
+
+def _replace(folder: Path, out: Path) -> None:
+    aside = folder.with_name(folder.name.replace("partial-", "replaced-"))
+    lock = _lock(out)
+    try:
+        out.rename(aside)
+        try:
+            folder.rename(out)
+        except OSError:
+            aside.rename(out)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        _unlock(lock)
+
+
+# Linux's renameat2: paths are relative to the working folder, and the two names change places.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where system, C library or disk cannot."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if (
+        rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE))
+        == 0
+    ):
+        return True
+    failed = ctypes.get_errno()
+    if failed in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(failed, os.strerror(failed), str(other))
+
+
+def identity(out: Path) -> tuple[int, int] | None:
+    """Return what tells the folder ``out`` from one that takes its place later, None if there is none."""
+    try:
+        found = out.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let signals wait for the end of the block, as far as handlers of this process in Python would obey them."""
+    waiting: list[int] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        waiting.append(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"):
+            number = getattr(signal, name, None)
+            if number is not None and callable(signal.getsignal(number)):
+                before[number] = signal.signal(number, wait)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in waiting[:1]:
+            signal.raise_signal(number)
 
 
 def _hidden(out: Path) -> str:
@@ -151,18 +231,27 @@ def _hidden(out: Path) -> str:
     return f".{out.name[:60]}."
 
 
-def _sweep(out: Path) -> None:
+def recover(out: Path) -> None:
     """Remove what killed builds of ``out`` left, and bring back an artifact that one had just moved aside."""
     parent, start = out.absolute().parent, glob.escape(_hidden(out))
     for aside in parent.glob(f"{start}replaced-*"):
-        if _dead(aside):
+        if _is_ours(aside) and _dead(aside):
             if os.path.lexists(out):
                 shutil.rmtree(aside, ignore_errors=True)
             else:
                 aside.rename(out)
     for partial in parent.glob(f"{start}partial-*"):
-        if _dead(partial):
+        if _is_ours(partial) and _dead(partial):
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether ``folder`` is a folder, no link, and of the user who runs this."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and (sys.platform == "win32" or found.st_uid == os.geteuid())
 
 
 if sys.platform == "win32":
@@ -175,7 +264,7 @@ else:
 
     def _lock(folder: Path) -> int | None:
         """Lock ``folder`` while this process lives; None if another holds the lock or the disk has none."""
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

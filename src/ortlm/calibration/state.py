@@ -22,13 +22,15 @@ _STATE = "state.json"
 class State:
     """The folder of a calibration: the weights' file, the rows that are read, and what the last layer gave.
 
-    ``done`` layers are finished. ``fingerprint`` stands for everything that the result depends on.
+    ``done`` layers are finished; ``complete`` says that the head is, too. ``fingerprint`` stands for everything
+    that the result depends on.
     """
 
     folder: Path
     fingerprint: str
     done: int = 0
     resumed: bool = False
+    complete: bool = False
 
     @classmethod
     def open(cls, folder: Path, fingerprint: str) -> State:
@@ -37,6 +39,9 @@ class State:
         found = _read(folder / _STATE)
         if found.get("fingerprint") == fingerprint and (folder / "weights.data").is_file():
             state.done, state.resumed = int(found["done"]), True
+            state.complete = found.get("complete") is True
+            if not state.complete:
+                _own(state.data)
         else:
             for entry in folder.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -81,13 +86,36 @@ class State:
             old.unlink(missing_ok=True)
         self.done = done
 
+    def finish_all(self) -> None:
+        """Say that all of the file of the weights is final."""
+        self.complete = True
+        self._write(self.done)
+
+    def give(self, path: Path) -> None:
+        """Put the complete file of the weights at ``path``; it stays here, too, until it is no longer needed.
+
+        Both are one file with two names. Where a disk knows no such links, it is moved and is here no longer.
+        """
+        try:
+            os.link(self.data, path)
+        except OSError:
+            self.data.replace(path)
+
     def forget(self) -> None:
         """Say that nothing here is needed any longer."""
         (self.folder / _STATE).unlink()
 
     def _write(self, done: int) -> None:
+        found = {"fingerprint": self.fingerprint, "done": done, "complete": self.complete}
         with _replacing(self.folder / _STATE) as path:
-            path.write_text(json.dumps({"fingerprint": self.fingerprint, "done": done}), encoding="utf-8")
+            path.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _own(path: Path) -> None:
+    """Make ``path`` a file of its own if it has other names: what is written here must not change them."""
+    if path.stat().st_nlink > 1:
+        with _replacing(path) as new:
+            shutil.copyfile(path, new)
 
 
 @contextlib.contextmanager

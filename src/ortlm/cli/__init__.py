@@ -3,7 +3,8 @@
 Each verb is a module with ``add_parser(subparsers)`` and ``run(args) -> int``. Only the verb that is asked
 for is imported, and nothing heavy before its ``run``. Results go to stdout, all else to stderr.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 a quality gate was missed, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 a quality gate was missed, 130 interrupted (143 by
+SIGTERM).
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else DONE if exit_.code is None else FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as signal:
+        # By another signal than Ctrl-C: what a shell says of a process that it ended.
+        return 128 + getattr(signal, "number", INTERRUPTED - 128)
     except BrokenPipeError:
         # Whoever read our output has enough; without this, Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

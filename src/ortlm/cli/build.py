@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ortlm.cli import DONE, FAILED, output
+from ortlm.cli import DONE, output
 from ortlm.cli.output import say, tell
 
 if TYPE_CHECKING:
@@ -64,7 +64,10 @@ extra options (KEY=VALUE; the official builder's names, old int4_* ones too):
   use_webgpu_fp32=true             -e webgpu with int4 or int8 weights, for GPUs that do not compute in fp16
   filename=model.onnx  config_only=true  hf_token=TOKEN
 
-exit codes: 0 done, 1 failed, 2 wrong use, 3 above --max-kld, 130 interrupted
+exit codes: 0 done, 1 failed, 2 wrong use, 3 above --max-kld (the new model is in -o, with its report),
+130 Ctrl-C, 143 SIGTERM. A model that cannot be checked on this machine (another device, too little memory) is
+done, and stderr says so. After 1, 2, 130 and 143 the old model is in -o, or none, and what was calibrated is kept
+beside it: the same command goes on from there.
 """
 
 
@@ -213,6 +216,40 @@ def _precision(text: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Build as ``args`` say."""
+    from ortlm.place import identity
+
+    out = Path(args.output)
+    before = identity(out)
+    # They leave through the same door as Ctrl-C, so that nothing half-written stays; what nohup ignores stays so.
+    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGQUIT")]
+    ours = [n for n in numbers if n is not None and signal.getsignal(n) is signal.SIG_DFL]
+    try:
+        for number in ours:
+            signal.signal(number, _terminate)
+        return _run(args)
+    except KeyboardInterrupt:
+        tell(f"interrupted: {_left(out, before)}.")
+        raise
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _left(out: Path, before: tuple[int, int] | None) -> str:
+    """Say what an interrupted build left; ``before`` is what was there when it began."""
+    from ortlm.place import identity, resumable_layers
+
+    now = identity(out)
+    if now is not None and now != before:
+        return f"the new model is whole, in {out}, and was checked or needed no check"
+    left = "nothing was left behind" if now is None else f"{out} is as it was"
+    kept = resumable_layers(out)
+    if kept is None:
+        return left
+    return f"{left}; {kept[1]} layers are calibrated and kept in {kept[0]}, where the same command goes on"
+
+
+def _run(args: argparse.Namespace) -> int:
     from ortlm.errors import BadOption
     from ortlm.options import (
         parse_adapters,
@@ -252,16 +289,16 @@ def run(args: argparse.Namespace) -> int:
     with_activations(target, args.precision, options)
     adapters = parse_adapters(args.adapter)
     out = Path(args.output)
-    signal.signal(signal.SIGTERM, _terminate)
 
     # onnx-ir takes most of a second to import, so wrong use is told before.
     from ortlm import building, preparing
     from ortlm import outline as outlines
-    from ortlm.place import check_output, resumable_layers
+    from ortlm.place import check_output, recover
     from ortlm.units import readable_count
 
     console = output.console(stderr=True, quiet=args.quiet or args.json)
     if not args.dry_run:
+        recover(out)
         check_output(out, force=args.force, source=args.input or args.model_name)
     began = time.monotonic()
 
@@ -291,32 +328,23 @@ def run(args: argparse.Namespace) -> int:
     )
     for note in () if args.json else outline.notes:
         tell(f"note: {note}")
-    try:
-        with _Bars(console) as progress:
-            artifact = building.write(
-                prepared, out, force=args.force, threads=args.threads, progress=progress
-            )
-    except KeyboardInterrupt:
-        left = "the old artifact is still there" if out.exists() else "nothing was left behind"
-        kept = resumable_layers(out)
-        if kept is not None:
-            left = (
-                f"{kept[1]} layers are calibrated and kept in {kept[0]}; the same command goes on from there"
-                + (", and the old artifact is still there" if out.exists() else "")
-            )
-        tell(f"interrupted: {left}.")
-        raise
-    if frontier is not None:
-        building.record(out, frontier=[point.to_dict() for point in frontier])
-    seconds = time.monotonic() - began
-    checked = _check(args, console, prepared, out)
-    _report(args, console, artifact, outline, seconds, checked)
-    if checked is not None and not checked.finite:
-        tell(
-            f"the logits of {out} are not all numbers, so it is of no use: weights or activations are beyond what "
-            f"{outline.precision} holds on {outline.target}. Try another precision."
+    checked: Check | None = None
+    with _Bars(console) as progress:
+
+        def verify(folder: Path) -> dict[str, Any]:
+            nonlocal checked
+            progress.close()
+            checked = _check(args, console, prepared, folder, out)
+            facts: dict[str, Any] = {} if checked is None else {"check": checked.to_dict()}
+            if frontier is not None:
+                facts["frontier"] = [point.to_dict() for point in frontier]
+            return facts
+
+        artifact = building.write(
+            prepared, out, force=args.force, threads=args.threads, progress=progress, verify=verify
         )
-        return FAILED
+    seconds = time.monotonic() - began
+    _report(args, console, artifact, outline, seconds, checked)
     return _evaluate(args, console, out)
 
 
@@ -363,20 +391,32 @@ def _search(
     return found.options, found.frontier
 
 
-def _check(args: argparse.Namespace, console: Console, prepared: Prepared, out: Path) -> Check | None:
-    """Compare the finished model with its checkpoint; None if nobody wants that, or it cannot be done here."""
+def _check(
+    args: argparse.Namespace, console: Console, prepared: Prepared, folder: Path, out: Path
+) -> Check | None:
+    """Compare the finished model with its checkpoint; None if nobody wants that, or it cannot be done here.
+
+    It lies in ``folder``, and goes to ``out`` unless this raises.
+    """
     if args.no_check or args.evaluate is not None or prepared.options.config_only:
         return None
     from ortlm.checking import Unchecked, check
+    from ortlm.errors import Error
+    from ortlm.place import identity
 
     try:
         with console.status("checking the model against its checkpoint"):
-            return check(prepared, out, threads=args.threads)
+            return check(prepared, folder, threads=args.threads)
     except Unchecked as reason:
-        tell(
-            f"not checked: {str(reason).removesuffix('.')}. Evaluate it where it will run (ortlm evaluate {out})."
-        )
+        why = str(reason).removesuffix(".").replace(str(folder), str(out))
+        tell(f"not checked: {why}. Evaluate it where it will run (ortlm evaluate {out}).")
         return None
+    except Error as error:
+        left = f"{out} is as it was" if identity(out) is not None else "Nothing was left behind"
+        why = str(error).replace(str(folder), str(out))
+        raise type(error)(
+            f"the new model did not pass its check: {why} {left}; --no-check builds it all the same."
+        ) from error
 
 
 def _evaluate(args: argparse.Namespace, console: Console, out: Path) -> int:
@@ -404,9 +444,15 @@ def _evaluate(args: argparse.Namespace, console: Console, out: Path) -> int:
     return gate(report, args.max_kld)
 
 
+class _Terminated(KeyboardInterrupt):
+    """A signal that ends the process, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
-    # Leave through the same door as Ctrl-C, so that nothing half-written stays.
-    raise KeyboardInterrupt
+    raise _Terminated(number)
 
 
 class _Bars:
@@ -433,13 +479,20 @@ class _Bars:
         )
         self._total = self._done = 0
         self._unit = ""
+        self._closed = False
 
     def __enter__(self) -> _Bars:
         self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        self.close()
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if not self._closed:
+            self._closed = True
+            self._bars.stop()
 
     def start(self, *, bytes_total: int, tensors_total: int) -> None:
         """Show the bar."""
