@@ -60,10 +60,11 @@ class MultiModalProcessor:
             raise GenaiError(f"images go with one prompt, found {len(texts)}. Process one after the other.")
         rule = self._pictures.images
         inputs = NamedTensors()
-        seen = [
-            hd_crops(open_image(content), most=rule.crops, side=rule.side, mean=rule.mean, std=rule.std)
-            for content in contents
-        ]
+        seen = []
+        for content in contents:
+            image = open_image(content)
+            self._pictures.check_crops(*image.size, rule.crops)
+            seen.append(hd_crops(image, most=rule.crops, side=rule.side, mean=rule.mean, std=rule.std))
         counts = [rule.tokens_of(*size) for _, size in seen]
         rows = []
         for text in texts:

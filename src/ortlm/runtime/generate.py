@@ -655,6 +655,7 @@ def _open_embedding(
         graph_named(manifest, "vision"),
         lambda: _open_session(artifact, "vision", threads, providers),
         allow_address,
+        manifest.context_tokens,
     )
     return _open_session(artifact, "embedding", threads, providers), pictures
 

@@ -43,6 +43,15 @@ _NO_URL = re.compile(r"https?:", re.IGNORECASE)
 _MEDIA = ("image/", "application/octet-stream", "binary/octet-stream")
 _ORIENTATION = 0x0112
 _KEY_TILE = 4096
+# No picture is longer; Pillow needs memory for pointers to every line of it.
+_MOST_SIDE = 65_535
+# How many pieces of a file may be read, and one more for so many of its bytes. Encoders write 8 kB at a time,
+# which take three reads.
+_READS, _READS_BYTES = 50_000, 256
+# Progressive files have ten or so, each of which goes over all pixels.
+_JPEG_SCANS, _JPEG_WORK = 20, 300_000_000
+# Numbers in plain text are read one by one.
+_PLAIN_PPM, _PLAIN_PPM_BYTES = (b"P1", b"P2", b"P3"), 4 << 20
 
 
 def open_image(
@@ -231,8 +240,50 @@ def _decode(data: bytes, name: str, most_pixels: int) -> Image.Image:
     """Return the first frame of the file whose bytes are ``data``. Raises BadImage."""
     if not data:
         raise BadImage(f"{name} is empty: 0 bytes. Give a picture's file; {_KINDS} can be read.")
-    with io.BytesIO(data) as stream:
-        return _as_rgb(_open_header(stream, name), name, most_pixels)
+    with _Counted(data) as stream:
+        stream.name, stream.left = name, _READS + len(data) // _READS_BYTES
+        header = _open_header(stream, name)
+        _check_work(data, header, name)
+        return _as_rgb(header, name, most_pixels)
+
+
+class _Counted(io.BytesIO):
+    """Bytes of a file that may be read in so many pieces.
+
+    Formats are lists of pieces, and Pillow looks at each of them. A file of a million empty ones would keep it
+    busy for longer than any picture.
+    """
+
+    name = ""
+    left = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._count()
+        return super().read(size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        self._count()
+        return super().readline(size)
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise BadImage(
+                f"{self.name} consists of too many pieces, such as comments. Save it again with another program."
+            )
+
+
+def _check_work(data: bytes, header: Image.Image, name: str) -> None:
+    """Refuse a file that takes long to decode for its number of pixels. Raises BadImage."""
+    if header.format == "JPEG":
+        scans = data.count(b"\xff\xda")
+        if scans > _JPEG_SCANS and scans * header.width * header.height > _JPEG_WORK:
+            raise BadImage(f"{name} has {scans} scans, more than any JPEG of its size needs. Save it again.")
+    if header.format == "PPM" and data[:2] in _PLAIN_PPM and len(data) > _PLAIN_PPM_BYTES:
+        raise BadImage(
+            f"{name} is a PPM in plain text of {readable_bytes(len(data))}; at most "
+            f"{readable_bytes(_PLAIN_PPM_BYTES)} are read. Save it in binary form, or as PNG."
+        )
 
 
 def _open_header(stream: io.BytesIO, name: str) -> Image.Image:
@@ -257,6 +308,8 @@ def _open_header(stream: io.BytesIO, name: str) -> Image.Image:
             return factory(stream, "")
         except Image.DecompressionBombError as error:
             raise BadImage(f"{name} is larger than allowed: {_said(error)}. Make it smaller.") from error
+        except BadImage:
+            raise
         # What damaged headers do to Pillow's plugins is of every kind.
         except Exception as error:
             raise BadImage(
@@ -393,6 +446,10 @@ def _check_bytes(count: int, most_bytes: int, name: str) -> None:
 def _check_pixels(width: int, height: int, most_pixels: int, name: str) -> None:
     if width < 1 or height < 1:
         raise BadImage(f"{name} is {width} x {height} pixels; both must be at least 1.")
+    if max(width, height) > _MOST_SIDE:
+        raise BadImage(
+            f"{name} is {width} x {height} pixels; a side may have at most {_MOST_SIDE}. Cut it into parts."
+        )
     if width * height > most_pixels:
         raise BadImage(
             f"{name} is {width} x {height} pixels, more than the {most_pixels / 1e6:g} million that are allowed "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 
 from ortlm.artifact import MOST_CROPS, Graph, Images
 from ortlm.dtypes import Array
-from ortlm.errors import BadArtifact, BadImage, BadOption
+from ortlm.errors import BadArtifact, BadImage, BadOption, ContextFull
 from ortlm.runtime.ids import FIRST_PICTURE
-from ortlm.runtime.images import ImageSource, hd_crops, image_key, open_image, whole_pixels
+from ortlm.runtime.images import ImageSource, hd_crops, hd_size, image_key, open_image, whole_pixels
 from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.session import Backend, Tensor
 
@@ -51,6 +52,7 @@ class Pictures:
     """Turns pictures into tokens, by the graph ``vision``, and remembers what it has computed.
 
     ``open_session`` loads that graph when the first picture comes. ``allow_address``: see ``open_image``.
+    A picture of more than ``context_tokens`` is refused before it is cut up.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Pictures:
         graph: Graph,
         open_session: Callable[[], Backend],
         allow_address: Allow | None = None,
+        context_tokens: int | None = None,
     ) -> None:
         self.images = images
+        self._context = context_tokens
         self._allow = allow_address
         self._graph = graph
         self._open = open_session
@@ -86,9 +90,23 @@ class Pictures:
         if known is not None:
             return known
         if images.crops:
+            self.check_crops(*image.size, most)
             pixels, size = hd_crops(image, most=most, side=images.side, mean=images.mean, std=images.std)
             return self.add(key, pixels[None], size)
         return self.add(key, whole_pixels(image, side=images.side, mean=images.mean, std=images.std), None)
+
+    def check_crops(self, width: int, height: int, most: int) -> None:
+        """Refuse a picture of ``width`` by ``height`` pixels that, cut into ``most`` crops, fits into no prompt.
+
+        Raises ContextFull.
+        """
+        tokens = self.images.tokens_of(*hd_size(width, height, side=self.images.side, most=most))
+        limit = min(1 << _TOKEN_BITS, self._context or sys.maxsize)
+        if tokens >= limit:
+            raise ContextFull(
+                f"the image has {tokens} tokens if it is cut into up to {most} crops, but a prompt holds fewer "
+                f"than {limit}. Allow fewer crops with num_crops."
+            )
 
     def add(self, key: str, pixels: NDArray[np.float32], size: tuple[int, int] | None) -> Picture:
         """Return what the model sees in ``pixels`` of ``size`` (height, width); ``key`` names the contents.
