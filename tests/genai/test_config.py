@@ -53,7 +53,7 @@ def test_stop_tokens_of_an_overlay_end_answers(folder, model):
 @pytest.mark.parametrize(
     ("overlay", "message"),
     [
-        ("nope", "no JSON"),
+        ("nope", "the overlay cannot be read as JSON"),
         ("[]", "must hold an object"),
         ('{"serch": {}}', "Did you mean: search"),
         ('{"search": {"top_kk": 1}}', "search.top_kk.*Did you mean: top_k"),

@@ -128,7 +128,7 @@ def test_messages_may_be_lists_and_templates_have_variables(tokenizer):
     [
         (lambda t: t.update_options(add_special_token="true"), "Did you mean: add_special_tokens"),
         (lambda t: t.update_options(add_special_tokens="perhaps"), 'must be "true" or "false"'),
-        (lambda t: t.encode(3), "only text"),
+        (lambda t: t.encode(3), "must be text, found int"),
         (lambda t: t.encode_batch([]), "one text at least"),
         (lambda t: t.decode([-1]), "0 or more"),
         (lambda t: t.decode(np.array([1.5])), "whole numbers"),

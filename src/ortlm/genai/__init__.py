@@ -66,14 +66,30 @@ __all__ = [
     "set_log_options",
     "unregister_execution_provider_library",
 ]
-_ABSENT = {
-    "Engine": "continuous batching; use ortlm.load(...).generate_batch",
-    "Request": "continuous batching; use ortlm.load(...).generate_batch",
+_ENGINE = "continuous batching; use ortlm.load(...).generate_batch"
+# What the official module has, and why this one does not.
+ABSENT = {
+    **dict.fromkeys(
+        (
+            "Engine",
+            "EngineCapabilities",
+            "EngineErrorCode",
+            "EngineEvent",
+            "EngineEventBuffer",
+            "EngineEventFlags",
+            "FinishReason",
+            "Request",
+            "RequestOptions",
+            "TurnOptions",
+            "TurnUsage",
+        ),
+        _ENGINE,
+    ),
     "MtpGenerator": "multi-token prediction",
     "StreamingProcessor": "models of speech",
 }
 
 
 def __getattr__(name: str) -> object:
-    hint = f": {_ABSENT[name]}" if name in _ABSENT else ""
+    hint = f": {ABSENT[name]}" if name in ABSENT else ""
     raise AttributeError(f"ortlm.genai has no {name!r}{hint}")

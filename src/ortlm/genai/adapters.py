@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ortlm.errors import nearest
-from ortlm.genai.errors import GenaiError, official
+from ortlm.genai.errors import GenaiError, instance, official
 from ortlm.genai.model import Model
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Adapters:
 
     @official
     def __init__(self, model: Model) -> None:
-        self._loader = model._lm
+        self._loader = instance(model, Model, "the model")._lm
         self._model = model
         # Names here are this object's own, while those within the model are shared.
         self._inner: dict[str, str] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -23,8 +22,9 @@ from ortlm.artifact import (
     read_genai,
     with_genai_providers,
 )
-from ortlm.errors import nearest
-from ortlm.genai.errors import GenaiError, official
+from ortlm.checked_json import parse
+from ortlm.errors import BadOption, nearest
+from ortlm.genai.errors import GenaiError, official, text
 
 
 class Config:
@@ -50,40 +50,39 @@ class Config:
     @official
     def append_provider(self, provider: str) -> None:
         """Name one more execution provider, as "cuda" or "CUDAExecutionProvider"."""
-        self.set_provider_option(provider)
+        self._set_option(provider, {})
 
     @official
-    def set_provider_option(self, provider: str, key: str | None = None, value: str = "") -> None:
+    def set_provider_option(self, provider: str, key: str, value: str) -> None:
         """Set an option of a provider, which is named if it was not."""
-        providers = {name: dict(options) for name, options in self._facts().providers}
-        name = _short(provider)
-        same = next((known for known in providers if _short(known) == name), provider)
-        options = providers.setdefault(same, {})
-        if key is not None:
-            options[key] = str(value)
-        self._set_providers(providers)
+        self._set_option(provider, {text(key, "an option's name"): text(value, "an option's value")})
 
     @official
-    def overlay(self, text: str) -> None:
+    def overlay(self, changes: str) -> None:
         """Change the configuration by JSON of the same form: values replace, items of lists are added.
 
         Raises GenaiError for keys that are not known and for values of another kind; nothing has changed then.
         """
-        try:
-            changes = json.loads(text)
-        except ValueError as error:
-            raise GenaiError(f"the overlay is no JSON: {error}") from error
-        changed = overlay_genai(self._found, changes)
+        found = parse(text(changes, "an overlay"), where="the overlay", error=BadOption)
+        changed = overlay_genai(self._found, found)
         genai_facts(changed, self._folder / GENAI_FILE)
         self._found = changed
-        self._asked |= (changes.get("search") or {}).keys()
+        self._asked |= (found.get("search") or {}).keys()
 
     @official
     def add_model_data(self, filename: str, data: Any) -> None:
         """Let these bytes stand in for the file ``filename`` of the folder, whether it exists or not."""
-        if Path(filename).name != filename:
+        if Path(text(filename, "a file's name")).name != filename:
             raise GenaiError(f"{filename!r} must be the name of a file, without folders.")
-        self._data[filename] = bytes(data)
+        try:
+            view = memoryview(data)
+        except TypeError:
+            raise GenaiError(f"the data of a file must be bytes, found {type(data).__name__}.") from None
+        if view.ndim != 1 or view.itemsize != 1:
+            raise GenaiError(
+                "the data of a file must be bytes, or numbers of the kind uint8 in one dimension."
+            )
+        self._data[filename] = view.tobytes()
 
     @official
     def remove_model_data(self, filename: str) -> None:
@@ -125,6 +124,13 @@ class Config:
 
     def _facts(self) -> GenaiFacts:
         return genai_facts(self._found, self._folder / GENAI_FILE)
+
+    def _set_option(self, provider: str, options: dict[str, str]) -> None:
+        providers = {name: dict(values) for name, values in self._facts().providers}
+        name = _short(text(provider, "an execution provider"))
+        same = next((known for known in providers if _short(known) == name), provider)
+        providers.setdefault(same, {}).update(options)
+        self._set_providers(providers)
 
     def _set_providers(self, providers: dict[str, dict[str, str]]) -> None:
         self._found = with_genai_providers(self._found, providers)

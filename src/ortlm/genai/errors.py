@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ortlm.errors import Error
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class GenaiError(Error, RuntimeError):
     """Anything that goes wrong here; ``__cause__`` is ortlm's own error, if it came from below."""
+
+
+class GenaiTypeError(GenaiError, TypeError):
+    """An argument of another kind, which is a TypeError in the official runtime."""
+
+
+def text(value: Any, what: str) -> str:
+    """Return ``value`` if it is text. Raises GenaiTypeError."""
+    if not isinstance(value, str):
+        raise GenaiTypeError(f"{what} must be text, found {type(value).__name__}.")
+    return value
+
+
+def whole(value: Any, what: str) -> int:
+    """Return ``value`` as a number if it is a whole one. Raises GenaiTypeError."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise GenaiTypeError(f"{what} must be a whole number, found {value!r}.") from None
+
+
+def instance(value: Any, kind: type[T], what: str) -> T:
+    """Return ``value`` if it is a ``kind``. Raises GenaiTypeError."""
+    if not isinstance(value, kind):
+        raise GenaiTypeError(f"{what} must be a {kind.__name__}, found {type(value).__name__}.")
+    return value
 
 
 def official(function: Callable[P, R]) -> Callable[P, R]:

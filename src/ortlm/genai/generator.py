@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ortlm.errors import Cancelled, Error, nearest
 from ortlm.genai.adapters import Adapters
-from ortlm.genai.errors import GenaiError, official
+from ortlm.genai.errors import GenaiError, GenaiTypeError, instance, official, text, whole
 from ortlm.genai.grid import Grid, Ids
 from ortlm.genai.log import log, log_values, logs
 from ortlm.genai.model import Model
@@ -39,7 +39,7 @@ class Generator:
 
     @official
     def __init__(self, model: Model, params: GeneratorParams) -> None:
-        if params._model is not model:
+        if instance(params, GeneratorParams, "params")._model is not instance(model, Model, "the model"):
             raise GenaiError("the GeneratorParams were made for another model.")
         self._model = model
         self._search = dict(params._search)
@@ -153,7 +153,7 @@ class Generator:
         With beams, of the answer ``index`` of batch_size · num_return_sequences, without its stop token.
         Raises GenaiError if there is no such row.
         """
-        each = int(self._search["num_return_sequences"])
+        index, each = whole(index, "a sequence's number"), int(self._search["num_return_sequences"])
         if not 0 <= index < self._batch * each:
             raise GenaiError(f"there is no sequence {index}; there are {self._batch * each}.")
         if not self._grid.width:
@@ -168,6 +168,8 @@ class Generator:
     @official
     def rewind_to(self, new_length: int) -> None:
         """Go back to so many tokens in every row. Raises GenaiError for more than there are, and for beams."""
+        if whole(new_length, "a length") < 0:
+            raise GenaiTypeError(f"a length is 0 or more, found {new_length}.")
         if self._beams:
             raise GenaiError("beams have no single past to go back to; make a new Generator.")
         if not 0 <= new_length <= self.token_count():
@@ -208,7 +210,7 @@ class Generator:
 
         Token ids, mask, positions, the cache, and what ``set_model_input`` gave.
         """
-        lm = self._model._lm
+        lm, name = self._model._lm, text(name, "an input's name")
         graph = lm.manifest.graphs["decoder"]
         roles = {graph.inputs[role]: role for role in _FED if role in graph.inputs}
         known = {*roles, *(state.past for state in graph.states), *self._extra}
@@ -237,6 +239,7 @@ class Generator:
         The model runs once more on what it was given last, but for the cache, and for logits with beams.
         """
         graph, session = self._model._lm.manifest.graphs["decoder"], self._model._lm.session
+        name = text(name, "an output's name")
         if name not in session.outputs or not self._grid.width:
             raise _no_tensor("output", name, session.outputs if self._grid.width else ())
         place = next((i for i, state in enumerate(graph.states) if state.present == name), None)
@@ -298,11 +301,14 @@ class Generator:
     @official
     def set_active_adapter(self, adapters: Adapters, adapter_name: str) -> None:
         """Use an adapter from the next run of the model on."""
-        self._inner.change(adapter=adapters._use(adapter_name, self._model, self))
+        known = instance(adapters, Adapters, "adapters")
+        self._inner.change(adapter=known._use(text(adapter_name, "an adapter's name"), self._model, self))
 
     @official
     def set_runtime_option(self, key: str, value: str) -> None:
         """``terminate_session`` "1" ends what another thread is doing here, and all that follows until "0"."""
+        text(key, "an option's name")
+        text(value, "an option's value")
         if key == "enable_profiling" and value == "0":
             return
         if key != "terminate_session":

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.errors import nearest
-from ortlm.genai.errors import GenaiError, official
+from ortlm.genai.errors import GenaiError, GenaiTypeError, official
 
 _DEFAULTS = {
     "enabled": False,
@@ -39,13 +39,15 @@ def set_log_options(**options: bool | str) -> None:
     ``filename`` sends lines to a file instead of to stderr, "" back to it. ``ort_lib`` has no effect.
     Raises GenaiError for unknown names; nothing has changed then.
     """
-    filename = options.pop("filename", None)
+    named, filename = "filename" in options, options.pop("filename", None)
+    if named and not isinstance(filename, str):
+        raise GenaiError(f"filename must be text, found {filename!r}.")
     for name, value in options.items():
         if name not in _options:
             raise GenaiError(f"there is no log option {name!r}." + nearest(name, [*_options, "filename"]))
         if not isinstance(value, bool):
             raise GenaiError(f"log option {name} must be True or False, found {value!r}.")
-    if filename is not None:
+    if isinstance(filename, str):
         set_log_callback(_to_file(filename) if filename else None)
     _options.update({name: bool(value) for name, value in options.items()})
 
@@ -53,6 +55,8 @@ def set_log_options(**options: bool | str) -> None:
 def set_log_callback(callback: Callable[[str], Any] | None) -> None:
     """Hand lines to ``callback`` instead of writing them to stderr or a file; None writes to stderr."""
     global _write
+    if callback is not None and not callable(callback):
+        raise GenaiTypeError(f"a callback is a function or None, found {type(callback).__name__}.")
     _write = callback
 
 
@@ -85,10 +89,7 @@ def log_values(name: str, tensor: str, values: NDArray[Any], *, only_shape: bool
         log("value_stats", stats)
 
 
-def _to_file(filename: object) -> Callable[[str], Any]:
-    if not isinstance(filename, str):
-        raise GenaiError(f"filename must be text, found {filename!r}.")
-
+def _to_file(filename: str) -> Callable[[str], Any]:
     def write(text: str) -> None:
         with Path(filename).open("a", encoding="utf-8") as file:
             file.write(text)

@@ -24,6 +24,8 @@ class _Media:
     def open(cls: type[_M], *paths: str | Path) -> _M:
         """Read files. Raises GenaiError if one is missing."""
         for path in paths:
+            if not isinstance(path, (str, Path)):
+                raise GenaiError(f"an {cls.kind} is opened by its path, found {type(path).__name__}.")
             if not Path(path).is_file():
                 raise GenaiError(f"there is no {cls.kind} {path}.")
         return cls([Path(path).read_bytes() for path in paths])

@@ -7,7 +7,7 @@ from typing import Any
 
 from ortlm.artifact import GENAI_SEARCH, GENAI_SPECULATIVE
 from ortlm.errors import nearest
-from ortlm.genai.errors import GenaiError, official
+from ortlm.genai.errors import GenaiError, instance, official, text
 from ortlm.genai.model import Model
 from ortlm.runtime.guidance import Guidance
 from ortlm.runtime.settings import Settings
@@ -28,7 +28,7 @@ class GeneratorParams:
 
     @official
     def __init__(self, model: Model) -> None:
-        self._model = model
+        self._model = instance(model, Model, "the model")
         self._search: dict[str, bool | int | float] = dict(model._facts.search)
         self._speculative: dict[str, bool | int | float] = dict(model._facts.speculative)
         self._asked = set(model._asked)
@@ -63,8 +63,14 @@ class GeneratorParams:
     def set_guidance(self, type: str, data: str, enable_ff_tokens: bool = False) -> None:  # noqa: A002
         """Let the answer follow a "json_schema", a "regex" or a "lark_grammar".
 
-        ``enable_ff_tokens`` changes nothing: every token is one step. Raises GenaiError for an unusable grammar.
+        Two empty texts take guidance away. ``enable_ff_tokens`` changes nothing: every token is one step. Raises
+        GenaiError for an unusable grammar.
         """
+        if not text(type, "the kind of guidance") and not text(data, "guidance"):
+            self._guidance = None
+            return
+        if not text(data, "guidance"):
+            raise GenaiError(f"guidance of the kind {type!r} needs data, found none.")
         if type not in _GUIDANCE:
             raise GenaiError(
                 f"guidance must be {', '.join(_GUIDANCE)}, found {type!r}." + nearest(type, _GUIDANCE)

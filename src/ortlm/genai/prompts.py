@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.genai.errors import GenaiError
+from ortlm.genai.errors import GenaiError, GenaiTypeError
 from ortlm.genai.grid import Ids
 from ortlm.genai.tensors import Tensor
 
@@ -40,7 +40,9 @@ def as_prompts(given: Any, batch: int, pad: int | None) -> Prompts:
     array = given.as_numpy() if isinstance(given, Tensor) else np.asarray(given)
     if not array.size:
         raise GenaiError("input_ids is empty: append one token at least.")
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind in "OUS":
+        raise GenaiTypeError(f"append_tokens takes token ids or a Tensor, found {type(given).__name__}.")
+    if array.dtype.kind not in "iub":
         raise GenaiError(f"append_tokens takes whole numbers, found {array.dtype.name}.")
     if array.ndim < 2:
         if array.size % batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ortlm.genai.errors import GenaiError, official
+from ortlm.genai.errors import GenaiError, official, text, whole
 from ortlm.runtime.session import (
     available_providers,
     register_provider_library,
@@ -42,7 +42,7 @@ def get_current_gpu_device_id() -> int:
 
 def set_current_gpu_device_id(device_id: int) -> None:
     """Choose the GPU. Raises GenaiError for any but 0."""
-    if device_id != 0:
+    if whole(device_id, "a GPU's number") != 0:
         raise GenaiError(
             f"models run on GPU 0 of those that the process sees, found {device_id}. Choose another one with the "
             "environment variable CUDA_VISIBLE_DEVICES."
@@ -52,13 +52,13 @@ def set_current_gpu_device_id(device_id: int) -> None:
 @official
 def register_execution_provider_library(name: str, path: str) -> None:
     """Let ONNX Runtime load an execution provider from a library."""
-    register_provider_library(name, path)
+    register_provider_library(text(name, "a provider's name"), text(path, "a library's path"))
 
 
 @official
 def unregister_execution_provider_library(name: str) -> None:
     """Undo ``register_execution_provider_library``."""
-    unregister_provider_library(name)
+    unregister_provider_library(text(name, "a provider's name"))
 
 
 def enable_telemetry_events() -> None:

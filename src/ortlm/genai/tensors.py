@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.genai.errors import GenaiError
+from ortlm.genai.errors import GenaiError, instance, text
 
 
 class ElementType(IntEnum):
@@ -37,7 +37,7 @@ class Tensor:
     """
 
     def __init__(self, array: Any, *, lengths: Sequence[int] | None = None) -> None:
-        self._array: NDArray[Any] = np.array(array)
+        self._array: NDArray[Any] = np.array(instance(array, np.ndarray, "what a Tensor holds"))
         self.lengths = None if lengths is None else tuple(lengths)
         if self._array.dtype.name not in ElementType.__members__:
             raise GenaiError(
@@ -73,18 +73,20 @@ class NamedTensors:
         self._tensors: dict[str, Tensor] = {}
 
     def __setitem__(self, name: str, tensor: Any) -> None:
-        self._tensors[name] = tensor if isinstance(tensor, Tensor) else Tensor(tensor)
+        self._tensors[text(name, "a tensor's name")] = (
+            tensor if isinstance(tensor, Tensor) else Tensor(tensor)
+        )
 
     def __getitem__(self, name: str) -> Tensor:
         self._check(name)
         return self._tensors[name]
 
     def __delitem__(self, name: str) -> None:
-        self._check(name)
-        del self._tensors[name]
+        # As there, to take away what is not there is no error.
+        self._tensors.pop(text(name, "a tensor's name"), None)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+        return text(name, "a tensor's name") in self._tensors
 
     def __len__(self) -> int:
         return len(self._tensors)
@@ -94,5 +96,5 @@ class NamedTensors:
         return list(self._tensors)
 
     def _check(self, name: str) -> None:
-        if name not in self._tensors:
+        if text(name, "a tensor's name") not in self._tensors:
             raise GenaiError(f"there is no tensor {name!r}; there is {', '.join(self._tensors) or 'none'}.")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ortlm.errors import nearest
 from ortlm.genai.config import Config
-from ortlm.genai.errors import GenaiError, official
+from ortlm.genai.errors import GenaiError, GenaiTypeError, official, text, whole
 from ortlm.genai.model import Model
 from ortlm.genai.tensors import Tensor
 from ortlm.runtime import tokenizer as runtime
@@ -86,6 +86,8 @@ class Tokenizer:
         """Set ``add_special_tokens`` (encoding) or ``skip_special_tokens`` (decoding) to "true" or "false"."""
         words = {"true": True, "1": True, "false": False, "0": False}
         checked = {}
+        if not options:
+            raise GenaiError(f"give at least one option: {' or '.join(self._options)}.")
         for name, value in options.items():
             if name not in self._options:
                 raise GenaiError(f"a tokenizer has no option {name!r}." + nearest(name, self._options))
@@ -95,9 +97,9 @@ class Tokenizer:
         self._options.update(checked)
 
     @official
-    def encode(self, text: str) -> NDArray[np.int32]:
-        """Return the token ids of ``text``, int32."""
-        return np.array(self._ids(text), dtype=np.int32)
+    def encode(self, string: str | bytes) -> NDArray[np.int32]:
+        """Return the token ids of the text ``string``, int32."""
+        return np.array(self._ids(string), dtype=np.int32)
 
     @official
     def decode(self, tokens: ArrayLike) -> str:
@@ -107,7 +109,9 @@ class Tokenizer:
     @official
     def encode_batch(self, texts: Sequence[str]) -> Tensor:
         """Return the token ids of texts, int32 [B, S], filled with pad_token_id on the right."""
-        rows = [self._ids(text) for text in texts]
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
+            raise GenaiTypeError(f"encode_batch takes a list of texts, found {type(texts).__name__}.")
+        rows = [self._ids(one) for one in texts]
         if not rows:
             raise GenaiError("encode_batch takes one text at least.")
         lengths = [len(row) for row in rows]
@@ -119,6 +123,8 @@ class Tokenizer:
     def decode_batch(self, tokens: Tensor | ArrayLike) -> list[str]:
         """Return the text of every row of ids [B, S]."""
         array = tokens.as_numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
+        if array.dtype.kind == "O":
+            raise GenaiTypeError(f"decode_batch takes a Tensor of ids, found {type(tokens).__name__}.")
         if array.ndim != 2:
             raise GenaiError(f"decode_batch takes ids of shape [B, S], found {list(array.shape)}.")
         return [self.decode(row) for row in array]
@@ -126,7 +132,7 @@ class Tokenizer:
     @official
     def to_token_id(self, token: str) -> int:
         """Return the id of one token by its text, -1 if there is none."""
-        found = self._inner.token_id(token)
+        found = self._inner.token_id(text(token, "a token"))
         return -1 if found is None else found
 
     @official
@@ -164,11 +170,12 @@ class Tokenizer:
         skips = self._options["skip_special_tokens"]
         return TokenizerStream(self._inner.stream(before, skip_special_tokens=skips))
 
-    def _ids(self, text: str) -> list[int]:
-        if not isinstance(text, str):
-            raise GenaiError(f"only text can be encoded, found {type(text).__name__}.")
-        ids = self._inner.encode(text, add_special_tokens=self._options["add_special_tokens"])
-        if self._options["add_special_tokens"]:
+    def _ids(self, given: str | bytes) -> list[int]:
+        if isinstance(given, bytes):
+            given = given.decode("utf-8", "replace")
+        special = self._options["add_special_tokens"]
+        ids = self._inner.encode(text(given, "what is encoded"), add_special_tokens=special)
+        if special:
             before, after = self._around
             ids = [*before, *ids, *after]
         return ids
@@ -211,7 +218,7 @@ class TokenizerStream:
     @official
     def decode(self, token: int) -> str:
         """Take one token and return the text that is complete now: whole characters, perhaps none."""
-        return self._inner.push(_ids(token)[0])
+        return self._inner.push(_ids(whole(token, "a token"))[0])
 
 
 def _known(name: str, found: int | None) -> int:
@@ -222,6 +229,8 @@ def _known(name: str, found: int | None) -> int:
 
 def _ids(tokens: Any) -> list[int]:
     array = np.asarray(tokens)
+    if array.dtype.kind not in "iufb":
+        raise GenaiTypeError(f"token ids are whole numbers, found {type(tokens).__name__}.")
     if array.size and (array.dtype.kind not in "iu" or int(array.min()) < 0):
         raise GenaiError(f"token ids are whole numbers, 0 or more; found {tokens!r}.")
     found: list[int] = array.ravel().tolist()
