@@ -36,6 +36,13 @@ demo-vision: $(VENV)/.tested
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest -n 2
 
+# The same folders in runtimes of other versions, each in an environment of its own in .runtimes: RUNTIMES=ends are the
+# lowest and the highest, RUNTIMES=1.27 those with that in their names.
+RUNTIMES ?= all
+.PHONY: test-runtimes
+test-runtimes: $(VENV)/.tested
+	RUNTIMES='$(RUNTIMES)' $(BIN)/python -m pytest tests/runtimes
+
 # Everything that reads what strangers wrote, on damaged input with new seeds, for FUZZ_MINUTES (60).
 .PHONY: fuzz
 fuzz: $(VENV)/.tested
@@ -70,4 +77,4 @@ $(VENV)/.tested: pyproject.toml $(LOCK) scripts/install.sh
 
 .PHONY: clean
 clean:
-	rm -rf $(VENV) demo-out demo-vision-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-out demo-vision-out .runtimes .pytest_cache .mypy_cache .ruff_cache
