@@ -49,11 +49,30 @@ def test_broken_schemas(schema, message):
         Guidance.json_schema(schema)
 
 
+def nested(depth):
+    found = {"type": "string"}
+    for _ in range(depth):
+        found = {"type": "array", "items": found}
+    return found
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [nested(5000), "[" * 100_000, '{"anyOf":[' * 5000 + "{}" + "]}" * 5000],
+    ids=["dict", "open", "text"],
+)
+def test_deep_schemas(schema):
+    with pytest.raises(BadOption, match="the JSON schema cannot be used") as found:
+        Guidance.json_schema(schema)
+    assert str(found.value).isprintable()
+
+
 @pytest.mark.parametrize("pattern", ["(", "[z-a]", "a{2", r"(a)\1", "(?=a)", "a\\", "(" * 10_000])
 def test_broken_regular_expressions(pattern):
     with pytest.raises(BadOption, match="the regular expression cannot be used") as found:
         Guidance.regex(pattern)
     assert len(str(found.value)) < 1200
+    assert str(found.value).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from ortlm.errors import BadOption
+from ortlm.units import printable
 
 Kind = Literal["json_schema", "regex", "lark", "choices"]
 
@@ -143,7 +144,10 @@ class Guidance:
 
 def refused(kind: Kind, reason: str) -> BadOption:
     """Return the error for what the compiler refused for ``reason``."""
-    return BadOption(f"{TITLES[kind]} cannot be used: {brief(reason)}\nChange or remove what is named there.")
+    # The compiler points at a place with a caret in a line of its own.
+    lines = [line.strip() for line in brief(reason).splitlines() if line.strip(" ^")]
+    said = printable(" ".join(lines)).rstrip(".")
+    return BadOption(f"{TITLES[kind]} cannot be used: {said}. Change or remove what is named there.")
 
 
 def brief(message: str) -> str:
