@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.runtime.loop import Loop
@@ -82,3 +83,61 @@ def test_fingerprints_tell_files_apart(tmp_path):
     other.write_bytes(changed)
     found |= {fingerprint([other]), fingerprint([one, other])}
     assert len(found) == 4
+
+
+def with_tokens(path, tokens):
+    """Save a cache whose tokens are the text ``tokens``."""
+    save(loop_of(rows=[[1, 2]]), path, model="m")
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, {**metadata, "tokens": tokens})
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        "[[1, 1e400]]",
+        f"[[1, {2**70}]]",
+        f"[[1, {10**400}]]",
+        "[" * 100_000,
+        "[[1, [2]]]",
+        "[[1, -1]]",
+        "[[1, true]]",
+        "[[1, NaN]]",
+        "[[1, 2.0]]",
+        '{"1": 2}',
+        '["ab"]',
+        "[]",
+        "[[]]",
+        "",
+    ],
+)
+def test_tokens_that_are_none(tmp_path, tokens):
+    with_tokens(tmp_path / "cache", tokens)
+    with pytest.raises(BadArtifact, match=r"is damaged: (its tokens cannot be read|it holds no tokens)"):
+        restore(loop_of(), tmp_path / "cache", model="m")
+
+
+def test_other_tokens_have_another_checksum(tmp_path):
+    with_tokens(tmp_path / "cache", "[[1, 3]]")
+    with pytest.raises(BadArtifact, match="the checksum that it names"):
+        restore(loop_of(), tmp_path / "cache", model="m")
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "cache"
+    save(loop_of(rows=[[1, 2, 3], [4]]), path, model="m")
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        broken = bytearray(whole)
+        broken[at] ^= 1 << at % 8
+        path.write_bytes(broken)
+        with pytest.raises(BadArtifact, match="cache"):
+            restore(loop_of(), path, model="m")
+
+
+def test_caches_of_an_older_ortlm(tmp_path):
+    path = tmp_path / "cache"
+    save_file({"a": np.zeros(1)}, path, {"ortlm_prompt_cache": "1", "model": "m", "tokens": "[[1]]"})
+    with pytest.raises(BadArtifact, match="has format '1', and this ortlm reads '2'"):
+        restore(loop_of(), path, model="m")

@@ -1,14 +1,15 @@
 """Prompt caches on disk: what the model has computed for a text, to be taken up again later.
 
 One safetensors file holds the states up to the filled length (of layers with a window the last positions), the
-tokens of every row, and a fingerprint of the model that computed them.
+tokens of every row, a fingerprint of the model that computed them, and a checksum of all of it: a state that has
+changed by a bit would give other answers without a word.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ortlm.artifact.fields import MOST_TOKENS
+from ortlm.checked_json import check_value, integer, list_of, parse
 from ortlm.dtypes import Array, DType
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.runtime.loop import Loop
+from ortlm.units import one_line
 
-_FORMAT = "1"
+_FORMAT = "2"
 _PIECE_BYTES = 1 << 20
+_ROWS = list_of(list_of(integer(0), most=MOST_TOKENS), most=1 << 20)
 
 
 def save(loop: Loop, path: Path, *, model: str) -> None:
@@ -35,10 +40,17 @@ def save(loop: Loop, path: Path, *, model: str) -> None:
             f"{path} exists and is no prompt cache, so it is not overwritten. Choose another name."
         )
     states = [np.ascontiguousarray(_plain(state)) for state in loop.filled()]
-    metadata = {"ortlm_prompt_cache": _FORMAT, "model": model, "tokens": json.dumps(loop.history)}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    tokens = json.dumps(loop.history)
+    names = [state.name for state in loop.states]
+    metadata = {
+        "ortlm_prompt_cache": _FORMAT,
+        "model": model,
+        "tokens": tokens,
+        "sha256": _checksum(tokens, names, states),
+    }
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
     try:
-        save_file(dict(zip([state.name for state in loop.states], states, strict=True)), unfinished, metadata)
+        save_file(dict(zip(names, states, strict=True)), unfinished, metadata)
         unfinished.replace(path)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
@@ -59,8 +71,24 @@ def restore(loop: Loop, path: Path, *, model: str) -> None:
             _check(metadata, path, model=model)
             history = _history(metadata, path)
             states = [file.get_tensor(state.name) for state in loop.states]
-    except SafetensorError as error:
-        raise BadArtifact(f"{path} cannot be read as a prompt cache: {error}. Write it anew.") from error
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        OverflowError,
+    ) as error:
+        if isinstance(error, BadOption):
+            raise
+        raise BadArtifact(
+            f"{path} cannot be read as a prompt cache: {one_line(error)}. Write it anew."
+        ) from error
+    if _checksum(metadata["tokens"], [state.name for state in loop.states], states) != metadata.get("sha256"):
+        raise BadArtifact(
+            f"{path} is damaged: its contents do not have the checksum that it names. Write it anew."
+        )
     longest = max(map(len, history))
     if longest > loop.context_tokens:
         raise BadArtifact(f"{path} holds {longest} tokens, but the context holds {loop.context_tokens}.")
@@ -119,13 +147,22 @@ def _check(metadata: dict[str, str], path: Path, *, model: str) -> None:
 
 def _history(metadata: dict[str, str], path: Path) -> list[list[int]]:
     try:
-        found = json.loads(metadata["tokens"])
-        rows = [[int(token) for token in row] for row in found]
-    except (KeyError, ValueError, TypeError) as error:
+        found = parse(metadata["tokens"], where=path, error=BadArtifact)
+        rows: list[list[int]] = check_value(found, _ROWS, file=path, error=BadArtifact, at="tokens")
+    except (KeyError, BadArtifact) as error:
         raise BadArtifact(f"{path} is damaged: its tokens cannot be read. Write it anew.") from error
     if not rows or not all(rows):
         raise BadArtifact(f"{path} is damaged: it holds no tokens. Write it anew.")
     return rows
+
+
+def _checksum(tokens: str, names: Iterable[str], states: Iterable[Array]) -> str:
+    """Return a hash of all that a cache holds but its model's fingerprint, which is compared itself."""
+    found = hashlib.sha256(tokens.encode())
+    for name, state in zip(names, states, strict=True):
+        found.update(f"\n{name} {state.dtype} {state.shape}\n".encode())
+        found.update(np.ascontiguousarray(state).view(np.uint8).data if state.size else b"")
+    return found.hexdigest()
 
 
 def _plain(state: Array) -> Array:
