@@ -119,7 +119,7 @@ def test_defaults():
         ({"layers": True}, "layers is True"),
         ({"layers": "2"}, "layers is '2'"),
         ({"layers": 2, "theta": -1}, "theta is -1"),
-        ({"layers": 2, "theta": 10**400}, "theta is 1000"),
+        ({"layers": 2, "theta": 10**400}, "theta is a whole number of 1,329 bits"),
         ({"layers": 2, "tied": 0}, "tied is 0, expected true or false"),
         ({"layers": 2, "name": "\x1b[2Jab"}, "name is '.x1b"),
         ({"layers": 2, "kind": 5}, 'kind is 5, expected one of "grow", "window"'),

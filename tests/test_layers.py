@@ -13,13 +13,13 @@ import ortlm
 
 SOURCE = Path(ortlm.__file__).parent
 # Everyone may use errors, dtypes, the version, and what reads and shows strangers' text.
-FREE = {"checked_json", "errors", "dtypes", "processes", "units", "_version"}
+FREE = {"_utils", "checked_json", "errors", "dtypes", "units", "_version"}
 ALLOWED = {
     "errors": set(),
     "dtypes": set(),
     "units": set(),
     "checked_json": set(),
-    "processes": set(),
+    "_utils": set(),
     "spec": set(),
     "architectures": {"spec"},
     "checkpoint": set(),

@@ -23,18 +23,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeGuard
 
 from ortlm.errors import Error, nearest
 from ortlm.units import printable
-
-_T = TypeVar("_T")
 
 # Nothing that people write nests deeper, and code that follows a value down may recurse this far.
 MOST_DEPTH = 100
 MOST_INTEGER = 2**63 - 1
 _CHUNK_BYTES = 1 << 20
-_SHOWN_CHARACTERS = 60
+_SHOWN_CHARACTERS, _SHOWN_ENTRIES = 60, 15
 
 
 class _Missing(Enum):
@@ -93,14 +91,22 @@ def parse(content: str, *, where: object, error: type[Error]) -> Any:
     for names that an object gives twice.
     """
     try:
+        return loads(content)
+    except ValueError as failure:
+        raise error(f"{where} cannot be read as JSON: {failure}.") from failure
+
+
+def loads(content: str) -> Any:
+    """Return the value that the JSON ``content`` says; ``ValueError``, with a reason, where ``parse`` raises."""
+    try:
         found = json.loads(content, parse_int=_parsed_integer, object_pairs_hook=_parsed_object)
         _check_values(found)
     except RecursionError as failure:
-        raise error(f"{where} cannot be read as JSON: it is nested deeper than {MOST_DEPTH}.") from failure
+        raise ValueError(f"it is nested deeper than {MOST_DEPTH}") from failure
     except MemoryError as failure:
-        raise error(f"{where} cannot be read as JSON: there is not enough memory for it.") from failure
+        raise ValueError("there is not enough memory for it") from failure
     except ValueError as failure:
-        raise error(f"{where} cannot be read as JSON: {printable(str(failure))}.") from failure
+        raise ValueError(printable(str(failure))) from failure
     return found
 
 
@@ -123,11 +129,18 @@ def shown(value: Any) -> str:
         return "null"
     if isinstance(value, dict):
         return f"an object with {len(value)} keys"
-    if isinstance(value, (str, list)) and len(value) > _SHOWN_CHARACTERS:
+    if isinstance(value, int) and abs(value) > 10**_SHOWN_CHARACTERS:
+        return f"a whole number of {value.bit_length():,} bits"
+    if isinstance(value, str) and len(value) > _SHOWN_CHARACTERS:
         # Not to write out, only to cut, what may be long.
-        start = repr(value[:_SHOWN_CHARACTERS])[: _SHOWN_CHARACTERS - 10]
-        return f"{start}... ({len(value):,} {'characters' if isinstance(value, str) else 'entries'})"
-    text = printable(repr(value))
+        start = printable(repr(value[:_SHOWN_CHARACTERS]))[: _SHOWN_CHARACTERS - 10]
+        return f"{start}... ({len(value):,} characters)"
+    if isinstance(value, list) and len(value) > _SHOWN_ENTRIES:
+        return f"{shown(value[:_SHOWN_ENTRIES]).removesuffix('...')}... ({len(value):,} entries)"
+    try:
+        text = printable(repr(value))
+    except ValueError:  # Python writes no numbers of thousands of digits
+        return "a number of thousands of digits"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 10]}..."
 
 
@@ -189,12 +202,12 @@ class Field:
     unknown: Literal["keep", "drop", "refuse"] = "drop"
 
 
-def is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> TypeGuard[int]:
     """Whether ``value`` is a whole number and no truth value."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether ``value`` is a finite number that a float holds, and no truth value."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False

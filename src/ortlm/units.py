@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from ortlm.errors import BadOption
@@ -16,6 +17,13 @@ def printable(text: str) -> str:
     A terminal obeys them: they move the cursor, change its title or hide what follows. Tab and newline stay.
     """
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def system_error(error: OSError) -> str:
+    """Return what the system refused, with the file if that is known: "/full/x: No space left on device"."""
+    if error.filename is None or not error.strerror:
+        return str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def one_line(found: object) -> str:

@@ -125,7 +125,7 @@ def test_telemetry_is_off_unless_a_user_wants_it(given, kept, module):
 
 def test_a_strangers_folder_is_no_place_for_modules(work):
     """Measuring processes import nothing from the working folder, which may be an artifact's."""
-    from ortlm.processes import in_process
+    from ortlm._utils.processes import in_process
 
     folder = work / "stranger"
     folder.mkdir()

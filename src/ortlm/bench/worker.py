@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import ortlm.errors
-from ortlm import processes
+from ortlm._utils import processes
 from ortlm.errors import Error
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from ortlm._version import __version__
 from ortlm.cli import output
 from ortlm.errors import BadOption, Error, is_panic, nearest
+from ortlm.units import system_error
 
 DONE, FAILED, WRONG_USE, GATE_MISSED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Error as error:
         return _complain(str(error), FAILED)
     except OSError as error:
-        return _complain(_of_system(error), FAILED)
+        return _complain(system_error(error), FAILED)
     except BaseException as error:
         message = _of_library(error)
         if message is None:
@@ -135,13 +136,6 @@ def _unknown(verb: str, word: str, parser: argparse.ArgumentParser) -> BadOption
     else:
         hint = " Put quotes around a text that has spaces."
     return BadOption(f"ortlm {verb} does not know {word!r}.{hint} See ortlm {verb} --help.")
-
-
-def _of_system(error: OSError) -> str:
-    """Return one line for what the system refused, with the file if that is known."""
-    if error.filename is None or not error.strerror:
-        return str(error)
-    return f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def _of_library(error: BaseException) -> str | None:

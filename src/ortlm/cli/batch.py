@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ortlm._utils.limits import MOST_ROWS
+from ortlm.checked_json import loads, shown
 from ortlm.cli.generate import prompt_of
 from ortlm.cli.output import say, tell
 from ortlm.cli.report import answer
-from ortlm.cli.settings import read_file, with_model
+from ortlm.cli.settings import check_count, read_file, read_stdin, with_model
 from ortlm.errors import BadOption, ContextFull, Error
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ _SIZE = 8
 def run_batch(args: argparse.Namespace, settings: Settings) -> int:
     """Answer the prompts of ``args.batch`` in groups, and write an answer as soon as its group is done."""
     size = _SIZE if args.batch_size is None else args.batch_size
-    if size < 1:
-        raise BadOption(f"--batch-size must be at least 1; got {size}.")
+    check_count("--batch-size", size, MOST_ROWS)
     lines = _read(args.batch)
     if not lines:
         raise BadOption(f"--batch {args.batch} holds no prompt. Write one on each line, as JSON.")
@@ -51,20 +51,20 @@ def run_batch(args: argparse.Namespace, settings: Settings) -> int:
 
 def _read(path: str) -> list[tuple[int, Any]]:
     """Return the prompts with their line numbers; empty lines are passed over."""
-    text = sys.stdin.read() if path == "-" else read_file(path, "--batch")
+    text = read_stdin() if path == "-" else read_file(path, "--batch")
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = loads(line)
         except ValueError as error:
             raise BadOption(f"line {number} of --batch {path} is no JSON: {error}.") from error
         prompt = value.get("prompt") if isinstance(value, dict) else value
         if not isinstance(prompt, (str, list)):
             raise BadOption(
                 f"line {number} of --batch {path} must be a text or an object with prompt, such as "
-                f'{{"prompt": "Hello"}}; found {line.strip()[:80]}'
+                f'{{"prompt": "Hello"}}; found {shown(prompt)}'
             )
         found.append((number, prompt))
     return found

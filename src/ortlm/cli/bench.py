@@ -8,8 +8,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ortlm._utils.limits import MOST_ROWS, MOST_THREADS
 from ortlm.cli import output
 from ortlm.cli.output import say, tell
+from ortlm.cli.settings import check_count
 from ortlm.errors import BadOption
 from ortlm.units import readable_bytes, readable_count
 
@@ -58,13 +60,16 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure."""
+    from ortlm.artifact import open_artifact
+    from ortlm.artifact.fields import MOST_TOKENS
+
     batches, contexts = numbers(args.batch, "--batch"), numbers(args.context, "--context")
     threads = None if args.threads is None else numbers(args.threads, "--threads")
-    for flag, value in (("--new", args.new), ("--runs", args.runs), ("--buffer-mb", args.buffer_mb)):
-        if value is not None and value < 1:
-            raise BadOption(f"{flag} must be at least 1; got {value}.")
-    from ortlm.artifact import open_artifact
-
+    check_count("--batch", max(batches), MOST_ROWS)
+    check_count("--threads", max(threads or (1,)), MOST_THREADS)
+    check_count("--new", args.new, MOST_TOKENS)
+    check_count("--runs", args.runs, 10_000)
+    check_count("--buffer-mb", args.buffer_mb, 1_000_000)
     artifact = open_artifact(args.model)
     from ortlm.bench.study import Study, conduct
 
@@ -91,7 +96,7 @@ def numbers(text: str, flag: str) -> tuple[int, ...]:
     found = []
     for part in text.split(","):
         word = part.strip()
-        if not (word.isascii() and word.isdigit()) or int(word) < 1:
+        if not (word.isascii() and word.isdigit() and len(word) < 19) or int(word) < 1:
             raise BadOption(
                 f"{flag} takes numbers from 1 on, with commas between them, as 1,2,4; got {text!r}."
             )

@@ -250,6 +250,8 @@ def _left(out: Path, before: tuple[int, int] | None) -> str:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from ortlm._utils.limits import MOST_THREADS
+    from ortlm.cli.settings import check_count
     from ortlm.errors import BadOption
     from ortlm.options import (
         parse_adapters,
@@ -262,8 +264,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if not args.model_name and not args.input:
         raise BadOption("give -m NAME for a model on the hub, or -i DIR for a local folder.")
-    if args.threads is not None and args.threads < 1:
-        raise BadOption(f"--threads must be at least 1; got {args.threads}.")
+    check_count("--threads", args.threads, MOST_THREADS)
+    check_count("--calibration-tokens", args.calibration_tokens, 1_000_000_000)
     if args.input and not Path(args.input).is_dir():
         from ortlm.errors import BadCheckpoint
 

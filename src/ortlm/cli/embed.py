@@ -7,9 +7,10 @@ import json
 import sys
 from typing import Any
 
+from ortlm._utils.limits import MOST_ROWS
 from ortlm.cli.generate import add_machine
 from ortlm.cli.output import say
-from ortlm.cli.settings import read_file, refuse
+from ortlm.cli.settings import check_count, read_file, read_stdin, refuse
 from ortlm.errors import BadOption
 
 _EXAMPLES = """\
@@ -52,8 +53,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Embed."""
     refuse("TEXT", [("--file", bool(args.texts) and args.file is not None)], "give one of them.")
-    if args.batch_size < 1:
-        raise BadOption(f"--batch-size must be at least 1; got {args.batch_size}.")
+    check_count("--batch-size", args.batch_size, MOST_ROWS)
     texts = args.texts or _lines(args.file)
     if not texts:
         raise BadOption("there is no text. Give some, or one on each line of a file or of stdin.")
@@ -77,5 +77,5 @@ def _lines(path: str | None) -> list[str]:
     elif sys.stdin.isatty():
         raise BadOption("TEXT is missing. Give some, or pipe one in on each line.")
     else:
-        text = sys.stdin.read()
+        text = read_stdin()
     return text.removesuffix("\n").split("\n") if text else []

@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact import MANIFEST_FILE
 from ortlm.cli import DONE, GATE_MISSED, output
 from ortlm.cli.generate import add_machine
+from ortlm.cli.settings import check_count
 from ortlm.errors import BadOption
 
 if TYPE_CHECKING:
@@ -110,10 +112,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("threads", "tokens"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise BadOption(f"--{name} must be at least 1; got {value}.")
+    check_count("--threads", args.threads, MOST_THREADS)
+    check_count("--tokens", args.tokens, 1_000_000_000)
     if args.max_kld is not None and not args.max_kld >= 0:
         raise BadOption(f"--max-kld must be 0 or more, in nats; got {args.max_kld}.")
     if args.output is not None and Path(args.output).exists() and not Path(args.output).is_dir():

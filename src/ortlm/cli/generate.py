@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ortlm.cli.interrupt import stoppable
 from ortlm.cli.output import say, tell, write_generated
-from ortlm.cli.settings import add_settings, read_file, refuse, settings_of, with_model
+from ortlm.cli.settings import add_settings, read_file, read_stdin, refuse, settings_of, with_model
 from ortlm.errors import BadOption
 
 if TYPE_CHECKING:
@@ -147,10 +147,7 @@ def read_prompt(args: argparse.Namespace) -> str:
         return given
     if given is None and sys.stdin.isatty():
         raise BadOption("PROMPT is missing. Give a text, or pipe one in.")
-    try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise BadOption(f"stdin is no UTF-8 text: {error}.") from error
+    return read_stdin().removesuffix("\n")
 
 
 def prompt_of(text: str, args: argparse.Namespace) -> str | list[dict[str, Any]]:

@@ -9,8 +9,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ortlm.checked_json import Field, integer, is_integer, number, text
 from ortlm.cli.output import console, say
 from ortlm.units import readable_bytes, readable_count
+
+_text = text(longest=100_000)
+_INFO: Mapping[str, Field] = {
+    **dict.fromkeys(("layers", "parameters", "cache_bytes_per_token"), integer()),
+    **dict.fromkeys(("model_type", "recipe", "kv_cache", "activations", "precision", "target"), _text),
+    **dict.fromkeys(("merged_adapter", "source", "revision", "built_with"), _text),
+    "bits_per_weight": number(0, 1_000),
+    "checkpoint_bytes": integer(1),
+}
 
 _EXAMPLES = """\
 examples:
@@ -91,8 +101,8 @@ def describe(model: str) -> dict[str, Any]:
 
 
 def _cache_bytes_per_token(path: Path, info: Mapping[str, Any]) -> int:
-    known = info.get("cache_bytes_per_token")
-    if isinstance(known, int):
+    known = _of_known_kinds(info).get("cache_bytes_per_token")
+    if is_integer(known):
         return known
     # Only the graph knows then, so it has to be loaded.
     from ortlm.runtime.generate import load
@@ -100,22 +110,28 @@ def _cache_bytes_per_token(path: Path, info: Mapping[str, Any]) -> int:
     return load(path).cache_bytes_per_token
 
 
+def _of_known_kinds(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the manifest says for people, without values of a kind that it does not have."""
+    return {key: value for key, value in info.items() if key in _INFO and _INFO[key].good(value)}
+
+
 def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield name and text of what people want to know first; ``--json`` has everything."""
-    info = found["info"]
+    info = _of_known_kinds(found["info"])
     yield "path", str(found["path"])
     if info.get("model_type"):
         layers = f", {info['layers']} layers" if "layers" in info else ""
         count = f", {readable_count(info['parameters'])} parameters" if "parameters" in info else ""
         yield "architecture", f"{info['model_type']}{layers}{count}"
     if "recipe" in info:
-        cache = info.get("kv_cache", info["activations"])
-        yield (
-            "target",
-            f"{info['precision']} for {info['target']}, {info['activations']} activations, {cache} cache",
+        precision, target, activations = (
+            info.get(key, "unknown") for key in ("precision", "target", "activations")
         )
-        yield "weights", "\n".join(str(info["recipe"]).split("; "))
-        yield "bits per weight", f"{info['bits_per_weight']:.2f}"
+        cache = info.get("kv_cache", activations)
+        yield "target", f"{precision} for {target}, {activations} activations, {cache} cache"
+        yield "weights", "\n".join(info["recipe"].split("; "))
+        if "bits_per_weight" in info:
+            yield "bits per weight", f"{info['bits_per_weight']:.2f}"
     if "checkpoint_bytes" in info:
         before = info["checkpoint_bytes"]
         share = f"{found['total_bytes'] / before:.0%} of the checkpoint's {readable_bytes(before)}"

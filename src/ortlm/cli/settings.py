@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ortlm._utils.limits import MOST_TEXT_BYTES
 from ortlm.errors import BadOption
 
 if TYPE_CHECKING:
@@ -194,11 +197,43 @@ def with_model(settings: Settings, lm: LanguageModel, args: argparse.Namespace) 
 def read_file(path: str, flag: str) -> str:
     """Return the text of a file that was named with ``flag``. Raises BadOption if it cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return read_limited(path)
     except OSError as error:
         raise BadOption(f"{flag} {path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise BadOption(f"{flag} {path!r} cannot be read: {error}") from error
+
+
+def read_limited(path: str | Path) -> str:
+    """Return the UTF-8 text in ``path``, a pipe too, as a shell's <(command) gives one.
+
+    Raises OSError, and BadOption if it is no such text or too long.
+    """
+    with Path(path).open("rb") as stream:
+        raw = stream.read(MOST_TEXT_BYTES + 1)
+    if len(raw) > MOST_TEXT_BYTES:
+        raise BadOption(f"{path} has more than {MOST_TEXT_BYTES:,} bytes. Give less text at once.")
+    try:
+        return io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8").read()
     except UnicodeDecodeError as error:
-        raise BadOption(f"{flag} {path} is no UTF-8 text: {error}.") from error
+        raise BadOption(f"{path} is no UTF-8 text: {error}.") from error
+
+
+def read_stdin() -> str:
+    """Return the text that comes on stdin. Raises BadOption if it is too long, or no text."""
+    try:
+        text = sys.stdin.read(MOST_TEXT_BYTES + 1)
+    except UnicodeDecodeError as error:
+        raise BadOption(f"stdin is no UTF-8 text: {error}.") from error
+    if len(text) > MOST_TEXT_BYTES:
+        raise BadOption(f"stdin has more than {MOST_TEXT_BYTES:,} characters. Give less text at once.")
+    return text
+
+
+def check_count(flag: str, value: int | None, most: int, *, least: int = 1) -> None:
+    """Raise BadOption unless ``value``, if one was given, is from ``least`` to ``most``."""
+    if value is not None and not least <= value <= most:
+        raise BadOption(f"{flag} must be at least {least:,}, and at most {most:,}; got {value}.")
 
 
 def refuse(flag: str, others: Sequence[tuple[str, bool]], reason: str) -> None:

@@ -9,11 +9,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ortlm._utils.whole_files import write_whole
+from ortlm.checked_json import loads
 from ortlm.cli.generate import content_of
 from ortlm.cli.interrupt import stoppable
 from ortlm.cli.output import tell, write_generated
 from ortlm.cli.report import summary
+from ortlm.cli.settings import read_limited
 from ortlm.errors import BadOption, ContextFull, Error, nearest
+from ortlm.units import system_error
 
 if TYPE_CHECKING:
     from ortlm.runtime.generate import LanguageModel
@@ -101,7 +105,7 @@ class Talk:
         except Error as error:
             tell(f"error: {error}")
         except OSError as error:
-            tell(f"error: {error.filename}: {error.strerror}")
+            tell(f"error: {system_error(error)}")
         return True
 
     def answer(self, content: Any) -> bool:
@@ -227,7 +231,8 @@ class Talk:
         if path.exists():
             # Only a conversation is ever replaced.
             _conversation(path)
-        path.write_text(json.dumps(self.messages, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(self.messages, indent=1, ensure_ascii=False) + "\n"
+        write_whole({path: text.encode()})
 
     def _load(self, rest: str) -> None:
         path = _path("/load", rest)
@@ -295,7 +300,7 @@ def _content(found: Any) -> Any:
 def _conversation(path: Path) -> Messages:
     """Return the conversation in ``path``. Raises BadOption if it holds none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = loads(read_limited(path))
         messages = [{"role": str(m["role"]), "content": _content(m["content"])} for m in found]
     except (ValueError, KeyError, TypeError) as error:
         raise BadOption(f"{path} holds no conversation that /save wrote.") from error

@@ -16,6 +16,8 @@ from ortlm.runtime.tokenizer import Tokenizer
 
 DEFAULT_CHUNK = 512
 LEAST_SCORED = 100
+# Of a text to evaluate on: hours of work.
+_MOST_CHARACTERS = 256 << 20
 _LEAST_CHUNK = 8
 
 
@@ -63,10 +65,13 @@ def read_text(path: str | Path | None) -> Text:
     if path is None:
         return Text("ortlm's own corpus", tuple(TEXTS.items()))
     try:
-        found = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with Path(path).open(encoding="utf-8") as stream:
+            found = stream.read(_MOST_CHARACTERS + 1)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"it is no UTF-8 text: {error}"
         raise BadOption(f"--text {path} cannot be read: {reason}.") from error
+    if len(found) > _MOST_CHARACTERS:
+        raise BadOption(f"--text {path} has more than {_MOST_CHARACTERS:,} characters. Give a part of it.")
     return Text(Path(path).name, (("text", found),))
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ortlm._utils.whole_files import write_whole
 from ortlm.artifact import MANIFEST_FILE, Artifact, open_artifact
 from ortlm.evaluation.page import page
 from ortlm.evaluation.section import quality_section, with_section
@@ -67,7 +67,7 @@ class Report:
         """Write report.html and report.json into ``folder``, by default the artifact's; return what was written.
 
         The headline figures go into the artifact's model card and ``ortlm.json``, if ortlm built it and they may
-        be written: nothing of another builder's is changed. Each file appears whole or not at all.
+        be written: nothing of another builder's is changed. All files appear, or none, whole.
         """
         target = self.artifact if folder is None else Path(folder)
         target.mkdir(parents=True, exist_ok=True)
@@ -81,8 +81,8 @@ class Report:
                 added = {(at / name).as_posix(): text for name, text in texts.items()}
             # The list of files first: a file that is on no list would keep the artifact from being replaced.
             files = {**self._recorded(added), **files}
-        for path, text in files.items():
-            _write(path, text)
+        # As bytes, since sizes and hashes are recorded: no system may change line ends.
+        write_whole({path: text.encode() for path, text in files.items()})
         return list(files)
 
     def _recorded(self, added: Mapping[str, str]) -> dict[Path, str]:
@@ -141,14 +141,3 @@ def _sha256(path: Path) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` whole or not at all."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        # As bytes, since sizes and hashes are recorded before: no system may change line ends.
-        partial.write_bytes(text.encode())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

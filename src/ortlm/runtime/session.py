@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact.external_data import check_external_data
 from ortlm.checked_json import shown
 from ortlm.cores import physical_cores
@@ -39,8 +40,6 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
     TypeError,
     OverflowError,
 )
-# More threads than this are a mistake, and making them can take all memory of a machine.
-MOST_THREADS = 1_024
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from ortlm._utils.limits import MOST_ROWS
+from ortlm.checked_json import is_number, shown
 from ortlm.errors import BadOption, nearest
 
 if TYPE_CHECKING:
@@ -274,7 +276,7 @@ class Settings:
         for name in ("min_new_tokens", "min_length", "no_repeat_ngram_size"):
             _whole(name, getattr(self, name), hint="0 is off")
         for name in ("num_return_sequences", "num_beams", "num_beam_groups", "draft_tokens"):
-            _whole(name, getattr(self, name), needed=True, least=1)
+            _whole(name, getattr(self, name), needed=True, least=1, most=MOST_ROWS)
         _number("temperature", self.temperature, above=0.0, included=True, hint="0 is greedy")
         _number("top_p", self.top_p, above=0.0, most=1.0, hint="1 keeps all tokens")
         _number("min_p", self.min_p, above=0.0, included=True, most=1.0, hint="0 keeps all tokens")
@@ -284,7 +286,7 @@ class Settings:
             _finite(name, getattr(self, name))
         _number("diversity_penalty", self.diversity_penalty, above=0.0, included=True, hint="0 is none")
         for token, bias in self.logit_bias.items():
-            if isinstance(bias, bool) or not isinstance(bias, (int, float)) or math.isnan(bias):
+            if not is_number(bias) and not (isinstance(bias, float) and math.isinf(bias)):
                 raise BadOption(f"logit_bias of token {token} must be a number, found {bias!r}.")
 
     def _check_beams(self) -> None:
@@ -359,7 +361,7 @@ def _token(found: object) -> int:
 
 
 def _usable(key: str, value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_number(value):
         return False
     if key == "top_k":
         return isinstance(value, int) and value >= 0
@@ -368,16 +370,26 @@ def _usable(key: str, value: object) -> bool:
     return 0 < value <= 1 if key in ("top_p", "typical_p") else value > 0
 
 
-def _whole(name: str, value: object, *, needed: bool = False, least: int = 0, hint: str = "") -> None:
+def _whole(
+    name: str,
+    value: object,
+    *,
+    needed: bool = False,
+    least: int = 0,
+    most: int | None = None,
+    hint: str = "",
+) -> None:
     if value is None and not needed:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise BadOption(f"{name} must be a whole number, {least} or more, found {value!r}{_in(hint)}.")
+        raise BadOption(f"{name} must be a whole number, {least} or more, found {shown(value)}{_in(hint)}.")
+    if most is not None and value > most:
+        raise BadOption(f"{name} must be at most {most:,}, found {shown(value)}.")
 
 
 def _finite(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise BadOption(f"{name} must be a finite number, found {value!r}.")
+    if not is_number(value):
+        raise BadOption(f"{name} must be a finite number, found {shown(value)}.")
 
 
 def _number(
@@ -392,7 +404,7 @@ def _number(
     if value is None:
         return
     # NaN fails every comparison, so it falls through to the error.
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and is_number(value):
         low = value >= above if included else value > above
         if low and value <= most and value != float("inf"):
             return
