@@ -15,8 +15,10 @@ from typing import Any
 from tokenizers import AddedToken
 
 from ortlm.architectures._tokenizers import rebuilt_tokenizer
+from ortlm.checked_json import shown
 from ortlm.checkpoint import files
 from ortlm.errors import BadCheckpoint
+from ortlm.tokenization.guard import guarded
 from ortlm.tokenization.opening import SETTINGS_FILES, TOKENIZER_FILE, Opened, open_text
 from ortlm.tokenization.special_tokens import CONFIG_FILE, flags_of
 
@@ -55,8 +57,13 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> TokenizerFiles:
     Its ids are those of transformers' AutoTokenizer. Raises BadCheckpoint if there is no tokenizer.json, or one
     that cannot be read.
     """
-    path = files.shown(folder / TOKENIZER_FILE)
     check_there(folder)
+    path = files.shown(folder / TOKENIZER_FILE)
+    with guarded(f"{path} cannot be used", BadCheckpoint):
+        return _read(folder, path, config)
+
+
+def _read(folder: Path, path: str, config: Mapping[str, Any]) -> TokenizerFiles:
     data = files.read_object(folder, TOKENIZER_FILE)
     if not isinstance(data.get("model"), dict):
         raise BadCheckpoint(
@@ -125,6 +132,12 @@ def _settled(
         {"id": at, **dict(zip(_FLAG_NAMES, flags_of(token), strict=True))}
         for at, token in sorted(added.items())
     ]
+    if not rebuilt:
+        # What was special once is left out of texts for good, whatever it is restated as.
+        listed = data.get("added_tokens") or ()
+        special = {entry.get("content") for entry in listed if entry.get("special")}
+        for token in tokens:
+            token["special"] = token["special"] or token["content"] in special
     texts, config = {}, dict(settings)
     changed = tokens != data.get("added_tokens")
     if changed or rebuilt:
@@ -142,8 +155,6 @@ def _settled(
 def _added_tokens(data: Mapping[str, Any], path: str) -> dict[int, AddedToken]:
     found = {}
     for entry in data.get("added_tokens") or ():
-        try:
+        with guarded(f"{path}: added_tokens has {shown(entry)}, which is no token", BadCheckpoint):
             found[int(entry["id"])] = AddedToken(**{key: entry[key] for key in _FLAG_NAMES if key in entry})
-        except Exception as error:
-            raise BadCheckpoint(f"{path}: added_tokens has {entry!r}, which is no token: {error}") from error
     return found

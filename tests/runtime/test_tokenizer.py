@@ -140,3 +140,53 @@ def test_a_missing_or_damaged_file_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BadArtifact, match="cannot be read as a tokenizer"):
         Tokenizer.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "runs", [[0xC3], [0x80], [0xFF], [0xE4, 0xB8], [0xC3, 0xE4], [0xF0, 0x9F, 0x41], [0x80, 0x41]]
+)
+def test_runs_of_broken_bytes_stream_as_they_decode(runs, tmp_path):
+    tiny.save(tmp_path, tiny.llama_style())
+    tokenizer = Tokenizer.open(tmp_path)
+    ids = [tokenizer.token_id(f"<0x{runs[at % len(runs)]:02X}>") for at in range(600)]
+    the = tokenizer.encode("the fox", add_special_tokens=False)
+    for prompt in ([], the):
+        for after in ([], the, [tokenizer.token_id("<|end|>"), *the]):
+            stream = tokenizer.stream(prompt)
+            made = "".join(map(stream.push, [*ids, *after])) + stream.flush()
+            assert tokenizer.decode(prompt) + made == tokenizer.decode([*prompt, *ids, *after])
+
+
+def test_the_window_of_a_stream_stays_short(tokenizer):
+    """Otherwise time would grow with the square of what a model writes."""
+    byte = "<0xC3>" if tokenizer.token_id("<0xC3>") is not None else "\u00c3"
+    longest, decode = 0, tokenizer.decode_raw
+
+    def counted(ids, **options):
+        nonlocal longest
+        longest = max(longest, len(ids))
+        return decode(ids, **options)
+
+    tokenizer.decode_raw = counted
+    stream = tokenizer.stream()
+    made = "".join(stream.push(tokenizer.token_id(byte)) for _ in range(500)) + stream.flush()
+    assert longest < 100
+    assert made == decode([tokenizer.token_id(byte)] * 500)
+
+
+@pytest.mark.parametrize(
+    "text", ["the fox , the dog . it 's", "x ' y ' z", "do n't ! ?", " . ", "we 're  .. ,", "", "a 'b c"]
+)
+def test_cleaned_text_streams_as_it_decodes(text, tmp_path):
+    inner = tiny.llama_style()
+    flag = "clean_up_tokenization_spaces"
+    tiny.save(tmp_path, inner, **{flag: True, f"{flag}_for_bpe_even_though_it_will_corrupt_output": True})
+    tokenizer = Tokenizer.open(tmp_path)
+    ids = tokenizer.encode(text)
+    stream = tokenizer.stream()
+    want = PreTrainedTokenizerFast.from_pretrained(tmp_path).decode(ids)
+    assert tokenizer.decode(ids) == want
+    assert "".join(map(stream.push, ids)) + stream.flush() == want
+    # By itself the flag is for words in pieces, not for bytes and characters.
+    tiny.save(tmp_path, inner, **{flag: True})
+    assert Tokenizer.open(tmp_path).decode(ids) == text

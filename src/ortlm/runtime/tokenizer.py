@@ -255,8 +255,11 @@ class TextStream:
         return piece
 
     def _restart(self) -> None:
-        """Take everything for shown; the last token stays, so that what follows is no text's beginning."""
-        self._window = self._window[-1:]
+        """Take everything for shown; the last text stays, so that what follows is no text's beginning."""
+        last = len(self._window) - 1
+        while last > 0 and not self._decode(self._window[last:]):
+            last -= 1
+        self._window = self._window[max(0, last) :]
         self._shown, self._shown_text = len(self._window), self._decode(self._window)
 
     def _decode(self, ids: Sequence[int]) -> str:

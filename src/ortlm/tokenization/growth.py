@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ortlm.errors import Error
@@ -56,14 +56,24 @@ def _json(part: Any) -> dict[str, Any]:
 
 def _growth(part: Mapping[str, Any]) -> float:
     """Return how many characters ``part`` makes of one at most; forms of Unicode, which end there, count as 1."""
+    found, byte_levels = 1.0, 0
+    for step in _steps(part):
+        # The first writes bytes as letters; another one behind it writes the bytes of those letters.
+        byte_levels += step.get("type") == "ByteLevel"
+        found = min(found * max(_step_growth(step), 2.0 if byte_levels > 1 else 1.0), 1e300)
+    return found
+
+
+def _steps(part: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     inner = part.get("normalizers") or part.get("pretokenizers") or part.get("decoders")
     if isinstance(inner, list):
-        found, byte_levels = 1.0, 0
         for step in inner:
-            # The first writes bytes as letters; another one behind it writes the bytes of those letters.
-            byte_levels += step.get("type") == "ByteLevel"
-            found = min(found * max(_growth(step), 2.0 if byte_levels > 1 else 1.0), 1e300)
-        return found
+            yield from _steps(step)
+    else:
+        yield part
+
+
+def _step_growth(part: Mapping[str, Any]) -> float:
     kind = part.get("type")
     if kind == "Replace":
         pattern = part.get("pattern") or {}
