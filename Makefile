@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# More environments than one's own: other versions, tools.
+VENVS := .venvs
 LOCK := requirements/lock.txt
 INSTALL := PYTHON='$(PYTHON)' sh scripts/install.sh
 DEMO_PROMPT := def read_lines(path):
@@ -55,15 +57,27 @@ check: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Both ends of the ranges in pyproject.toml: what users need alone, with the tests that need no oracle, and then with
+# the oracle, which narrows some ranges. The lowest versions exist for Python 3.10 to 3.12.
+.PHONY: test-lowest
+test-lowest: $(VENVS)/lowest/.made $(VENVS)/lowest-oracle/.made
+	$(VENVS)/lowest/bin/python -m pytest -n 2 --oracle-optional
+	$(VENVS)/lowest-oracle/bin/python -m pytest -n 2 --oracle-optional
+
+.PHONY: test-latest
+test-latest: $(VENVS)/uv/.made
+	$(VENVS)/uv/bin/python scripts/lock.py --latest $(VENVS)/uv
+	@$(INSTALL) $(VENVS)/latest -r $(VENVS)/uv/latest.txt -e .
+	@$(INSTALL) $(VENVS)/latest-oracle -r $(VENVS)/uv/latest-oracle.txt -e .
+	$(VENVS)/latest/bin/python -m pytest -n 2 --oracle-optional
+	$(VENVS)/latest-oracle/bin/python -m pytest -n 2
+
 # Renews every version; UPGRADE= renews none and adds what pyproject.toml newly asks for,
 # UPGRADE='--upgrade-package transformers' renews one.
 UPGRADE ?= --upgrade
 .PHONY: update-lock
-update-lock: $(VENV)/.tested
-	UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.10 \
-		--python $(BIN)/python --all-extras --no-annotate --no-header $(UPGRADE) \
-		pyproject.toml requirements/tools.in -o $(LOCK)
-	sh scripts/tidy_lock.sh $(LOCK)
+update-lock: $(VENVS)/uv/.made
+	$(VENVS)/uv/bin/python scripts/lock.py $(UPGRADE)
 
 # What a user gets, in the locked versions.
 $(VENV)/.installed: pyproject.toml $(LOCK) scripts/install.sh
@@ -75,6 +89,14 @@ $(VENV)/.tested: pyproject.toml $(LOCK) scripts/install.sh
 	@$(INSTALL) $(VENV) -r $(LOCK) -e .
 	@touch $@ $(VENV)/.installed
 
+$(VENVS)/uv/.made: $(LOCK) scripts/install.sh
+	@$(INSTALL) $(VENVS)/uv -c $(LOCK) uv tomli
+	@touch $@
+
+$(VENVS)/%/.made: requirements/%.txt pyproject.toml scripts/install.sh
+	@$(INSTALL) $(VENVS)/$* -r requirements/$*.txt -e .
+	@touch $@
+
 .PHONY: clean
 clean:
-	rm -rf $(VENV) demo-out demo-vision-out .runtimes .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENVS) demo-out demo-vision-out .runtimes .pytest_cache .mypy_cache .ruff_cache

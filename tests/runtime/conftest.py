@@ -9,14 +9,15 @@ import sys
 from functools import cache
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.runtime import tiny
 
 
 def make_checkpoint(folder):
     """Write a tiny Llama whose vocabulary is larger than its tokenizer's, and return the model."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=352,

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import ortlm
 from ortlm.options import BuildOptions
 from ortlm.runtime.ids import FIRST_PICTURE
 from ortlm.runtime.images import hd_crops
-from tests.vision import checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from tests.vision import checkpoint
 
 
 @dataclass
@@ -28,6 +31,8 @@ class Seen:
 
     def features(self, images: list[Any], *, most: int = 4) -> torch.Tensor:
         """Return what torch makes of pictures, [tokens, H]."""
+        import torch
+
         mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
         found = [hd_crops(image, most=most, mean=mean, std=std) for image in images]
         return self.reference.features([torch.from_numpy(p) for p, _ in found], [size for _, size in found])
@@ -36,6 +41,8 @@ class Seen:
 @pytest.fixture(scope="session")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """Return the tiny checkpoint."""
+    from tests.vision import checkpoint
+
     folder = tmp_path_factory.mktemp("vision") / "tiny-vision"
     return Seen(folder, checkpoint.save(folder))
 
