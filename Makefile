@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 VENVS := .venvs
 LOCK := requirements/lock.txt
 INSTALL := PYTHON='$(PYTHON)' sh scripts/install.sh
+# Neighbors share what they build, so each process begins with a half of its own.
+PYTEST := -n 2 --dist worksteal
 DEMO_PROMPT := def read_lines(path):
 
 .PHONY: demo
@@ -36,7 +38,12 @@ demo-vision: $(VENV)/.tested
 
 .PHONY: test
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(PYTEST)
+
+# For everyday work, below a minute: all but what needs a built model, fuzzing, and what is marked as slow.
+.PHONY: test-fast
+test-fast: $(VENV)/.tested
+	$(BIN)/python -m pytest $(PYTEST) -m 'not slow'
 
 # The same folders in runtimes of other versions, each in an environment of its own in .runtimes: RUNTIMES=ends are the
 # lowest and the highest, RUNTIMES=1.27 those with that in their names.
@@ -61,16 +68,16 @@ check: $(VENV)/.tested
 # the oracle, which narrows some ranges. The lowest versions exist for Python 3.10 to 3.12.
 .PHONY: test-lowest
 test-lowest: $(VENVS)/lowest/.made $(VENVS)/lowest-oracle/.made
-	$(VENVS)/lowest/bin/python -m pytest -n 2 --oracle-optional
-	$(VENVS)/lowest-oracle/bin/python -m pytest -n 2 --oracle-optional
+	$(VENVS)/lowest/bin/python -m pytest $(PYTEST) --unlocked
+	$(VENVS)/lowest-oracle/bin/python -m pytest $(PYTEST) --unlocked
 
 .PHONY: test-latest
 test-latest: $(VENVS)/uv/.made
 	$(VENVS)/uv/bin/python scripts/lock.py --latest $(VENVS)/uv
 	@$(INSTALL) $(VENVS)/latest -r $(VENVS)/uv/latest.txt -e .
 	@$(INSTALL) $(VENVS)/latest-oracle -r $(VENVS)/uv/latest-oracle.txt -e .
-	$(VENVS)/latest/bin/python -m pytest -n 2 --oracle-optional
-	$(VENVS)/latest-oracle/bin/python -m pytest -n 2
+	$(VENVS)/latest/bin/python -m pytest $(PYTEST) --unlocked
+	$(VENVS)/latest-oracle/bin/python -m pytest $(PYTEST) --unlocked
 
 # Renews every version; UPGRADE= renews none and adds what pyproject.toml newly asks for,
 # UPGRADE='--upgrade-package transformers' renews one.

@@ -1,8 +1,8 @@
 """Write the versions that ``make`` installs, which uv resolves.
 
-``python scripts/lock.py [OPTION OF UV ...]`` writes ``requirements/``: in ``lock.txt`` all that demo, tests, lint and
-benchmarks need, in ``lowest.txt`` the lowest versions that ``pyproject.toml`` allows for what users need, with what
-runs the tests, and in ``lowest-oracle.txt`` the lowest that go with the tests' oracle.
+``python scripts/lock.py [OPTION OF UV ...]`` writes ``requirements/``: in ``lock.txt`` all that demo, tests, lint
+and benchmarks need, in ``lowest.txt`` the lowest versions that ``pyproject.toml`` allows for what users need, with
+what runs the tests, and in ``lowest-oracle.txt`` the lowest that go with the tests' oracle.
 
 ``python scripts/lock.py --latest FOLDER`` writes the newest for this Python there, alone and with the oracle.
 """
@@ -33,7 +33,7 @@ NOTE = """\
 # Made by `make update-lock`, not edited by hand. Without hashes, because torch has another build on every kind of
 # machine, and without the CUDA packages, which torch's CUDA build asks for itself.
 """
-LOCK = "The exact version of every package that demo, tests, lint and benchmarks install, Python 3.10 to 3.14."
+LOCK = "The exact version of all that demo, tests, lint and benchmarks install, for Python 3.10 to 3.14."
 LOWEST = "The lowest versions that pyproject.toml allows for what users need, and what runs the tests."
 LOWEST_ORACLE = "The lowest versions that pyproject.toml and the tests' oracle allow for what users need."
 

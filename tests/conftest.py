@@ -27,24 +27,40 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option with which the tests run where the oracle is not installed."""
-    parser.addoption("--oracle-optional", action="store_true", help="skip tests whose oracle is not installed")
+    """Add the option for other versions than the locked ones."""
+    parser.addoption(
+        "--unlocked",
+        action="store_true",
+        help="skip tests whose oracle is not installed; of other packages' warnings none is an error",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep torch to one thread."""
+    """Keep torch to one thread, and other packages' news from failing tests."""
+    if config.getoption("--unlocked"):
+        config.addinivalue_line("filterwarnings", "default")
+        config.addinivalue_line("filterwarnings", r"error:::(ortlm|tests)(\.|$)")
     try:
         import torch
     except ModuleNotFoundError:
-        if not config.getoption("--oracle-optional"):
+        if not config.getoption("--unlocked"):
             raise
     else:
         torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what shares something that is made once, which is always a model, and fuzzing."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
+        shares = any(found[-1].baseid and found[-1].scope in {"session", "module"} for found in fixtures)
+        if shares or item.path.parent.name == "fuzz":
+            item.add_marker("slow")
+
+
 def _needs_oracle(config: pytest.Config, error: BaseException | None) -> bool:
     """Whether ``error`` comes from an import of the oracle, and may."""
-    while error is not None and config.getoption("--oracle-optional"):
+    while error is not None and config.getoption("--unlocked"):
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in ORACLE:
             return True
         error = error.__cause__ or error.__context__

@@ -10,6 +10,7 @@ import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -17,16 +18,20 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-LOCKED = ROOT / "requirements/lock.txt"
+LOCKS = ["lock", "lowest", "lowest-oracle"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSIONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
 
-def locked(python: str) -> dict[str, str]:
-    """Return the version of every package that the lock names for a Python version on this kind of machine."""
+def text(lock: str) -> str:
+    return (ROOT / f"requirements/{lock}.txt").read_text(encoding="utf-8")
+
+
+def locked(python: str, lock: str = "lock") -> dict[str, str]:
+    """Return the version of every package that a lock names for a Python version on this kind of machine."""
     environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.1"}
     found: dict[str, str] = {}
-    for line in LOCKED.read_text(encoding="utf-8").splitlines():
+    for line in text(lock).splitlines():
         if line.startswith("#"):
             continue
         wanted = Requirement(line)
@@ -62,11 +67,26 @@ def test_all_that_is_asked_for_is_locked_within_its_range(python: str) -> None:
             assert wanted.specifier.contains(versions[name]), f"{wanted}, but {versions[name]} is locked"
 
 
-def test_no_addresses_no_hashes_no_packages_of_one_kind_of_machine() -> None:
-    text = LOCKED.read_text(encoding="utf-8")
-    assert not re.search(r"://|--|\bfile:|@|sha256", text)
-    assert not re.search(r"^(nvidia-|cuda-|triton\b)", text, re.MULTILINE)
-    assert "+" not in text, "a local build such as +cpu exists on some machines only"
+@pytest.mark.parametrize("lock", LOCKS)
+def test_no_addresses_no_hashes_no_packages_of_one_kind_of_machine(lock: str) -> None:
+    pins = text(lock)
+    assert not re.search(r"://|--|\bfile:|@|sha256", pins)
+    assert not re.search(r"^(nvidia-|cuda-|triton\b)", pins, re.MULTILINE)
+    assert "+" not in pins, "a local build such as +cpu exists on some machines only"
+
+
+@pytest.mark.parametrize("lock", LOCKS[1:])
+def test_the_lowest_versions_are_those_of_the_ranges(lock: str) -> None:
+    """The oracle raises some of them, by what it asks for itself."""
+    versions = locked("3.11", lock)
+    above = set()
+    for wanted in map(Requirement, PROJECT["project"]["dependencies"]):
+        (lowest,) = (Version(item.version) for item in wanted.specifier if item.operator == ">=")
+        assert any(item.operator == "<" for item in wanted.specifier) or wanted.name in {"pillow", "rich"}
+        if Version(versions[canonicalize_name(wanted.name)]) != lowest:
+            above.add(wanted.name)
+    raised = {"huggingface_hub", "ml_dtypes", "rich", "safetensors", "tokenizers"}
+    assert above == (raised if lock == "lowest-oracle" else set())
 
 
 def test_the_readme_names_the_version_of_transformers_that_is_compared_with() -> None:

@@ -149,6 +149,7 @@ def test_quantized_graph_is_exact(name: str, bits: int, symmetric: bool, saved: 
     assert oracle.relative_error(lm.logits(tokens), oracle.prompt_logits(model, tokens)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_official_switch(tmp_path: Path) -> None:
     """Across Phi-3's switch at 4096 tokens all three agree: transformers, ortlm and the official runtime."""
     from transformers import AutoModelForCausalLM, Phi3Config

@@ -73,6 +73,7 @@ def test_texts_in_several_pieces(fast_prompts: bool, build: Any, monkeypatch: py
         assert np.abs(states - whole[key]).max() / np.abs(whole[key]).max() < 0.02
 
 
+@pytest.mark.slow
 def test_artifacts_of_the_official_builder(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder, model = build_official(tmp_path_factory.getbasetemp())
     before = sorted(path.name for path in folder.iterdir())

@@ -295,6 +295,7 @@ class Drawing:
         return Draft(found, used if self.drawn else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", [True, False])
 def test_drafts_keep_the_distribution(drawn):
     """The second and third token after a prompt, many times, against their exact probabilities."""
