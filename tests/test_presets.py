@@ -65,3 +65,25 @@ def test_wrong_files(text: str, message: str, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(BadOption, match=message):
         find_preset(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x [1]\nb: *x\n", "an alias"),
+        ("[" * 5000 + "]" * 5000, "more than 20 levels"),
+        ("a: " * 3 + "\n" + "- " * 3000 + "1", "recipe"),
+        ("bits: " + "1" * 6000, "recipe"),
+        ("#" + "x" * 300_000, "more than 262,144 bytes"),
+        ("!!python/object/apply:os.system [x]", "cannot be read as YAML"),
+        ("bits: .inf", "bits is inf"),
+        ("when: 2020-99-99", "cannot be read as YAML"),
+    ],
+    ids=["alias", "deep", "nested", "long number", "large", "python", "infinite", "date"],
+)
+def test_hostile_recipes_are_refused_in_a_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(BadOption, match=message) as caught:
+        find_preset(str(path))
+    assert "\n" not in str(caught.value)

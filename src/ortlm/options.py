@@ -408,7 +408,7 @@ _FIXED: dict[str, tuple[tuple[str, ...], str]] = {
     "state_update_capacity": (("0",), _NO_STATES),
     "state_window": (("0",), _NO_STATES),
 }
-# Options of the official builder that shape parts which no model here has, and so change nothing: what they may be.
+# Options of the official builder that shape parts which no model here has, so that they change nothing.
 _IDLE: dict[str, str] = {
     "qmoe_block_size": r"-?\d{1,4}",
     "moe_quant_type": "int2|int4|int8|mxfp4|nvfp4",

@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ortlm.checked_json import read_text, shown
 from ortlm.errors import BadOption, nearest
 from ortlm.quant.methods import check_algorithm
 from ortlm.quant.recipe import PRESETS, ROLES, SENSITIVE, Preset, Rule
 from ortlm.quant.scheme import Scheme
+from ortlm.units import printable
 
 # What a precision means if nothing else is asked for; 8 bits lose little by rounding.
 DEFAULTS = {"int4": "balanced", "int8": "fast"}
 
+_MOST_BYTES, _MOST_DEPTH = 1 << 18, 20
 # Keys of a recipe file, and the types of what they hold.
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "base": str, "algorithm": str, "bits": int, "block": int, "symmetric": bool, "head_bits": int,
@@ -48,10 +51,22 @@ def find_preset(name: str) -> Preset:
 def _read(path: Path) -> Preset:
     import yaml
 
+    content = read_text(path, limit=_MOST_BYTES, error=BadOption)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise BadOption(f"the recipe {path} cannot be read as YAML: {error}") from error
+        depth = 0
+        # Looked at before anything is made of it: aliases multiply, and what is made of nested things recurses.
+        for event in yaml.parse(content, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _MOST_DEPTH:
+                what = "an alias" if isinstance(event, yaml.AliasEvent) else f"more than {_MOST_DEPTH} levels"
+                raise BadOption(f"the recipe {path} has {what}, which no recipe needs. Write it out.")
+        found = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, MemoryError) as error:
+        if isinstance(error, BadOption):
+            raise
+        reason = " ".join(printable(str(error)).split()) or type(error).__name__
+        raise BadOption(f"the recipe {path} cannot be read as YAML: {reason}") from error
     found = _checked(found, _KEYS, str(path))
     base = found.pop("base", "balanced")
     if base not in PRESETS:
@@ -108,10 +123,11 @@ def _checked(found: Any, keys: Mapping[str, type | tuple[type, ...]], where: str
     for key, value in found.items():
         if key not in keys:
             raise BadOption(
-                f"{where}: there is no key {key!r}; there are {', '.join(keys)}." + nearest(str(key), keys)
+                f"{where}: there is no key {shown(key)}; there are {', '.join(keys)}."
+                + nearest(str(key), keys)
             )
         kind = keys[key]
         # True counts as a number in Python, and must not here.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise BadOption(f"{where}: {key} is {value!r}, which cannot be used.")
+            raise BadOption(f"{where}: {key} is {shown(value)}, which cannot be used.")
     return dict(found)

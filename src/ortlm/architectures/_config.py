@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, TypeVar
 
-from ortlm.architectures._keys import FULL, SLIDING, Keys, WithDefaults
+from ortlm.architectures._keys import FULL, SLIDING, Keys, WithDefaults, quoted, shown
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class Config:
         name = self.text(key, default)
         if name not in _ACTIVATIONS:
             raise UnsupportedModel(
-                f'{self.at}: "{key}" is "{name}", an activation that is not supported. '
+                f'{self.at}: "{key}" is {quoted(name)}, an activation that is not supported. '
                 f"Known: {', '.join(_ACTIVATIONS)}."
             )
         return _ACTIVATIONS[name]
@@ -131,7 +131,7 @@ class Config:
         for i, kind in enumerate(found):
             if kind not in (FULL, SLIDING):
                 raise UnsupportedModel(
-                    f'{self.at}: "layer_types" has {kind!r} for layer {i}, which is not supported here. '
+                    f'{self.at}: "layer_types" has {shown(kind)} for layer {i}, which is not supported here. '
                     f'Known: "{FULL}", "{SLIDING}".'
                 )
         if SLIDING in found and not windowed:
@@ -162,11 +162,11 @@ class Config:
     def refuse(self, key: str, reason: str) -> None:
         """Raise ``UnsupportedModel`` if ``key`` is switched on."""
         if self.values.get(key):
-            raise UnsupportedModel(f'{self.at}: "{key}" is {self.values[key]!r}: {reason}.')
+            raise UnsupportedModel(f'{self.at}: "{key}" is {shown(self.values[key])}: {reason}.')
 
     def wrong(self, key: str, expected: str) -> BadCheckpoint:
         """Return the error that the value of ``key`` is not what is ``expected``."""
-        found = _shown(self.values[key]) if key in self.values else "missing"
+        found = shown(self.values[key]) if key in self.values else "missing"
         return BadCheckpoint(
             f'{self.at}: "{key}" is {found}, expected {expected}. '
             "Compare the file with the original of the model."
@@ -191,15 +191,3 @@ def _whole(value: Any) -> bool:
 def _finite(value: Any) -> bool:
     # Compared before anything is converted: a whole number of JSON may be beyond any float.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    if _whole(value) and value.bit_length() > 1000:
-        # Longer ones Python refuses to write.
-        return f"a whole number of {value.bit_length()} bits"
-    text = repr(value)
-    if len(text) > 60:
-        text = f"{text[:50]}..."
-    return f"{text} ({len(value)} entries)" if isinstance(value, list) else text

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from ortlm import errors
-from ortlm.architectures._keys import Keys, check_read
+from ortlm.architectures._keys import Keys, check_read, quoted, shown
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 from ortlm.spec import Architecture
 
@@ -59,24 +59,26 @@ def find(config: Mapping[str, Any]) -> Describe:
     """
     name = config.get("model_type")
     if not isinstance(name, str) or not name:
-        raise BadCheckpoint(f'config.json: "model_type" is {name!r}, expected one of: {_list(_table())}.')
+        found = None if name is None else shown(name)
+        raise BadCheckpoint(f'config.json: "model_type" is {found}, expected one of: {_list(_table())}.')
     if name not in _table():
         raise UnsupportedModel(
-            f'config.json: "model_type" is "{name}", which is not supported.{errors.nearest(name, _table())}'
+            f'config.json: "model_type" is {quoted(name)}, which is not supported.{errors.nearest(name, _table())}'
             f" Known types: {_list(_table())}."
         )
     if config.get("quantization_config") is not None:
         quantization = config["quantization_config"]
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+        named = quoted(str(method))[1:-1] if method else "unnamed method"
         raise UnsupportedModel(
-            f'config.json: "quantization_config" ({method or "unnamed method"}) says that the weights are '
+            f'config.json: "quantization_config" ({named}) says that the weights are '
             "quantized already, which cannot be read yet. Use the original checkpoint in bf16, fp16 or fp32."
         )
     kinds = config.get("architectures")
     kinds = kinds if isinstance(kinds, list) else []
     if kinds and not any(str(kind).endswith(_ENDINGS) for kind in kinds):
         raise UnsupportedModel(
-            f'config.json: "architectures" is {kinds}; only causal language models can be built, '
+            f'config.json: "architectures" is {shown(kinds)}; only causal language models can be built, '
             f"whose name ends in {' or '.join(_ENDINGS)}."
         )
     return _table()[name]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ortlm.errors import UnsupportedModel
+from ortlm.units import printable
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -95,6 +96,24 @@ class WithDefaults(Mapping[str, Any]):
         return len({**self._defaults, **self._values})
 
 
+def shown(value: Any) -> str:
+    """Return ``value`` of ``config.json`` as a message shows it: short, and on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, int) and value.bit_length() > 1000:
+        # Longer ones Python refuses to write.
+        return f"a whole number of {value.bit_length()} bits"
+    text = printable(repr(value))
+    if len(text) > 60:
+        text = f"{text[:50]}..."
+    return f"{text} ({len(value)} entries)" if isinstance(value, list) else text
+
+
+def quoted(text: str) -> str:
+    """Return a name that stands in ``config.json`` as a message shows it."""
+    return f'"{printable(repr(text[:100])[1:-1])}"'
+
+
 def check_read(keys: Mapping[str, Any], *, windows: bool | None, at: str = "config.json") -> list[str]:
     """Return the paths of keys that nobody knows, of ``keys`` and the objects in it.
 
@@ -107,15 +126,14 @@ def check_read(keys: Mapping[str, Any], *, windows: bool | None, at: str = "conf
     for key, value in keys.unread().items():
         if _harmless(key, value, keys, windows):
             continue
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else f"{shown[:50]}..."
         name = key.lower()
         if key in _MORE or (_COMPUTES.search(name) and not _TRAINING.search(name)):
             raise UnsupportedModel(
-                f'{at}: "{key}" is {shown}, which may change what the model computes, and is not known in this '
-                "family. If the model's own code does not look at it either, remove the key from the file."
+                f"{at}: {quoted(key)} is {shown(value)}, which may change what the model computes, and is not "
+                "known in this family. If the model's own code does not look at it either, remove the key from "
+                "the file."
             )
-        unknown.append(f"{at}: {key}".removeprefix("config.json: "))
+        unknown.append(f"{at}: {quoted(key)[1:-1]}".removeprefix("config.json: "))
     for key, part in keys.parts().items():
         unknown += check_read(part, windows=windows, at=f'{at}: "{key}"')
     return unknown

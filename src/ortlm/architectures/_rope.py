@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._keys import quoted
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 from ortlm.spec import Rope
 
@@ -88,7 +89,7 @@ def from_parts(
     kind = {"su": "longrope", **(aliases or {})}.get(kind, kind)
     if kind not in kinds:
         raise UnsupportedModel(
-            f'{scaling.at}: "rope_type" is "{kind}", which is not supported. Known: {", ".join(kinds)}.'
+            f'{scaling.at}: "rope_type" is {quoted(kind)}, which is not supported. Known: {", ".join(kinds)}.'
         )
     # Each kind looks at its own, and none at the others'.
     scaling.ignore(*_KEYS)
@@ -106,6 +107,13 @@ def from_parts(
     )
     if kind in ("dynamic", "yarn") and "factor" not in scaling.values:
         raise scaling.wrong("factor", f'a number > 0, for "rope_type" "{kind}"')
+    # What is beyond float32 is told at the end.
+    with np.errstate(all="ignore"):
+        return _of_kind(kind, keys)
+
+
+def _of_kind(kind: str, keys: _Parts) -> Rope:
+    scaling = keys.scaling
     if kind == "longrope":
         return _longrope(keys)
     if kind == "yarn":

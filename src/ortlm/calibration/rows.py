@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.artifact import Artifact
+from ortlm.checked_json import parse
 from ortlm.errors import BadOption
 from ortlm.runtime.chat import ChatTemplate
 from ortlm.runtime.generate import LanguageModel
 from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.units import printable
 
 Row = NDArray[np.int64]
 
@@ -24,6 +26,7 @@ _BYTES_PER_TOKEN = 16
 # Memory for the cache while the model writes.
 _CACHE_BYTES = 1 << 30
 _MOST_ROWS = 128
+_LONGEST_LINE = 1 << 26
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
@@ -70,9 +73,11 @@ def read_rows(path: Path, reader: Reader, *, count: int, length: int) -> list[Ro
 
 def _saved_ids(path: Path, vocab: int) -> list[int]:
     try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise BadOption(f"{path} is not an array that numpy saved: {error}") from error
+        found = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, OSError, EOFError, MemoryError, RecursionError, SyntaxError, BadZipFile) as error:
+        raise BadOption(f"{path} is not an array that numpy saved: {printable(str(error))}") from error
+    if not isinstance(found, np.ndarray):
+        raise BadOption(f"{path} holds several arrays; give one, as numpy.save writes it.")
     if not np.issubdtype(found.dtype, np.integer):
         raise BadOption(f"{path} holds {found.dtype}, expected whole numbers, the ids of tokens.")
     return _known(found.reshape(-1).tolist(), vocab, str(path))
@@ -114,7 +119,9 @@ def _text_ids(path: Path, reader: Reader, count: int, length: int) -> list[int]:
 def _documents(path: Path, reader: Reader) -> Iterator[list[int]]:
     with path.open(encoding="utf-8-sig") as lines:
         try:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE + 1), ""), 1):
+                if len(line) > _LONGEST_LINE:
+                    raise BadOption(f"{path}, line {number} has more than {_LONGEST_LINE:,} characters.")
                 if line.strip():
                     yield _document(line, reader, f"{path}, line {number}")
         except UnicodeDecodeError as error:
@@ -122,10 +129,7 @@ def _documents(path: Path, reader: Reader) -> Iterator[list[int]]:
 
 
 def _document(line: str, reader: Reader, where: str) -> list[int]:
-    try:
-        found = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadOption(f"{where} is not JSON: {error}.") from error
+    found = parse(line, where=where, error=BadOption)
     if isinstance(found, Mapping):
         keys = [k for k in ("messages", "text", "input_ids", "tokens") if k in found]
         if not keys:

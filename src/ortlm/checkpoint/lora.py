@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ortlm.checked_json import Field, check, flag, integer, number, object_of, shown
 from ortlm.checkpoint import files
+from ortlm.checkpoint.patterns import Unbounded, matches
 from ortlm.checkpoint.safetensors import FLOATS, Weight, check_finite, read_header, same
 from ortlm.dtypes import Array
 from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel
@@ -35,6 +37,16 @@ _KNOWN = frozenset(
         "target_modules", "task_type", "use_rslora",
     }
 )  # fmt: skip
+_MOST_RANK = 1 << 20
+_rank, _alpha = integer(1, _MOST_RANK), number(0.0, 1e9)
+# What is computed from; of the rest it matters only whether it is there.
+_FIELDS: Mapping[str, Field] = {
+    "r": _rank,
+    "lora_alpha": _alpha,
+    "rank_pattern": object_of(_rank, most=10_000, default={}),
+    "alpha_pattern": object_of(_alpha, most=10_000, default={}),
+    "use_rslora": flag(default=False),
+}
 # Other initialisations change the model's own weights before training: they differ from the checkpoint's.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -153,10 +165,7 @@ def _config(folder: Path) -> dict[str, Any]:
             f"{path}: {key} is {text if len(text) < 80 else text[:80] + '…'}, which is not supported: only a "
             f"plain LoRA is. {_WAY_OUT}"
         )
-    for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config.get(key) or {}, dict):
-            raise BadCheckpoint(f"{path}: {key} is {config[key]!r}, expected an object of module to number.")
-    return config
+    return check(config, _FIELDS, file=path, error=BadCheckpoint, unknown="keep")
 
 
 def _delta(module: str, pair: Mapping[str, Weight], config: Mapping[str, Any], file: Path) -> Delta:
@@ -182,18 +191,14 @@ def _number(config: Mapping[str, Any], what: str, module: str, file: Path) -> fl
     value: Any = config.get({"rank": "r", "alpha": "lora_alpha"}[what])
     for pattern, special in (config.get(f"{what}_pattern") or {}).items():
         try:
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            if matches(pattern, module):
                 value = special
                 break
-        except re.error as error:
+        except Unbounded as error:
             raise BadCheckpoint(
-                f"{file.parent / CONFIG_FILE}: {what}_pattern has {pattern!r}, no regular expression: {error}."
+                f"{file.parent / CONFIG_FILE}: {what}_pattern has {shown(pattern)}, which cannot be used as a "
+                f"regular expression: {error}. {_WAY_OUT}"
             ) from error
-    least = 1 if what == "rank" else 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-        raise BadCheckpoint(
-            f"{file.parent / CONFIG_FILE}: the {what} of {module} is {value!r}, expected a positive number."
-        )
     return float(value)
 
 
