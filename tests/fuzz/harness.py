@@ -12,6 +12,7 @@ with new seeds and longer.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -19,6 +20,7 @@ import os
 import signal
 import threading
 import time
+import unittest
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -55,27 +57,36 @@ def fuzz(strategy: st.SearchStrategy[Any], *, allowed: tuple[type[BaseException]
         @functools.wraps(test)
         def bounded(**given_fixtures: Any) -> None:
             began = time.monotonic()
+            failed = False
 
             def run(example: Any) -> None:
-                # Hypothesis has a number of examples, but no limit of time.
-                if time.monotonic() - began > SECONDS:
-                    return
-                with _at_most(LONGEST_SECONDS):
-                    refused = _refusal(
-                        functools.partial(test, **given_fixtures, **{last.name: example}), allowed
-                    )
-                # What people read is one line.
-                assert refused is None or "\n" not in refused, f"several lines: {refused}"
+                nonlocal failed
+                # Hypothesis has a number of examples, but no limit of time. A failure is looked at to its end.
+                if not failed and time.monotonic() - began > SECONDS:
+                    raise unittest.SkipTest
+                try:
+                    with _at_most(LONGEST_SECONDS):
+                        refused = _refusal(
+                            functools.partial(test, **given_fixtures, **{last.name: example}), allowed
+                        )
+                    # What people read is one line.
+                    assert refused is None or "\n" not in refused, f"several lines: {refused}"
+                except BaseException:
+                    failed = True
+                    raise
 
             property_ = given(strategy)(run)
-            settings(
+            limits = settings(
                 max_examples=EXAMPLES,
                 deadline=None,
                 database=None,
                 derandomize=SEED is None,
                 suppress_health_check=list(HealthCheck),
                 print_blob=True,
-            )(property_)()
+            )
+            # Hypothesis ends at once when a test is skipped, which is how the time ends here.
+            with contextlib.suppress(unittest.SkipTest):
+                limits(property_)()
 
         # pytest gives the fixtures only; the example is ours.
         bounded.__signature__ = inspect.Signature(fixtures)  # type: ignore[attr-defined]
