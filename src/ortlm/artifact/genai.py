@@ -11,9 +11,10 @@ from typing import Any
 
 from ortlm.artifact.fields import check_stops
 from ortlm.artifact.genai_keys import checked_genai
-from ortlm.artifact.parts import Graph, Images, Manifest, State
+from ortlm.artifact.parts import TOKENIZER_FILES, Graph, Images, Manifest, State
 from ortlm.artifact.session_options import genai_session_options
 from ortlm.artifact.values import WRONG, inside, mapping, read_json
+from ortlm.checked_json import shown
 from ortlm.errors import BadArtifact
 from ortlm.units import printable
 
@@ -65,15 +66,18 @@ def from_genai(found: Mapping[str, Any], path: Path, *, own: bool = False) -> Ma
 def tokenizer_folder(found: Mapping[str, Any], path: Path) -> str:
     """Return where in the folder of the configuration ``found`` the tokenizer's files lie, "" beside the graphs.
 
-    Raises BadArtifact for a folder that is not there, or lies outside.
+    Raises BadArtifact for a folder that is not there, and for files that lie outside.
     """
     name = mapping(found.get("model")).get("tokenizer_dir") or ""
-    folder, place = path.parent.resolve(), (path.parent / name).resolve()
-    if not isinstance(name, str) or not place.is_relative_to(folder) or not place.is_dir():
-        raise BadArtifact(
-            f"{path}: model.tokenizer_dir is {name!r}, which is no folder within {path.parent}."
-        )
-    return str(place.relative_to(folder)) if place != folder else ""
+    try:
+        there = (path.parent / name).is_dir()
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        raise BadArtifact(f"{path}: model.tokenizer_dir is {shown(name)}, no folder within {path.parent}.")
+    for file in TOKENIZER_FILES if name else ():
+        inside(f"{name}/{file}", path)
+    return str(name)
 
 
 def settled(graph: Graph, inputs: Collection[str], outputs: Collection[str]) -> Graph:

@@ -182,6 +182,8 @@ _NGRAM = Field(
 )
 OPTION_FIELDS: Mapping[str, Field] = {
     "max_draft_tokens": _whole(1, 16), "ngram_size": _NGRAM, "min_adaptive_k": _whole(0, 16),
+    # A configuration that asks for more means to take all memory; the official runtime's own limit is 32.
+    "batch_size": _whole(1, 1_024), "num_beams": _whole(1, 1_024), "num_return_sequences": _whole(1, 1_024),
 }  # fmt: skip
 
 
