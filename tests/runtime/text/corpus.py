@@ -313,6 +313,12 @@ TALKS = {
         {"role": "user", "content": "really?"},
         {"role": "assistant", "reasoning_content": "hm", "content": "yes"},
     ],
+    "reasoning by other names": [
+        {"role": "user", "content": "why"},
+        {"role": "assistant", "reasoning": "because", "content": "so"},
+        {"role": "assistant", "thinking": "hm", "content": "yes", "reasoning": None},
+        {"role": "assistant", "thinking": "b", "content": "yes", "reasoning": "a"},
+    ],
     "thoughts in text": [
         {"role": "user", "content": "why"},
         {"role": "assistant", "content": "<think>\nbecause\n</think>\n\nso"},

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 import time
 
 import pytest
@@ -140,6 +141,18 @@ def test_what_fails_is_told_in_a_short_line(source):
     with pytest.raises(BadOption, match="refused the messages") as told:
         render(source)
     assert len(str(told.value)) < 1000
+
+
+def test_calls_are_not_deep_whatever_python_allows():
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000_000)
+    try:
+        with pytest.raises(BadArtifact, match="its calls go deeper than 200"):
+            render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}")
+        with pytest.raises(BadArtifact, match="its calls go deeper than 200"):
+            render("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}")
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def test_nothing_is_computed_while_compiling():

@@ -39,6 +39,7 @@ class Budget:
         self._seconds = seconds
         self._end = time.monotonic() + seconds
         self._steps = _STEPS
+        self._calls = 0
         self._bytes = sys.maxsize
         self._most = sys.maxsize
         # By identity; the values are held, because an address is given away again.
@@ -54,6 +55,17 @@ class Budget:
             raise TemplateLimit(f"it takes more than {_STEPS:,} steps")
         if time.monotonic() > self._end:
             raise TemplateLimit(f"it takes longer than {self._seconds:g} s")
+
+    @contextmanager
+    def deeper(self) -> Iterator[None]:
+        """Refuse calls that go deeper than any template's; Python's own limit may have been raised."""
+        self._calls += 1
+        try:
+            if self._calls > MOST_DEPTH:
+                raise TemplateLimit(f"its calls go deeper than {MOST_DEPTH}")
+            yield
+        finally:
+            self._calls -= 1
 
     def room(self, size: int | float) -> None:
         """Refuse a value of ``size`` bytes if it is larger than any may be."""

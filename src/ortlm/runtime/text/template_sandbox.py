@@ -295,7 +295,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         for name, value in kwargs.items():
             if name not in ("_loop_vars", "_block_vars"):
                 budget.room(budget.weigh(value))
-        return budget.charge(super().call(__context, __obj, *args, **kwargs))
+        with budget.deeper():
+            return budget.charge(super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Return what stands for the method ``str.format`` or ``str.format_map``, None for anything else."""
