@@ -20,7 +20,7 @@ import ortlm
 from ortlm.artifact import Artifact
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption, Error, UnsupportedModel
 from ortlm.options import BuildOptions
-from ortlm.preparing import prepare
+from ortlm.preparing import installed_onnxruntime, prepare
 from ortlm.runtime.adapters import Adapters
 from ortlm.runtime.session import Session, Tensor
 from ortlm.target import TARGETS
@@ -161,6 +161,8 @@ def test_every_target(name: str, target: str, precision: str, adapter: Make, tmp
     onnx.checker.check_model(built.graph_path(), full_check=True)
     if precision == "bf16":
         return  # the CPU has no bf16 kernels
+    if TARGETS[target].precisions[precision] == "fp16" and installed_onnxruntime() < (1, 29):
+        return  # before 1.29 optimizing fp16 for the CPU, where no user runs it, ends the process
     session = open_session(built)
     got = logits(session, Adapters(session, built).inputs("x"))
     error = oracle.relative_error(got, oracle.prompt_logits(row.model, TOKENS))
