@@ -33,7 +33,10 @@ def check_output(out: Path, *, force: bool, source: str | Path | None = None) ->
         )
     if out.is_dir() and os.path.ismount(out):
         raise BadOption(f"{out} is where a disk is mounted; give a folder inside it.")
-    folder = None if source is None or not Path(source).is_dir() else Path(source).resolve()
+    try:
+        folder = Path(source).resolve() if source is not None and Path(source).is_dir() else None
+    except (OSError, ValueError):  # a name that is too long for a folder, or holds no text
+        folder = None
     if folder is not None and out.resolve() in (folder, *folder.parents):
         raise BadOption(
             f"{out} holds the checkpoint {source}, which a build would replace. Choose a new folder."

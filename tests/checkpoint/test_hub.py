@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +18,10 @@ from urllib.parse import unquote
 
 import pytest
 
+from ortlm.checkpoint.hub import find_checkpoint
+from ortlm.errors import BadCheckpoint, BadOption
+
+QUICK = ("--recipe", "fast", "--no-check")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -100,7 +107,20 @@ class Hub:
     ) -> subprocess.CompletedProcess[str]:
         """Run the command as a user does, in a process whose hub is this one."""
         return subprocess.run(
-            [sys.executable, "-m", "ortlm", "build", "-m", name, "-o", str(out), "-c", str(cache), *args],
+            [
+                sys.executable,
+                "-m",
+                "ortlm",
+                "build",
+                "-m",
+                name,
+                "-o",
+                str(out),
+                "-c",
+                str(cache),
+                *QUICK,
+                *args,
+            ],
             capture_output=True,
             text=True,
             env={
@@ -146,3 +166,90 @@ def test_gated_and_unknown(hub: Hub, tmp_path: Path) -> None:
     done = hub.build(tmp_path / "out", tmp_path / "cache", "--extra_options", "hf_token=secret")
     assert done.returncode == 0, done.stderr
     assert "secret" not in (tmp_path / "out" / "ortlm.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a/b c", "cannot be a model's name"),
+        ("user/repo@main", "hf download user/repo --revision 'main'"),
+        ("a/b#x", "cannot be a model's name"),
+        ("a/b:latest", "cannot be a model's name"),
+        ("a/b.git", "-m a/b."),
+        ("a/..", "cannot be a model's name"),
+        ("a/b--c", "cannot be a model's name"),
+        ("a/" + "b" * 300, "at most 96 letters"),
+        ("x" * 5_000 + "/" + "y" * 5_000, "at most 96 letters"),
+        ("ä/b?", "cannot be a model's name"),
+        ("a/b\n", "has blanks around it"),
+        (" a/b", "has blanks around it"),
+        ("", "is empty"),
+        ("a/b\x00c", "cannot be a model's name"),
+        ("https://huggingface.co/acme/tiny", "-m acme/tiny."),
+        ("https://huggingface.co/acme/tiny/tree/main", "-m acme/tiny."),
+        ("http://hf.co/acme/tiny.git", "-m acme/tiny."),
+        ("huggingface.co/acme/tiny?x=1", "-m acme/tiny."),
+        ("https://huggingface.co/", "-m ORGANIZATION/NAME"),
+        ("git@hf.co:acme/tiny", "-m ORGANIZATION/NAME"),
+        ("https://example.com/a/b", "is an address"),
+        ("a/model.Q4_K_M.gguf", "GGUF files are not read yet"),
+    ],
+)
+def test_names_that_users_type(name: str, said: str) -> None:
+    with pytest.raises(BadOption, match=re.escape(said)) as error:
+        find_checkpoint(name)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "name", ["/nowhere/at/all", "./nothing", "~/models/x", "gpt2", "a/b/c", "models\\phi"]
+)
+def test_folders_that_are_not_there(name: str) -> None:
+    with pytest.raises(BadCheckpoint, match="is neither a folder here nor a model's name"):
+        find_checkpoint(name)
+
+
+def test_weights_are_picked_as_from_a_folder(hub: Hub, tmp_path: Path) -> None:
+    """A stale index beside the whole file counts for nothing, and nothing else is downloaded."""
+    index = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
+    hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    others = ("model-00001-of-00001.safetensors", "consolidated.safetensors", "model.fp16.safetensors")
+    unwanted = (*others, "onnx/config.json", "images/notes.txt", "tf_model.h5")
+    hub.files |= dict.fromkeys(unwanted, b"x")
+    hub.files["additional_chat_templates/tool_use.jinja"] = b"{{ messages }}"
+    done = hub.build(tmp_path / "out", tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors" in hub.served
+    assert "additional_chat_templates/tool_use.jinja" in hub.served
+    assert not set(unwanted) & set(hub.served)
+
+
+def test_a_variant_alone(hub: Hub, tmp_path: Path) -> None:
+    hub.files["model.fp16.safetensors"] = hub.files.pop("model.safetensors")
+    done = hub.build(tmp_path / "out", tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert "model.fp16.safetensors" in hub.served
+    del hub.files["model.fp16.safetensors"]
+    done = hub.build(tmp_path / "two", tmp_path / "other")
+    assert done.returncode == 1
+    assert "pytorch_model.bin, a pickle" in done.stderr
+
+
+def test_a_hub_that_never_answers(hub: Hub, tmp_path: Path) -> None:
+    answering = hub.address
+    assert hub.build(tmp_path / "out", tmp_path / "cache").returncode == 0
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        hub.address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        done = hub.build(tmp_path / "new", tmp_path / "empty")
+        assert time.monotonic() - began < 60
+        assert done.returncode == 1
+        assert f"waiting for {hub.address} to answer" in done.stderr
+        assert "acme/tiny is not a folder here, and it could not be downloaded" in done.stderr
+        # What is here already is built.
+        done = hub.build(tmp_path / "old", tmp_path / "cache")
+        assert done.returncode == 0, done.stderr
+    hub.address = answering

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
+import glob
+import logging
+import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+from ortlm.checked_json import shown
 from ortlm.checkpoint import files
-from ortlm.checkpoint.open import INDEX_FILE, Checkpoint, open_checkpoint
+from ortlm.checkpoint.open import Checkpoint, no_weights, open_checkpoint, pick_weights
 from ortlm.errors import BadCheckpoint, BadOption
 
-_SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md", "NOTICE*")
+_log = logging.getLogger(__name__)
+_TEMPLATES = "additional_chat_templates/"
+_SMALL_FILES = (
+    "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+_MOMENT_SECONDS = 3.0
+_EXAMPLE = "microsoft/Phi-3.5-mini-instruct"
+_PLAIN = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+# The hub's pages, and how git spells them.
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)(?:/([\w.-]{1,96}/[\w.-]{1,96}?))?(?:\.git)?(?:[/?#].*)?$"
+    r"|git@hf\.co:.*$",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def find_checkpoint(
@@ -28,19 +49,66 @@ def find_checkpoint(
     Raises BadCheckpoint if neither a folder nor a model can be had.
     """
     wanted = str(source)
-    if Path(wanted).is_dir():
+    if _is_folder(wanted):
         return open_checkpoint(Path(wanted), source=name)
-    if wanted.lower().endswith(".gguf"):
-        raise BadOption(
-            f"{wanted}: GGUF files are not read yet; give the Hugging Face checkpoint it was made from."
-        )
-    if Path(wanted).is_absolute() or wanted.startswith((".", "~")) or wanted.count("/") != 1:
-        raise BadCheckpoint(
-            f"{wanted} is neither a folder here nor a model's name, such as 'microsoft/Phi-3.5-mini-instruct'."
-        )
+    check_name(wanted)
     folder = download(wanted, cache=cache, token=token, revision=revision)
     commit = folder.name if folder.parent.name == "snapshots" else None
     return open_checkpoint(folder, source=wanted, revision=commit)
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).is_dir()
+    except (OSError, ValueError):  # too long for any, or not a path at all
+        return False
+
+
+def check_name(wanted: str) -> None:
+    """Raise BadOption, with what was probably meant, if ``wanted`` cannot be a model's name on the hub.
+
+    Raises BadCheckpoint for what looks like a folder that is not there.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    told = shown(wanted)
+    if wanted.lower().endswith(".gguf"):
+        raise BadOption(
+            f"{told}: GGUF files are not read yet; give the Hugging Face checkpoint it was made from."
+        )
+    address = _ADDRESS.match(wanted)
+    if address is not None:
+        meant = f"-m {address[1]}" if address[1] else "-m ORGANIZATION/NAME"
+        raise BadOption(f"{told} is an address; a model on the hub is given by its name: {meant}.")
+    if "://" in wanted:
+        raise BadOption(
+            f"{told} is an address, and models are read from the hub or from folders: -m NAME, -i DIR."
+        )
+    if wanted != wanted.strip() or not wanted:
+        raise BadOption(f"{told} has blanks around it, or is empty; a model's name is like {_EXAMPLE}.")
+    if wanted.startswith((".", "~", "/", "\\")) or (len(wanted) < 300 and Path(wanted).is_absolute()):
+        raise BadCheckpoint(f"{told} is neither a folder here nor a model's name, such as {_EXAMPLE}.")
+    name, at, revision = wanted.partition("@")
+    if at and _PLAIN.fullmatch(name):
+        raise BadOption(
+            f"{told} names a revision, for which there is no option. Download it (hf download {name} --revision "
+            f"{shown(revision)} --local-dir FOLDER) and give the folder with -i."
+        )
+    if wanted.endswith(".git") and _PLAIN.fullmatch(wanted.removesuffix(".git")):
+        raise BadOption(f"{told} ends in .git, which no model's name does: -m {wanted.removesuffix('.git')}.")
+    if wanted.count("/") != 1:
+        raise BadCheckpoint(
+            f"{told} is neither a folder here nor a model's name, which has one slash, as in {_EXAMPLE}. For a "
+            "folder give -i DIR."
+        )
+    try:
+        validate_repo_id(wanted)
+    except HFValidationError as error:
+        raise BadOption(
+            f"{told} cannot be a model's name on the hub: names are ORGANIZATION/NAME, of at most 96 letters, "
+            f"digits, '-', '_' and '.', as in {_EXAMPLE}. For a folder give -i DIR."
+        ) from error
 
 
 def download(
@@ -48,10 +116,12 @@ def download(
 ) -> Path:
     """Download what a build needs of the model ``name`` and return the folder.
 
-    Weights in other formats are left alone. Raises BadCheckpoint with the way out if the hub says no.
+    Weights in other formats are left alone. A hub that does not answer within ten seconds (the hub library's
+    HF_HUB_ETAG_TIMEOUT) is left alone too, and what was downloaded before is taken. Raises BadCheckpoint with the
+    way out if the hub says no.
     """
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub import errors as hub_errors
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -63,23 +133,43 @@ def download(
 
     # The transport's own error has changed its home over the library's versions.
     transport: type[Exception] = getattr(hub_errors, "HTTPError", OSError)
+    there: list[str] | None = None
+    unreachable: Exception | None = None
     try:
-        small = snapshot_download(
-            name, cache_dir=cache, token=token, revision=revision, allow_patterns=list(_SMALL_FILES)
-        )
-        # Either the shards of the index or the single file: some repositories hold both, or other precisions.
-        index = files.read_object(Path(small), INDEX_FILE) if files.present(Path(small), INDEX_FILE) else {}
-        shards = index.get("weight_map", {})
-        patterns = sorted({str(file) for file in shards.values()}) or ["model.safetensors"]
-        folder = Path(
-            snapshot_download(
-                name,
-                cache_dir=cache,
-                token=token,
-                revision=revision,
-                allow_patterns=[*_SMALL_FILES, *patterns],
+        if not constants.HF_HUB_OFFLINE:
+            try:
+                with _patience(constants.ENDPOINT):
+                    found = HfApi(token=token).model_info(
+                        name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
+                    )
+                there = [file.rfilename for file in found.siblings or ()]
+            except (HfHubHTTPError, transport, OSError) as error:
+                status = getattr(getattr(error, "response", None), "status_code", None)
+                if isinstance(status, int) and status < 500 and status != 429:
+                    raise
+                unreachable = error
+
+        def fetch(names: list[str]) -> Path:
+            return Path(
+                snapshot_download(
+                    name,
+                    cache_dir=cache,
+                    token=token,
+                    revision=revision,
+                    allow_patterns=[glob.escape(n) for n in names],
+                    local_files_only=there is None,
+                )
             )
-        )
+
+        small = [n for n in there or () if any(fnmatch.fnmatchcase(n, p) for p in _SMALL_FILES)]
+        small = [n for n in small if "/" not in n or n.startswith(_TEMPLATES)]
+        folder = fetch(small)
+        config = files.read_object(folder, "config.json") if files.present(folder, "config.json") else {}
+        names = files.listed(folder, "*") if there is None else there
+        chosen, _ = pick_weights(names, config, lambda index: files.read_object(folder, index))
+        if not chosen:
+            raise no_weights(folder, names)
+        return fetch([*small, *chosen])
     except GatedRepoError as error:
         raise BadCheckpoint(
             f"{name} is gated: accept its licence on its page on the hub, then give a token with "
@@ -93,9 +183,25 @@ def download(
     except RevisionNotFoundError as error:
         raise BadCheckpoint(f"model {name!r} has no revision {revision!r} on the hub.") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, transport, OSError) as error:
-        reason = str(error).rstrip(".")
+        if constants.HF_HUB_OFFLINE:
+            reason = "HF_HUB_OFFLINE is set, and it was not downloaded before"
+        else:
+            reason = (
+                " ".join(str(unreachable or error).split()).rstrip(".") or type(unreachable or error).__name__
+            )
         raise BadCheckpoint(
             f"{name} is not a folder here, and it could not be downloaded: {reason}. What was downloaded so far "
             "is kept; run the same command again to continue, or give a local folder with -i."
         ) from error
-    return folder
+
+
+@contextlib.contextmanager
+def _patience(address: str) -> Iterator[None]:
+    """Say that the hub is waited for if it takes more than a moment."""
+    timer = threading.Timer(_MOMENT_SECONDS, _log.warning, [f"waiting for {address} to answer"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -114,7 +114,7 @@ def _weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Weight]:
     names = files.listed(folder, "*", most=_MOST_FILES)
     chosen, where = pick_weights(names, config, lambda index: files.read_object(folder, index))
     if not chosen:
-        raise _none(folder, names)
+        raise no_weights(folder, names)
     weights: dict[str, Weight] = {}
     for file in chosen:
         if not files.present(folder, file):
@@ -143,7 +143,8 @@ def _missing(folder: Path, file: str, where: Mapping[str, str] | None) -> BadChe
     return BadCheckpoint(f"{files.shown(folder / file)} is missing{holds}. Download it again.")
 
 
-def _none(folder: Path, names: Collection[str]) -> BadCheckpoint:
+def no_weights(folder: Path, names: Collection[str]) -> BadCheckpoint:
+    """Return the error for a checkpoint without weights that can be read, whose files are ``names``."""
     pickles = [name for name in _PICKLES if name in names]
     if pickles:
         return BadCheckpoint(
