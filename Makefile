@@ -52,6 +52,11 @@ RUNTIMES ?= all
 test-runtimes: $(VENV)/.tested
 	RUNTIMES='$(RUNTIMES)' $(BIN)/python -m pytest tests/runtimes
 
+# Kills builds at 30 random moments of each kind; takes about half an hour.
+.PHONY: test-kill
+test-kill: $(VENV)/.tested
+	$(BIN)/python -m tests.kill_builds 30
+
 # Everything that reads what strangers wrote, on damaged input with new seeds, for FUZZ_MINUTES (60).
 .PHONY: fuzz
 fuzz: $(VENV)/.tested
