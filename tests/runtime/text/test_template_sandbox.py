@@ -58,6 +58,7 @@ LARGE = [
     "{{ ('a\\n'*10**6)|indent(10**6) }}",
     "{% filter indent(10**9) %}a\nb{% endfilter %}",
     "{{ ('a '*99999)|wordwrap(1, wrapstring='b'*99999) }}",
+    "{{ ('x'*10**6)|wordwrap(1) }}",
     "{{ [1]|tojson(indent=10**9) }}",
     "{{ [1]|slice(10**9)|list }}",
     "{{ [1]|batch(10**9, 0)|list }}",

@@ -71,8 +71,10 @@ def _wordwrap(
     budget: Budget, value: Any, width: Any = 79, _: Any = True, wrapstring: Any = None, *__: Any, **___: Any
 ) -> None:
     if isinstance(value, str):
-        budget.step(len(value))
-        lines = len(value) // max(width if isinstance(width, int) else 1, 1) + len(value.split())
+        words, columns = value.split(), max(width if isinstance(width, int) else 1, 1)
+        # What is left of a long word is copied for each of its lines.
+        budget.step(len(value) + max(map(len, words), default=0) ** 2 // (1000 * columns))
+        lines = len(value) // columns + len(words)
         budget.room(sys.getsizeof(value) + lines * size_of(wrapstring or "\n"))
 
 
