@@ -86,11 +86,11 @@ class Adapters:
     @cached_property
     def _defaults(self) -> dict[str, Tensor]:
         # The rank is the dimension that varies: without directions, nothing is added. What has no such dimension
-        # has a default in the graph, which nobody but the graph knows.
+        # has a default in the graph, which nobody but the graph knows; what a graph must be given has none.
         return {
             name: self._session.tensor(np.zeros([n or 0 for n in info.shape], info.dtype.numpy))
             for name, info in self._infos.items()
-            if None in info.shape
+            if name in self._session.optional and None in info.shape
         }
 
     def _check(self, name: str) -> None:
