@@ -415,9 +415,9 @@ def _check(
         return None
     except Error as error:
         left = f"{out} is as it was" if identity(out) is not None else "Nothing was left behind"
-        why = str(error).replace(str(folder), str(out))
+        why = str(error).replace(str(folder), str(out)).removesuffix(".")
         raise type(error)(
-            f"the new model did not pass its check: {why} {left}; --no-check builds it all the same."
+            f"the new model did not pass its check: {why}. {left}; --no-check builds it all the same."
         ) from error
 
 

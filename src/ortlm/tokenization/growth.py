@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ortlm.checked_json import shown
 from ortlm.errors import Error
 
 # A text may become so many times as long; honest tokenizers stay below 70, where a table of ligatures meets steps
@@ -40,7 +41,15 @@ def check_growth(tokenizer: Any, where: str, error: type[Error]) -> None:
                 f"needs more than {MOST_GROWTH}. It is damaged, or was made to exhaust memory."
             )
     if tokenizer.post_processor is not None:
-        copies, around = _template(_json(tokenizer.post_processor))
+        parts = _json(tokenizer.post_processor)
+        unknown = next(_unknown_tokens(parts), None)
+        if unknown is not None:
+            # The library panics at the first text.
+            raise error(
+                f"{where}: its post_processor puts {shown(unknown)} around texts, which is not among its "
+                "special_tokens. It is damaged; copy the file of the base model into the folder."
+            )
+        copies, around = _template(parts)
         if copies > MOST_GROWTH or around > MOST_AROUND:
             raise error(
                 f"{where}: its post_processor repeats a text {_readable(copies)} times with {_readable(around)} "
@@ -116,6 +125,19 @@ def _template(part: Mapping[str, Any]) -> tuple[float, float]:
         float(sum("Sequence" in piece for piece in single)),
         float(sum(len(special[name]["ids"]) for name in names if name in special)),
     )
+
+
+def _unknown_tokens(part: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the special tokens that the templates of a post-processor name and do not describe."""
+    for step in part.get("processors") or (part,):
+        if step.get("type") == "TemplateProcessing":
+            named = [
+                piece["SpecialToken"]["id"]
+                for pieces in (step.get("single") or [], step.get("pair") or [])
+                for piece in pieces
+                if "SpecialToken" in piece
+            ]
+            yield from (name for name in named if name not in (step.get("special_tokens") or {}))
 
 
 def _readable(number: float) -> str:
