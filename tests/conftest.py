@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import settings
 
 import ortlm
 from ortlm import presets
+from ortlm.errors import BadArtifact
 from ortlm.options import BuildOptions
 
 # What the tests compare with. No user needs it, and it does not go with the lowest versions of what users need.
@@ -31,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--unlocked",
         action="store_true",
-        help="skip tests whose oracle is not installed; of other packages' warnings none is an error",
+        help="skip tests that need what is not installed; of other packages' warnings none is an error",
     )
 
 
@@ -58,10 +60,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-def _needs_oracle(config: pytest.Config, error: BaseException | None) -> bool:
-    """Whether ``error`` comes from an import of the oracle, and may."""
+def _is_lacking(config: pytest.Config, error: BaseException | None) -> bool:
+    """Whether ``error`` says that the oracle, or a newer ONNX Runtime, is not here, and need not be."""
     while error is not None and config.getoption("--unlocked"):
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in ORACLE:
+            return True
+        if isinstance(error, BadArtifact) and re.search(
+            r" needs ONNX Runtime \S+ or later, found ", str(error)
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -69,22 +75,22 @@ def _needs_oracle(config: pytest.Config, error: BaseException | None) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
-    """Skip modules that import the oracle."""
+    """Skip modules that import an oracle that is not installed."""
     report = yield
     excinfo = report.call.excinfo
-    if excinfo is not None and _needs_oracle(collector.config, excinfo.value):
+    if excinfo is not None and _is_lacking(collector.config, excinfo.value):
         report.outcome = "skipped"
-        report.longrepr = (str(collector.path), 0, "Skipped: needs the oracle")
+        report.longrepr = (str(collector.path), 0, "Skipped: needs what is not installed")
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Skip tests whose set-up or body imports the oracle."""
+    """Skip tests that need an oracle or a newer ONNX Runtime than is installed."""
     report = yield
-    if call.excinfo is not None and _needs_oracle(item.config, call.excinfo.value):
+    if call.excinfo is not None and _is_lacking(item.config, call.excinfo.value):
         report.outcome = "skipped"
-        report.longrepr = (str(item.path), 0, "Skipped: needs the oracle")
+        report.longrepr = (str(item.path), 0, "Skipped: needs what is not installed")
     return report
 
 

@@ -239,6 +239,26 @@ def test_tied_embeddings_are_stored_once(saved: Any, tmp_path: Path) -> None:
     assert places["embed_tokens.codes"] == places["embed_tokens.rows"]
 
 
+@pytest.mark.parametrize(
+    ("family", "options", "needs"),
+    [
+        ("phi-2", {"embed_bits": 4, "block_size": 32, "symmetric": False}, "1.27"),  # five blocks
+        ("phi-2", {"embed_bits": 4, "block_size": 16, "symmetric": False}, "1.23"),  # ten
+        ("phi-2", {"embed_bits": 4, "block_size": 32, "symmetric": True}, "1.23"),
+        ("phi-2", {"embed_bits": 8, "block_size": 32, "symmetric": False}, "1.23"),
+        ("phi-2", {"embed_bits": 2, "block_size": 16, "symmetric": True}, "1.27"),
+        ("qwen2-tied", {"embed_bits": 4, "head_bits": 0, "symmetric": False}, "1.27"),  # one
+        ("qwen2-tied", {"embed_bits": 0, "head_bits": 4, "symmetric": False}, "1.24"),
+    ],
+)
+def test_embeddings_that_older_runtimes_look_up_wrongly(
+    family: str, options: dict[str, Any], needs: str, saved: Any, tmp_path: Path
+) -> None:
+    ortlm.build(saved(family).folder, tmp_path / "out", options=BuildOptions(**options))
+    manifest = json.loads((tmp_path / "out" / "ortlm.json").read_text())
+    assert manifest["graphs"]["decoder"]["onnxruntime"] == needs
+
+
 @pytest.mark.parametrize("widths", [(0, 8), (4, 0), (0, 0), (8, 8)], ids=str)
 def test_tied_widths(widths: tuple[int, int], saved: Any, tmp_path: Path) -> None:
     """Embeddings and head of a tied model may be float or quantized, each for itself."""

@@ -14,6 +14,9 @@ from ortlm.spec import Decoder, Parameter
 
 Parameters = Mapping[str, Parameter]
 
+# The first ONNX Runtime whose GatherBlockQuantized is right for 2 bits, and for 4 with a padded zero point.
+_NARROW_LOOKUP = (1, 27)
+
 
 def linear(
     g: Builder,
@@ -173,6 +176,11 @@ class Vocabulary:
         if self._scheme is None:
             table = g.matrix([self._embed], "embed_tokens.weight", transposed=False)
             return g.op("Gather", table, ids, shape=shape, name=path, axis=0)
+        scheme, blocks = self._scheme, self._scheme.blocks(self._spec.hidden)
+        # Older ones refuse 2 bits; an odd number of zero points of 4 bits they read as if rows were not padded,
+        # and say nothing.
+        if scheme.bits == 2 or (scheme.bits == 4 and not scheme.symmetric and blocks % 2):
+            g.need(_NARROW_LOOKUP)
         return g.op(
             "GatherBlockQuantized",
             self._rows,
