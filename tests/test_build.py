@@ -392,7 +392,7 @@ def test_interrupted(how: signal.Signals, tiny: Path, tmp_path: Path) -> None:
         "from ortlm import write\n"
         "from ortlm.cli import main\n"
         "slow = write._write_rows\n"
-        "def late(*a):\n    time.sleep(0.2); slow(*a)\n"
+        "def late(*a):\n    time.sleep(2); slow(*a)\n"
         "write._write_rows = late\n"
         f"arguments = ['-i', {str(tiny)!r}, '-o', {str(out)!r}, '--threads', '1', '--recipe', 'fast']\n"
         "sys.exit(main(['build', *arguments]))\n"

@@ -176,7 +176,7 @@ def test_rules_and_kept_floats(tiny: Path, tmp_path: Path, text: Path) -> None:
     [
         ("t.txt", b"too short", r"has \d+ tokens, and calibration reads rows of 256"),
         ("t.txt", b"\xff\xfe" * 3000, "is not text in UTF-8"),
-        ("t.jsonl", b"{broken", "line 1 is not JSON"),
+        ("t.jsonl", b"{broken", "line 1 cannot be read as JSON"),
         ("t.jsonl", b'{"other": 1}', "has none of messages, text, input_ids and tokens, but other"),
         ("t.jsonl", b"[1, 2, 99999]", "99999, which is no token id: those are 0 to 2047"),
         ("t.npy", b"nothing", "is not an array that numpy saved"),
