@@ -205,6 +205,7 @@ def test_windows_need_a_newer_one(saved: Any, tmp_path: Path, monkeypatch: pytes
     ortlm.load(tmp_path / "llama")
 
 
+@knows_lengths
 def test_genai_config_decides(built: Path) -> None:
     """A configuration that names another graph gets that, and data from memory is what runs."""
     found = read_genai(built)
