@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,10 +36,13 @@ def matches(pattern: str, name: str) -> bool:
     if _PLAIN.fullmatch(pattern) and (name == pattern or name.endswith(f".{pattern}")):
         return True
     try:
-        steps = _steps(_parsed(pattern), len(name) + 1)
-        if steps * (len(name) + 1) > _MOST_STEPS:
-            raise Unbounded("matching it may take too long")
-        return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
+        # What a later Python may read in another way (nested sets) means here what it means to peft.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            steps = _steps(_parsed(pattern), len(name) + 1)
+            if steps * (len(name) + 1) > _MOST_STEPS:
+                raise Unbounded("matching it may take too long")
+            return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
     except (re.error, RecursionError, OverflowError) as error:
         raise Unbounded(str(error) or type(error).__name__) from error
 
