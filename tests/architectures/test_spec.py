@@ -394,3 +394,9 @@ def test_two_files_cannot_name_one_type() -> None:
     two = SimpleNamespace(__name__="two", MODEL_TYPES=("b",), describe=None)
     with pytest.raises(ValueError, match='"b" is named by both one and two'):
         _find.table([one, two])  # type: ignore[list-item]
+
+
+def test_rope_keys_that_divide_by_zero() -> None:
+    config = json.loads((CONFIGS / "phi-3.5-mini.json").read_text())
+    with pytest.raises(BadCheckpoint, match="rotary embedding"):
+        _find.describe({**config, "original_max_position_embeddings": 1})

@@ -23,6 +23,10 @@ from ortlm.spec import Rope
 
 Frequencies = NDArray[np.float32]
 
+_BEYOND = (
+    "config.json: the keys of rotary embedding give frequencies that are beyond float32. Compare the file with "
+    "the original of the model."
+)
 _LAYER_KINDS = ("full_attention", "sliding_attention", "chunked_attention", "linear_attention")
 _KEYS = (
     "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "short_factor",
@@ -109,7 +113,10 @@ def from_parts(
         raise scaling.wrong("factor", f'a number > 0, for "rope_type" "{kind}"')
     # What is beyond float32 is told at the end.
     with np.errstate(all="ignore"):
-        return _of_kind(kind, keys)
+        try:
+            return _of_kind(kind, keys)
+        except (ArithmeticError, ValueError) as error:
+            raise BadCheckpoint(_BEYOND) from error
 
 
 def _of_kind(kind: str, keys: _Parts) -> Rope:
@@ -228,8 +235,5 @@ def _longrope(keys: _Parts) -> Rope:
 def _floats(values: NDArray[Any]) -> tuple[float, ...]:
     narrow = values.astype(np.float32)
     if not np.isfinite(narrow).all():
-        raise BadCheckpoint(
-            "config.json: the keys of rotary embedding give frequencies that are beyond float32. "
-            "Compare the file with the original of the model."
-        )
+        raise BadCheckpoint(_BEYOND)
     return tuple(float(x) for x in narrow)
