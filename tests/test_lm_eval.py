@@ -214,6 +214,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "bos"), [("byte_level", False), ("byte_level", True), ("llama_style", True)]
 )

@@ -40,6 +40,7 @@ ROWS = (
 FOREIGN_TOO = ("mistral", "gemma3", "llama3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_a_changed_key_is_followed_or_refused(name: str, tmp_path: Path) -> None:
     checkpoint, other = tmp_path / "checkpoint", tmp_path / "other"
