@@ -166,3 +166,10 @@ def test_a_link_within_the_folder_stays(tmp_path):
     linked = tmp_path / "elsewhere"
     linked.symlink_to(tmp_path)
     assert inside("link", Path(linked) / "ortlm.json") == "link"
+
+
+@pytest.mark.parametrize("name", ["model.onnx\n", "a\x1b[2J.onnx", "m" * 300, "x/" + "m" * 300])
+def test_names_that_no_file_has(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BadArtifact, match="can be printed") as refused:
+        inside(name, tmp_path / "ortlm.json")
+    assert str(refused.value).isprintable()

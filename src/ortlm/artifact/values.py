@@ -13,6 +13,9 @@ from ortlm.errors import BadArtifact
 # Of a model with 10,000 layers and 100 adapters it is a third of that.
 MOST_JSON_BYTES = 16 << 20
 
+# What file systems take.
+_MOST_NAME = 255
+
 # What reading a value of another type than expected may raise.
 WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
@@ -62,6 +65,11 @@ def inside(name: Any, config: Path, *, folder: Path | None = None) -> str:
     windows = PureWindowsPath(name)
     if windows.drive or windows.root or ".." in windows.parts or not windows.parts or "\0" in name:
         raise outside
+    if not name.isprintable() or max(map(len, windows.parts)) > _MOST_NAME:
+        raise BadArtifact(
+            f"{config} names the file {shown(name)}; the names of files are at most {_MOST_NAME} characters that "
+            "can be printed."
+        )
     try:
         path = folder / name
         if not os.path.lexists(path):
