@@ -88,9 +88,10 @@ def test_faults_of_ortlm_keep_their_traceback(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(5)])
-def test_what_is_no_error(monkeypatch, error):
+def test_what_is_no_error(monkeypatch, capsys, error):
     monkeypatch.setattr(command, "run", raising(error))
     assert main(["inspect", "x"]) == (130 if isinstance(error, KeyboardInterrupt) else 5)
+    assert capsys.readouterr().err == ("interrupted.\n" if isinstance(error, KeyboardInterrupt) else "")
 
 
 def test_printable():

@@ -51,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else DONE if exit_.code is None else FAILED
-    except KeyboardInterrupt as signal:
+    except KeyboardInterrupt as interrupt:
+        # A command that left something to say has put it there.
+        output.tell(str(interrupt) or "interrupted.")
         # By another signal than Ctrl-C: what a shell says of a process that it ended.
-        return 128 + getattr(signal, "number", INTERRUPTED - 128)
+        return 128 + getattr(interrupt, "number", INTERRUPTED - 128)
     except BrokenPipeError:
         # Whoever read our output has enough; without this, Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

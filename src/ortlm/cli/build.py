@@ -227,8 +227,8 @@ def run(args: argparse.Namespace) -> int:
         for number in ours:
             signal.signal(number, _terminate)
         return _run(args)
-    except KeyboardInterrupt:
-        tell(f"interrupted: {_left(out, before)}.")
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (f"interrupted: {_left(out, before)}.",)
         raise
     finally:
         for number in ours:
@@ -450,6 +450,7 @@ class _Terminated(KeyboardInterrupt):
     """A signal that ends the process, as Ctrl-C does."""
 
     def __init__(self, number: int) -> None:
+        super().__init__()
         self.number = number
 
 
