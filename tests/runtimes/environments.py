@@ -77,9 +77,9 @@ def _genai(version: str, onnxruntime: str) -> Runtime:
     )
 
 
-# From the lowest that pyproject.toml allows (1.23 where Python is 3.10) to the newest. onnxruntime-genai 0.18
+# From the lowest that pyproject.toml allows to the newest; Python 3.10 gets none of them. onnxruntime-genai 0.18
 # accepts 1.31 and later.
-_VERSIONS = "1.24.1 1.24.4 1.25.1 1.26.0 1.27.0 1.28.0 1.29.0 1.30.0 1.31.0 1.31.1 1.32.0"
+_VERSIONS = "1.24.4 1.25.1 1.26.0 1.27.0 1.28.0 1.29.0 1.30.0 1.31.0 1.31.1 1.32.0"
 ONNXRUNTIMES = tuple(map(_onnxruntime, _VERSIONS.split()))
 NEWEST = ONNXRUNTIMES[-1]
 RUNTIMES = (
@@ -125,33 +125,24 @@ def prepare(runtime: Runtime) -> None:
                 raise Unavailable(f"{runtime.name} needs {tool}, which is not installed")
         (runtime.folder / "package.json").write_text("{}")
         npm = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *wanted]
-        _install(runtime, [npm], runtime.folder)
+        _install(runtime, npm, runtime.folder)
     else:
         # Everything but the runtime in the locked versions.
         locked = (ROOT / "requirements" / "lock.txt").read_text().splitlines()
-        limits = runtime.folder / "constraints.txt"
+        limits = HOME / "constraints.txt"
         limits.write_text("\n".join(line for line in locked if not line.startswith("onnxruntime")) + "\n")
-        wanted += ["-c", str(limits)]
-        python = str(runtime.folder / "bin" / "python")
-        uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-        if uv:
-            steps = [
-                [uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(runtime.folder)],
-                [uv, "pip", "install", "--quiet", "--python", python, *wanted],
-            ]
-        else:
-            pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
-            steps = [[sys.executable, "-m", "venv", str(runtime.folder)], pip]
-        _install(runtime, steps, ROOT)
+        # pip, as everything else is installed: what reaches the network for one does for the other.
+        install = ["sh", "scripts/install.sh", str(runtime.folder), *wanted, "-c", str(limits)]
+        _install(runtime, install, ROOT)
     mark.write_text(content)
 
 
-def _install(runtime: Runtime, steps: Sequence[Sequence[str]], where: Path) -> None:
-    for step in steps:
-        done = subprocess.run(step, cwd=where, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
-            raise Unavailable(f"{runtime.name} cannot be installed: {' '.join(last)}")
+def _install(runtime: Runtime, command: Sequence[str], where: Path) -> None:
+    around = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(command, cwd=where, env=around, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
+        raise Unavailable(f"{runtime.name} cannot be installed: {' '.join(last).removeprefix('make: ')}")
 
 
 def ask(runtime: Runtime, cases: Sequence[Case]) -> dict[str, Any]:
