@@ -29,12 +29,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option for other versions than the locked ones."""
+    """Add the options for other versions than the locked ones, and for another environment."""
     parser.addoption(
         "--unlocked",
         action="store_true",
         help="skip tests that need what is not installed; of other packages' warnings none is an error",
     )
+    parser.addoption("--python", help="the interpreter that runs examples/, by default that of the tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
