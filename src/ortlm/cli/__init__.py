@@ -18,6 +18,7 @@ from typing import Any
 
 from ortlm._version import __version__
 from ortlm.cli import output
+from ortlm.cli.signals import interrupting
 from ortlm.errors import BadOption, Error, is_panic, nearest
 from ortlm.units import system_error
 
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on ``argv`` (by default the process's) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        with interrupting("SIGINT"):
+            return _dispatch(arguments)
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else DONE if exit_.code is None else FAILED
     except KeyboardInterrupt as interrupt:

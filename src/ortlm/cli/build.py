@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ortlm.cli import DONE, output
 from ortlm.cli.output import say, tell
+from ortlm.cli.signals import interrupting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -220,19 +219,13 @@ def run(args: argparse.Namespace) -> int:
 
     out = Path(args.output)
     before = identity(out)
-    # They leave through the same door as Ctrl-C, so that nothing half-written stays; what nohup ignores stays so.
-    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGQUIT")]
-    ours = [n for n in numbers if n is not None and signal.getsignal(n) is signal.SIG_DFL]
     try:
-        for number in ours:
-            signal.signal(number, _terminate)
-        return _run(args)
+        # They end a build as Ctrl-C does, so that nothing half-written stays.
+        with interrupting("SIGTERM", "SIGHUP", "SIGQUIT"):
+            return _run(args)
     except KeyboardInterrupt as interrupt:
         interrupt.args = (f"interrupted: {_left(out, before)}.",)
         raise
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _left(out: Path, before: tuple[int, int] | None) -> str:
@@ -444,18 +437,6 @@ def _evaluate(args: argparse.Namespace, console: Console, out: Path) -> int:
         soft_wrap=True,
     )
     return gate(report, args.max_kld)
-
-
-class _Terminated(KeyboardInterrupt):
-    """A signal that ends the process, as Ctrl-C does."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated(number)
 
 
 class _Bars:
