@@ -69,6 +69,24 @@ check: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The two archives of a release, in dist/: what they hold is checked, and each is installed into an environment that
+# holds nothing but what it asks for. There the demo and the examples run, from the wheel all of them.
+RELEASED := $(VENVS)/released
+UNPACKED := $(VENVS)/unpacked
+.PHONY: release
+release: $(VENV)/.tested
+	rm -rf dist $(RELEASED) $(UNPACKED)
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python scripts/check_release.py
+	@$(INSTALL) $(RELEASED) -c $(LOCK) dist/*.whl
+	$(BIN)/python -m pytest tests/examples --python $(abspath $(RELEASED)/bin/python)
+	mkdir -p $(UNPACKED)
+	tar -xzf dist/*.tar.gz -C $(UNPACKED) --strip-components=1
+	@$(INSTALL) $(RELEASED) --force-reinstall --no-deps ./$(UNPACKED)
+	cd $(UNPACKED) && PYTHONPATH=src $(abspath $(BIN))/python -m pytest tests/examples tests/test_layers.py \
+		--python $(abspath $(RELEASED)/bin/python) -k 'not vision and not cpp and not lora'
+
 # Both ends of the ranges in pyproject.toml: what users need alone, with the tests that need no oracle, and then with
 # the oracle, which narrows some ranges. The lowest versions exist for Python 3.10 to 3.12.
 .PHONY: test-lowest

@@ -45,6 +45,19 @@ def test_the_first_lines_say_what_is_needed(name: str) -> None:
     assert run in head
 
 
+def test_the_environment_holds_what_users_install(user: User) -> None:
+    if not user.isolated:
+        pytest.skip("needs --python")
+    code = (
+        "import importlib.util as util, ortlm\n"
+        "assert not [name for name in ('torch', 'transformers', 'pytest') if util.find_spec(name)]\n"
+        "print(ortlm.__version__, ortlm.__file__)"
+    )
+    version, path = user.run(user.python, "-I", "-c", code).stdout.split()
+    assert version == ortlm.__version__
+    assert Path(path).is_relative_to(Path(user.python).parents[1])
+
+
 def test_demo(user: User, phi: Path, lm: ortlm.LanguageModel) -> None:
     done = user.run(Path(user.python).with_name("ortlm"), "generate", phi, PROMPT, "-n", "60")
     assert done.stdout.rstrip("\n") == lm.generate(PROMPT, max_new_tokens=60).text.rstrip("\n")
