@@ -158,7 +158,7 @@ def main() -> int:
     parser.add_argument("--measure", choices=sorted(_MEASURE), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.threads is None:
-        from ortlm.cores import physical_cores
+        from ortlm._utils.cpu import physical_cores
 
         args.threads = physical_cores() or os.cpu_count() or 1
     if args.measure:

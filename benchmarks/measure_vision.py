@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ortlm import architectures
-from ortlm.cores import physical_cores
+from ortlm._utils.cpu import physical_cores
 from ortlm.graph.vision import emit_vision
 from ortlm.quant.recipe import Uniform
 from ortlm.quant.scheme import Scheme

@@ -328,7 +328,7 @@ def main() -> int:
     args = parser.parse_args()
     args.work = args.work.resolve()
     if args.threads is None:
-        from ortlm.cores import physical_cores
+        from ortlm._utils.cpu import physical_cores
 
         args.threads = physical_cores() or os.cpu_count() or 1
     wanted = args.only or list(PEERS)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from ortlm.checked_json import (
+from ortlm._utils.checked_json import (
     check,
     flag,
     integer,

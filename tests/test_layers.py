@@ -13,18 +13,15 @@ import ortlm
 
 SOURCE = Path(ortlm.__file__).parent
 # Everyone may use errors, dtypes, the version, and what reads and shows strangers' text.
-FREE = {"_utils", "checked_json", "errors", "dtypes", "units", "_version"}
+FREE = {"_utils", "errors", "dtypes", "_version"}
 ALLOWED = {
     "errors": set(),
     "dtypes": set(),
-    "units": set(),
-    "checked_json": set(),
     "_utils": set(),
     "spec": set(),
     "architectures": {"spec"},
     "checkpoint": set(),
     "target": set(),
-    "cores": set(),
     "card": {"checkpoint"},
     "artifact": set(),
     "place": {"artifact"},
@@ -38,7 +35,7 @@ ALLOWED = {
     "write": {"graph", "quant", "weights"},
     "layerwise": {"adapters", "checkpoint", "graph", "runtime", "spec", "weights"},
     "adapters": {"checkpoint", "graph", "spec"},
-    "outline": {"checkpoint", "cores", "graph", "quant", "spec", "target"},
+    "outline": {"checkpoint", "graph", "quant", "spec", "target"},
     "tokenizer_files": {"architectures", "checkpoint", "tokenization"},
     "tokenizer_trial": {"checkpoint", "tokenization", "tokenizer_files"},
     "turn_ends": {"runtime", "tokenizer_files"},
@@ -51,15 +48,15 @@ ALLOWED = {
         "target", "tokenizer_files", "tokenizer_trial", "weights", "write",
     },
     "building": {
-        "adapters", "artifact", "calibration", "checkpoint", "cores", "graph", "options", "origin", "place",
+        "adapters", "artifact", "calibration", "checkpoint", "graph", "options", "origin", "place",
         "preparing", "quant", "target", "weights", "write",
     },
     "checking": {"evaluation", "layerwise", "preparing"},
-    "runtime": {"artifact", "cores", "tokenization"},
+    "runtime": {"artifact", "tokenization"},
     "lm_eval": {"runtime"},
     "genai": {"artifact", "runtime"},
-    "evaluation": {"artifact", "card", "cores", "layerwise", "origin", "runtime"},
-    "bench": {"artifact", "cores", "runtime"},
+    "evaluation": {"artifact", "card", "layerwise", "origin", "runtime"},
+    "bench": {"artifact", "runtime"},
     "search": {
         "artifact", "building", "evaluation", "layerwise", "options", "place", "preparing", "quant", "runtime",
         "write",

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ortlm._utils.formatting import parse_bytes
 from ortlm.cli import main
 from ortlm.errors import BadOption
 from ortlm.options import BuildOptions
 from ortlm.search import search
-from ortlm.units import parse_bytes
 
 FAST = BuildOptions(recipe="fast")
 

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from ortlm._utils.cpu import physical_cores
+from ortlm._utils.formatting import readable_bytes
 from ortlm._version import __version__
 from ortlm.adapters import adapter_arrays, write_adapter
 from ortlm.artifact import MANIFEST_FILE, Artifact, Manifest, open_artifact, portable
 from ortlm.checkpoint.files import copy_file
-from ortlm.cores import physical_cores
 from ortlm.errors import BadOption, NotEnoughSpace
 from ortlm.graph.decoder import Emitted
 from ortlm.options import BuildOptions, preset_of
@@ -40,7 +41,6 @@ from ortlm.preparing import (
 )
 from ortlm.quant.recipe import Calibration
 from ortlm.target import HERE
-from ortlm.units import readable_bytes
 from ortlm.weights import Weights
 from ortlm.write import Progress, write_weights
 

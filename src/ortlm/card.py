@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ortlm._utils.formatting import printable, readable_bytes
 from ortlm.checkpoint import files
-from ortlm.units import printable, readable_bytes
 
 # How much of a checkpoint's own card is looked at, and of one entry of its front matter.
 _CARD_BYTES, _STATEMENT = 256 << 10, 500

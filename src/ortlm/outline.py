@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ortlm._utils.cpu import physical_cores
 from ortlm.checkpoint.open import Checkpoint
-from ortlm.cores import physical_cores
 from ortlm.dtypes import dtype
 from ortlm.graph.storage import Columns, Plan, Quantized
 from ortlm.quant.methods import quantizer

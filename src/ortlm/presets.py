@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ortlm.checked_json import read_text, shown
+from ortlm._utils.checked_json import read_text, shown
+from ortlm._utils.formatting import printable
 from ortlm.errors import BadOption, nearest
 from ortlm.quant.methods import check_algorithm
 from ortlm.quant.recipe import PRESETS, ROLES, SENSITIVE, Preset, Rule
 from ortlm.quant.scheme import Scheme
-from ortlm.units import printable
 
 # What a precision means if nothing else is asked for; 8 bits lose little by rounding.
 DEFAULTS = {"int4": "balanced", "int8": "fast"}

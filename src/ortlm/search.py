@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ortlm._utils.formatting import readable_bytes
 from ortlm._version import __version__
 from ortlm.artifact import Artifact, portable
 from ortlm.building import Silent, write
@@ -25,7 +26,6 @@ from ortlm.quant.methods import CALIBRATED
 from ortlm.quant.recipe import Rule
 from ortlm.runtime.generate import LanguageModel
 from ortlm.runtime.tokenizer import Tokenizer
-from ortlm.units import readable_bytes
 from ortlm.write import Progress
 
 # What sensitivities are measured on: so many chunks of so many tokens, of which the second half counts.

@@ -14,8 +14,8 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from ortlm._utils.checked_json import shown
 from ortlm.architectures._tokenizers import rebuilt_tokenizer
-from ortlm.checked_json import shown
 from ortlm.checkpoint import files
 from ortlm.errors import BadCheckpoint
 from ortlm.tokenization.guard import guarded

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import ortlm
+from ortlm._utils.formatting import printable
 from ortlm.cli import inspect as command
 from ortlm.cli import main, output
 from ortlm.errors import BadArtifact, is_panic
-from ortlm.units import printable
 
 
 def raising(error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ortlm import checked_json
+from ortlm._utils import checked_json
 from ortlm.errors import BadArtifact
 from tests.fuzz.harness import damaged_bytes, damaged_json, fuzz
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ortlm import architectures
+from ortlm._utils.checked_json import parse_object
 from ortlm.artifact.generation import not_obeyed, read_generation
-from ortlm.checked_json import parse_object
 from ortlm.errors import BadCheckpoint
 from tests.architectures import families
 from tests.fuzz.harness import damaged_json, fuzz

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ortlm._utils.formatting import printable
 from ortlm.errors import UnsupportedModel
-from ortlm.units import printable
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ortlm.artifact.generation import GENERATION
-from ortlm.artifact.parts import MOST_CROPS
-from ortlm.checked_json import (
+from ortlm._utils.checked_json import (
     Field,
     anything,
     check,
@@ -21,6 +19,8 @@ from ortlm.checked_json import (
     table,
     text,
 )
+from ortlm.artifact.generation import GENERATION
+from ortlm.artifact.parts import MOST_CROPS
 from ortlm.errors import BadArtifact
 
 # Beyond these nothing is a language model; within them, nothing that is reserved for them is of any size.

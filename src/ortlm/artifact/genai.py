@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ortlm._utils.checked_json import shown
+from ortlm._utils.formatting import printable
 from ortlm.artifact.fields import check_stops
 from ortlm.artifact.genai_keys import checked_genai
 from ortlm.artifact.parts import TOKENIZER_FILES, Graph, Images, Manifest, State
 from ortlm.artifact.session_options import genai_session_options
 from ortlm.artifact.values import WRONG, inside, mapping, read_json
-from ortlm.checked_json import shown
 from ortlm.errors import BadArtifact
-from ortlm.units import printable
 
 _log = logging.getLogger(__name__)
 

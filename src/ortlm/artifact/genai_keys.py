@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ortlm.artifact.fields import MOST_LAYERS, MOST_TOKENS, MOST_VOCABULARY
-from ortlm.checked_json import (
+from ortlm._utils.checked_json import (
     Field,
     anything,
     check,
@@ -26,6 +25,7 @@ from ortlm.checked_json import (
     table,
     text,
 )
+from ortlm.artifact.fields import MOST_LAYERS, MOST_TOKENS, MOST_VOCABULARY
 from ortlm.errors import BadArtifact
 
 _MOST = 2**31 - 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ortlm.checked_json import Field, check, flag, integer, is_integer, is_number, list_of, number
+from ortlm._utils.checked_json import Field, check, flag, integer, is_integer, is_number, list_of, number
 from ortlm.errors import Error
 
 _MOST_IDS, _LAST_ID = 1 << 20, 2**31 - 1

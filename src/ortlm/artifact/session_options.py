@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ortlm.checked_json import Field, check, check_value, flag, integer, one_of, place, shown
+from ortlm._utils.checked_json import Field, check, check_value, flag, integer, one_of, place, shown
 from ortlm.errors import BadArtifact, nearest
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ortlm.checked_json import read_object, read_text, shown
+from ortlm._utils.checked_json import read_object, read_text, shown
 from ortlm.errors import BadArtifact, Error
 
 TEMPLATE_FILE = "chat_template.jinja"

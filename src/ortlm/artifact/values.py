@@ -7,7 +7,7 @@ import stat
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from ortlm.checked_json import read_object, shown
+from ortlm._utils.checked_json import read_object, shown
 from ortlm.errors import BadArtifact
 
 # Of a model with 10,000 layers and 100 adapters it is a third of that.

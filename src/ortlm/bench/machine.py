@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ortlm._utils.cpu import physical_cores
 from ortlm._version import __version__
-from ortlm.cores import physical_cores
 from ortlm.dtypes import Array
 from ortlm.runtime.session import Session, available_providers, onnxruntime_version
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ortlm._utils.cpu import physical_cores
 from ortlm.artifact import Artifact, graph_named
 from ortlm.bench.machine import buffer_bytes, environment
 from ortlm.bench.measure import WARM_UP_STEPS, WARM_UP_TOKENS
 from ortlm.bench.traffic import Traffic, cache_bytes, read_traffic
 from ortlm.bench.worker import in_process
-from ortlm.cores import physical_cores
 from ortlm.errors import BadOption
 
 SCHEMA = 1

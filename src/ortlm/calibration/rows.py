@@ -11,13 +11,13 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from ortlm._utils.checked_json import parse
+from ortlm._utils.formatting import printable
 from ortlm.artifact import Artifact
-from ortlm.checked_json import parse
 from ortlm.errors import BadOption
 from ortlm.runtime.chat import ChatTemplate
 from ortlm.runtime.generate import LanguageModel
 from ortlm.runtime.tokenizer import Tokenizer
-from ortlm.units import printable
 
 Row = NDArray[np.int64]
 

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ortlm.checked_json import parse_object
+from ortlm._utils.checked_json import parse_object
+from ortlm._utils.formatting import printable
 from ortlm.errors import BadCheckpoint
-from ortlm.units import printable
 
 _MB = 1 << 20
 # How large a file may be, by the first pattern that its name matches; None: as large as it is.

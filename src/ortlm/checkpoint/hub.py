@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ortlm.checked_json import shown
+from ortlm._utils.checked_json import shown
 from ortlm.checkpoint import files
 from ortlm.checkpoint.open import Checkpoint, no_weights, open_checkpoint, pick_weights
 from ortlm.errors import BadCheckpoint, BadOption

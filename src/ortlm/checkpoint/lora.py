@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ortlm.checked_json import Field, check, flag, integer, number, object_of, shown
+from ortlm._utils.checked_json import Field, check, flag, integer, number, object_of, shown
 from ortlm.checkpoint import files
 from ortlm.checkpoint.patterns import Unbounded, matches
 from ortlm.checkpoint.safetensors import FLOATS, Weight, check_finite, read_header, same

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ortlm.checked_json import shown
+from ortlm._utils.checked_json import shown
 from ortlm.checkpoint import files
 from ortlm.checkpoint.safetensors import FLOATS, Weight, read_header
 from ortlm.errors import BadCheckpoint, nearest

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ortlm.checked_json import parse_object, shown
+from ortlm._utils.checked_json import parse_object, shown
+from ortlm._utils.formatting import printable
 from ortlm.checkpoint import files
 from ortlm.dtypes import BY_SAFETENSORS, Array, DType
 from ortlm.errors import BadCheckpoint
-from ortlm.units import printable
 
 FLOATS = ("fp32", "fp16", "bf16")
 

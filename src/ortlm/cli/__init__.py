@@ -16,11 +16,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ortlm._utils.formatting import system_error
 from ortlm._version import __version__
 from ortlm.cli import output
 from ortlm.cli.signals import interrupting
 from ortlm.errors import BadOption, Error, is_panic, nearest
-from ortlm.units import system_error
 
 DONE, FAILED, WRONG_USE, GATE_MISSED, INTERRUPTED = 0, 1, 2, 3, 130
 

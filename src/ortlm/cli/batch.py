@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ortlm._utils.checked_json import loads, shown
 from ortlm._utils.limits import MOST_ROWS
-from ortlm.checked_json import loads, shown
 from ortlm.cli.generate import prompt_of
 from ortlm.cli.output import say, tell
 from ortlm.cli.report import answer

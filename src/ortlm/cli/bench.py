@@ -8,12 +8,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ortlm._utils.formatting import readable_bytes, readable_count
 from ortlm._utils.limits import MOST_ROWS, MOST_THREADS
 from ortlm.cli import output
 from ortlm.cli.output import say, tell
 from ortlm.cli.settings import check_count
 from ortlm.errors import BadOption
-from ortlm.units import readable_bytes, readable_count
 
 _EXAMPLES = """\
 examples:

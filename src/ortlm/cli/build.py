@@ -288,8 +288,8 @@ def _run(args: argparse.Namespace) -> int:
     # onnx-ir takes most of a second to import, so wrong use is told before.
     from ortlm import building, preparing
     from ortlm import outline as outlines
+    from ortlm._utils.formatting import readable_count
     from ortlm.place import check_output, recover
-    from ortlm.units import readable_count
 
     console = output.console(stderr=True, quiet=args.quiet or args.json)
     if not args.dry_run:
@@ -362,8 +362,8 @@ def _search(
     """Find which matrices get 8 bits, and show the frontier."""
     from rich.table import Table
 
+    from ortlm._utils.formatting import parse_bytes, readable_bytes
     from ortlm.search import search
-    from ortlm.units import parse_bytes, readable_bytes
 
     with _Bars(console) as progress:
         found = search(
@@ -512,7 +512,7 @@ def _report(
 ) -> None:
     from rich.table import Table
 
-    from ortlm.units import readable_bytes
+    from ortlm._utils.formatting import readable_bytes
 
     peak = _peak_memory_bytes()
     size = sum(f.stat().st_size for f in artifact.path.rglob("*") if f.is_file())
@@ -564,7 +564,7 @@ def _calibration(outline: Outline) -> str:
 def _show_outline(console: Console, outline: Outline, out: Path) -> None:
     from rich.table import Table
 
-    from ortlm.units import readable_bytes
+    from ortlm._utils.formatting import readable_bytes
 
     table = Table(title=f"would build {out}", title_justify="left", show_header=False, title_style="bold")
     cache = f"{outline.cache_bytes_per_token / 1e3:,.1f} kB"

@@ -179,7 +179,7 @@ def _show(console: Console, report: Report) -> None:
 def _show_speed(console: Console, speed: Any) -> None:
     from rich.table import Table
 
-    from ortlm.units import readable_bytes
+    from ortlm._utils.formatting import readable_bytes
 
     table = Table(title="Speed and memory", title_justify="left", title_style="bold", box=None)
     for name in ("", "prefill, tokens/s", "first token, ms", "decode, tokens/s", "load, s", "memory"):

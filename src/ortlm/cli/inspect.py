@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ortlm.checked_json import Field, integer, is_integer, number, text
+from ortlm._utils.checked_json import Field, integer, is_integer, number, text
+from ortlm._utils.formatting import readable_bytes, readable_count
 from ortlm.cli.output import console, say
-from ortlm.units import readable_bytes, readable_count
 
 _text = text(longest=100_000)
 _INFO: Mapping[str, Field] = {

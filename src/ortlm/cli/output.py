@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ortlm.units import printable
+from ortlm._utils.formatting import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,15 +9,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ortlm._utils.checked_json import loads
+from ortlm._utils.formatting import system_error
 from ortlm._utils.whole_files import write_whole
-from ortlm.checked_json import loads
 from ortlm.cli.generate import content_of
 from ortlm.cli.interrupt import stoppable
 from ortlm.cli.output import tell, write_generated
 from ortlm.cli.report import summary
 from ortlm.cli.settings import read_limited
 from ortlm.errors import BadOption, ContextFull, Error, nearest
-from ortlm.units import system_error
 
 if TYPE_CHECKING:
     from ortlm.runtime.generate import LanguageModel

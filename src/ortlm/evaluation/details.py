@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ortlm._utils.cpu import physical_cores
 from ortlm._version import __version__
 from ortlm.artifact import Artifact
-from ortlm.cores import physical_cores
 from ortlm.evaluation.chunks import Chunks, Text
 from ortlm.evaluation.compare import Comparison, Place
 from ortlm.evaluation.report import file_hashes

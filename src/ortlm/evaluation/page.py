@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ortlm._utils.formatting import readable_bytes
 from ortlm.evaluation import plots
 from ortlm.evaluation.statistics import percentile_name
-from ortlm.units import readable_bytes
 
 _NONE = "-"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ortlm.units import readable_bytes
+from ortlm._utils.formatting import readable_bytes
 
 _BEGIN, _END = "<!-- ortlm evaluate: begin -->", "<!-- ortlm evaluate: end -->"
 _BEFORE = "## Limits"

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ortlm._utils.formatting import one_line
 from ortlm._utils.processes import in_process
 from ortlm.errors import BadArtifact, Error
-from ortlm.units import one_line
 
 PREFILL_TOKENS, DECODE_TOKENS, RUNS = 128, 32, 3
 HOW = (

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ortlm._utils.checked_json import parse
 from ortlm.artifact import (
     GENAI_FILE,
     Artifact,
@@ -22,7 +23,6 @@ from ortlm.artifact import (
     read_genai,
     with_genai_providers,
 )
-from ortlm.checked_json import parse
 from ortlm.errors import BadOption, nearest
 from ortlm.genai.errors import GenaiError, official, text
 

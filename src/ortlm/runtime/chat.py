@@ -15,14 +15,14 @@ from typing import Any
 
 import jinja2
 
+from ortlm._utils.checked_json import shown
+from ortlm._utils.formatting import printable
 from ortlm.artifact import read_templates
-from ortlm.checked_json import shown
 from ortlm.errors import BadArtifact, BadOption, nearest
 from ortlm.runtime.text.messages import Message, Parts, loses_reasoning, plain, prepared
 from ortlm.runtime.text.template_budget import SECONDS, TemplateLimit
 from ortlm.runtime.text.template_facts import TemplateFacts, template_facts
 from ortlm.runtime.text.template_sandbox import ChatEnvironment, render
-from ortlm.units import printable
 
 __all__ = ["ChatTemplate", "Message"]
 

@@ -15,8 +15,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from ortlm._utils.formatting import printable
 from ortlm.errors import BadOption
-from ortlm.units import printable
 
 Kind = Literal["json_schema", "regex", "lark", "choices"]
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ortlm._utils.formatting import readable_bytes
 from ortlm.errors import BadImage, BadOption
-from ortlm.units import readable_bytes
 
 if TYPE_CHECKING:
     from PIL import Image

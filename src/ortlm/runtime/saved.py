@@ -18,12 +18,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ortlm._utils.checked_json import check_value, integer, list_of, parse
+from ortlm._utils.formatting import one_line
 from ortlm.artifact.fields import MOST_TOKENS
-from ortlm.checked_json import check_value, integer, list_of, parse
 from ortlm.dtypes import Array, DType
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.runtime.loop import Loop
-from ortlm.units import one_line
 
 _FORMAT = "2"
 _PIECE_BYTES = 1 << 20

@@ -15,14 +15,14 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from ortlm._utils.checked_json import shown
+from ortlm._utils.cpu import physical_cores
+from ortlm._utils.formatting import one_line
 from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact.external_data import check_external_data
-from ortlm.checked_json import shown
-from ortlm.cores import physical_cores
 from ortlm.dtypes import BY_ORT, Array, DType, dtype
 from ortlm.errors import BadArtifact, BadOption, Cancelled, nearest
 from ortlm.runtime.pages import huge_pages, keep_freed_memory
-from ortlm.units import one_line
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGE_BYTES = 64 << 20

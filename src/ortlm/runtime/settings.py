@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from ortlm._utils.checked_json import is_number, shown
 from ortlm._utils.limits import MOST_ROWS
-from ortlm.checked_json import is_number, shown
 from ortlm.errors import BadOption, nearest
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ortlm._utils.checked_json import read_bytes
 from ortlm.artifact import read_json
-from ortlm.checked_json import read_bytes
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.runtime.ids import words_only
 from ortlm.tokenization.growth import MOST_TOKEN_CHARACTERS

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ortlm.checked_json import shown
+from ortlm._utils.checked_json import shown
 from ortlm.errors import Error
 
 # A text may become so many times as long; honest tokenizers stay below 70, where a table of ligatures meets steps

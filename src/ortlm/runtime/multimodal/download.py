@@ -20,10 +20,10 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 import httpcore2 as httpcore
 
+from ortlm._utils.formatting import printable, readable_bytes
 from ortlm._version import __version__
 from ortlm.errors import BadImage
 from ortlm.runtime.multimodal.addresses import Address, Allow, public_address
-from ortlm.units import printable, readable_bytes
 
 _MOST_REDIRECTS = 10
 _MOST_URL = 1 << 16

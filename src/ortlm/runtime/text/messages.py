@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ortlm.checked_json import shown
+from ortlm._utils.checked_json import shown
 from ortlm.errors import BadOption
 from ortlm.runtime.text.template_budget import MOST_DEPTH, TemplateLimit
 from ortlm.runtime.text.template_facts import TemplateFacts

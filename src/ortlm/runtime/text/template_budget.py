@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from ortlm.units import readable_bytes
+from ortlm._utils.formatting import readable_bytes
 
 SECONDS = 5.0
 MOST_DEPTH = 200

@@ -25,8 +25,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Literal, TypeGuard
 
+from ortlm._utils.formatting import printable
 from ortlm.errors import Error, nearest
-from ortlm.units import printable
 
 # Nothing that people write nests deeper, and code that follows a value down may recurse this far.
 MOST_DEPTH = 100
