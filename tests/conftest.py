@@ -11,9 +11,9 @@ import pytest
 from hypothesis import settings
 
 import ortlm
-from ortlm import presets
 from ortlm.errors import BadArtifact
 from ortlm.options import BuildOptions
+from ortlm.quant import recipe_file as recipe_file
 
 # What the tests compare with. No user needs it, and it does not go with the lowest versions of what users need.
 ORACLE = {"torch", "transformers", "peft", "lm_eval", "onnxruntime_genai"}
@@ -23,7 +23,7 @@ settings.register_profile("same", derandomize=True, deadline=None, database=None
 settings.load_profile("same")
 
 # Most tests are about other things than calibration, which would take most of their time.
-presets.DEFAULTS["int4"] = "fast"
+recipe_file.DEFAULTS["int4"] = "fast"
 
 ROOT = Path(__file__).parents[1]
 

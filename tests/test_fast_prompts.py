@@ -14,7 +14,7 @@ from ortlm.artifact import Graph
 from ortlm.bench.traffic import read_traffic
 from ortlm.errors import BadOption
 from ortlm.options import BuildOptions
-from ortlm.quant.columns import round_columns
+from ortlm.quant.per_channel import round_columns
 from tests.architectures import oracle
 from tests.architectures.oracle import relative_error
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ortlm
-from ortlm.calibration import cache as calibration
+from ortlm.calibration import kv_cache_scales as calibration
 from ortlm.cli import main
 from ortlm.cli.inspect import describe
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption

@@ -12,7 +12,7 @@ import torch
 
 import ortlm
 from ortlm.options import BuildOptions
-from ortlm.quant.rounding import dequantize, rtn
+from ortlm.quant.rtn import dequantize, rtn
 from ortlm.quant.scheme import Scheme
 from tests import official
 from tests.architectures import families, oracle

@@ -8,8 +8,8 @@ import pytest
 
 from ortlm.errors import BadOption
 from ortlm.options import BuildOptions, make_recipe
-from ortlm.presets import find_preset
 from ortlm.quant.recipe import Place
+from ortlm.quant.recipe_file import find_preset
 from ortlm.target import find_target
 
 RECIPE = """\

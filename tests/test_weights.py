@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import ortlm
 from ortlm.adapters import open_adapter
-from ortlm.checkpoint.open import open_checkpoint
+from ortlm.checkpoint.reader import open_checkpoint
 from ortlm.errors import BadCheckpoint
 from ortlm.weights import stored_architecture
 from tests import lora

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ortlm.checkpoint.lora import CONFIG_FILE, WEIGHTS_FILE, Delta, read_lora
-from ortlm.checkpoint.open import Checkpoint
+from ortlm.checkpoint.peft import CONFIG_FILE, WEIGHTS_FILE, Delta, read_lora
+from ortlm.checkpoint.reader import Checkpoint
 from ortlm.dtypes import Array, dtype
 from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel, nearest
-from ortlm.graph.storage import LowRank
+from ortlm.graph.weight_plan import LowRank
 from ortlm.spec import Architecture, Parameter, parameters, vision_parameters
 
 # The roles of weights that a product reads; of embeddings, which are looked up, nothing low-rank is known.

@@ -23,11 +23,11 @@ from ortlm._utils.formatting import readable_bytes
 from ortlm._version import __version__
 from ortlm.adapters import adapter_arrays, write_adapter
 from ortlm.artifact import MANIFEST_FILE, Artifact, Manifest, open_artifact, portable
+from ortlm.artifact.provenance import remember
 from ortlm.checkpoint.files import copy_file
 from ortlm.errors import BadOption, NotEnoughSpace
 from ortlm.graph.decoder import Emitted
 from ortlm.options import BuildOptions, preset_of
-from ortlm.origin import remember
 from ortlm.place import check_output, put_in_place, recover, resumable, unfinished
 from ortlm.preparing import (
     Prepared,
@@ -45,7 +45,7 @@ from ortlm.weights import Weights
 from ortlm.write import Progress, write_weights
 
 if TYPE_CHECKING:
-    from ortlm.calibration.state import State
+    from ortlm.calibration.progress_state import State
 
 
 class Silent:
@@ -231,9 +231,9 @@ def _calibrate(
     the same, interrupted before, goes on from there.
     """
     # They load ONNX Runtime, which other builds do without.
-    from ortlm.calibration.rows import Reader, read_rows, write_rows
+    from ortlm.calibration.dataset import Reader, read_rows, write_rows
+    from ortlm.calibration.progress_state import State
     from ortlm.calibration.run import calibrate
-    from ortlm.calibration.state import State
 
     settings = preset_of(prepared.outline.precision, prepared.options).calibration
     shape = prepared.outline.calibration
@@ -323,7 +323,7 @@ def _quantize_cache(prepared: Prepared, folder: Path, threads: int) -> None:
     The scales lie in the graphs' own files, so the weights stay as they are.
     """
     # It loads ONNX Runtime, which other builds do without.
-    from ortlm.calibration.cache import cache_scales
+    from ortlm.calibration.kv_cache_scales import cache_scales
 
     scales = cache_scales(
         Artifact(folder, _float_manifest(prepared)),

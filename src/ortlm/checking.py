@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ortlm.errors import BadArtifact, Error
-from ortlm.evaluation.check import Check, quick_check
+from ortlm.evaluation.quick_check import Check, quick_check
 from ortlm.layerwise.reference import Reference
 from ortlm.preparing import Prepared, weights_of
 

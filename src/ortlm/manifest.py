@@ -19,9 +19,9 @@ from ortlm.artifact import (
     Variant,
     named_templates,
 )
-from ortlm.artifact.generation import not_obeyed, read_generation
+from ortlm.artifact.generation_config import not_obeyed, read_generation
 from ortlm.card import public_name
-from ortlm.checkpoint.open import Checkpoint
+from ortlm.checkpoint.reader import Checkpoint
 from ortlm.errors import BadCheckpoint
 from ortlm.graph.decoder import CACHE_NAMES, Emitted
 from ortlm.graph.step import MANY

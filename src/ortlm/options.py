@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ortlm.errors import BadOption, nearest
-from ortlm.presets import DEFAULTS, find_preset
-from ortlm.quant.methods import CALIBRATED, check_algorithm
+from ortlm.quant.algorithms import CALIBRATED, check_algorithm
 from ortlm.quant.recipe import PRESETS, ROLES, SENSITIVE, WIDE, Preset, Recipe, Rule, Ruled, Uniform
+from ortlm.quant.recipe_file import DEFAULTS, find_preset
 from ortlm.quant.scheme import Scheme
 from ortlm.target import TARGETS, Target
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ortlm._utils.cpu import physical_cores
-from ortlm.checkpoint.open import Checkpoint
+from ortlm.checkpoint.reader import Checkpoint
 from ortlm.dtypes import dtype
-from ortlm.graph.storage import Columns, Plan, Quantized
-from ortlm.quant.methods import quantizer
+from ortlm.graph.weight_plan import Columns, Plan, Quantized
+from ortlm.quant.algorithms import quantizer
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import Architecture, Decoder
 from ortlm.target import Target

@@ -17,18 +17,18 @@ from ortlm.artifact import (
     TEMPLATE_FOLDER,
     TOKENIZER_FILES,
     Manifest,
-    genai_config,
     processor_config,
     read_templates,
+    to_genai,
 )
 from ortlm.card import model_card
 from ortlm.checkpoint import files
 from ortlm.checkpoint.hub import find_checkpoint
-from ortlm.checkpoint.open import Checkpoint
+from ortlm.checkpoint.reader import Checkpoint
 from ortlm.errors import BadCheckpoint, BadOption, nearest
 from ortlm.graph.attention import INT8_CACHE, CacheScales
 from ortlm.graph.decoder import Emitted, emit_decoder
-from ortlm.graph.storage import Plan, joined
+from ortlm.graph.weight_plan import Plan, joined
 from ortlm.manifest import generation_notes, make_manifest, plain_tokenizer_config
 from ortlm.options import (
     BuildOptions,
@@ -39,7 +39,7 @@ from ortlm.options import (
     with_activations,
 )
 from ortlm.outline import OWN_TEXT, CalibrationPlan, Outline, make_outline
-from ortlm.quant.methods import CALIBRATED
+from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Preset
 from ortlm.quant.rotation import Rotation
 from ortlm.spec import Architecture, Decoder, parameters
@@ -358,7 +358,7 @@ def _texts(
     spec = architecture.decoder
     first = spec.layers[0].mixer
     texts = {
-        GENAI_FILE: genai_config(
+        GENAI_FILE: to_genai(
             manifest,
             model_type=architecture.genai_type,
             sizes={

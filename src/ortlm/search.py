@@ -22,7 +22,7 @@ from ortlm.layerwise.reference import Reference
 from ortlm.options import BuildOptions, preset_of
 from ortlm.place import unfinished
 from ortlm.preparing import Prepared, prepare, weights_of
-from ortlm.quant.methods import CALIBRATED
+from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Rule
 from ortlm.runtime.generate import LanguageModel
 from ortlm.runtime.tokenizer import Tokenizer

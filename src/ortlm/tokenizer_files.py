@@ -19,7 +19,7 @@ from ortlm.architectures._tokenizers import rebuilt_tokenizer
 from ortlm.checkpoint import files
 from ortlm.errors import BadCheckpoint
 from ortlm.tokenization.guard import guarded
-from ortlm.tokenization.opening import SETTINGS_FILES, TOKENIZER_FILE, Opened, open_text
+from ortlm.tokenization.reader import SETTINGS_FILES, TOKENIZER_FILE, Opened, open_text
 from ortlm.tokenization.special_tokens import CONFIG_FILE, flags_of
 
 # A class that takes tokenizer.json as it is, in every version of every runtime.

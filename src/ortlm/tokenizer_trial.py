@@ -21,7 +21,7 @@ from ortlm.checkpoint import files
 from ortlm.errors import BadCheckpoint, Error
 from ortlm.tokenization.growth import MOST_TOKEN_CHARACTERS
 from ortlm.tokenization.guard import guarded
-from ortlm.tokenization.opening import SETTINGS_FILES, TOKENIZER_FILE
+from ortlm.tokenization.reader import SETTINGS_FILES, TOKENIZER_FILE
 from ortlm.tokenizer_files import TokenizerFiles, check_there, read_tokenizer
 
 SECONDS = 60.0

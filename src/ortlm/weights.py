@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from ortlm.architectures import describe
-from ortlm.checkpoint.lora import Delta
-from ortlm.checkpoint.open import Checkpoint, check_weights
+from ortlm.checkpoint.peft import Delta
+from ortlm.checkpoint.reader import Checkpoint, check_weights
 from ortlm.checkpoint.safetensors import same
 from ortlm.checkpoint.stack import Part, Stack, stack
 from ortlm.dtypes import Array

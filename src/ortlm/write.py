@@ -19,10 +19,10 @@ import numpy as np
 
 from ortlm.dtypes import Array, dtype
 from ortlm.errors import BadCheckpoint, BadOption
-from ortlm.graph.storage import Columns, Item, Plain, Plan, Quantized
-from ortlm.quant.columns import round_columns
-from ortlm.quant.methods import quantizer
-from ortlm.quant.rounding import Packed
+from ortlm.graph.weight_plan import Columns, Item, Plain, Plan, Quantized
+from ortlm.quant.algorithms import quantizer
+from ortlm.quant.per_channel import round_columns
+from ortlm.quant.rtn import Packed
 from ortlm.weights import Rows
 
 # Large tensors start on a page, so that they can be mapped on their own; small ones on a cache line.

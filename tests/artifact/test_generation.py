@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import ortlm
 from ortlm.artifact import open_artifact
-from ortlm.artifact.generation import GENERATION, not_obeyed
+from ortlm.artifact.generation_config import GENERATION, not_obeyed
 from ortlm.errors import BadArtifact, BadCheckpoint
 from ortlm.preparing import prepare
 from tests.architectures import families, oracle

@@ -9,7 +9,7 @@ import pytest
 
 import ortlm
 from ortlm.artifact import open_artifact
-from ortlm.artifact.values import inside
+from ortlm.artifact.json_values import inside
 from ortlm.cli import main
 from ortlm.errors import BadArtifact
 

@@ -13,7 +13,7 @@ import pytest
 
 import ortlm
 from ortlm.calibration import run as calibration
-from ortlm.calibration.rows import Reader, read_rows
+from ortlm.calibration.dataset import Reader, read_rows
 from ortlm.errors import BadOption
 from ortlm.layerwise.reference import open_reference
 from ortlm.options import BuildOptions

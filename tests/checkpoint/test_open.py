@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import ortlm
 from ortlm.checkpoint.hub import find_checkpoint
-from ortlm.checkpoint.open import open_checkpoint, pick_weights
+from ortlm.checkpoint.reader import open_checkpoint, pick_weights
 from ortlm.checkpoint.stack import Part, stack
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 

@@ -9,7 +9,7 @@ import pytest
 
 from ortlm.evaluation.drift import ANSWER_TOKENS, drift, repetition, summarize
 from ortlm.evaluation.prompts import PROMPTS, in_script, is_refusal
-from ortlm.evaluation.source import ArtifactSource
+from ortlm.evaluation.sources import ArtifactSource
 
 
 def test_reference_answers_are_its_own(builds: Callable[[str], Path]) -> None:

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 import ortlm
+from ortlm.artifact.provenance import Origin, remember
 from ortlm.errors import BadOption
 from ortlm.evaluation import evaluate as module
-from ortlm.evaluation.check import quick_check
+from ortlm.evaluation.corpus import TEXTS
 from ortlm.evaluation.evaluate import evaluate
+from ortlm.evaluation.quick_check import quick_check
 from ortlm.evaluation.report import Report
-from ortlm.evaluation.source import ArtifactSource, find_reference
-from ortlm.evaluation.texts import TEXTS
-from ortlm.origin import Origin, remember
+from ortlm.evaluation.sources import ArtifactSource, find_reference
 
 Builds = Callable[[str], Path]
 

@@ -14,7 +14,7 @@ import torch
 import ortlm
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.evaluation.layers import LayerNoise, observe_artifact, tapped_graph
-from ortlm.evaluation.source import ArtifactSource
+from ortlm.evaluation.sources import ArtifactSource
 from ortlm.options import BuildOptions
 from tests.runtime.conftest import build_official
 

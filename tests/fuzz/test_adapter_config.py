@@ -9,8 +9,8 @@ import pytest
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from ortlm.checkpoint.lora import read_lora
 from ortlm.checkpoint.patterns import Unbounded, matches
+from ortlm.checkpoint.peft import read_lora
 from tests.fuzz.harness import damaged_json, fuzz
 
 VALID = {

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from ortlm.card import licence_of
 from ortlm.checkpoint import files
-from ortlm.checkpoint.open import open_checkpoint
+from ortlm.checkpoint.reader import open_checkpoint
 from tests.fuzz.harness import damaged_bytes, damaged_json, fuzz
 
 INDEX = {"metadata": {"total_size": 32}, "weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}

@@ -9,7 +9,7 @@ import pytest
 
 from ortlm import architectures
 from ortlm._utils.checked_json import parse_object
-from ortlm.artifact.generation import not_obeyed, read_generation
+from ortlm.artifact.generation_config import not_obeyed, read_generation
 from ortlm.errors import BadCheckpoint
 from tests.architectures import families
 from tests.fuzz.harness import damaged_json, fuzz

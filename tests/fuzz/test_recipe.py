@@ -6,9 +6,9 @@ import json
 
 import yaml
 
-from ortlm.calibration.rows import Reader, read_rows
+from ortlm.calibration.dataset import Reader, read_rows
 from ortlm.options import BuildOptions, make_recipe
-from ortlm.presets import find_preset
+from ortlm.quant.recipe_file import find_preset
 from ortlm.target import TARGETS
 from tests.architectures import families
 from tests.fuzz.harness import damaged_bytes, damaged_json, fuzz

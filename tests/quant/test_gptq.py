@@ -7,7 +7,7 @@ import pytest
 
 from ortlm.quant.awq import channel_scales
 from ortlm.quant.gptq import corrected, feedback, gptq, moments
-from ortlm.quant.rounding import clip_search, clipped_range, dequantize, rtn
+from ortlm.quant.rtn import clip_search, clipped_range, dequantize, rtn
 from ortlm.quant.scheme import Scheme
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from onnxruntime.capi import _pybind_state as ort
 
 from ortlm.errors import BadOption
-from ortlm.quant.methods import quantizer
+from ortlm.quant.algorithms import quantizer
 from ortlm.quant.pack import pack, unpack
-from ortlm.quant.rounding import clip_search, dequantize, rtn
+from ortlm.quant.rtn import clip_search, dequantize, rtn
 from ortlm.quant.scheme import BITS, BLOCKS, Scheme
 
 

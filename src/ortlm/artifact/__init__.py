@@ -6,10 +6,9 @@ It imports nothing heavy: reading an artifact must be quick.
 
 from __future__ import annotations
 
-from ortlm.artifact.genai import from_genai, genai_config, processor_config, settled
+from ortlm.artifact.genai_config import from_genai, processor_config, settled, to_genai
 from ortlm.artifact.genai_keys import GENAI_SEARCH, GENAI_SPECULATIVE
-from ortlm.artifact.opening import open_artifact
-from ortlm.artifact.overlay import (
+from ortlm.artifact.genai_overlay import (
     GenaiFacts,
     genai_artifact,
     genai_facts,
@@ -18,7 +17,8 @@ from ortlm.artifact.overlay import (
     read_genai,
     with_genai_providers,
 )
-from ortlm.artifact.parts import (
+from ortlm.artifact.json_values import inside, read_json
+from ortlm.artifact.manifest import (
     ADAPTER_FOLDER,
     FORMAT,
     GENAI_FILE,
@@ -36,13 +36,44 @@ from ortlm.artifact.parts import (
     portable,
     runnable,
 )
+from ortlm.artifact.reader import open_artifact
 from ortlm.artifact.templates import NAMED_TEMPLATES, TEMPLATE_FOLDER, named_templates, read_templates
-from ortlm.artifact.values import inside, read_json
 
 __all__ = [
-    "ADAPTER_FOLDER", "FORMAT", "GENAI_FILE", "GENAI_SEARCH", "GENAI_SPECULATIVE", "MANIFEST_FILE", "MOST_CROPS",
-    "NAMED_TEMPLATES", "PROCESSOR_FILE", "TEMPLATE_FOLDER", "TOKENIZER_FILES", "Artifact", "GenaiFacts", "Graph",
-    "Images", "Manifest", "State", "Variant", "from_genai", "genai_artifact", "genai_config", "genai_facts",
-    "genai_providers", "graph_named", "inside", "named_templates", "open_artifact", "overlay_genai", "portable",
-    "processor_config", "read_genai", "read_json", "read_templates", "runnable", "settled", "with_genai_providers",
+    "ADAPTER_FOLDER",
+    "FORMAT",
+    "GENAI_FILE",
+    "GENAI_SEARCH",
+    "GENAI_SPECULATIVE",
+    "MANIFEST_FILE",
+    "MOST_CROPS",
+    "NAMED_TEMPLATES",
+    "PROCESSOR_FILE",
+    "TEMPLATE_FOLDER",
+    "TOKENIZER_FILES",
+    "Artifact",
+    "GenaiFacts",
+    "Graph",
+    "Images",
+    "Manifest",
+    "State",
+    "Variant",
+    "from_genai",
+    "genai_artifact",
+    "genai_facts",
+    "genai_providers",
+    "graph_named",
+    "inside",
+    "named_templates",
+    "open_artifact",
+    "overlay_genai",
+    "portable",
+    "processor_config",
+    "read_genai",
+    "read_json",
+    "read_templates",
+    "runnable",
+    "settled",
+    "to_genai",
+    "with_genai_providers",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ortlm.artifact.values import inside
+from ortlm.artifact.json_values import inside
 from ortlm.errors import BadArtifact
 
 # Numbers of fields in onnx.proto, by message: those that lead to tensors.

@@ -19,8 +19,8 @@ from ortlm._utils.checked_json import (
     table,
     text,
 )
-from ortlm.artifact.generation import GENERATION
-from ortlm.artifact.parts import MOST_CROPS
+from ortlm.artifact.generation_config import GENERATION
+from ortlm.artifact.manifest import MOST_CROPS
 from ortlm.errors import BadArtifact
 
 # Beyond these nothing is a language model; within them, nothing that is reserved for them is of any size.

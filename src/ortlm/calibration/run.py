@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.calibration.layers import LayerQuantizer, Results
-from ortlm.calibration.state import State
-from ortlm.graph.storage import Plan, Quantized
+from ortlm.calibration.layer_quantizer import LayerQuantizer, Results
+from ortlm.calibration.progress_state import State
+from ortlm.graph.weight_plan import Plan, Quantized
 from ortlm.layerwise.model import LayerwiseModel, LookedUp
-from ortlm.quant.methods import CALIBRATED, quantizer
+from ortlm.quant.algorithms import CALIBRATED, quantizer
 from ortlm.quant.recipe import Calibration
-from ortlm.quant.rounding import Packed, dequantize
+from ortlm.quant.rtn import Packed, dequantize
 from ortlm.weights import Weights
 from ortlm.write import Layout, Progress, write_packed, write_values
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ortlm._utils.checked_json import shown
 from ortlm.checkpoint import files
-from ortlm.checkpoint.open import Checkpoint, no_weights, open_checkpoint, pick_weights
+from ortlm.checkpoint.reader import Checkpoint, no_weights, open_checkpoint, pick_weights
 from ortlm.errors import BadCheckpoint, BadOption
 
 _log = logging.getLogger(__name__)

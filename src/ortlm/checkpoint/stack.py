@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ortlm.checkpoint.lora import Delta
+from ortlm.checkpoint.peft import Delta
 from ortlm.checkpoint.safetensors import Weight, check_finite
 from ortlm.dtypes import Array
 

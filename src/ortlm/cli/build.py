@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ortlm.artifact import Artifact
-    from ortlm.evaluation.check import Check
+    from ortlm.evaluation.quick_check import Check
     from ortlm.options import BuildOptions
     from ortlm.outline import Outline
     from ortlm.preparing import Prepared

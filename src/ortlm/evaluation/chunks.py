@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ortlm.errors import BadOption
-from ortlm.evaluation.source import Tokens
-from ortlm.evaluation.texts import TEXTS
+from ortlm.evaluation.corpus import TEXTS
+from ortlm.evaluation.sources import Tokens
 from ortlm.runtime.tokenizer import Tokenizer
 
 DEFAULT_CHUNK = 512

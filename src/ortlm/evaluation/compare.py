@@ -10,7 +10,7 @@ import numpy as np
 
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption
 from ortlm.evaluation.chunks import Chunks
-from ortlm.evaluation.source import Floats, Source, Tokens
+from ortlm.evaluation.sources import Floats, Source, Tokens
 from ortlm.evaluation.statistics import Doubles, Scores
 
 # Bounds the float64 copies of logits.

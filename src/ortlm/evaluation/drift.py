@@ -16,7 +16,7 @@ import numpy as np
 
 from ortlm.evaluation.compare import log_softmax
 from ortlm.evaluation.prompts import PROMPTS, Prompt, in_script, is_refusal
-from ortlm.evaluation.source import Floats, Source, Tokens
+from ortlm.evaluation.sources import Floats, Source, Tokens
 from ortlm.runtime.generate import LanguageModel
 
 ANSWER_TOKENS = 64

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ortlm.artifact import Artifact, open_artifact
+from ortlm.artifact.provenance import Origin
 from ortlm.card import public_name
 from ortlm.errors import BadOption
 from ortlm.evaluation import details
@@ -17,10 +18,9 @@ from ortlm.evaluation.compare import Comparison, compare
 from ortlm.evaluation.drift import drift as answer_prompts
 from ortlm.evaluation.drift import summarize
 from ortlm.evaluation.report import SCHEMA, Report, is_ours
-from ortlm.evaluation.source import ArtifactSource, Source, find_reference, is_artifact, open_checkpoint
+from ortlm.evaluation.sources import ArtifactSource, Source, find_reference, is_artifact, open_checkpoint
 from ortlm.evaluation.speed import measure
 from ortlm.evaluation.statistics import statistics
-from ortlm.origin import Origin
 from ortlm.runtime.tokenizer import Tokenizer
 
 # Told what is being done, how much of it is done, and how much there is (0: not known).

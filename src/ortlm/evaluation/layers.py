@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ortlm.artifact import Artifact, graph_named
 from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact, BadOption
-from ortlm.evaluation.source import Floats, Observe
+from ortlm.evaluation.sources import Floats, Observe
 from ortlm.runtime.generate import open_embedder
 from ortlm.runtime.loop import CHUNK_TOKENS, Loop
 from ortlm.runtime.session import OrtBinding, Session, Tensor, TensorInfo

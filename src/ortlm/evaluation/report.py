@@ -12,8 +12,8 @@ from typing import Any
 
 from ortlm._utils.whole_files import write_whole
 from ortlm.artifact import MANIFEST_FILE, Artifact, open_artifact
-from ortlm.evaluation.page import page
-from ortlm.evaluation.section import quality_section, with_section
+from ortlm.evaluation.html import page
+from ortlm.evaluation.model_card import quality_section, with_section
 from ortlm.evaluation.statistics import Statistics
 
 SCHEMA = 1

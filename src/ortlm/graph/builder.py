@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 
 from ortlm.dtypes import BY_NAME, Array, dtype
-from ortlm.graph.storage import Columns, Plain, Plan, Quantized, Tensor
-from ortlm.quant.methods import CALIBRATED
+from ortlm.graph.weight_plan import Columns, Plain, Plan, Quantized, Tensor
+from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Place, Recipe
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import Parameter

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
-from ortlm.graph.integer import as_rows, integer_products
+from ortlm.graph.integer_matmul import as_rows, integer_products
 from ortlm.graph.lora import add_lora, is_adapted
-from ortlm.quant.methods import CALIBRATED
+from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.scheme import BLOCKS, Scheme
 from ortlm.spec import Decoder, Parameter
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ortlm.dtypes import dtype
 from ortlm.graph.builder import Builder, Shape, Value
-from ortlm.graph.storage import LowRank
+from ortlm.graph.weight_plan import LowRank
 from ortlm.spec import Parameter
 
 

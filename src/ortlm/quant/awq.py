@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.quant.gptq import Moments
-from ortlm.quant.rounding import dequantize, rtn
+from ortlm.quant.rtn import dequantize, rtn
 from ortlm.quant.scheme import Scheme
 
 Floats = NDArray[np.float32]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.quant.pack import pack
-from ortlm.quant.rounding import Packed
+from ortlm.quant.rtn import Packed
 from ortlm.quant.scheme import Scheme
 
 Floats = NDArray[np.float32]

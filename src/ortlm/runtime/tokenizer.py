@@ -16,7 +16,7 @@ from ortlm.errors import BadArtifact, BadOption
 from ortlm.runtime.ids import words_only
 from ortlm.tokenization.growth import MOST_TOKEN_CHARACTERS
 from ortlm.tokenization.guard import as_error
-from ortlm.tokenization.opening import MOST_BYTES, SETTINGS_FILES, TOKENIZER_FILE, Opened, clean_up, open_text
+from ortlm.tokenization.reader import MOST_BYTES, SETTINGS_FILES, TOKENIZER_FILE, Opened, clean_up, open_text
 
 # Enough for a decoder to see a word's beginning.
 _TAIL_TOKENS = 8

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from ortlm.dtypes import dtype
 from ortlm.errors import BadCheckpoint
 from ortlm.graph.builder import Product
-from ortlm.graph.storage import Plain, Plan, Quantized
+from ortlm.graph.weight_plan import Plain, Plan, Quantized
+from ortlm.quant.algorithms import CALIBRATED, Calibrated, quantizer
 from ortlm.quant.awq import channel_scales
 from ortlm.quant.gptq import Feedback, Moments, corrected, feedback, gptq, moments
-from ortlm.quant.methods import CALIBRATED, Calibrated, quantizer
 from ortlm.quant.recipe import Calibration
-from ortlm.quant.rounding import Packed, clip_search, clipped_range, dequantize
+from ortlm.quant.rtn import Packed, clip_search, clipped_range, dequantize
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import GatedMLP
 from ortlm.weights import Weights

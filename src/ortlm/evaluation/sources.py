@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.artifact import GENAI_FILE, MANIFEST_FILE, Artifact, graph_named, open_artifact
+from ortlm.artifact.provenance import Origin, recall
 from ortlm.errors import BadOption
-from ortlm.origin import Origin, recall
 from ortlm.runtime.generate import LanguageModel
 
 Floats = NDArray[np.float32]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ortlm.dtypes import dtype
-from ortlm.quant.methods import CALIBRATED
+from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import Parameter
 

@@ -13,7 +13,7 @@ from ortlm.graph.decoder import CACHE_NAMES, emit_layer, logits_of
 from ortlm.graph.linear import Parameters, Vocabulary
 from ortlm.graph.norm import Residual
 from ortlm.graph.step import Step
-from ortlm.graph.storage import Plain
+from ortlm.graph.weight_plan import Plain
 from ortlm.quant.recipe import Uniform
 from ortlm.spec import Decoder, parameters
 from ortlm.target import HERE

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ortlm._utils.checked_json import Field
-from ortlm.artifact.genai import from_genai, read_genai_config, tokenizer_folder
+from ortlm.artifact.genai_config import from_genai, read_genai_config, tokenizer_folder
 from ortlm.artifact.genai_keys import FIELDS, GENAI_SEARCH, GENAI_SPECULATIVE, checked_genai
-from ortlm.artifact.opening import check_files, read_manifest
-from ortlm.artifact.parts import GENAI_FILE, MANIFEST_FILE, Artifact, graph_named
-from ortlm.artifact.values import WRONG, mapping, read_json
+from ortlm.artifact.json_values import WRONG, mapping, read_json
+from ortlm.artifact.manifest import GENAI_FILE, MANIFEST_FILE, Artifact, graph_named
+from ortlm.artifact.reader import check_files, read_manifest
 from ortlm.errors import BadArtifact, BadOption, nearest
 
 # Options of providers that capture a run and repeat it: only the speed is another.

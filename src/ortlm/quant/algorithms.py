@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ortlm.errors import BadOption, nearest
-from ortlm.quant.rounding import Quantizer, clip_search, rtn
+from ortlm.quant.rtn import Quantizer, clip_search, rtn
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from ortlm._utils.checked_json import shown
 from ortlm._utils.formatting import printable
 from ortlm.artifact.fields import check_stops
 from ortlm.artifact.genai_keys import checked_genai
-from ortlm.artifact.parts import TOKENIZER_FILES, Graph, Images, Manifest, State
+from ortlm.artifact.json_values import WRONG, inside, mapping, read_json
+from ortlm.artifact.manifest import TOKENIZER_FILES, Graph, Images, Manifest, State
 from ortlm.artifact.session_options import genai_session_options
-from ortlm.artifact.values import WRONG, inside, mapping, read_json
 from ortlm.errors import BadArtifact
 
 _log = logging.getLogger(__name__)
@@ -272,7 +272,7 @@ def _genai_reach(decoder: Mapping[str, Any], context: int, *, shared: bool) -> i
     return context
 
 
-def genai_config(
+def to_genai(
     manifest: Manifest,
     *,
     model_type: str,

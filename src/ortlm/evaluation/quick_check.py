@@ -11,7 +11,7 @@ import numpy as np
 
 from ortlm.evaluation.chunks import Chunks, Text, make_chunks, read_text
 from ortlm.evaluation.compare import compare
-from ortlm.evaluation.source import ArtifactSource, Floats, Observe, Source, Tokens
+from ortlm.evaluation.sources import ArtifactSource, Floats, Observe, Source, Tokens
 from ortlm.evaluation.statistics import statistics
 
 _CHUNKS = 2

@@ -10,7 +10,7 @@ from typing import Any
 from ortlm._utils.checked_json import read_text, shown
 from ortlm._utils.formatting import printable
 from ortlm.errors import BadOption, nearest
-from ortlm.quant.methods import check_algorithm
+from ortlm.quant.algorithms import check_algorithm
 from ortlm.quant.recipe import PRESETS, ROLES, SENSITIVE, Preset, Rule
 from ortlm.quant.scheme import Scheme
 

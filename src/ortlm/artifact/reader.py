@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ortlm.artifact.fields import check_manifest
-from ortlm.artifact.genai import from_genai, read_genai_config, tokenizer_folder
-from ortlm.artifact.parts import (
+from ortlm.artifact.genai_config import from_genai, read_genai_config, tokenizer_folder
+from ortlm.artifact.json_values import WRONG, inside, read_json
+from ortlm.artifact.manifest import (
     FORMAT,
     GENAI_FILE,
     MANIFEST_FILE,
@@ -21,7 +22,6 @@ from ortlm.artifact.parts import (
     Variant,
 )
 from ortlm.artifact.session_options import session_options
-from ortlm.artifact.values import WRONG, inside, read_json
 from ortlm.errors import BadArtifact
 
 
