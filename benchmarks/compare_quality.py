@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import ortlm
+from ortlm.builder.options import BuildOptions
 from ortlm.evaluation.evaluate import evaluate
-from ortlm.options import BuildOptions
 from ortlm.quant.recipe import WIDE
 
 

@@ -32,7 +32,7 @@ from ortlm.quant.scheme import Scheme
 from ortlm.runtime.session import Session
 from ortlm.spec import Architecture
 from ortlm.target import HERE
-from ortlm.write import lay_out, write_weights
+from ortlm.weights.writer import lay_out, write_weights
 
 # Height and width in views: what 16 crops make of a picture of 4:3, and 4 of a square one.
 PICTURES = {"16 crops, 4:3": (3, 4), "4 crops, square": (2, 2)}

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import settings
 
 import ortlm
+from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadArtifact
-from ortlm.options import BuildOptions
 from ortlm.quant import recipe_file as recipe_file
 
 # What the tests compare with. No user needs it, and it does not go with the lowest versions of what users need.

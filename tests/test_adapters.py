@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 import ortlm
 from ortlm.artifact import Artifact
+from ortlm.builder.options import BuildOptions
+from ortlm.builder.planning import installed_onnxruntime, prepare
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption, Error, UnsupportedModel
-from ortlm.options import BuildOptions
-from ortlm.preparing import installed_onnxruntime, prepare
 from ortlm.runtime.adapters import Adapters
 from ortlm.runtime.session import Session, Tensor
 from ortlm.target import TARGETS
@@ -443,7 +443,7 @@ def test_files_refused(loaded: Any, adapter: Make, tmp_path: Path) -> None:
     ids=str,
 )
 def test_tensors_that_do_not_fit(changes: dict[str, Any], message: str, loaded: Any, tmp_path: Path) -> None:
-    from ortlm.adapters import write_adapter
+    from ortlm.builder.adapter_export import write_adapter
 
     module = "layers.0.mlp.gate_up_proj"
     arrays = {f"{module}.lora_{part}": np.ones(shape, np.float32) for part, shape in changes.items() if shape}

@@ -21,11 +21,11 @@ import onnxruntime as ort
 import pytest
 
 import ortlm
-from ortlm import place
+from ortlm.builder import output_dir
+from ortlm.builder.estimate import measure_seconds
+from ortlm.builder.options import BuildOptions
+from ortlm.builder.planning import prepare
 from ortlm.errors import BadCheckpoint, BadOption, NotEnoughSpace
-from ortlm.options import BuildOptions
-from ortlm.outline import measure_seconds
-from ortlm.preparing import prepare
 from ortlm.runtime.chat import ChatTemplate
 from ortlm.target import TARGETS
 from tests.architectures import oracle
@@ -378,7 +378,7 @@ def test_space_is_checked_first(tiny: Path, tmp_path: Path, monkeypatch: pytest.
 def test_dead_builds_are_swept(tiny: Path, tmp_path: Path) -> None:
     """What a killed build left behind goes with the next one; a living build's folder stays."""
     (tmp_path / ".out.partial-dead0000").mkdir()
-    with place.unfinished(tmp_path / "out") as living:
+    with output_dir.unfinished(tmp_path / "out") as living:
         ortlm.build(tiny, tmp_path / "out")
         assert sorted(p.name for p in tmp_path.iterdir()) == [living.name, "out"]
 
@@ -389,11 +389,11 @@ def test_interrupted(how: signal.Signals, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code = (
         "import sys, time\n"
-        "from ortlm import write\n"
+        "from ortlm.weights import writer\n"
         "from ortlm.cli import main\n"
-        "slow = write._write_rows\n"
+        "slow = writer._write_rows\n"
         "def late(*a):\n    time.sleep(2); slow(*a)\n"
-        "write._write_rows = late\n"
+        "writer._write_rows = late\n"
         f"arguments = ['-i', {str(tiny)!r}, '-o', {str(out)!r}, '--threads', '1', '--recipe', 'fast']\n"
         "sys.exit(main(['build', *arguments]))\n"
     )

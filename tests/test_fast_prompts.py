@@ -12,8 +12,8 @@ import pytest
 import ortlm
 from ortlm.artifact import Graph
 from ortlm.bench.traffic import read_traffic
+from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadOption
-from ortlm.options import BuildOptions
 from ortlm.quant.per_channel import round_columns
 from tests.architectures import oracle
 from tests.architectures.oracle import relative_error

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ortlm import Guidance
+from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadArtifact, BadOption
-from ortlm.options import BuildOptions
 from tests.architectures import oracle
 
 TOLERANCE = 1e-4

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import ortlm
+from ortlm.builder.options import BuildOptions
+from ortlm.builder.planning import prepare
 from ortlm.calibration import kv_cache_scales as calibration
 from ortlm.cli import main
 from ortlm.cli.inspect import describe
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption
-from ortlm.options import BuildOptions
-from ortlm.preparing import prepare
 from ortlm.spec import Attention, Rope
 from ortlm.target import TARGETS
 from tests import lora, official

@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import ortlm
 from ortlm import lm_eval as plugin
+from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadOption
-from ortlm.options import BuildOptions
 from tests.architectures import oracle
 from tests.runtime import tiny as tiny_tokenizers
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import ortlm
+from ortlm.builder.extra_options import parse_extra_options
+from ortlm.builder.options import BuildOptions
 from ortlm.cli import main
 from ortlm.errors import BadOption
-from ortlm.options import BuildOptions, parse_extra_options
 from ortlm.target import TARGETS, check_precision
 from tests.architectures import oracle
 

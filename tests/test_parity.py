@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ortlm
-from ortlm.options import BuildOptions
+from ortlm.builder.options import BuildOptions
 from ortlm.quant.rtn import dequantize, rtn
 from ortlm.quant.scheme import Scheme
 from tests import official

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ortlm.builder.options import BuildOptions, make_recipe
 from ortlm.errors import BadOption
-from ortlm.options import BuildOptions, make_recipe
 from ortlm.quant.recipe import Place
 from ortlm.quant.recipe_file import find_preset
 from ortlm.target import find_target

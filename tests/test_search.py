@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ortlm._utils.formatting import parse_bytes
+from ortlm.builder.bit_allocation import search
+from ortlm.builder.options import BuildOptions
 from ortlm.cli import main
 from ortlm.errors import BadOption
-from ortlm.options import BuildOptions
-from ortlm.search import search
 
 FAST = BuildOptions(recipe="fast")
 

@@ -16,10 +16,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 
 import ortlm
+from ortlm.builder.options import BuildOptions
+from ortlm.builder.tokenizer_files import read_tokenizer
 from ortlm.errors import BadCheckpoint
-from ortlm.options import BuildOptions
 from ortlm.runtime import tokenizer as runtime
-from ortlm.tokenizer_files import read_tokenizer
 from tests.runtime import tiny as tinies
 
 TEXTS = [

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ortlm import tokenizer_trial
+from ortlm.builder import tokenizer_trial
+from ortlm.builder.tokenizer_trial import tried_tokenizer
 from ortlm.errors import BadArtifact, BadCheckpoint, Error
 from ortlm.runtime.tokenizer import Tokenizer
-from ortlm.tokenizer_trial import tried_tokenizer
 from tests.runtime import tiny
 
 VOCAB = 400

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ortlm.manifest import stop_tokens
-from ortlm.tokenizer_files import read_tokenizer
-from ortlm.turn_ends import turn_ends
+from ortlm.builder.manifest import stop_tokens
+from ortlm.builder.tokenizer_files import read_tokenizer
+from ortlm.builder.turn_ends import turn_ends
 from tests.runtime import tiny
 
 ENDS = [

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import ortlm
-from ortlm.adapters import open_adapter
 from ortlm.checkpoint.reader import open_checkpoint
 from ortlm.errors import BadCheckpoint
-from ortlm.weights import stored_architecture
+from ortlm.weights.lora import open_adapter
+from ortlm.weights.resolution import stored_architecture
 from tests import lora
 from tests.architectures import families, oracle
 from tests.vision import gemma3

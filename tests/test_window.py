@@ -13,9 +13,10 @@ import pytest
 
 import ortlm
 from ortlm.artifact import from_genai
+from ortlm.builder.extra_options import parse_extra_options
+from ortlm.builder.options import BuildOptions
 from ortlm.cli import main
 from ortlm.errors import BadArtifact, BadOption
-from ortlm.options import BuildOptions, parse_extra_options
 from ortlm.runtime import window
 from ortlm.target import TARGETS
 from tests import official

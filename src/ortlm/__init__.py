@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from ortlm.artifact import Artifact, open_artifact
-    from ortlm.building import build
+    from ortlm.builder.pipeline import build
     from ortlm.runtime.generate import LanguageModel, load
     from ortlm.runtime.generator import Generator
     from ortlm.runtime.guidance import Guidance
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ortlm.runtime.stream import Generation
 
 _LAZY = {
-    "build": "ortlm.building",
+    "build": "ortlm.builder.pipeline",
     "load": "ortlm.runtime.generate",
     "LanguageModel": "ortlm.runtime.generate",
     "Generation": "ortlm.runtime.stream",

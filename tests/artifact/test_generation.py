@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 import ortlm
 from ortlm.artifact import open_artifact
 from ortlm.artifact.generation_config import GENERATION, not_obeyed
+from ortlm.builder.planning import prepare
 from ortlm.errors import BadArtifact, BadCheckpoint
-from ortlm.preparing import prepare
 from tests.architectures import families, oracle
 
 PROMPT = oracle.random_tokens(12)

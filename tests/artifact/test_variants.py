@@ -22,8 +22,8 @@ from ortlm.artifact import (
     read_genai,
     runnable,
 )
+from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadArtifact
-from ortlm.options import BuildOptions
 from tests.architectures import oracle
 
 # Tests that load the graph with lengths per row.

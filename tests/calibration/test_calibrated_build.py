@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import ortlm
+from ortlm.builder.options import BuildOptions
+from ortlm.builder.planning import prepare
 from ortlm.calibration import run as calibration
 from ortlm.calibration.dataset import Reader, read_rows
 from ortlm.errors import BadOption
 from ortlm.layerwise.reference import open_reference
-from ortlm.options import BuildOptions
-from ortlm.preparing import prepare
 from ortlm.quant.recipe import Rule
 from tests.architectures import families, oracle
 

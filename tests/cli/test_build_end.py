@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ortlm import building, checking, place
+from ortlm.builder import output_dir, pipeline, verification
 from ortlm.calibration import run as calibration
 from ortlm.cli import main
 from ortlm.errors import BadArtifact, Error
@@ -67,7 +67,7 @@ def test_a_check_that_fails(
     before = contents(out)
     for target in (out, tmp_path / "new"):
         with monkeypatch.context() as patch:
-            patch.setattr(checking, "quick_check", raising(error))
+            patch.setattr(verification, "quick_check", raising(error))
             assert build(tiny, target, *FAST) == code
         told = capsys.readouterr().err
         assert said in told
@@ -82,7 +82,7 @@ def test_an_interrupted_check_keeps_the_calibration(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(checking, "quick_check", raising(KeyboardInterrupt()))
+        patch.setattr(verification, "quick_check", raising(KeyboardInterrupt()))
         assert build(tiny, out, *CALIBRATED) == 130
     assert "interrupted: nothing was left behind; 4 layers are calibrated and kept" in capsys.readouterr().err
     assert (tmp_path / ".out.calibration").stat().st_mode & 0o777 == 0o700
@@ -125,7 +125,7 @@ def test_what_the_check_found_is_in_the_manifest(tiny: Path, tmp_path: Path) -> 
 def test_another_device_is_not_a_failure(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(checking, "quick_check", raising(BadArtifact("no such device.")))
+    monkeypatch.setattr(verification, "quick_check", raising(BadArtifact("no such device.")))
     assert build(tiny, tmp_path / "out", "-e", "cuda", *FAST) == 0
     assert "not checked: no such device. Evaluate it where" in capsys.readouterr().err
     assert (tmp_path / "out" / "ortlm.json").is_file()
@@ -137,7 +137,7 @@ def test_what_a_kill_between_renames_left(
     out = tmp_path / "out"
     assert build(tiny, out, *FAST) == 0
     out.rename(tmp_path / ".out.replaced-0123abcd")
-    monkeypatch.setattr(building, "write", raising(AssertionError("built before it was refused")))
+    monkeypatch.setattr(pipeline, "write", raising(AssertionError("built before it was refused")))
     assert main(["build", "-i", str(tiny), "-o", str(out), *FAST]) == 2
     assert "holds an artifact already" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -149,11 +149,11 @@ def test_both_ways_to_replace(
 ) -> None:
     out = tmp_path / "out"
     if not exchanged:
-        monkeypatch.setattr(place, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(output_dir, "_exchange", lambda one, other: False)
     assert build(tiny, out, *FAST, "-p", "int8") == 0
-    first = place.identity(out)
+    first = output_dir.identity(out)
     assert build(tiny, out, *FAST) == 0
-    assert place.identity(out) != first
+    assert output_dir.identity(out) != first
     assert json.loads((out / "ortlm.json").read_text())["info"]["precision"] == "int4"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -163,11 +163,11 @@ def test_names_are_exchanged(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text("")
-    if not place._exchange(tmp_path / "a", tmp_path / "b"):
+    if not output_dir._exchange(tmp_path / "a", tmp_path / "b"):
         pytest.skip("this disk does not know how")
     assert (tmp_path / "a" / "b").exists()
     with pytest.raises(OSError, match="No such file"):
-        place._exchange(tmp_path / "a", tmp_path / "none")
+        output_dir._exchange(tmp_path / "a", tmp_path / "none")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no signals there")
@@ -178,14 +178,14 @@ def test_a_signal_while_names_change(where: str, tiny: Path, tmp_path: Path) -> 
     assert build(tiny, out, *FAST) == 0
     code = (
         "import os, signal, sys\n"
-        "from ortlm import place\n"
+        "from ortlm.builder import output_dir\n"
         "from ortlm.cli import main\n"
-        "if sys.argv[1] == '_replace': place._exchange = lambda *_: False\n"
-        "inner = getattr(place, sys.argv[1])\n"
+        "if sys.argv[1] == '_replace': output_dir._exchange = lambda *_: False\n"
+        "inner = getattr(output_dir, sys.argv[1])\n"
         "def late(*a):\n"
         "    os.kill(os.getpid(), signal.SIGTERM); found = inner(*a); os.kill(os.getpid(), signal.SIGINT)\n"
         "    return found\n"
-        "setattr(place, sys.argv[1], late)\n"
+        "setattr(output_dir, sys.argv[1], late)\n"
         "sys.exit(main(['build', *sys.argv[2:]]))\n"
     )
     arguments = ["-i", tiny, "-o", out, "--force", "--no-check", "-p", "int8"]

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import ortlm
+from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.evaluation.layers import LayerNoise, observe_artifact, tapped_graph
 from ortlm.evaluation.sources import ArtifactSource
-from ortlm.options import BuildOptions
 from tests.runtime.conftest import build_official
 
 TOKENS = np.random.default_rng(0).integers(7, 270, (2, 40)).tolist()

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from ortlm.card import licence_of
+from ortlm.builder.model_card import licence_of
 from ortlm.checkpoint import files
 from ortlm.checkpoint.reader import open_checkpoint
 from tests.fuzz.harness import damaged_bytes, damaged_json, fuzz

@@ -6,8 +6,8 @@ import json
 
 import yaml
 
+from ortlm.builder.options import BuildOptions, make_recipe
 from ortlm.calibration.dataset import Reader, read_rows
-from ortlm.options import BuildOptions, make_recipe
 from ortlm.quant.recipe_file import find_preset
 from ortlm.target import TARGETS
 from tests.architectures import families

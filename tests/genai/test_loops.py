@@ -7,7 +7,7 @@ import pytest
 
 import ortlm
 import ortlm.genai as og
-from ortlm.options import BuildOptions
+from ortlm.builder.options import BuildOptions
 from tests.genai.conftest import finish, generator
 from tests.runtime.conftest import build_official
 

@@ -5,7 +5,7 @@ import pytest
 
 import ortlm
 import ortlm.genai as og
-from ortlm.options import BuildOptions
+from ortlm.builder.options import BuildOptions
 from tests.genai.conftest import MODULES, finish, generator
 from tests.genai.graphs import combined, constant, helper, remade, with_combined_cache, with_int32
 from tests.runtime.conftest import build_official

@@ -11,7 +11,8 @@ from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.layerwise.model import LayerwiseModel, batches
 from ortlm.layerwise.reference import open_reference
 from ortlm.quant.rotation import Rotation
-from ortlm.weights import Weights, check_rotatable, stored_architecture, untied
+from ortlm.weights.reader import Weights, check_rotatable
+from ortlm.weights.resolution import stored_architecture, untied
 from tests.architectures import families, oracle
 
 NAMES = sorted(families.FAMILIES)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ortlm.builder.extra_options import parse_extra_options
+from ortlm.builder.options import BuildOptions, make_recipe
 from ortlm.errors import BadOption
-from ortlm.options import BuildOptions, make_recipe, parse_extra_options
 from ortlm.quant.recipe import Place
 from ortlm.target import TARGETS, find_target
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ortlm.builder.options import BuildOptions
 from ortlm.errors import Cancelled, CannotRewind
-from ortlm.options import BuildOptions
 from ortlm.runtime import window
 from ortlm.runtime.cache import SplitCache
 from ortlm.runtime.saved import restore, save

@@ -12,7 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 import ortlm
-from ortlm.options import BuildOptions
+from ortlm.builder.options import BuildOptions
 from ortlm.target import TARGETS
 from tests.architectures import families
 from tests.runtimes.environments import ROOT, Case

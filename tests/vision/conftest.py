@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import ortlm
-from ortlm.options import BuildOptions
+from ortlm.builder.options import BuildOptions
 from ortlm.runtime.ids import FIRST_PICTURE
 from ortlm.runtime.images import hd_crops
 

@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 import ortlm
 from ortlm import architectures
+from ortlm.builder.options import BuildOptions
 from ortlm.cli import main
 from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel
 from ortlm.evaluation.evaluate import evaluate
-from ortlm.options import BuildOptions
 from ortlm.target import TARGETS
 from tests.architectures.oracle import relative_error
 from tests.vision.conftest import Seen, noise, question

@@ -14,8 +14,8 @@ import torch
 
 import ortlm
 from ortlm import architectures
+from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel
-from ortlm.options import BuildOptions
 from ortlm.runtime.ids import FIRST_PICTURE
 from ortlm.runtime.images import whole_pixels
 from ortlm.runtime.loop import Loop

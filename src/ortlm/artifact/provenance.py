@@ -57,3 +57,13 @@ def _note(manifest: Manifest) -> Path | None:
         return None
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "ortlm" / "built" / f"{hashes[0][:40]}.json"
+
+
+def public_name(source: str) -> str:
+    """Return a model's name on the hub as it is, and a folder's last part only.
+
+    A path on the builder's machine says nothing to others, and may say too much.
+    """
+    if source.count("/") == 1 and not Path(source).exists() and source[0] not in "./~":
+        return source
+    return Path(source).resolve().name

@@ -19,7 +19,7 @@ from ortlm.quant.recipe import Calibration
 from ortlm.quant.rtn import Packed, clip_search, clipped_range, dequantize
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import GatedMLP
-from ortlm.weights import Weights
+from ortlm.weights.reader import Weights
 
 Floats = NDArray[np.float32]
 Results = dict[Quantized | Plain, Packed | Floats]

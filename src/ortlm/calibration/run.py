@@ -14,8 +14,8 @@ from ortlm.layerwise.model import LayerwiseModel, LookedUp
 from ortlm.quant.algorithms import CALIBRATED, quantizer
 from ortlm.quant.recipe import Calibration
 from ortlm.quant.rtn import Packed, dequantize
-from ortlm.weights import Weights
-from ortlm.write import Layout, Progress, write_packed, write_values
+from ortlm.weights.reader import Weights
+from ortlm.weights.writer import Layout, Progress, write_packed, write_values
 
 Floats = NDArray[np.float32]
 

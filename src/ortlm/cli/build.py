@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ortlm.artifact import Artifact
+    from ortlm.builder.bit_allocation import Point
+    from ortlm.builder.estimate import Outline
+    from ortlm.builder.options import BuildOptions
+    from ortlm.builder.planning import Prepared
     from ortlm.evaluation.quick_check import Check
-    from ortlm.options import BuildOptions
-    from ortlm.outline import Outline
-    from ortlm.preparing import Prepared
-    from ortlm.search import Point
 
 _EXAMPLES = """\
 examples:
@@ -215,7 +215,7 @@ def _precision(text: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Build as ``args`` say."""
-    from ortlm.place import identity
+    from ortlm.builder.output_dir import identity
 
     out = Path(args.output)
     before = identity(out)
@@ -230,7 +230,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _left(out: Path, before: tuple[int, int] | None) -> str:
     """Say what an interrupted build left; ``before`` is what was there when it began."""
-    from ortlm.place import identity, resumable_layers
+    from ortlm.builder.output_dir import identity, resumable_layers
 
     now = identity(out)
     if now is not None and now != before:
@@ -244,15 +244,10 @@ def _left(out: Path, before: tuple[int, int] | None) -> str:
 
 def _run(args: argparse.Namespace) -> int:
     from ortlm._utils.limits import MOST_THREADS
+    from ortlm.builder.extra_options import parse_extra_options
+    from ortlm.builder.options import parse_adapters, with_activations, with_cache, with_recipe
     from ortlm.cli.settings import check_count
     from ortlm.errors import BadOption
-    from ortlm.options import (
-        parse_adapters,
-        parse_extra_options,
-        with_activations,
-        with_cache,
-        with_recipe,
-    )
     from ortlm.target import check_precision, find_target
 
     if not args.model_name and not args.input:
@@ -286,10 +281,9 @@ def _run(args: argparse.Namespace) -> int:
     out = Path(args.output)
 
     # onnx-ir takes most of a second to import, so wrong use is told before.
-    from ortlm import building, preparing
-    from ortlm import outline as outlines
     from ortlm._utils.formatting import readable_count
-    from ortlm.place import check_output, recover
+    from ortlm.builder import estimate, pipeline, planning
+    from ortlm.builder.output_dir import check_output, recover
 
     console = output.console(stderr=True, quiet=args.quiet or args.json)
     if not args.dry_run:
@@ -298,7 +292,7 @@ def _run(args: argparse.Namespace) -> int:
     began = time.monotonic()
 
     def prepare(wanted: BuildOptions) -> Prepared:
-        return preparing.prepare(args.input or args.model_name, options=wanted, **_how(args, adapters))
+        return planning.prepare(args.input or args.model_name, options=wanted, **_how(args, adapters))
 
     prepared = prepare(options)
     frontier = None
@@ -308,7 +302,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         outline = replace(
             prepared.outline,
-            seconds=outlines.measure_seconds(prepared.outline, prepared.plan),
+            seconds=estimate.measure_seconds(prepared.outline, prepared.plan),
         )
         if args.json:
             say(json.dumps({"schema": 1, "dry_run": True, "output": str(out), **asdict(outline)}, indent=2))
@@ -335,7 +329,7 @@ def _run(args: argparse.Namespace) -> int:
                 facts["frontier"] = [point.to_dict() for point in frontier]
             return facts
 
-        artifact = building.write(
+        artifact = pipeline.write(
             prepared, out, force=args.force, threads=args.threads, progress=progress, verify=verify
         )
     seconds = time.monotonic() - began
@@ -363,7 +357,7 @@ def _search(
     from rich.table import Table
 
     from ortlm._utils.formatting import parse_bytes, readable_bytes
-    from ortlm.search import search
+    from ortlm.builder.bit_allocation import search
 
     with _Bars(console) as progress:
         found = search(
@@ -395,9 +389,9 @@ def _check(
     """
     if args.no_check or args.evaluate is not None or prepared.options.config_only:
         return None
-    from ortlm.checking import Unchecked, check
+    from ortlm.builder.output_dir import identity
+    from ortlm.builder.verification import Unchecked, check
     from ortlm.errors import Error
-    from ortlm.place import identity
 
     try:
         with console.status("checking the model against its checkpoint"):

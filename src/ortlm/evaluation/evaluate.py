@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ortlm.artifact import Artifact, open_artifact
-from ortlm.artifact.provenance import Origin
-from ortlm.card import public_name
+from ortlm.artifact.provenance import Origin, public_name
 from ortlm.errors import BadOption
 from ortlm.evaluation import details
 from ortlm.evaluation.chunks import Chunks, chunk_size, make_chunks, read_text

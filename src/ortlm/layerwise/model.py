@@ -19,7 +19,7 @@ from ortlm.graph.decoder import CACHE_NAMES
 from ortlm.graph.subgraphs import HIDDEN, MASK, RESULT, Piece, head_pieces, layer_pieces
 from ortlm.runtime.session import Session
 from ortlm.spec import Decoder, Layer
-from ortlm.weights import Weights
+from ortlm.weights.reader import Weights
 
 Floats = NDArray[np.float32]
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.adapters import open_adapter
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.errors import BadOption
 from ortlm.graph.builder import Product
 from ortlm.layerwise.model import LayerwiseModel
-from ortlm.weights import Weights, stored_architecture
+from ortlm.weights.lora import open_adapter
+from ortlm.weights.reader import Weights
+from ortlm.weights.resolution import stored_architecture
 
 Floats = NDArray[np.float32]
 # Called with a layer, a chunk and what that layer's attention is given, [S, H].

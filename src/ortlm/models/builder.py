@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ortlm.builder.extra_options import parse_extra_options as parse_options
 from ortlm.cli import main
 from ortlm.errors import BadOption
-from ortlm.options import parse_extra_options as parse_options
 from ortlm.target import check_precision, find_target
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def create_model(
     Raises BadOption, UnsupportedModel, BadCheckpoint and NotEnoughSpace.
     """
     # The parser needs only the tables.
-    from ortlm.building import Silent, write
-    from ortlm.place import check_output
-    from ortlm.preparing import prepare
+    from ortlm.builder.output_dir import check_output
+    from ortlm.builder.pipeline import Silent, write
+    from ortlm.builder.planning import prepare
 
     for name in _STRUCTURED:
         if extra_options.pop(name, None) is not None:

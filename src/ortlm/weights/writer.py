@@ -23,7 +23,7 @@ from ortlm.graph.weight_plan import Columns, Item, Plain, Plan, Quantized
 from ortlm.quant.algorithms import quantizer
 from ortlm.quant.per_channel import round_columns
 from ortlm.quant.rtn import Packed
-from ortlm.weights import Rows
+from ortlm.weights.reader import Rows
 
 # Large tensors start on a page, so that they can be mapped on their own; small ones on a cache line.
 _PAGE, _LINE, _LARGE = 4096, 64, 1 << 20

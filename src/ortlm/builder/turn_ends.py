@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ortlm.builder.tokenizer_files import TokenizerFiles
 from ortlm.errors import BadArtifact, BadCheckpoint, Error
 from ortlm.runtime.chat import ChatTemplate
-from ortlm.tokenizer_files import TokenizerFiles
 
 _ANSWER = "ortlmanswer"
 _USER: dict[str, Any] = {"role": "user", "content": "ortlmquestion"}

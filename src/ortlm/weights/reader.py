@@ -9,15 +9,13 @@ from typing import Protocol
 
 import numpy as np
 
-from ortlm.architectures import describe
 from ortlm.checkpoint.peft import Delta
-from ortlm.checkpoint.reader import Checkpoint, check_weights
-from ortlm.checkpoint.safetensors import same
+from ortlm.checkpoint.reader import Checkpoint
 from ortlm.checkpoint.stack import Part, Stack, stack
 from ortlm.dtypes import Array
-from ortlm.errors import BadCheckpoint, BadOption
+from ortlm.errors import BadOption
 from ortlm.quant.rotation import Rotation
-from ortlm.spec import Architecture, Decoder, Source
+from ortlm.spec import Architecture, Decoder
 
 
 class Rows(Protocol):
@@ -95,99 +93,6 @@ class Weights:
         if source.stored is not None:
             weight = replace(weight, shape=self.shapes[name])
         return Part(weight, start, stop, source.add, self._deltas.get(name), source.transposed)
-
-
-# --- what a checkpoint really holds -------------------------------------------------------------------------
-
-
-def stored_architecture(checkpoint: Checkpoint) -> Architecture:
-    """Return what the model of ``checkpoint`` is, by its configuration and by the tensors that are there.
-
-    Raises UnsupportedModel, and BadCheckpoint if tensors are missing, too many, or of other shapes.
-    """
-    architecture = _own_head(checkpoint, _renamed(checkpoint, describe(checkpoint.config)))
-    _check_head(checkpoint, architecture)
-    _check_tensors(checkpoint, architecture)
-    return architecture
-
-
-def _renamed(checkpoint: Checkpoint, architecture: Architecture) -> Architecture:
-    """Return ``architecture`` with the names of tensors that this checkpoint has under other ones."""
-    if not architecture.renamed:
-        return architecture
-
-    def found(tensor: str) -> str:
-        for usual, other in architecture.renamed:
-            moved = other + tensor.removeprefix(usual)
-            if tensor.startswith(usual) and moved in checkpoint.weights:
-                return moved
-        return tensor
-
-    sources = {
-        name: source if source.tensor in checkpoint.weights else replace(source, tensor=found(source.tensor))
-        for name, source in architecture.sources.items()
-    }
-    copy = architecture.head_copy
-    copy = copy if copy in checkpoint.weights else found(copy)
-    ignored = [
-        pattern.replace(usual, other, 1)
-        for pattern in architecture.ignored
-        for usual, other in architecture.renamed
-        if pattern.startswith(usual)
-    ]
-    return replace(architecture, sources=sources, head_copy=copy, ignored=(*architecture.ignored, *ignored))
-
-
-def _check_head(checkpoint: Checkpoint, architecture: Architecture) -> None:
-    """Raise BadCheckpoint if an untied model has everything but its head, as the class without one saves it."""
-    head = architecture.sources.get("head.weight")
-    if head is None or head.tensor in checkpoint.weights:
-        return
-    if all(
-        s.tensor in checkpoint.weights for n, s in architecture.sources.items() if not n.startswith("head.")
-    ):
-        raise BadCheckpoint(
-            f"weight {head.tensor!r} is missing from {checkpoint.folder}, and config.json does not say that head "
-            "and embeddings are tied: the model was saved from a class without a head, so that it cannot write. "
-            "Use the checkpoint of the causal model, or, if its embeddings are its head, set "
-            '"tie_word_embeddings": true in config.json.'
-        )
-
-
-def _check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
-    """Compare the checkpoint's tensors, names and shapes, with what the spec implies."""
-    tall: dict[str, int] = {}
-    wide: dict[str, tuple[int, ...]] = {}
-    for parameter in architecture.parameters:
-        source = architecture.sources[parameter.name]
-        shape = source.stored or (parameter.shape[::-1] if source.transposed else parameter.shape)
-        stop = source.rows[1] if source.rows else shape[0]
-        tall[source.tensor] = max(tall.get(source.tensor, 0), stop)
-        wide[source.tensor] = shape[1:]
-    expected = {name: (tall[name], *wide[name]) for name in tall}
-    copies = (architecture.head_copy,) if architecture.decoder.tied_head else ()
-    check_weights(checkpoint, expected, (*architecture.ignored, *copies))
-
-
-def _own_head(checkpoint: Checkpoint, architecture: Architecture) -> Architecture:
-    """Return ``architecture`` untied if the checkpoint, though tied by its configuration, holds another head.
-
-    Fine-tunes leave such heads behind, and transformers uses them.
-    """
-    spec, weights = architecture.decoder, checkpoint.weights
-    head, embed = (
-        weights.get(architecture.head_copy),
-        weights.get(architecture.sources["embed.weight"].tensor),
-    )
-    if not spec.tied_head or head is None or embed is None or same(head, embed):
-        return architecture
-    return untied(architecture, Source(architecture.head_copy))
-
-
-def untied(architecture: Architecture, head: Source) -> Architecture:
-    """Return ``architecture`` with a head of its own, which lies at ``head``."""
-    decoder = replace(architecture.decoder, tied_head=False)
-    return replace(architecture, decoder=decoder, sources={**architecture.sources, "head.weight": head})
 
 
 # --- rotation -----------------------------------------------------------------------------------------------

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from ortlm._utils.formatting import readable_bytes
 from ortlm._version import __version__
 from ortlm.artifact import Artifact, portable
-from ortlm.building import Silent, write
+from ortlm.builder.options import BuildOptions, preset_of
+from ortlm.builder.output_dir import unfinished
+from ortlm.builder.pipeline import Silent, write
+from ortlm.builder.planning import Prepared, prepare, weights_of
 from ortlm.errors import BadOption
 from ortlm.evaluation.chunks import make_chunks, read_text
 from ortlm.evaluation.compare import log_softmax
 from ortlm.layerwise.reference import Reference
-from ortlm.options import BuildOptions, preset_of
-from ortlm.place import unfinished
-from ortlm.preparing import Prepared, prepare, weights_of
 from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Rule
 from ortlm.runtime.generate import LanguageModel
 from ortlm.runtime.tokenizer import Tokenizer
-from ortlm.write import Progress
+from ortlm.weights.writer import Progress
 
 # What sensitivities are measured on: so many chunks of so many tokens, of which the second half counts.
 _CHUNKS, _CHUNK_TOKENS = 6, 256

@@ -20,15 +20,15 @@ from ortlm.artifact import (
     named_templates,
 )
 from ortlm.artifact.generation_config import not_obeyed, read_generation
-from ortlm.card import public_name
+from ortlm.artifact.provenance import public_name
+from ortlm.builder.estimate import Outline
+from ortlm.builder.tokenizer_files import TokenizerFiles
+from ortlm.builder.turn_ends import turn_ends
 from ortlm.checkpoint.reader import Checkpoint
 from ortlm.errors import BadCheckpoint
 from ortlm.graph.decoder import CACHE_NAMES, Emitted
 from ortlm.graph.step import MANY
-from ortlm.outline import Outline
 from ortlm.spec import Architecture, Tiles, Vision
-from ortlm.tokenizer_files import TokenizerFiles
-from ortlm.turn_ends import turn_ends
 
 # The execution providers whose attention takes lengths per row.
 RAGGED_PROVIDERS = ("cpu", "cuda")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ortlm.builder.planning import Prepared, weights_of
 from ortlm.errors import BadArtifact, Error
 from ortlm.evaluation.quick_check import Check, quick_check
 from ortlm.layerwise.reference import Reference
-from ortlm.preparing import Prepared, weights_of
 
 
 class Unchecked(Error):

@@ -21,15 +21,12 @@ import onnx_ir as ir
 from ortlm._utils.cpu import physical_cores
 from ortlm._utils.formatting import readable_bytes
 from ortlm._version import __version__
-from ortlm.adapters import adapter_arrays, write_adapter
 from ortlm.artifact import MANIFEST_FILE, Artifact, Manifest, open_artifact, portable
 from ortlm.artifact.provenance import remember
-from ortlm.checkpoint.files import copy_file
-from ortlm.errors import BadOption, NotEnoughSpace
-from ortlm.graph.decoder import Emitted
-from ortlm.options import BuildOptions, preset_of
-from ortlm.place import check_output, put_in_place, recover, resumable, unfinished
-from ortlm.preparing import (
+from ortlm.builder.adapter_export import adapter_arrays, write_adapter
+from ortlm.builder.options import BuildOptions, preset_of
+from ortlm.builder.output_dir import check_output, put_in_place, recover, resumable, unfinished
+from ortlm.builder.planning import (
     Prepared,
     decoder_graph,
     files_along,
@@ -39,10 +36,13 @@ from ortlm.preparing import (
     ragged_file,
     weights_of,
 )
+from ortlm.checkpoint.files import copy_file
+from ortlm.errors import BadOption, NotEnoughSpace
+from ortlm.graph.decoder import Emitted
 from ortlm.quant.recipe import Calibration
 from ortlm.target import HERE
-from ortlm.weights import Weights
-from ortlm.write import Progress, write_weights
+from ortlm.weights.reader import Weights
+from ortlm.weights.writer import Progress, write_weights
 
 if TYPE_CHECKING:
     from ortlm.calibration.progress_state import State

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ortlm._utils.formatting import printable, readable_bytes
+from ortlm.artifact.provenance import public_name
 from ortlm.checkpoint import files
 
 # How much of a checkpoint's own card is looked at, and of one entry of its front matter.
@@ -95,16 +96,6 @@ def _how(outline: Mapping[str, Any]) -> str:
         return f"{name}{turned}, not calibrated"
     tokens = found["rows"] * found["length"]
     return f"{name}{turned}, calibrated on {tokens:,} tokens of {found['source']}"
-
-
-def public_name(source: str) -> str:
-    """Return a model's name on the hub as it is, and a folder's last part only.
-
-    A path on the builder's machine says nothing to others, and may say too much.
-    """
-    if source.count("/") == 1 and not Path(source).exists() and source[0] not in "./~":
-        return source
-    return Path(source).resolve().name
 
 
 def licence_of(checkpoint: Path) -> str | None:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import ortlm
+from ortlm.builder.tokenizer_files import TokenizerFiles, check_there, read_tokenizer
 from ortlm.checkpoint import files
 from ortlm.errors import BadCheckpoint, Error
 from ortlm.tokenization.growth import MOST_TOKEN_CHARACTERS
 from ortlm.tokenization.guard import guarded
 from ortlm.tokenization.reader import SETTINGS_FILES, TOKENIZER_FILE
-from ortlm.tokenizer_files import TokenizerFiles, check_there, read_tokenizer
 
 SECONDS = 60.0
 # Python, the libraries and a parsed tokenizer.json of usual size; a file of any size takes a multiple of it more.
@@ -36,7 +36,7 @@ _TEXTS = (
     "caf\u00e9 cafe\u0301 \ufdfa \u1e9b\u0323 \U0001f468\u200d\U0001f469\u200d\U0001f467 \u0000\u0007\u202e "
     * 50,
 )
-_CODE = "from ortlm.tokenizer_trial import main; main()"
+_CODE = "from ortlm.builder.tokenizer_trial import main; main()"
 _PASSED: set[str] = set()
 
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ortlm.adapters import Adapter, adapter_bytes, open_adapter
 from ortlm.artifact import (
     GENAI_FILE,
     PROCESSOR_FILE,
@@ -21,16 +20,11 @@ from ortlm.artifact import (
     read_templates,
     to_genai,
 )
-from ortlm.card import model_card
-from ortlm.checkpoint import files
-from ortlm.checkpoint.hub import find_checkpoint
-from ortlm.checkpoint.reader import Checkpoint
-from ortlm.errors import BadCheckpoint, BadOption, nearest
-from ortlm.graph.attention import INT8_CACHE, CacheScales
-from ortlm.graph.decoder import Emitted, emit_decoder
-from ortlm.graph.weight_plan import Plan, joined
-from ortlm.manifest import generation_notes, make_manifest, plain_tokenizer_config
-from ortlm.options import (
+from ortlm.builder.adapter_export import adapter_bytes
+from ortlm.builder.estimate import OWN_TEXT, CalibrationPlan, Outline, make_outline
+from ortlm.builder.manifest import generation_notes, make_manifest, plain_tokenizer_config
+from ortlm.builder.model_card import model_card
+from ortlm.builder.options import (
     BuildOptions,
     cache_scheme,
     check_adapter_names,
@@ -38,16 +32,24 @@ from ortlm.options import (
     preset_of,
     with_activations,
 )
-from ortlm.outline import OWN_TEXT, CalibrationPlan, Outline, make_outline
+from ortlm.builder.tokenizer_files import TokenizerFiles
+from ortlm.builder.tokenizer_trial import tried_tokenizer
+from ortlm.checkpoint import files
+from ortlm.checkpoint.hub import find_checkpoint
+from ortlm.checkpoint.reader import Checkpoint
+from ortlm.errors import BadCheckpoint, BadOption, nearest
+from ortlm.graph.attention import INT8_CACHE, CacheScales
+from ortlm.graph.decoder import Emitted, emit_decoder
+from ortlm.graph.weight_plan import Plan, joined
 from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Preset
 from ortlm.quant.rotation import Rotation
 from ortlm.spec import Architecture, Decoder, parameters
 from ortlm.target import Target, check_precision, find_target
-from ortlm.tokenizer_files import TokenizerFiles
-from ortlm.tokenizer_trial import tried_tokenizer
-from ortlm.weights import Weights, check_rotatable, stored_architecture, untied
-from ortlm.write import Layout, lay_out
+from ortlm.weights.lora import Adapter, open_adapter
+from ortlm.weights.reader import Weights, check_rotatable
+from ortlm.weights.resolution import stored_architecture, untied
+from ortlm.weights.writer import Layout, lay_out
 
 # Files beside the weights that an artifact takes along.
 _TAKEN_ALONG = ("LICENSE*", "NOTICE*", "USE_POLICY*")
