@@ -71,7 +71,7 @@ def measure_bare(folder: str, length: int, new: int, threads: int) -> dict[str, 
     import onnxruntime as ort
 
     from ortlm.artifact import open_artifact
-    from ortlm.runtime.pages import use_huge_pages
+    from ortlm.runtime.engine.huge_pages import use_huge_pages
 
     manifest = open_artifact(folder).manifest
     graph = manifest.graphs["decoder"]

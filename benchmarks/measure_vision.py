@@ -29,7 +29,7 @@ from ortlm._utils.cpu import physical_cores
 from ortlm.graph.vision import emit_vision
 from ortlm.quant.recipe import Uniform
 from ortlm.quant.scheme import Scheme
-from ortlm.runtime.session import Session
+from ortlm.runtime.engine.session import Session
 from ortlm.spec import Architecture
 from ortlm.target import HERE
 from ortlm.weights.writer import lay_out, write_weights

@@ -21,8 +21,8 @@ from ortlm.artifact import Artifact
 from ortlm.builder.options import BuildOptions
 from ortlm.builder.planning import installed_onnxruntime, prepare
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption, Error, UnsupportedModel
-from ortlm.runtime.adapters import Adapters
-from ortlm.runtime.session import Session, Tensor
+from ortlm.runtime.engine.lora import Adapters
+from ortlm.runtime.engine.session import Session, Tensor
 from ortlm.target import TARGETS
 from tests import lora, official
 from tests.architectures import oracle

@@ -26,7 +26,7 @@ from ortlm.builder.estimate import measure_seconds
 from ortlm.builder.options import BuildOptions
 from ortlm.builder.planning import prepare
 from ortlm.errors import BadCheckpoint, BadOption, NotEnoughSpace
-from ortlm.runtime.chat import ChatTemplate
+from ortlm.runtime.text.chat_template import ChatTemplate
 from ortlm.target import TARGETS
 from tests.architectures import oracle
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,74 @@ def test_imports(path: Path) -> None:
     assert not wrong, f"{path.name} imports {sorted(wrong)}; {part} may import {sorted(ALLOWED[part])}"
 
 
+def modules() -> dict[str, Path]:
+    """Return every module of the package by its dotted name."""
+    named = {p: (SOURCE.name, *p.relative_to(SOURCE).with_suffix("").parts) for p in SOURCE.rglob("*.py")}
+    return {".".join(parts).removesuffix(".__init__"): path for path, parts in named.items()}
+
+
+def arrows() -> dict[str, set[str]]:
+    """Return for every module those that it imports, wherever in the file, for types or when they are used."""
+    known = modules()
+    found: dict[str, set[str]] = {name: set() for name in known}
+    for name, path in known.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names} & known.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module in known:
+                parts = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= parts & known.keys() or {node.module}
+        found[name] -= {name}
+    return found
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return the first circle of ``graph``, as names in their order; none if there is none."""
+    done: set[str] = set()
+    path: list[str] = []
+
+    def follow(name: str) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        path.append(name)
+        for other in sorted(graph[name]):
+            if found := follow(other):
+                return found
+        done.add(path.pop())
+        return []
+
+    return next((found for name in sorted(graph) if (found := follow(name))), [])
+
+
+def test_no_circle_of_modules() -> None:
+    assert " -> ".join(circle(arrows())) == ""
+
+
+def test_no_circle_of_packages() -> None:
+    """``ortlm/__init__.py`` is a module of its own there, since every name of the package begins with it."""
+    known = modules()
+    room = {
+        n: n if p.name == "__init__.py" or n.count(".") == 1 else n.rpartition(".")[0]
+        for n, p in known.items()
+    }
+    graph: dict[str, set[str]] = {name: set() for name in room.values()}
+    for name, others in arrows().items():
+        graph[room[name]] |= {room[other] for other in others} - {room[name]}
+    assert " -> ".join(circle(graph)) == ""
+
+
+def test_circles_are_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_few_loose_modules() -> None:
+    loose = {p.stem for p in SOURCE.glob("*.py")}
+    assert loose == {"__init__", "__main__", "_version", "dtypes", "errors", "lm_eval", "spec", "target"}
+
+
 def test_who_imports_onnxruntime() -> None:
     users = [
         str(p.relative_to(SOURCE))
@@ -87,7 +156,7 @@ def test_who_imports_onnxruntime() -> None:
         )
     ]
     # A build uses nothing of it but the writer of its adapter files.
-    assert set(users) == {"builder/adapter_export.py", "runtime/session.py"}
+    assert set(users) == {"builder/adapter_export.py", "runtime/engine/session.py"}
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -111,7 +180,10 @@ def test_running_does_not_load_the_builder() -> None:
 
 
 def test_guidance_is_loaded_when_it_is_used() -> None:
-    code = "import sys, ortlm.runtime.generate, ortlm.runtime.guide\nassert 'llguidance' not in sys.modules\n"
+    code = (
+        "import sys, ortlm.runtime.language_model, ortlm.runtime.structured_output.matcher\n"
+        "assert 'llguidance' not in sys.modules\n"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -12,7 +12,7 @@ import torch
 
 import ortlm
 from ortlm import Guidance
-from ortlm.runtime.settings import Settings
+from ortlm.runtime.sampling.settings import Settings
 from tests.architectures import oracle
 
 FAMILIES = ["phi3", "phi-2", "llama", "mistral", "gemma2", "gemma3", "qwen2", "qwen3", "granite", "olmo2"]

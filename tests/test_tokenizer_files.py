@@ -19,7 +19,7 @@ import ortlm
 from ortlm.builder.options import BuildOptions
 from ortlm.builder.tokenizer_files import read_tokenizer
 from ortlm.errors import BadCheckpoint
-from ortlm.runtime import tokenizer as runtime
+from ortlm.runtime.text import tokenizer as runtime
 from tests.runtime import tiny as tinies
 
 TEXTS = [

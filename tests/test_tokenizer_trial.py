@@ -11,7 +11,7 @@ import pytest
 from ortlm.builder import tokenizer_trial
 from ortlm.builder.tokenizer_trial import tried_tokenizer
 from ortlm.errors import BadArtifact, BadCheckpoint, Error
-from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.runtime.text.tokenizer import Tokenizer
 from tests.runtime import tiny
 
 VOCAB = 400
@@ -170,7 +170,7 @@ def test_keyboard_interrupts_come_through(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_texts_that_are_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ortlm.runtime import tokenizer as runtime
+    from ortlm.runtime.text import tokenizer as runtime
 
     save(tmp_path, {})
     monkeypatch.setattr(runtime, "MOST_CHARACTERS", 10)

@@ -17,7 +17,7 @@ from ortlm.builder.extra_options import parse_extra_options
 from ortlm.builder.options import BuildOptions
 from ortlm.cli import main
 from ortlm.errors import BadArtifact, BadOption
-from ortlm.runtime import window
+from ortlm.runtime.engine import sliding_window_cache as window
 from ortlm.target import TARGETS
 from tests import official
 from tests.architectures import oracle

@@ -26,21 +26,21 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from ortlm.artifact import Artifact, open_artifact
     from ortlm.builder.pipeline import build
-    from ortlm.runtime.generate import LanguageModel, load
-    from ortlm.runtime.generator import Generator
-    from ortlm.runtime.guidance import Guidance
+    from ortlm.runtime.generation.generator import Generator
+    from ortlm.runtime.generation.stream import Generation
+    from ortlm.runtime.language_model import LanguageModel, load
     from ortlm.runtime.multimodal.addresses import public_address
-    from ortlm.runtime.settings import Settings
-    from ortlm.runtime.stream import Generation
+    from ortlm.runtime.sampling.settings import Settings
+    from ortlm.runtime.structured_output.guidance import Guidance
 
 _LAZY = {
     "build": "ortlm.builder.pipeline",
-    "load": "ortlm.runtime.generate",
-    "LanguageModel": "ortlm.runtime.generate",
-    "Generation": "ortlm.runtime.stream",
-    "Generator": "ortlm.runtime.generator",
-    "Guidance": "ortlm.runtime.guidance",
-    "Settings": "ortlm.runtime.settings",
+    "load": "ortlm.runtime.language_model",
+    "LanguageModel": "ortlm.runtime.language_model",
+    "Generation": "ortlm.runtime.generation.stream",
+    "Generator": "ortlm.runtime.generation.generator",
+    "Guidance": "ortlm.runtime.structured_output.guidance",
+    "Settings": "ortlm.runtime.sampling.settings",
     "Artifact": "ortlm.artifact",
     "open_artifact": "ortlm.artifact",
     "public_address": "ortlm.runtime.multimodal.addresses",

@@ -16,7 +16,7 @@ import numpy as np
 from ortlm.errors import BadOption, ContextFull
 
 if TYPE_CHECKING:
-    from ortlm.runtime.generate import LanguageModel
+    from ortlm.runtime.language_model import LanguageModel
 
 NAME = "ortlm"
 _MISSING = "lm-evaluation-harness is not installed. Install it with: pip install 'ortlm[eval]'"
@@ -84,7 +84,7 @@ def harness_model() -> type[Any]:
                 )
             if not (path or pretrained):
                 raise BadOption("--model_args needs path=FOLDER, the folder of an artifact.")
-            from ortlm.runtime.generate import load
+            from ortlm.runtime.language_model import load
 
             self.lm: LanguageModel = load(path or pretrained, threads=threads)
             context = self.lm.manifest.context_tokens

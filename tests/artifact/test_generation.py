@@ -182,7 +182,7 @@ def test_an_artifact_is_checked_too(key: str, value: Any, build: Any, tmp_path: 
 
 
 def test_table_is_what_settings_know() -> None:
-    from ortlm.runtime.settings import _PRESCRIBED
+    from ortlm.runtime.sampling.settings import _PRESCRIBED
 
     assert {name for name, _ in _PRESCRIBED.values()} < set(GENERATION)
 

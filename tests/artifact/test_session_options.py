@@ -14,7 +14,7 @@ import ortlm.genai
 from ortlm.artifact import open_artifact
 from ortlm.cli import main
 from ortlm.errors import BadArtifact, BadOption
-from ortlm.runtime.session import Session
+from ortlm.runtime.engine.session import Session
 
 WEIGHTS = "session.model_external_initializers_file_folder_path"
 REFUSED = [
@@ -137,7 +137,7 @@ def test_a_program_decides_about_its_machine(changed):
     wanted = {"intra_op_num_threads": 1, "log_severity_level": 4, "session.intra_op.allow_spinning": "0"}
     config.overlay(json.dumps({"model": {"decoder": {"session_options": wanted}}}))
     model = ortlm.genai.Model(config)
-    assert model._lm.session.threads == 1
+    assert model._handle.lm.session.threads == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ortlm.artifact import read_templates
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption
-from ortlm.runtime.chat import ChatTemplate
+from ortlm.runtime.text.chat_template import ChatTemplate
 from tests.runtime import tiny
 
 NAMED = [{"name": "default", "template": "list"}, {"name": "tool_use", "template": "list tools"}]

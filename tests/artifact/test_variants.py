@@ -83,7 +83,7 @@ def built(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def older(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ortlm.runtime.generate.onnxruntime_version", lambda: "1.31.1")
+    monkeypatch.setattr("ortlm.runtime.language_model.onnxruntime_version", lambda: "1.31.1")
 
 
 def test_the_manifest_keeps_them(built: Path) -> None:
@@ -152,7 +152,7 @@ def ragged(lm: ortlm.LanguageModel) -> Any:
 def test_one_graph_is_loaded(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that can do most, or the one that loads; both say the same, of ragged batches too."""
     new = ortlm.load(built, threads=1)
-    monkeypatch.setattr("ortlm.runtime.generate.onnxruntime_version", lambda: "1.31.1")
+    monkeypatch.setattr("ortlm.runtime.language_model.onnxruntime_version", lambda: "1.31.1")
     old = ortlm.load(built, threads=1)
     assert (new.session.path.name, old.session.path.name) == ("model_ragged.onnx", "model.onnx")
     assert "query_lengths" in new.session.optional
@@ -183,11 +183,13 @@ def test_what_needs_a_newer_one(tiny: Path, tmp_path: Path, monkeypatch: pytest.
     decoder = built.manifest.graphs["decoder"]
     assert (decoder.onnxruntime, decoder.variants[0].onnxruntime) == ("1.28", "1.32")
     for version, kind in (("1.31.1", "model.onnx"), ("1.32.0", "model_ragged.onnx")):
-        monkeypatch.setattr("ortlm.runtime.generate.onnxruntime_version", lambda version=version: version)
+        monkeypatch.setattr(
+            "ortlm.runtime.language_model.onnxruntime_version", lambda version=version: version
+        )
         lm = ortlm.load(built.path, threads=1)
         assert lm.session.path.name == kind
         assert {lm.session.inputs[state.past].dtype.name for state in decoder.states} == {"int8"}
-    monkeypatch.setattr("ortlm.runtime.generate.onnxruntime_version", lambda: "1.27.0")
+    monkeypatch.setattr("ortlm.runtime.language_model.onnxruntime_version", lambda: "1.27.0")
     with pytest.raises(BadArtifact, match=r"model\.onnx needs ONNX Runtime 1\.28 or later, found 1\.27\.0"):
         ortlm.load(built.path)
 
@@ -199,7 +201,7 @@ def test_windows_need_a_newer_one(saved: Any, tmp_path: Path, monkeypatch: pytes
         built = ortlm.build(saved(name).folder, tmp_path / name, precision="fp32")
         assert built.manifest.graphs["decoder"].onnxruntime == since
         assert built.manifest.graphs["decoder"].variants[0].onnxruntime == "1.32"
-    monkeypatch.setattr("ortlm.runtime.generate.onnxruntime_version", lambda: "1.23.2")
+    monkeypatch.setattr("ortlm.runtime.language_model.onnxruntime_version", lambda: "1.23.2")
     with pytest.raises(BadArtifact, match=r"model\.onnx needs ONNX Runtime 1\.24 or later, found 1\.23\.2"):
         ortlm.load(tmp_path / "mistral")
     ortlm.load(tmp_path / "llama")
@@ -213,6 +215,6 @@ def test_genai_config_decides(built: Path) -> None:
     found["model"]["decoder"]["filename"] = "model_ragged.onnx"
     assert not genai_artifact(built, found).manifest.graphs["decoder"].variants
     config = genai.Config(str(built))
-    assert genai.Model(config)._lm.session.path.name == "model_ragged.onnx"
+    assert genai.Model(config)._handle.lm.session.path.name == "model_ragged.onnx"
     config.add_model_data("model.onnx", (built / "model.onnx").read_bytes())
-    assert genai.Model(config)._lm.session.path.name == "model.onnx"
+    assert genai.Model(config)._handle.lm.session.path.name == "model.onnx"

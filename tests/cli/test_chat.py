@@ -173,7 +173,7 @@ def test_a_stopped_answer_stays_as_far_as_it_came(chat, monkeypatch):
 @unix
 def test_a_prompt_that_is_being_read_can_be_stopped(chat, monkeypatch):
     """Nothing was answered then, so the message is taken back, and the next is answered."""
-    from ortlm.runtime.generator import Generator
+    from ortlm.runtime.generation.generator import Generator
 
     append, cancel, stops = Generator.append, Generator.cancel, []
 
@@ -215,7 +215,7 @@ def test_ctrl_c_at_the_prompt_leaves_at_the_second_time(phi, capsys, monkeypatch
 
 _SLOW = """
 import sys, time
-from ortlm.runtime.generator import Generator
+from ortlm.runtime.generation.generator import Generator
 step = Generator.step
 begun = []
 def slow(self):

@@ -13,7 +13,7 @@ from ortlm._utils import limits, whole_files
 from ortlm._utils.whole_files import write_whole
 from ortlm.cli import main
 from ortlm.errors import BadOption
-from ortlm.runtime.settings import Settings
+from ortlm.runtime.sampling.settings import Settings
 
 GENERATE = ["generate", "MODEL", "x"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from ortlm.cli.settings import add_settings, settings_of
 from ortlm.errors import BadOption
-from ortlm.runtime.settings import Settings
+from ortlm.runtime.sampling.settings import Settings
 
 
 def parsed(*arguments):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ortlm.evaluation.chunks import Chunks
-from ortlm.evaluation.sources import Floats, Observe, Tokens
+from ortlm.evaluation.types import Floats, Observe, Tokens
 
 VOCAB = 50
 

@@ -11,7 +11,7 @@ from ortlm.calibration import texts as calibration
 from ortlm.errors import BadOption
 from ortlm.evaluation.chunks import Text, chunk_size, make_chunks, read_text
 from ortlm.evaluation.corpus import TEXTS
-from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.runtime.text.tokenizer import Tokenizer
 from tests.runtime import tiny as tokenizers
 
 

@@ -16,7 +16,7 @@ import ortlm.genai
 from ortlm.cli import main
 from ortlm.cli.inspect import describe
 from ortlm.errors import Error
-from ortlm.runtime.settings import Settings
+from ortlm.runtime.sampling.settings import Settings
 from tests.conftest import ROOT
 from tests.fuzz.harness import damaged_bytes, damaged_json, fuzz
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ortlm.artifact import named_templates
 from ortlm.errors import BadArtifact
-from ortlm.runtime.chat import ChatTemplate
+from ortlm.runtime.text.chat_template import ChatTemplate
 from tests.fuzz.harness import HOSTILE, fuzz
 
 _VALUES = st.sampled_from(

@@ -7,7 +7,7 @@ import io
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from ortlm.runtime.images import open_image
+from ortlm.runtime.multimodal.image_loading import open_image
 from tests.fuzz.harness import damaged_bytes, fuzz
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ortlm.errors import BadArtifact
-from ortlm.runtime.loop import Loop
-from ortlm.runtime.saved import restore, save
+from ortlm.runtime.engine.decode_loop import Loop
+from ortlm.runtime.engine.prompt_cache import restore, save
 from tests.fuzz.harness import HOSTILE, damaged_bytes, fuzz
 from tests.runtime.fakes import FakeBackend
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ortlm.builder.tokenizer_files import read_tokenizer
 from ortlm.builder.turn_ends import turn_ends
 from ortlm.errors import Error
-from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.runtime.text.tokenizer import Tokenizer
 from tests.fuzz.harness import damaged_json, fuzz
 from tests.runtime import tiny
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from ortlm.runtime.images import open_image
 from ortlm.runtime.multimodal.download import shown_url
+from ortlm.runtime.multimodal.image_loading import open_image
 from tests.fuzz.harness import damaged_bytes, fuzz
 from tests.runtime.multimodal.hostile import hostile_server
 

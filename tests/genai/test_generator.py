@@ -164,7 +164,7 @@ def test_nothing_runs_while_terminated(model, made):
 
 
 def test_a_run_is_terminated_from_another_thread(model, made, monkeypatch):
-    run = type(model._lm.session).run
+    run = type(model._handle.lm.session).run
 
     def interrupted(self, binding):
         monkeypatch.undo()
@@ -173,7 +173,7 @@ def test_a_run_is_terminated_from_another_thread(model, made, monkeypatch):
         thread.join()
         run(self, binding)
 
-    monkeypatch.setattr(type(model._lm.session), "run", interrupted)
+    monkeypatch.setattr(type(model._handle.lm.session), "run", interrupted)
     with pytest.raises(og.GenaiError, match="terminated"):
         made.append_tokens(PROMPT)
     assert made.token_count() == 0

@@ -309,7 +309,7 @@ def test_provider_options_are_never_dropped(base, provider, key, value, message)
 
 
 def test_provider_options_reach_onnx_runtime(base, monkeypatch):
-    from ortlm.runtime import session
+    from ortlm.runtime.engine import session
 
     seen = {}
     real = session.onnxruntime.InferenceSession

@@ -144,7 +144,7 @@ def test_log_options_that_are_refused(options, lines):
 def adapters(model, monkeypatch):
     """Adapters over a model that takes any file."""
     loaded = {}
-    kind = type(model._lm)
+    kind = type(model._handle.lm)
     monkeypatch.setattr(
         kind, "load_adapter", lambda _, name, path: loaded.update({name: path}), raising=False
     )

@@ -105,7 +105,14 @@ def test_what_is_written_tells_nothing_of_its_maker(seen, work):
 )
 @pytest.mark.parametrize(
     "module",
-    ["ortlm", "ortlm.genai", "ortlm.lm_eval", "ortlm.cli", "ortlm.models.builder", "ortlm.runtime.session"],
+    [
+        "ortlm",
+        "ortlm.genai",
+        "ortlm.lm_eval",
+        "ortlm.cli",
+        "ortlm.models.builder",
+        "ortlm.runtime.engine.session",
+    ],
 )
 def test_telemetry_is_off_unless_a_user_wants_it(given, kept, module):
     code = (

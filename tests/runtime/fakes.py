@@ -7,7 +7,7 @@ import numpy as np
 from ortlm.artifact import Graph, State
 from ortlm.dtypes import dtype
 from ortlm.errors import BadArtifact, Cancelled
-from ortlm.runtime.session import Tensor, TensorInfo
+from ortlm.runtime.engine.session import Tensor, TensorInfo
 
 VOCAB, HEADS, WIDTH = 11, 2, 3
 

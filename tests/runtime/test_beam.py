@@ -11,9 +11,9 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ortlm.errors import Error
-from ortlm.runtime.beam import Beams, Hypothesis
-from ortlm.runtime.processors import from_settings
-from ortlm.runtime.settings import Settings
+from ortlm.runtime.sampling.beam_search import Beams, Hypothesis
+from ortlm.runtime.sampling.logits_processors import from_settings
+from ortlm.runtime.sampling.settings import Settings
 from tests.runtime import plain_beams
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ortlm.runtime.cache import make_cache
+from ortlm.runtime.engine.kv_cache import make_cache
 from tests.runtime.fakes import HEADS, WIDTH, FakeBackend
 
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortlm.runtime.candidates import descending, largest, possible
+from ortlm.runtime.sampling.top_k import descending, largest, possible
 
 
 def same(row, count):

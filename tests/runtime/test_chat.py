@@ -4,7 +4,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ortlm.errors import BadArtifact, BadOption
-from ortlm.runtime.chat import ChatTemplate
+from ortlm.runtime.text.chat_template import ChatTemplate
 from tests.runtime import tiny
 
 TALKS = [

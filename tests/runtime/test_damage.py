@@ -10,10 +10,10 @@ import pytest
 import ortlm
 from ortlm.artifact import from_genai, open_artifact
 from ortlm.errors import BadArtifact, BadOption, ContextFull, Error
-from ortlm.runtime.chat import ChatTemplate
-from ortlm.runtime.processors import temperature
-from ortlm.runtime.sampler import greedy, multinomial
-from ortlm.runtime.settings import Settings
+from ortlm.runtime.sampling.logits_processors import temperature
+from ortlm.runtime.sampling.sampler import greedy, multinomial
+from ortlm.runtime.sampling.settings import Settings
+from ortlm.runtime.text.chat_template import ChatTemplate
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 
 import ortlm
 from ortlm.errors import BadArtifact, BadOption, ContextFull
-from ortlm.runtime.generate import Timings
+from ortlm.runtime.language_model import Timings
 
 PROMPT = "hello world, the quick"
 

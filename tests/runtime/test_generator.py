@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ortlm.errors import BadOption, Cancelled, CannotRewind, ContextFull
-from ortlm.runtime.generator import Generator, Rules
-from ortlm.runtime.loop import Loop
-from ortlm.runtime.settings import Settings
-from ortlm.runtime.speculative import Draft, Lookup
+from ortlm.runtime.engine.decode_loop import Loop
+from ortlm.runtime.generation.generator import Generator, Rules
+from ortlm.runtime.generation.speculative import Draft, Lookup
+from ortlm.runtime.sampling.settings import Settings
 from tests.runtime.fakes import VOCAB, FakeBackend
 
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import pytest
 
 from ortlm.errors import BadOption
-from ortlm.runtime.guidance import Guidance
+from ortlm.runtime.structured_output.guidance import Guidance
 
 LENIENT = {"type": "string", "x-guidance": {"lenient": True}, "not": {"minLength": 3}}
 

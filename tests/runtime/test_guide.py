@@ -13,9 +13,9 @@ from tokenizers import Tokenizer as Inner
 from tokenizers import models
 
 from ortlm.errors import BadOption, Error
-from ortlm.runtime.guidance import Guidance
-from ortlm.runtime.guide import Vocabulary, guided
-from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.runtime.structured_output.guidance import Guidance
+from ortlm.runtime.structured_output.matcher import Vocabulary, guided
+from ortlm.runtime.text.tokenizer import Tokenizer
 from tests.runtime import tiny
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tiny-phi3"

@@ -23,8 +23,9 @@ from PIL import Image, ImageOps, features
 
 from ortlm._version import __version__
 from ortlm.errors import BadImage, BadOption
-from ortlm.runtime import images
-from ortlm.runtime.images import hd_crops, hd_size, image_key, open_image, whole_pixels
+from ortlm.runtime.multimodal import image_loading as images
+from ortlm.runtime.multimodal.image_loading import image_key, open_image
+from ortlm.runtime.multimodal.image_processor import hd_crops, hd_size, whole_pixels
 
 MEAN = [0.48145466, 0.4578275, 0.40821073]
 STD = [0.26862954, 0.26130258, 0.27577711]
@@ -674,5 +675,8 @@ def resident_bytes():
 
 
 def test_pillow_is_imported_when_it_is_used():
-    code = "import sys, ortlm.runtime.images\nassert not {'PIL', 'urllib.request'} & set(sys.modules)\n"
+    code = (
+        "import sys, ortlm.runtime.multimodal.image_loading\n"
+        "assert not {'PIL', 'urllib.request'} & set(sys.modules)\n"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ortlm.errors import BadOption, Error
-from ortlm.runtime.logprobs import TokenLogprob, prompt_logprobs, token_logprob
+from ortlm.runtime.sampling.logprobs import TokenLogprob, prompt_logprobs, token_logprob
 
 LOGITS = (np.random.default_rng(0).normal(size=(5, 40_000)) * 5).astype(np.float32)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull
-from ortlm.runtime.cache import AppendCache, SharedCache, make_cache, state_shapes
-from ortlm.runtime.loop import Loop
+from ortlm.runtime.engine.decode_loop import Loop
+from ortlm.runtime.engine.kv_cache import AppendCache, SharedCache, make_cache, state_shapes
 from tests.runtime.fakes import HEADS, WIDTH, FakeBackend
 
 IDS = [int(i) for i in np.random.default_rng(1).integers(0, 11, 700)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ortlm.runtime import pages
+from ortlm.runtime.engine import huge_pages as pages
 
 MAPS = """\
 7f0000000000-7f0001000000 rw-p 00000000 00:00 0

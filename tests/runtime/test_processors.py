@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from transformers import generation as hf
 
 from ortlm.errors import BadOption, Error
-from ortlm.runtime import processors as ours
-from ortlm.runtime.sampler import greedy, multinomial
-from ortlm.runtime.settings import Settings
+from ortlm.runtime.sampling import logits_processors as ours
+from ortlm.runtime.sampling.sampler import greedy, multinomial
+from ortlm.runtime.sampling.settings import Settings
 
 RNG = np.random.default_rng(0)
 SIZE, LENGTHS, STARTS = 5000, (40, 31, 1, 7), (10, 31, 1, 2)

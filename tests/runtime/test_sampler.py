@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ortlm.errors import BadOption, Error
-from ortlm.runtime.processors import from_settings, warpers
-from ortlm.runtime.sampler import accept, draw_among, greedy, multinomial, probabilities
-from ortlm.runtime.settings import Settings
+from ortlm.runtime.sampling.logits_processors import from_settings, warpers
+from ortlm.runtime.sampling.sampler import accept, draw_among, greedy, multinomial, probabilities
+from ortlm.runtime.sampling.settings import Settings
 
 DRAWS = 20_000
 LOGITS = (np.random.default_rng(3).normal(size=40) * 1.5).astype(np.float32)

@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ortlm.errors import BadArtifact, BadOption
-from ortlm.runtime.loop import Loop
-from ortlm.runtime.saved import fingerprint, restore, save
+from ortlm.runtime.engine.decode_loop import Loop
+from ortlm.runtime.engine.prompt_cache import fingerprint, restore, save
 from tests.runtime.fakes import FakeBackend
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from ortlm.errors import BadOption
-from ortlm.runtime.settings import Options, Settings
+from ortlm.runtime.sampling.settings import Options, Settings
 
 BAD = [
     ({"max_new_tokens": -1}, "max_new_tokens must be a whole number, 0 or more, found -1"),

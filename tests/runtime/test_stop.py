@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from ortlm.runtime.stop import StopTexts
+from ortlm.runtime.text.stop_strings import StopTexts
 
 
 def feed(stop, pieces):

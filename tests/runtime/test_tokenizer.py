@@ -5,7 +5,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from ortlm.errors import BadArtifact
-from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.runtime.text.tokenizer import Tokenizer
 from tests.runtime import tiny
 
 KINDS = {"byte_level": tiny.byte_level, "llama_style": tiny.llama_style}

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from ortlm.builder.options import BuildOptions
 from ortlm.errors import Cancelled, CannotRewind
-from ortlm.runtime import window
-from ortlm.runtime.cache import SplitCache
-from ortlm.runtime.saved import restore, save
+from ortlm.runtime.engine import sliding_window_cache as window
+from ortlm.runtime.engine.kv_cache import SplitCache
+from ortlm.runtime.engine.prompt_cache import restore, save
 from tests.architectures import oracle
 
 WINDOW = 8

@@ -13,8 +13,8 @@ from PIL import Image
 
 import ortlm
 from ortlm.builder.options import BuildOptions
-from ortlm.runtime.ids import FIRST_PICTURE
-from ortlm.runtime.images import hd_crops
+from ortlm.runtime.engine.token_ids import FIRST_PICTURE
+from ortlm.runtime.multimodal.image_processor import hd_crops
 
 if TYPE_CHECKING:
     import torch

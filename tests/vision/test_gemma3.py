@@ -16,9 +16,9 @@ import ortlm
 from ortlm import architectures
 from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel
-from ortlm.runtime.ids import FIRST_PICTURE
-from ortlm.runtime.images import whole_pixels
-from ortlm.runtime.loop import Loop
+from ortlm.runtime.engine.decode_loop import Loop
+from ortlm.runtime.engine.token_ids import FIRST_PICTURE
+from ortlm.runtime.multimodal.image_processor import whole_pixels
 from tests.architectures.oracle import relative_error
 from tests.vision import gemma3
 from tests.vision.conftest import noise, question
@@ -109,7 +109,7 @@ def test_logits(made: tuple[Path, Any], lm: ortlm.LanguageModel, count: int) -> 
 
 def test_it_matters(made: tuple[Path, Any], lm: ortlm.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without attention both ways it would be another model: the test above sees it."""
-    from ortlm.runtime import loop as module
+    from ortlm.runtime.engine import decode_loop as module
 
     image = noise(40, 30)
     ids = lm.encode(question(image))

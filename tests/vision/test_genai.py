@@ -66,7 +66,7 @@ def test_another_picture_later(artifact: Build, picture: str, tmp_path: Path) ->
     tokens, _ = answer(generator, processor.create_stream(), 3)
     generator.set_inputs(processor(PROMPT, images=og.Images.open(str(tmp_path / "b.png"))))
     again, _ = answer(generator, processor.create_stream(), 3)
-    lm = model._lm
+    lm = model._handle.lm
     ids = [
         *lm.encode(PROMPT, images=[picture]), *tokens, *lm.encode(PROMPT, images=[tmp_path / "b.png"]),
     ]  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 
 import ortlm
 from ortlm.artifact import MANIFEST_FILE
-from ortlm.runtime.ids import FIRST_PICTURE
+from ortlm.runtime.engine.token_ids import FIRST_PICTURE
 from tests.architectures.oracle import relative_error
 from tests.vision.checkpoint import SIDE, SWITCH
 from tests.vision.conftest import Seen, as_reference, noise, question

@@ -16,7 +16,7 @@ from PIL import Image
 
 import ortlm
 from ortlm.errors import BadArtifact, BadImage, BadOption
-from ortlm.runtime import pictures as module
+from ortlm.runtime.multimodal import vision_encoder as module
 from tests.vision.conftest import noise, question
 
 Load = Callable[..., ortlm.LanguageModel]

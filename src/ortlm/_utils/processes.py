@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ortlm
 from ortlm.errors import Error
 
 # The working folder, which may be a stranger's, is not among those that modules are imported from.
@@ -24,7 +23,7 @@ def in_process(module: str, job: dict[str, Any]) -> dict[str, Any]:
 
     Raises Error, with what it wrote to stderr, if it fails.
     """
-    home = str(Path(ortlm.__file__).parents[1])
+    home = str(Path(__file__).parents[2])
     before = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     done = subprocess.run(
         [sys.executable, "-c", _START, module],

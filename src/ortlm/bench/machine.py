@@ -19,7 +19,7 @@ import onnx_ir as ir
 from ortlm._utils.cpu import physical_cores
 from ortlm._version import __version__
 from ortlm.dtypes import Array
-from ortlm.runtime.session import Session, available_providers, onnxruntime_version
+from ortlm.runtime.engine.session import Session, available_providers, onnxruntime_version
 
 _CPU = Path("/sys/devices/system/cpu/cpu0/cache")
 _CGROUP = Path("/sys/fs/cgroup")

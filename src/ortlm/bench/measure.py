@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.runtime.generate import LanguageModel, load
+from ortlm.runtime.language_model import LanguageModel, load
 
 WARM_UP_TOKENS, WARM_UP_STEPS = 16, 4
 

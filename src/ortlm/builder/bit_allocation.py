@@ -24,8 +24,8 @@ from ortlm.evaluation.compare import log_softmax
 from ortlm.layerwise.reference import Reference
 from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Rule
-from ortlm.runtime.generate import LanguageModel
-from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.runtime.language_model import LanguageModel
+from ortlm.runtime.text.tokenizer import Tokenizer
 from ortlm.weights.writer import Progress
 
 # What sensitivities are measured on: so many chunks of so many tokens, of which the second half counts.

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ortlm
 from ortlm.builder.tokenizer_files import TokenizerFiles, check_there, read_tokenizer
 from ortlm.checkpoint import files
 from ortlm.errors import BadCheckpoint, Error
@@ -79,7 +78,7 @@ def _try(path: str, size: int, request: str) -> None:
             # The first place that Python looks for modules is the working folder: never a stranger's.
             [sys.executable, "-c", _CODE],
             input=json.dumps([request, size]),
-            cwd=Path(ortlm.__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             env=environment,
             capture_output=True,
             encoding="utf-8",

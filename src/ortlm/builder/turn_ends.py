@@ -9,7 +9,7 @@ from typing import Any
 
 from ortlm.builder.tokenizer_files import TokenizerFiles
 from ortlm.errors import BadArtifact, BadCheckpoint, Error
-from ortlm.runtime.chat import ChatTemplate
+from ortlm.runtime.text.chat_template import ChatTemplate
 
 _ANSWER = "ortlmanswer"
 _USER: dict[str, Any] = {"role": "user", "content": "ortlmquestion"}

@@ -15,9 +15,9 @@ from ortlm._utils.checked_json import parse
 from ortlm._utils.formatting import printable
 from ortlm.artifact import Artifact
 from ortlm.errors import BadOption
-from ortlm.runtime.chat import ChatTemplate
-from ortlm.runtime.generate import LanguageModel
-from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.runtime.language_model import LanguageModel
+from ortlm.runtime.text.chat_template import ChatTemplate
+from ortlm.runtime.text.tokenizer import Tokenizer
 
 Row = NDArray[np.int64]
 

@@ -11,7 +11,7 @@ from ortlm.artifact import Artifact
 from ortlm.calibration.texts import TEXTS
 from ortlm.errors import BadCheckpoint
 from ortlm.graph.attention import CacheScales
-from ortlm.runtime.generate import LanguageModel
+from ortlm.runtime.language_model import LanguageModel
 from ortlm.spec import Attention, Decoder, Rope
 
 Floats = NDArray[np.float32]

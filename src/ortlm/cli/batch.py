@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from ortlm._utils.checked_json import loads, shown
 from ortlm._utils.limits import MOST_ROWS
-from ortlm.cli.generate import prompt_of
 from ortlm.cli.output import say, tell
+from ortlm.cli.prompts import prompt_of
 from ortlm.cli.report import answer
 from ortlm.cli.settings import check_count, read_file, read_stdin, with_model
 from ortlm.errors import BadOption, ContextFull, Error
 
 if TYPE_CHECKING:
-    from ortlm.runtime.generate import LanguageModel
-    from ortlm.runtime.settings import Settings
-    from ortlm.runtime.stream import Generation
+    from ortlm.runtime.generation.stream import Generation
+    from ortlm.runtime.language_model import LanguageModel
+    from ortlm.runtime.sampling.settings import Settings
 
 _SIZE = 8
 
@@ -30,7 +30,7 @@ def run_batch(args: argparse.Namespace, settings: Settings) -> int:
     lines = _read(args.batch)
     if not lines:
         raise BadOption(f"--batch {args.batch} holds no prompt. Write one on each line, as JSON.")
-    from ortlm.runtime.generate import load
+    from ortlm.runtime.language_model import load
 
     lm = load(args.model, threads=args.threads, providers=args.provider)
     settings = with_model(settings, lm, args)

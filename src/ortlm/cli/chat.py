@@ -7,10 +7,10 @@ import contextlib
 import sys
 from typing import Any
 
+from ortlm.cli.conversation import Talk
 from ortlm.cli.generate import add_images, add_machine
 from ortlm.cli.output import tell
 from ortlm.cli.settings import add_settings, settings_of, with_model
-from ortlm.cli.talk import Talk
 from ortlm.errors import BadOption
 
 _EXAMPLES = '''\
@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Chat until the input ends."""
     settings = settings_of(args)
-    from ortlm.runtime.generate import load
+    from ortlm.runtime.language_model import load
 
     lm = load(args.model, threads=args.threads, providers=args.provider)
     if lm.chat_template is None:

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     for number, text in enumerate(texts, 1):
         if not text:
             raise BadOption(f"text {number} is empty, and there is no vector for nothing. Remove that line.")
-    from ortlm.runtime.generate import load
+    from ortlm.runtime.language_model import load
 
     lm = load(args.model, threads=args.threads, providers=args.provider)
     for at in range(0, len(texts), args.batch_size):

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ortlm.cli.interrupt import stoppable
 from ortlm.cli.output import say, tell, write_generated
-from ortlm.cli.settings import add_settings, read_file, read_stdin, refuse, settings_of, with_model
+from ortlm.cli.prompts import prompt_of, read_prompt
+from ortlm.cli.settings import add_settings, refuse, settings_of, with_model
 from ortlm.errors import BadOption
 
 if TYPE_CHECKING:
-    from ortlm.runtime.generate import LanguageModel
-    from ortlm.runtime.settings import Settings
-    from ortlm.runtime.stream import Stream
+    from ortlm.runtime.generation.stream import Stream
+    from ortlm.runtime.language_model import LanguageModel
+    from ortlm.runtime.sampling.settings import Settings
 
 _EXAMPLES = """\
 examples:
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
         return run_batch(args, settings)
     text = read_prompt(args)
-    from ortlm.runtime.generate import load
+    from ortlm.runtime.language_model import load
 
     lm = load(args.model, threads=args.threads, providers=args.provider)
     settings = with_model(settings, lm, args)
@@ -136,34 +136,6 @@ def run(args: argparse.Namespace) -> int:
 
         tell(summary(stream.timings))
     return 0
-
-
-def read_prompt(args: argparse.Namespace) -> str:
-    """Return the prompt that was given, that stands in a file, or in stdin."""
-    if args.file is not None:
-        return read_file(args.file, "--file").removesuffix("\n")
-    given: str | None = args.prompt
-    if given is not None and given != "-":
-        return given
-    if given is None and sys.stdin.isatty():
-        raise BadOption("PROMPT is missing. Give a text, or pipe one in.")
-    return read_stdin().removesuffix("\n")
-
-
-def prompt_of(text: str, args: argparse.Namespace) -> str | list[dict[str, Any]]:
-    """Return ``text``, or the messages that it makes with --chat, --system and --image."""
-    shown = bool(args.image) and args.chat is not False
-    if not (args.chat or shown or args.system is not None):
-        return text
-    head = [{"role": "system", "content": args.system}] if args.system else []
-    return [*head, {"role": "user", "content": content_of(text, args.image if shown else ())}]
-
-
-def content_of(text: str, pictures: Sequence[str] | None) -> Any:
-    """Return a message's content: ``text``, behind ``pictures`` if there are some."""
-    if not pictures:
-        return text
-    return [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": text}]
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -105,7 +105,7 @@ def _cache_bytes_per_token(path: Path, info: Mapping[str, Any]) -> int:
     if is_integer(known):
         return known
     # Only the graph knows then, so it has to be loaded.
-    from ortlm.runtime.generate import load
+    from ortlm.runtime.language_model import load
 
     return load(path).cache_bytes_per_token
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ortlm.cli.output import say, tell, write_generated
 
 if TYPE_CHECKING:
-    from ortlm.runtime.generate import LanguageModel
-    from ortlm.runtime.logprobs import TokenLogprob
-    from ortlm.runtime.stream import Generation, Timings
+    from ortlm.runtime.generation.stream import Generation, Timings
+    from ortlm.runtime.language_model import LanguageModel
+    from ortlm.runtime.sampling.logprobs import TokenLogprob
 
 
 def summary(timings: Timings) -> str:

@@ -14,9 +14,9 @@ from ortlm._utils.limits import MOST_TEXT_BYTES
 from ortlm.errors import BadOption
 
 if TYPE_CHECKING:
-    from ortlm.runtime.generate import LanguageModel
-    from ortlm.runtime.guidance import Guidance
-    from ortlm.runtime.settings import Settings
+    from ortlm.runtime.language_model import LanguageModel
+    from ortlm.runtime.sampling.settings import Settings
+    from ortlm.runtime.structured_output.guidance import Guidance
 
 # Flags whose value goes into a field of Settings as it is: (flags, field, type, placeholder, help).
 _Flags = tuple[tuple[str, str, type, str, str], ...]
@@ -146,7 +146,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
     Raises BadOption for values that cannot be used, and for flags without the one that gives them a meaning.
     """
-    from ortlm.runtime.settings import Settings
+    from ortlm.runtime.sampling.settings import Settings
 
     _check(args)
     given = {
@@ -189,7 +189,7 @@ def with_model(settings: Settings, lm: LanguageModel, args: argparse.Namespace) 
         return settings
     from dataclasses import replace
 
-    from ortlm.runtime.generate import load
+    from ortlm.runtime.language_model import load
 
     return replace(settings, draft=load(args.draft, threads=args.threads, providers=args.provider))
 
@@ -309,6 +309,6 @@ def _form(args: argparse.Namespace) -> Guidance | None:
 
 
 def _guidance() -> type[Guidance]:
-    from ortlm.runtime.guidance import Guidance
+    from ortlm.runtime.structured_output.guidance import Guidance
 
     return Guidance

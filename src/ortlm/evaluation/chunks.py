@@ -11,8 +11,8 @@ import numpy as np
 
 from ortlm.errors import BadOption
 from ortlm.evaluation.corpus import TEXTS
-from ortlm.evaluation.sources import Tokens
-from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.evaluation.types import Tokens
+from ortlm.runtime.text.tokenizer import Tokenizer
 
 DEFAULT_CHUNK = 512
 LEAST_SCORED = 100

@@ -10,8 +10,8 @@ import numpy as np
 
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption
 from ortlm.evaluation.chunks import Chunks
-from ortlm.evaluation.sources import Floats, Source, Tokens
 from ortlm.evaluation.statistics import Doubles, Scores
+from ortlm.evaluation.types import Floats, Source, Tokens
 
 # Bounds the float64 copies of logits.
 _BLOCK_NUMBERS = 1 << 21

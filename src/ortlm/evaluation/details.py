@@ -19,7 +19,7 @@ from ortlm.evaluation.chunks import Chunks, Text
 from ortlm.evaluation.compare import Comparison, Place
 from ortlm.evaluation.report import file_hashes
 from ortlm.evaluation.statistics import Doubles, finite, mean
-from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.runtime.text.tokenizer import Tokenizer
 
 _CONTEXT_TOKENS = 32
 _BINS_PER_DECADE = 4

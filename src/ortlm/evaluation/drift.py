@@ -16,8 +16,8 @@ import numpy as np
 
 from ortlm.evaluation.compare import log_softmax
 from ortlm.evaluation.prompts import PROMPTS, Prompt, in_script, is_refusal
-from ortlm.evaluation.sources import Floats, Source, Tokens
-from ortlm.runtime.generate import LanguageModel
+from ortlm.evaluation.types import Floats, Source, Tokens
+from ortlm.runtime.language_model import LanguageModel
 
 ANSWER_TOKENS = 64
 # After so many partings the reference's answer stays a beginning.

@@ -17,10 +17,11 @@ from ortlm.evaluation.compare import Comparison, compare
 from ortlm.evaluation.drift import drift as answer_prompts
 from ortlm.evaluation.drift import summarize
 from ortlm.evaluation.report import SCHEMA, Report, is_ours
-from ortlm.evaluation.sources import ArtifactSource, Source, find_reference, is_artifact, open_checkpoint
+from ortlm.evaluation.sources import ArtifactSource, find_reference, is_artifact, open_checkpoint
 from ortlm.evaluation.speed import measure
 from ortlm.evaluation.statistics import statistics
-from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.evaluation.types import Source
+from ortlm.runtime.text.tokenizer import Tokenizer
 
 # Told what is being done, how much of it is done, and how much there is (0: not known).
 Progress = Callable[[str, int, int], None]

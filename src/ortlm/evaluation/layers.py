@@ -13,10 +13,10 @@ import onnx_ir as ir
 from ortlm.artifact import Artifact, graph_named
 from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact, BadOption
-from ortlm.evaluation.sources import Floats, Observe
-from ortlm.runtime.generate import open_embedder
-from ortlm.runtime.loop import CHUNK_TOKENS, Loop
-from ortlm.runtime.session import OrtBinding, Session, Tensor, TensorInfo
+from ortlm.evaluation.types import Floats, Observe
+from ortlm.runtime.engine.decode_loop import CHUNK_TOKENS, Loop
+from ortlm.runtime.engine.session import OrtBinding, Session, Tensor, TensorInfo
+from ortlm.runtime.loading import open_embedder
 
 # Other builders call the nodes alike.
 # Products of integers begin with a Reshape.

@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ortlm.artifact import GENAI_FILE, MANIFEST_FILE, Artifact, graph_named, open_artifact
 from ortlm.artifact.provenance import Origin, recall
 from ortlm.errors import BadOption
-from ortlm.runtime.generate import LanguageModel
-
-Floats = NDArray[np.float32]
-Tokens = NDArray[np.int64]
-# Is given layer, chunk, and the normalized states [S, H] that the layer's attention projections multiply; the
-# head's input comes as the layer behind the last one.
-Observe = Callable[[int, int, Floats], None]
-
-
-class Source(Protocol):
-    """A model that gives logits of chunks of tokens."""
-
-    @property
-    def vocab_size(self) -> int:
-        """How many logits there are, V."""
-
-    def open(self, chunks: Sequence[Tokens], observe: Observe | None = None) -> None:
-        """Take all chunks that will be asked for, in place of those before; they may differ in length.
-
-        ``observe`` is called with what goes through the layers, of the first two chunks at least.
-        """
-
-    def logits(self, chunk: int) -> Floats:
-        """Return the logits after every token of a chunk, [S, V]. Chunks are asked for once, in order."""
+from ortlm.evaluation.types import Floats, Observe, Source, Tokens
+from ortlm.runtime.language_model import LanguageModel
 
 
 class ArtifactSource:

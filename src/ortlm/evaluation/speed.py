@@ -58,7 +58,7 @@ def measure(
 
 
 def _measure_here(wanted: dict[str, Any]) -> dict[str, Any]:
-    from ortlm.runtime.generate import load
+    from ortlm.runtime.language_model import load
 
     begun = time.perf_counter()
     lm = load(wanted["path"], threads=wanted["threads"], providers=wanted["providers"], kept_caches=0)

@@ -5,14 +5,10 @@ from __future__ import annotations
 import itertools
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ortlm.errors import nearest
 from ortlm.genai.errors import GenaiError, instance, official
 from ortlm.genai.model import Model
-
-if TYPE_CHECKING:
-    from ortlm.genai.generator import Generator
 
 _numbers = itertools.count()
 
@@ -22,11 +18,11 @@ class Adapters:
 
     @official
     def __init__(self, model: Model) -> None:
-        self._loader = instance(model, Model, "the model")._lm
+        self._loader = instance(model, Model, "the model")._handle.lm
         self._model = model
         # Names here are this object's own, while those within the model are shared.
         self._inner: dict[str, str] = {}
-        self._users: dict[str, weakref.WeakSet[Generator]] = {}
+        self._users: dict[str, weakref.WeakSet[object]] = {}
 
     @official
     def load(self, path: str | Path, name: str) -> None:
@@ -57,7 +53,7 @@ class Adapters:
             raise GenaiError(f"there is no adapter {name!r}; {there}." + nearest(name, self._inner))
         return self._inner[name]
 
-    def _use(self, name: str, model: Model, user: Generator) -> str:
+    def _use(self, name: str, model: Model, user: object) -> str:
         """Return the model's name for the adapter, which ``user`` holds from now on."""
         if model is not self._model:
             raise GenaiError(f"adapter {name!r} was loaded for another model.")

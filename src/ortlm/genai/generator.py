@@ -22,9 +22,10 @@ from ortlm.genai.processor import pictures_of
 from ortlm.genai.prompts import Prompts, as_prompts
 from ortlm.genai.speculation import CountedLookup, Rounds
 from ortlm.genai.tensors import NamedTensors, Tensor
-from ortlm.runtime.generator import Generator as Inner
-from ortlm.runtime.session import Tensor as DeviceTensor
-from ortlm.runtime.settings import Logits, Settings
+from ortlm.runtime.engine.session import Tensor as DeviceTensor
+from ortlm.runtime.engine.types import Logits
+from ortlm.runtime.generation.generator import Generator as Inner
+from ortlm.runtime.sampling.settings import Settings
 
 _T = TypeVar("_T")
 _FED = ("input_ids", "attention_mask", "position_ids")
@@ -41,7 +42,7 @@ class Generator:
     def __init__(self, model: Model, params: GeneratorParams) -> None:
         if instance(params, GeneratorParams, "params")._model is not instance(model, Model, "the model"):
             raise GenaiError("the GeneratorParams were made for another model.")
-        self._model = model
+        self._model, self._lm = model, model._handle.lm
         self._search = dict(params._search)
         self._lookup, self._speculative = params._lookup(), dict(params._speculative)
         self._rounds = Rounds()
@@ -73,7 +74,7 @@ class Generator:
         """
         if self._beams and self._grid.width:
             raise GenaiError("beams end with their answers and cannot be continued; make a new Generator.")
-        self._take(as_prompts(tokens, self._batch, self._model._lm.manifest.pad_token_id))
+        self._take(as_prompts(tokens, self._batch, self._lm.manifest.pad_token_id))
 
     def _take(self, given: Prompts) -> None:
         width, most = self._width + given.width, int(self._search["max_length"])
@@ -210,8 +211,8 @@ class Generator:
 
         Token ids, mask, positions, the cache, and what ``set_model_input`` gave.
         """
-        lm, name = self._model._lm, text(name, "an input's name")
-        graph = lm.manifest.graphs["decoder"]
+        name = text(name, "an input's name")
+        graph = self._lm.manifest.graphs["decoder"]
         roles = {graph.inputs[role]: role for role in _FED if role in graph.inputs}
         known = {*roles, *(state.past for state in graph.states), *self._extra}
         if name not in known or self._beams or not self._grid.width:
@@ -221,7 +222,7 @@ class Generator:
         if name not in roles:
             place = next(i for i, state in enumerate(graph.states) if state.past == name)
             return self._state(place, behind=self._read)
-        end, kind = self._read_end, lm.session.inputs[name].dtype.numpy
+        end, kind = self._read_end, self._lm.session.inputs[name].dtype.numpy
         real = self._grid.real(end)
         if roles[name] == "attention_mask":
             return real.astype(kind)
@@ -229,7 +230,9 @@ class Generator:
             return self._grid.tokens(end)[:, end - self._read :].astype(kind)
         places = np.maximum(np.cumsum(real, axis=1) - 1, 0)[:, end - self._read :].astype(kind)
         return (
-            np.broadcast_to(places, (3, *places.shape)) if len(lm.session.inputs[name].shape) == 3 else places
+            np.broadcast_to(places, (3, *places.shape))
+            if len(self._lm.session.inputs[name].shape) == 3
+            else places
         )
 
     @official
@@ -238,7 +241,7 @@ class Generator:
 
         The model runs once more on what it was given last, but for the cache, and for logits with beams.
         """
-        graph, session = self._model._lm.manifest.graphs["decoder"], self._model._lm.session
+        graph, session = self._lm.manifest.graphs["decoder"], self._lm.session
         name = text(name, "an output's name")
         if name not in session.outputs or not self._grid.width:
             raise _no_tensor("output", name, session.outputs if self._grid.width else ())
@@ -261,14 +264,14 @@ class Generator:
         Another prompt with other images may follow later. Raises GenaiError if tokens and images do not fit,
         and for models of text.
         """
-        pictures = self._model._lm.pictures
+        pictures = self._lm.pictures
         if pictures is None:
             raise GenaiError(
                 f"a {self._model.type} model takes tokens; use append_tokens instead of set_inputs."
             )
         if self._beams and self._grid.width:
             raise GenaiError("beams end with their answers and cannot be continued; make a new Generator.")
-        given = as_prompts(inputs["input_ids"], self._batch, self._model._lm.manifest.pad_token_id)
+        given = as_prompts(inputs["input_ids"], self._batch, self._lm.manifest.pad_token_id)
         seen = [token for picture in pictures_of(inputs, pictures) for token in picture.ids]
         places = int((given.tokens < 0).sum())
         if places != len(seen):
@@ -280,16 +283,17 @@ class Generator:
     @official
     def set_model_input(self, name: str, value: ArrayLike) -> None:
         """Give the model a further input from now on. Raises GenaiError if it has none of that name and type."""
-        lm = self._model._lm
-        graph = lm.manifest.graphs["decoder"]
+        graph = self._lm.manifest.graphs["decoder"]
         own = {*graph.inputs.values(), *graph.optional.values(), *(state.past for state in graph.states)}
-        known = {n: i for n, i in {**lm.session.inputs, **lm.session.optional}.items() if n not in own}
+        known = {
+            n: i for n, i in {**self._lm.session.inputs, **self._lm.session.optional}.items() if n not in own
+        }
         if name not in known:
             raise _no_tensor("input", name, known)
         array, wanted = np.ascontiguousarray(value), known[name].dtype.numpy
         if array.dtype != wanted:
             raise GenaiError(f"input {name!r} must be {np.dtype(wanted).name}, found {array.dtype.name}.")
-        self._extra[name] = lm.session.place(array.copy())
+        self._extra[name] = self._lm.session.place(array.copy())
         self._inner.loop.use(self._extra, group="program")
 
     def set_hidden_states(self, hidden_states: ArrayLike) -> None:
@@ -343,7 +347,7 @@ class Generator:
 
     @property
     def _pad(self) -> int:
-        pad = self._model._lm.manifest.pad_token_id
+        pad = self._lm.manifest.pad_token_id
         return 0 if pad is None else pad
 
     @property
@@ -366,7 +370,7 @@ class Generator:
 
     def _state(self, place: int, *, behind: int) -> NDArray[Any]:
         """Return a cache tensor, without its last ``behind`` positions unless it is memory that is shared."""
-        graph, loop = self._model._lm.manifest.graphs["decoder"], self._inner.loop
+        graph, loop = self._lm.manifest.graphs["decoder"], self._inner.loop
         state = graph.states[place]
         texts, _ = self._last_read()
         # Drafts that were fed along are not part of the text yet.
@@ -403,7 +407,7 @@ class Generator:
             raise
 
     def _new(self, settings: Settings) -> Inner:
-        made = self._model._lm.generator(settings)
+        made = self._lm.generator(settings)
         if self._lookup is not None:
             made.proposer = CountedLookup(**self._lookup)
         return made

@@ -9,8 +9,8 @@ from ortlm.artifact import GENAI_SEARCH, GENAI_SPECULATIVE
 from ortlm.errors import nearest
 from ortlm.genai.errors import GenaiError, instance, official, text
 from ortlm.genai.model import Model
-from ortlm.runtime.guidance import Guidance
-from ortlm.runtime.settings import Settings
+from ortlm.runtime.sampling.settings import Settings
+from ortlm.runtime.structured_output.guidance import Guidance
 
 _GUIDANCE = {
     "json_schema": Guidance.json_schema,
@@ -29,12 +29,13 @@ class GeneratorParams:
     @official
     def __init__(self, model: Model) -> None:
         self._model = instance(model, Model, "the model")
-        self._search: dict[str, bool | int | float] = dict(model._facts.search)
-        self._speculative: dict[str, bool | int | float] = dict(model._facts.speculative)
-        self._asked = set(model._asked)
-        context = model._lm.manifest.context_tokens
+        handle = model._handle
+        self._search: dict[str, bool | int | float] = dict(handle.config.search)
+        self._speculative: dict[str, bool | int | float] = dict(handle.config.speculative)
+        self._asked = set(handle.asked)
+        context = handle.lm.manifest.context_tokens
         most = self._search["max_length"] or context
-        if most <= model._facts.context_tokens and "max_length" not in self._asked:
+        if most <= handle.config.context_tokens and "max_length" not in self._asked:
             # The folder's own default means all that there is, where the graph is right for less than it says.
             most = min(most, context)
         self._search["max_length"] = most
@@ -120,7 +121,7 @@ class GeneratorParams:
         }
 
     def _check_values(self) -> None:
-        search, context = self._search, self._model._lm.manifest.context_tokens
+        search, context = self._search, self._model._handle.lm.manifest.context_tokens
         for name in ("batch_size", "max_length"):
             if search[name] < 1:
                 raise GenaiError(f"{name} must be 1 or more, found {search[name]}.")

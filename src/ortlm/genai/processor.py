@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ortlm.genai.errors import GenaiError, official
+from ortlm.genai.handle import HasHandle
 from ortlm.genai.media import Audios, Images
 from ortlm.genai.tensors import NamedTensors, Tensor
 from ortlm.genai.tokenizer import Tokenizer, TokenizerStream
-from ortlm.runtime.images import hd_crops, open_image
-from ortlm.runtime.pictures import Picture, Pictures, split
-
-if TYPE_CHECKING:
-    from ortlm.genai.model import Model
+from ortlm.runtime.multimodal.image_loading import open_image
+from ortlm.runtime.multimodal.image_processor import hd_crops
+from ortlm.runtime.multimodal.image_tags import split
+from ortlm.runtime.multimodal.vision_encoder import Picture, Pictures
 
 
 class MultiModalProcessor:
     """What ``Model.create_multimodal_processor`` returns. Raises GenaiError for a model of text."""
 
     @official
-    def __init__(self, model: Model) -> None:
-        pictures = model._lm.pictures
+    def __init__(self, model: HasHandle) -> None:
+        lm = model._handle.lm
+        pictures = lm.pictures
         if pictures is None or not pictures.images.crops:
             raise GenaiError(
-                f"a {model.type} model takes text only, so there is no processor for images or sound. "
-                "Use Tokenizer and Generator.append_tokens."
+                f"a {model._handle.config.model_type} model takes text only, so there is no processor for images "
+                "or sound. Use Tokenizer and Generator.append_tokens."
             )
         self._tokenizer, self._pictures = Tokenizer(model), pictures
-        self._encode = model._lm.tokenizer.encode
-        self._pad = model._lm.manifest.pad_token_id or 0
+        self._encode = lm.tokenizer.encode
+        self._pad = lm.manifest.pad_token_id or 0
 
     @official
     def __call__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ortlm.genai.errors import GenaiError, official, text, whole
-from ortlm.runtime.session import (
+from ortlm.runtime.engine.session import (
     available_providers,
     register_provider_library,
     unregister_provider_library,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.runtime.generator import Generator
-from ortlm.runtime.speculative import Draft, Lookup
+from ortlm.runtime.generation.generator import Generator
+from ortlm.runtime.generation.speculative import Draft, Lookup
 
 # What the official runtime counts and what cannot happen here: other ways to draft, and rounds that end early.
 _NEVER = (

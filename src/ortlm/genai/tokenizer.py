@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from ortlm.errors import nearest
 from ortlm.genai.config import Config
 from ortlm.genai.errors import GenaiError, GenaiTypeError, official, text, whole
-from ortlm.genai.model import Model
+from ortlm.genai.handle import HasHandle
 from ortlm.genai.tensors import Tensor
-from ortlm.runtime import tokenizer as runtime
-from ortlm.runtime.chat import ChatTemplate
+from ortlm.runtime.text import tokenizer as runtime
+from ortlm.runtime.text.chat_template import ChatTemplate
 
 # Where the configuration does not name them: what publishers call the beginning and end of calls and reasoning.
 _MARKS = {
@@ -34,10 +34,11 @@ class Tokenizer:
     """The tokenizer of a model, of a configuration or of a folder. Raises GenaiError if there is none."""
 
     @official
-    def __init__(self, source: Model | Config | str | Path) -> None:
-        if isinstance(source, Model):
-            artifact, self._folder, self._facts = source._lm.artifact, source._folder, source._facts
-            self._inner = source._lm.tokenizer
+    def __init__(self, source: HasHandle | Config | str | Path) -> None:
+        if isinstance(source, HasHandle):
+            handle = source._handle
+            artifact, self._folder, self._facts = handle.lm.artifact, handle.folder, handle.config
+            self._inner = handle.lm.tokenizer
         else:
             config = source if isinstance(source, Config) else Config(source)
             (artifact, self._folder), self._facts = config._artifact(), config._facts()

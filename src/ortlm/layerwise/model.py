@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ortlm.graph.builder import Product
 from ortlm.graph.decoder import CACHE_NAMES
 from ortlm.graph.subgraphs import HIDDEN, MASK, RESULT, Piece, head_pieces, layer_pieces
-from ortlm.runtime.session import Session
+from ortlm.runtime.engine.session import Session
 from ortlm.spec import Decoder, Layer
 from ortlm.weights.reader import Weights
 

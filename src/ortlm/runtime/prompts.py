@@ -10,10 +10,11 @@ from typing import Union, cast
 import numpy as np
 
 from ortlm.errors import BadOption
-from ortlm.runtime.chat import ChatTemplate, Message
-from ortlm.runtime.images import ImageSource
-from ortlm.runtime.pictures import Pictures, flatten, picture_of, split
-from ortlm.runtime.tokenizer import Tokenizer
+from ortlm.runtime.multimodal.image_loading import ImageSource
+from ortlm.runtime.multimodal.image_tags import flatten, picture_of, split
+from ortlm.runtime.multimodal.vision_encoder import Pictures
+from ortlm.runtime.text.chat_template import ChatTemplate, Message
+from ortlm.runtime.text.tokenizer import Tokenizer
 
 Prompt = Union[str, Sequence[Message], Sequence[int]]  # noqa: UP007 - evaluated at run time
 

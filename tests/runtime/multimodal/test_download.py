@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from ortlm.errors import BadImage, BadOption
-from ortlm.runtime.images import open_image
 from ortlm.runtime.multimodal.addresses import public_address
 from ortlm.runtime.multimodal.download import download, shown_url
+from ortlm.runtime.multimodal.image_loading import open_image
 from tests.runtime.multimodal.hostile import drip, hostile_server
 
 

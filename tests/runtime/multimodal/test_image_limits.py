@@ -15,8 +15,8 @@ from PIL import Image
 
 from ortlm.artifact import Graph, Images
 from ortlm.errors import BadImage, BadOption, ContextFull
-from ortlm.runtime.images import open_image
-from ortlm.runtime.pictures import Pictures
+from ortlm.runtime.multimodal.image_loading import open_image
+from ortlm.runtime.multimodal.vision_encoder import Pictures
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

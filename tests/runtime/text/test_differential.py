@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ortlm.errors import BadOption
-from ortlm.runtime.chat import ChatTemplate
+from ortlm.runtime.text.chat_template import ChatTemplate
 from tests.runtime import tiny
 from tests.runtime.text.corpus import PART_TALKS, TALKS, TEMPLATES, TOOLS
 

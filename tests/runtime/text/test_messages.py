@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from ortlm.errors import BadOption
-from ortlm.runtime.chat import ChatTemplate
+from ortlm.runtime.text.chat_template import ChatTemplate
 from tests.runtime.text.corpus import TEMPLATES
 
 

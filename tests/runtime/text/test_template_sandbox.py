@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ortlm.errors import BadArtifact, BadOption
-from ortlm.runtime.chat import ChatTemplate
+from ortlm.runtime.text.chat_template import ChatTemplate
 
 HI = [{"role": "user", "content": "hi"}]
 

@@ -1,0 +1,36 @@
+"""Types that the parts of an evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+Tokens = NDArray[np.int64]
+
+
+# Is given layer, chunk, and the normalized states [S, H] that the layer's attention projections multiply; the
+# head's input comes as the layer behind the last one.
+Observe = Callable[[int, int, Floats], None]
+
+
+class Source(Protocol):
+    """A model that gives logits of chunks of tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many logits there are, V."""
+
+    def open(self, chunks: Sequence[Tokens], observe: Observe | None = None) -> None:
+        """Take all chunks that will be asked for, in place of those before; they may differ in length.
+
+        ``observe`` is called with what goes through the layers, of the first two chunks at least.
+        """
+
+    def logits(self, chunk: int) -> Floats:
+        """Return the logits after every token of a chunk, [S, V]. Chunks are asked for once, in order."""

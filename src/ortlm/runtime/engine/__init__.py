@@ -1,0 +1,1 @@
+"""A graph that runs: session, KV cache, decode loop, adapters and prompt caches."""

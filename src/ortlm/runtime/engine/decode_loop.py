@@ -1,0 +1,563 @@
+"""The decode loop at token level: token ids in, logits out.
+
+Rows of a batch may differ in length; they are padded on the right, never on the left, so that a token's
+position is its index in its row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.artifact import Graph
+from ortlm.dtypes import Array
+from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull, nearest
+from ortlm.runtime.engine.kv_cache import Rows, Shapes, StateInfo, make_cache, state_shapes
+from ortlm.runtime.engine.session import Backend, Tensor
+from ortlm.runtime.engine.token_ids import agreement, begun_picture, between_pictures, picture_numbers
+from ortlm.runtime.engine.types import Logits, TokenEmbedder
+
+_log = logging.getLogger(__name__)
+
+# Bounds the activations and logits of a long prompt. On a CPU the larger pieces are slower: attention computes
+# what its mask hides within a piece, and more memory is new when it is first written.
+CHUNK_TOKENS = 256
+ACCELERATOR_CHUNK_TOKENS = 512
+_UNKNOWN = np.array([-1])
+_GONE = "the text went back beyond what the cache of a window holds"
+
+
+class Loop:
+    """Feeds a decoder graph and owns what goes from step to step: cache, lengths and history.
+
+    ``switch_tokens``: see Manifest.rope_switch_tokens. ``shapes``: what ``state_shapes`` found, if known.
+    ``embedder`` makes the embeddings that the graph reads, if it reads no ids.
+    ``recomputed`` counts how often the whole history was computed anew: because of the switch, or because a
+    window's cache could not go back as far as was asked.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        graph: Graph,
+        *,
+        context_tokens: int,
+        switch_tokens: int | None = None,
+        shapes: Shapes | None = None,
+        chunk_tokens: int = CHUNK_TOKENS,
+        embedder: TokenEmbedder | None = None,
+    ) -> None:
+        self._backend = backend
+        self._graph = graph
+        self._context = context_tokens
+        self._switch = switch_tokens
+        self._chunk = chunk_tokens
+        self._embedder = embedder
+        self._binding = backend.binding()
+        self._appends = any(state.kind == "append" for state in graph.states)
+        self._windows = any(state.kind == "window" for state in graph.states)
+        # Attention that evicts takes no padding, unless it is told the lengths.
+        self._whole_rows = self._windows and "query_lengths" not in graph.optional
+        # A picture whose tokens attend to each other both ways has to be fed as a whole.
+        self._whole_pictures = "picture_numbers" in graph.optional
+        self._bound: dict[str, Tensor] = {}
+        self._ones: NDArray[np.integer] = np.ones((1, 0), dtype=np.int64)
+        self._ones_address = 0
+        self._types = _integer_types(backend, graph)
+        self._mask_type = self._types.get("attention_mask", np.dtype(np.int64))
+        fed = {*graph.inputs.values(), *graph.optional.values(), *(state.past for state in graph.states)}
+        # What the graph must be given, and only ``use`` can give.
+        self._missing = set(backend.inputs) - fed
+        self._extra: dict[str, dict[str, Tensor]] = {}
+        self._logits = graph.outputs["logits"]
+        self._last_only = backend.outputs[self._logits].shape[1] == 1
+        self._shapes = state_shapes(backend, graph) if shapes is None else shapes
+        self.cache = make_cache(backend, graph, context_tokens=context_tokens, shapes=self._shapes)
+        self.history: list[list[int]] = []
+        self.recomputed = 0
+        self._long = False
+        # Whether the last run fed one row's next token, so that the next one finds all but that in place.
+        self._steady = False
+
+    @property
+    def length(self) -> int:
+        """Tokens in the longest row."""
+        return max((len(row) for row in self.history), default=0)
+
+    @property
+    def context_tokens(self) -> int:
+        """How many tokens a row may have."""
+        return self._context
+
+    @property
+    def switch_tokens(self) -> int | None:
+        """The length above which another rotation table holds, None if there is only one."""
+        return self._switch
+
+    def use(self, inputs: Mapping[str, Tensor], *, group: str = "adapter") -> None:
+        """Let every run from now on read these further inputs, such as the tensors of an adapter.
+
+        They take the place of those of the same ``group``: what is not among them has its default again.
+        """
+        gone = self._extra.get(group, {}).keys() - inputs.keys()
+        self._extra[group] = dict(inputs)
+        if gone:
+            # A binding cannot let go of a single input.
+            self._bind_anew()
+        for name, tensor in inputs.items():
+            self._binding.input(name, tensor)
+
+    def start(self, rows: int = 1) -> None:
+        """Forget everything and begin a batch of ``rows``."""
+        self._steady = False
+        self.history = [[] for _ in range(rows)]
+        self.cache.start(rows)
+        self._long = False
+
+    def append(self, rows: Sequence[Sequence[int]], *, keep: int | None = None) -> Logits:
+        """Feed new tokens of every row; a row without any gives the logits of its last token once more.
+
+        Returns the logits after each row's last token, float32 [B, V]; with ``keep`` those after each row's
+        last ``keep`` tokens, float32 [B, keep, V], the last one at the end. What lies before a row's first
+        new token there means nothing. The next call may overwrite them, so copy what is to stay.
+        Raises ContextFull if a row would outgrow the context; nothing has changed then. Raises Cancelled
+        after ``cancel``: what was fed before remains.
+        """
+        self._check(rows)
+        if self._embedder is not None:
+            self._embedder.hold((*self.history, *rows))
+        if self._whole_pictures:
+            rows = self._with_begun(rows)
+        total = max(len(old) + len(new) for old, new in zip(self.history, rows, strict=True))
+        long = self._switch is not None and total > self._switch
+        if self.length and long != self._long:
+            rows = self._forget(
+                rows, f"the text crossed {self._switch} tokens, where the position encoding changes"
+            )
+        elif self._windows:
+            rows = self._reachable(rows)
+        self._long = long
+        # A graph picks its rotation table by the length so far: a chunk that ends below the switch would be
+        # rotated by the wrong one.
+        least = min(map(len, self.history))
+        first = self._switch + 1 - least if self._switch and long else 0
+        if self._whole_rows and len(rows) > 1 and not least:
+            first = max(first, min(map(len, rows)))
+        found = self._feed(rows, first=first, keep=keep or 1)
+        return found if keep else found[:, 0]
+
+    def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> Logits:
+        """Feed one token per row, [B]; return logits float32 [B, V] as ``append`` does."""
+        if self._steady and len(tokens) == len(self.history) == 1:
+            length = len(self.history[0])
+            if length < self._context and length != self._switch:
+                return self._step_on(int(tokens[0]), length + 1)
+        return self.append([[int(token)] for token in tokens])
+
+    def _step_on(self, token: int, total: int) -> Logits:
+        """Feed one row's next token behind a run that did the same: only what changes is bound anew."""
+        inputs = self._graph.inputs
+        if self._embedder is None:
+            self._bound[inputs["input_ids"]].numpy()[0, 0] = token
+        else:
+            self._binding.input(inputs["inputs_embeds"], self._embedder.embed(np.array([[token]], np.int64)))
+        if self._ones.shape[1] < total:
+            self._make_ones(total)
+        mask = self._ones[:, :total]
+        self._binding.input_array(inputs["attention_mask"], mask, self._ones_address)
+        if "position_ids" in inputs:
+            self._bound[inputs["position_ids"]].numpy()[..., 0] = total - 1
+        ends = (total,)
+        self.cache.bind(self._binding, ends, total)
+        self._steady = False
+        self._backend.run(self._binding, brief=True)
+        self._steady = True
+        self.cache.advance(ends)
+        self.history[0].append(token)
+        logits = self._binding.result(self._logits).numpy()[:, 0]
+        return logits if logits.dtype == np.float32 else logits.astype(np.float32)
+
+    def hidden_states(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Feed new tokens as ``append`` does; return their hidden states float32 [B, S, H].
+
+        Those of rows that are shorter end with values that mean nothing. Raises BadArtifact if the graph has
+        no such output.
+        """
+        # The official builder's configurations do not name it.
+        name = self._graph.outputs.get("hidden_states", "hidden_states")
+        if name not in self._backend.outputs:
+            raise BadArtifact(
+                f"{self._graph.file} gives no hidden states. Build the model with --extra_options "
+                "include_hidden_states=true."
+            )
+        self._check(rows)
+        if self._embedder is not None:
+            self._embedder.hold(rows)
+        if any(not row for row in rows):
+            raise BadOption("hidden states are of new tokens, so every row must have one at least.")
+        found: list[NDArray[np.float32]] = []
+        self._binding.output(name, None)
+
+        def take() -> None:
+            found.append(self._binding.result(name).numpy().astype(np.float32))
+            # The next run's is of another shape.
+            self._binding.output(name, None)
+
+        total = max(map(len, rows))
+        self._long = self._switch is not None and total > self._switch
+        self._feed(rows, first=self._switch + 1 if self._switch and self._long else 0, keep=1, after=take)
+        return np.concatenate(found, axis=1)
+
+    def again(self, name: str, texts: Sequence[Sequence[int]], counts: Sequence[int]) -> Array:
+        """Feed the last ``counts[i]`` tokens of ``texts[i]`` and return what the graph gives as output ``name``.
+
+        The texts are the history, of which nothing more is left then, or more or less of it. A result of shape
+        [B, S, ...] is for the S tokens of the longest row, and what comes after shorter ones means nothing; of
+        another shape it is what the last run gave. Raises BadArtifact if there is no such output.
+        """
+        if name not in self._backend.outputs:
+            raise BadArtifact(
+                f"{self._graph.file} has no output {name!r}." + nearest(name, self._backend.outputs)
+            )
+        starts = [len(text) - n for text, n in zip(texts, counts, strict=True)]
+        rows: Sequence[Sequence[int]] = [text[at:] for text, at in zip(texts, starts, strict=True)]
+        self.trim([min(len(old), at) for old, at in zip(self.history, starts, strict=True)])
+        before = [text[len(old) : at] for text, old, at in zip(texts, self.history, starts, strict=True)]
+        if any(before):
+            self.append(before)
+        if self._windows:
+            rows = self._reachable(rows)
+        longest, fed = max(counts), max(map(len, rows))
+        # In one run, if the graph can do that.
+        once = len(rows) == 1 or not any(self.history) or self._chunk_of([len(row) for row in rows], 1) > 1
+        if name == self._logits and "columns_to_keep" in self._graph.optional:
+            return self._feed(rows, first=fed if once else 0, keep=longest)
+        found: list[Array] = []
+
+        def take() -> None:
+            found.append(self._binding.result(name).numpy().copy())
+            self._binding.output(name, None)
+
+        usual = self._binding, self._bound
+        try:
+            # A binding cannot let go of an output.
+            self._bind_anew()
+            self._binding.output(name, None)
+            self._feed(rows, first=fed if once else 0, keep=1, after=take)
+        finally:
+            self._binding, self._bound = usual
+            self._steady = False
+        if len(found) > 1 and found[0].ndim > 1:
+            return np.concatenate(found, axis=1)[:, -longest:]
+        last = found[-1]
+        return last[:, -longest:] if last.ndim > 1 and last.shape[1] == fed else last
+
+    def _bind_anew(self) -> None:
+        """Let go of whatever is bound, but for what ``use`` was given."""
+        self._binding, self._bound, self._steady = self._backend.binding(), {}, False
+        for given in self._extra.values():
+            for name, tensor in given.items():
+                self._binding.input(name, tensor)
+
+    def trim(self, lengths: int | Sequence[int]) -> None:
+        """Go back to at most so many tokens, in every row or row by row.
+
+        If the cache of a window no longer holds what that needs, the next ``append`` computes everything anew.
+        """
+        self._steady = False
+        each = [lengths] * len(self.history) if isinstance(lengths, int) else lengths
+        for row, length in zip(self.history, each, strict=True):
+            if length < 0:
+                raise CannotRewind(f"a row cannot go back to {length} tokens.")
+            del row[length:]
+        with contextlib.suppress(CannotRewind):
+            self.cache.trim([len(row) for row in self.history])
+
+    def select(self, rows: Rows) -> None:
+        """Keep the rows with these numbers, in this order; a row may be taken more than once."""
+        self._steady = False
+        start = 0
+        if len(rows) == len(self.history):
+            # Beams share their prompt and most of what follows.
+            moved = [
+                (old, self.history[row])
+                for at, (old, row) in enumerate(zip(self.history, rows, strict=True))
+                if at != row
+            ]
+            start = min((agreement(old, new) for old, new in moved), default=0)
+        self.cache.select(rows, start)
+        self.history = [list(self.history[row]) for row in rows]
+
+    def adopt(self, history: Sequence[Sequence[int]], states: Sequence[Array]) -> None:
+        """Go on from ``history`` and the ``states`` that ``filled`` returned for it."""
+        self._steady = False
+        self.cache.fill(states, [len(row) for row in history])
+        self.history = [list(row) for row in history]
+        self._long = self._switch is not None and self.length > self._switch
+
+    def filled(self) -> list[Array]:
+        """Return every state as far as the history has filled it, see Cache.read."""
+        try:
+            self.cache.trim([len(row) for row in self.history])
+            return self.cache.read()
+        except CannotRewind:
+            self.append(self._forget([[] for _ in self.history], _GONE))
+            return self.cache.read()
+
+    @property
+    def states(self) -> list[StateInfo]:
+        """What the cache consists of, in its order."""
+        return [
+            StateInfo(state.past, self._backend.inputs[state.past].dtype, heads, width, state.window)
+            for state, (heads, width) in zip(self._graph.states, self._shapes, strict=True)
+        ]
+
+    def cancel(self) -> None:
+        """End the ``append`` or ``step`` that another thread is in, or else the next one, with Cancelled."""
+        self._binding.stop()
+
+    def go_on(self) -> None:
+        """Take ``cancel`` back, if nothing has met it yet."""
+        self._binding.go_on()
+
+    def _check(self, rows: Sequence[Sequence[int]]) -> None:
+        if len(rows) != len(self.history):
+            raise BadOption(f"the batch has {len(self.history)} rows, but tokens of {len(rows)} were given.")
+        for number, (old, new) in enumerate(zip(self.history, rows, strict=True)):
+            if not len(new) and not len(old):
+                raise BadOption(f"row {number} has no token; every row needs at least one.")
+            if len(old) + len(new) > self._context:
+                raise ContextFull(
+                    f"the context holds {self._context} tokens; {len(old)} are in it and {len(new)} more "
+                    "do not fit. Shorten the prompt or start anew."
+                )
+
+    def _with_begun(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """Return ``rows`` with the beginnings of pictures that end the history, which is cut there."""
+        begun = [begun_picture(old) for old in self.history]
+        if not any(begun):
+            return rows
+        more = [[*old[len(old) - n :], *new] for old, new, n in zip(self.history, rows, begun, strict=True)]
+        self.trim([len(old) - n for old, n in zip(self.history, begun, strict=True)])
+        return more
+
+    def _reachable(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """Return what is to be fed to append ``rows``: those, or all if a window's cache lacks what they need."""
+        try:
+            # A row without new tokens gives its last one once more.
+            self.cache.trim(
+                [len(old) - (0 if new else 1) for old, new in zip(self.history, rows, strict=True)]
+            )
+        except CannotRewind:
+            return self._forget(rows, _GONE)
+        return rows
+
+    def _forget(self, rows: Sequence[Sequence[int]], why: str) -> list[list[int]]:
+        """Empty the cache and return all that is to be fed then, the history and ``rows``."""
+        _log.log(
+            logging.DEBUG if self.recomputed else logging.INFO,
+            "%s; computing %s tokens anew",
+            why,
+            self.length,
+        )
+        everything = [[*old, *new] for old, new in zip(self.history, rows, strict=True)]
+        self.start(len(rows))
+        self.recomputed += 1
+        return everything
+
+    def _feed(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        first: int,
+        keep: int,
+        after: Callable[[], None] | None = None,
+    ) -> Logits:
+        """Run the graph in chunks, of which the first has at least ``first`` tokens; logits [B, keep, V].
+
+        ``after`` is called when a chunk has been run.
+        """
+        counts = [len(row) for row in rows]
+        size, longest = self._chunk_of(counts, keep), max(counts)
+        # The whole prompt's room at once: the cache is then not copied from chunk to chunk.
+        room = max(len(old) + count for old, count in zip(self.history, counts, strict=True))
+        out: Logits | None = None
+        at = 0
+        while True:
+            end = min(at + max(size, first - at), max(longest, 1))
+            if self._whole_pictures:
+                end = between_pictures(rows, end)
+            # A row that has nothing left gives its last token again, at its old place: that changes nothing.
+            parts = [row[at:end] or [old.pop()] for row, old in zip(rows, self.history, strict=True)]
+            if keep == 1:
+                logits = self._forward(parts, room=room, keep=1)
+                out = logits
+            else:
+                # The last ``keep`` tokens of a row may lie in several chunks.
+                wanted = max(1, min(end, longest) - max(at, longest - keep)) if len(rows) == 1 else 0
+                logits = self._forward(parts, room=room, keep=wanted)
+                if out is None:
+                    out = np.zeros((len(rows), keep, logits.shape[2]), dtype=np.float32)
+                for row, (count, part) in enumerate(zip(counts, parts, strict=True)):
+                    low, high = max(at, count - keep), min(end, count)
+                    shift = at + len(part) - logits.shape[1] if len(rows) == 1 else at
+                    if low < high:
+                        out[row, keep - count + low : keep - count + high] = logits[
+                            row, low - shift : high - shift
+                        ]
+                    elif count == 0:
+                        out[row, -1] = logits[row, 0 if len(rows) > 1 else -1]
+            if after is not None:
+                after()
+            at = end
+            if at >= longest:
+                return out
+
+    def _chunk_of(self, counts: Sequence[int], keep: int) -> int:
+        """Return how many tokens of each row a run may take."""
+        optional, batch = self._graph.optional, len(counts)
+        if keep > 1 and self._last_only and "logits_to_keep" not in optional:
+            return 1
+        if batch == 1:
+            return self._chunk
+        if "query_lengths" in optional and not self._appends:
+            return max(32, self._chunk // batch)
+        # Such a graph takes several tokens of several rows while the cache is empty, and else one of each.
+        return 1 if any(self.history) or self._whole_rows else max(counts)
+
+    def _forward(self, rows: Sequence[Sequence[int]], *, room: int, keep: int) -> Logits:
+        """Run the graph once on at least one token of every row.
+
+        ``room`` is how many positions the cache will have to hold before long. Returns float32 [B, n, V]: of
+        each row's last token (n = 1) if ``keep`` is 1; of the last n = ``keep`` tokens of one row; of all
+        n = S tokens of several rows if ``keep`` is 0.
+        """
+        ids, counts = _pad(rows)
+        batch, new = ids.shape
+        starts = np.array([len(row) for row in self.history], dtype=np.int64)
+        ends = starts + counts
+        total = int(ends.max())
+        optional = self._graph.optional
+        self._check_given()
+        self._steady = False
+        if self._embedder is None:
+            self._input("input_ids", ids)
+        else:
+            self._binding.input(self._graph.inputs["inputs_embeds"], self._embedder.embed(ids))
+        self._binding.input_array(self._graph.inputs["attention_mask"], self._mask(ends, total))
+        if "position_ids" in self._graph.inputs:
+            self._input("position_ids", starts[:, None] + np.arange(new, dtype=np.int64))
+        if "picture_numbers" in optional:
+            self._input("picture_numbers", picture_numbers(ids, counts), of=optional)
+        if "logits_to_keep" in optional:
+            self._input("logits_to_keep", np.array(keep, dtype=np.int64), of=optional)
+        if "columns_to_keep" in optional:
+            # The last columns are the last tokens of rows that are equally long.
+            columns = keep if (counts == new).all() else 0
+            self._input("columns_to_keep", np.array(columns, dtype=np.int64), of=optional)
+        if "query_lengths" in optional:
+            ragged = batch > 1 and new > 1 and bool(starts.any())
+            self._input("query_lengths", (counts if ragged else _UNKNOWN).astype(np.int32), of=optional)
+        if self._appends or self._windows:
+            # What they hold follows from what was fed; tokens that are fed again must go first.
+            self.cache.trim(starts.tolist())
+        filled: list[int] = ends.tolist()
+        self.cache.bind(self._binding, filled, max(room, int(starts.max()) + new))
+        one_only = self._last_only or "logits_to_keep" in optional
+        self._bind_logits(batch if new == 1 or (one_only and keep == 1) else None)
+        self._backend.run(self._binding)
+        self.cache.advance(filled)
+        for old, fresh in zip(self.history, rows, strict=True):
+            old.extend(fresh)
+        logits = self._binding.result(self._logits).numpy()
+        if keep == 1 and logits.shape[1] > 1:
+            # Some graphs give the logits of all positions, others those of each row's last token.
+            logits = logits[np.arange(batch), counts - 1][:, None]
+        elif keep > 1:
+            logits = logits[:, -keep:]
+        if logits.shape[1] < (keep or new):
+            raise BadArtifact(f"{self._graph.file} gives the logits of a prompt's last token only.")
+        self._steady = batch == new == keep == 1
+        return logits if logits.dtype == np.float32 else logits.astype(np.float32)
+
+    def _check_given(self) -> None:
+        """Raise BadArtifact if the graph must be given what nobody gives."""
+        missing = self._missing.difference(*self._extra.values()) if self._missing else None
+        if missing:
+            raise BadArtifact(
+                f"{self._graph.file} must be given the input {', '.join(sorted(missing))}, of which the "
+                "artifact's configuration says nothing. An adapter may bring it, or "
+                "Generator.set_model_input of ortlm.genai."
+            )
+
+    def _mask(self, ends: NDArray[np.int64], total: int) -> NDArray[np.integer]:
+        if len(ends) > 1:
+            return (np.arange(total) < ends[:, None]).astype(self._mask_type)
+        if self._ones.shape[1] < total:
+            self._make_ones(total)
+        return self._ones[:, :total]
+
+    def _make_ones(self, total: int) -> None:
+        """Make a mask of one row that others are parts of."""
+        self._ones = np.ones((1, 2 * total), dtype=self._mask_type)
+        self._ones_address = self._ones.ctypes.data
+
+    def _input(self, role: str, array: Array, *, of: Mapping[str, str] | None = None) -> None:
+        """Bind an input, or only copy its new contents to what is bound already."""
+        name = (of or self._graph.inputs)[role]
+        declared = self._backend.inputs.get(name)
+        if declared is not None and len(declared.shape) > array.ndim:
+            # Three positions for each token are alike in text; a number may be declared as a list of one.
+            array = np.broadcast_to(array, (3 if array.ndim else 1, *array.shape))
+        bound = self._bound.get(name)
+        if bound is not None and bound.array is not None and bound.array.shape == array.shape:
+            bound.array[...] = array
+            return
+        tensor = self._backend.tensor(np.array(array, self._types.get(role, array.dtype), order="C"))
+        self._binding.input(name, tensor)
+        self._bound[name] = tensor
+
+    def _bind_logits(self, rows: int | None) -> None:
+        """Bind memory for logits [rows, 1, V] once; None lets every run return new memory."""
+        info = self._backend.outputs[self._logits]
+        vocab = info.shape[2]
+        if rows is None or vocab is None:
+            self._bound.pop(self._logits, None)
+            self._binding.output(self._logits, None)
+            return
+        bound = self._bound.get(self._logits)
+        if bound is None or bound.array is None or len(bound.array) != rows:
+            self._bound[self._logits] = self._backend.tensor(np.zeros((rows, 1, vocab), info.dtype.numpy))
+            self._binding.output(self._logits, self._bound[self._logits])
+
+
+def _pad(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rows padded on the right as ids int64 [B, S], and their own lengths int64 [B].
+
+    Padding repeats a row's first token: any id that the model knows will do.
+    """
+    counts = np.array([len(row) for row in rows], dtype=np.int64)
+    ids = np.zeros((len(rows), int(counts.max())), dtype=np.int64)
+    for padded, row in zip(ids, rows, strict=True):
+        padded[: len(row)] = row
+        padded[len(row) :] = row[0]
+    return ids, counts
+
+
+def _integer_types(backend: Backend, graph: Graph) -> dict[str, np.dtype[np.integer]]:
+    """Return the element type of each input of integers, by role. Raises BadArtifact for one of another type."""
+    types: dict[str, np.dtype[np.integer]] = {}
+    for role, name in (*graph.inputs.items(), *graph.optional.items()):
+        declared = backend.inputs.get(name)
+        if declared is None or role == "inputs_embeds":
+            continue
+        if declared.dtype.name not in ("int32", "int64"):
+            raise BadArtifact(
+                f"{graph.file} takes {name!r} as {declared.dtype.name}; {role} must be int32 or int64."
+            )
+        types[role] = declared.dtype.numpy
+    return types

@@ -1,0 +1,437 @@
+"""Key/value caches: what a graph carries from step to step.
+
+A cache's kind comes from the artifact's manifest (``State.kind``), never from a look at the model.
+Tensors have shape [B, K, C, D] with the positions on axis 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.artifact import Graph, State
+from ortlm.dtypes import Array, DType
+from ortlm.errors import BadArtifact, CannotRewind, nearest
+from ortlm.runtime.engine.buffers import take_rows
+from ortlm.runtime.engine.session import Backend, Binding, Tensor
+from ortlm.runtime.engine.sliding_window_cache import WindowCache
+
+Rows = NDArray[np.int64]
+Shapes = Sequence[tuple[int, int]]  # key/value heads K and width D of every state
+
+_GRAIN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StateInfo:
+    """Name, element type, key/value heads K, width D and window (None: all positions) of one state."""
+
+    name: str
+    dtype: DType
+    heads: int
+    width: int
+    window: int | None = None
+
+
+class Cache(Protocol):
+    """The states of all layers for a batch of rows."""
+
+    @property
+    def length(self) -> int:
+        """How many positions are filled, in the longest row."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors in bytes."""
+
+    def start(self, rows: int) -> None:
+        """Empty the cache for a batch of ``rows``."""
+
+    def bind(self, binding: Binding, ends: Sequence[int], room: int) -> None:
+        """Bind every state for a run after which row i has ``ends[i]`` positions.
+
+        ``room`` is how many positions the longest row will have before long, padding included.
+        """
+
+    def advance(self, ends: Sequence[int]) -> None:
+        """Take note that the run bound last has filled row i up to ``ends[i]`` positions."""
+
+    def trim(self, lengths: Sequence[int]) -> None:
+        """Go back to ``lengths[i]`` positions in row i.
+
+        Raises CannotRewind, and changes nothing, if that is more than there are, or if some of them are gone.
+        """
+
+    def select(self, rows: Rows, start: int = 0) -> None:
+        """Keep the rows with these numbers, in this order; a row may be taken more than once.
+
+        ``start``: if there are as many rows as before, those that move agree with the rows in whose place they
+        come in so many first positions, which then need not be copied.
+        """
+
+    def read(self) -> list[Array]:
+        """Return what is filled of every state, [B, K, length, D]: copies, or parts of the memory itself.
+
+        Of a state with a window the last positions of each row, see WindowCache.
+        """
+
+    def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
+        """Take the states that ``read`` has returned for rows of these lengths in place of what is there."""
+
+
+class SharedCache:
+    """One buffer per state, read and written in place, grown on demand.
+
+    The buffers hold at least 128 positions more than asked for, in multiples of 256, and grow by at least
+    half; they stay within ``context_tokens`` unless a run itself asks for more room.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        states: Sequence[State],
+        shapes: Shapes,
+        context_tokens: int,
+    ) -> None:
+        self._backend = backend
+        self._states = states
+        self._shapes = shapes
+        self._context = context_tokens
+        self._rows = 0
+        self._length = 0
+        self._capacity = 0
+        self._tensors: list[Tensor] = []
+        self._bound: Binding | None = None
+
+    @property
+    def length(self) -> int:
+        """How many positions are filled, in the longest row."""
+        return self._length
+
+    @property
+    def capacity(self) -> int:
+        """How many positions the buffers hold."""
+        return self._capacity
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all buffers in bytes."""
+        return self._rows * self._capacity * bytes_per_token(self._backend, self._states, self._shapes)
+
+    def start(self, rows: int) -> None:
+        """Empty the cache for a batch of ``rows``; buffers of that many rows are used again."""
+        if rows != self._rows:
+            self._rows, self._capacity, self._tensors, self._bound = rows, 0, [], None
+        self._length = 0
+
+    def bind(self, binding: Binding, ends: Sequence[int], room: int) -> None:
+        """Bind every buffer as past and as present; nothing happens if that is so already."""
+        if room > self._capacity:
+            self._grow(room)
+        if self._bound is binding:
+            return
+        for state, tensor in zip(self._states, self._tensors, strict=True):
+            binding.input(state.past, tensor)
+            binding.output(state.present, tensor)
+        self._bound = binding
+
+    def advance(self, ends: Sequence[int]) -> None:
+        """Take note that the run bound last has filled row i up to ``ends[i]`` positions."""
+        self._length = max(ends)
+
+    def trim(self, lengths: Sequence[int]) -> None:
+        """Go back to ``lengths[i]`` positions; what lies behind them is ignored and overwritten later."""
+        self._length = _trimmed(self._length, lengths)
+
+    def select(self, rows: Rows, start: int = 0) -> None:
+        """Keep the rows with these numbers, in this order."""
+        if take_rows(self._backend, self._tensors, rows, start=start, filled=self._length):
+            self._bound = None
+        self._rows = len(rows)
+
+    def read(self) -> list[Array]:
+        """Return what is filled of every state, [B, K, length, D]."""
+        return [tensor.numpy()[:, :, : self._length] for tensor in self._tensors]
+
+    def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
+        """Take states [B, K, length, D] in place of what is there."""
+        rows, _, length, _ = arrays[0].shape
+        self._rows, self._length, self._capacity, self._tensors = rows, 0, 0, []
+        self._grow(length)
+        for i, array in enumerate(arrays):
+            buffer = self._tensors[i].numpy()
+            buffer[:, :, :length] = array
+            # On a device that was a copy.
+            self._tensors[i] = (
+                self._tensors[i] if self._tensors[i].array is not None else self._backend.place(buffer)
+            )
+        self._length = length
+
+    def _grow(self, room: int) -> None:
+        # Room for an answer too: growing on its first token would copy the whole prompt's cache.
+        wanted = max(room + _GRAIN // 2, self._capacity + self._capacity // 2)
+        rounded = -(-wanted // _GRAIN) * _GRAIN
+        self._capacity = max(room, min(rounded, self._context))
+        self._bound = None
+        for i, (state, (heads, width)) in enumerate(zip(self._states, self._shapes, strict=True)):
+            dtype = self._backend.inputs[state.past].dtype.numpy
+            new: Array = np.zeros((self._rows, heads, self._capacity, width), dtype=dtype)
+            if i < len(self._tensors):
+                new[:, :, : self._length] = self._tensors[i].numpy()[:, :, : self._length]
+                self._tensors[i] = self._backend.place(new)
+            else:
+                self._tensors.append(self._backend.place(new))
+
+
+class AppendCache:
+    """A new tensor per state and step: what a run returns as present is the next run's past."""
+
+    def __init__(self, backend: Backend, states: Sequence[State], shapes: Shapes) -> None:
+        self._backend = backend
+        self._states = states
+        self._shapes = shapes
+        self._rows = 0
+        self._length = 0
+        self._tensors: list[Tensor] = []
+        self._bound: Binding | None = None
+
+    @property
+    def length(self) -> int:
+        """How many positions are filled, in the longest row."""
+        return self._length
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return self._rows * self._length * bytes_per_token(self._backend, self._states, self._shapes)
+
+    def start(self, rows: int) -> None:
+        """Empty the cache for a batch of ``rows``."""
+        self._rows, self._length, self._bound = rows, 0, None
+        self._tensors = []
+        for state, (heads, width) in zip(self._states, self._shapes, strict=True):
+            dtype = self._backend.inputs[state.past].dtype.numpy
+            self._tensors.append(self._backend.place(np.zeros((rows, heads, 0, width), dtype=dtype)))
+
+    def bind(self, binding: Binding, ends: Sequence[int], room: int) -> None:
+        """Bind what the last run returned as past, and new memory as present."""
+        for state, tensor in zip(self._states, self._tensors, strict=True):
+            binding.input(state.past, tensor)
+            binding.output(state.present, None)
+        self._bound = binding
+
+    def advance(self, ends: Sequence[int]) -> None:
+        """Take over the tensors that the run bound last has returned."""
+        assert self._bound is not None
+        self._tensors = [self._bound.result(state.present) for state in self._states]
+        self._length = max(ends)
+
+    def trim(self, lengths: Sequence[int]) -> None:
+        """Go back to ``lengths[i]`` positions by copying what remains of the longest row."""
+        length = _trimmed(self._length, lengths)
+        if length < self._length:
+            self._replace(lambda old: old[:, :, :length])
+            self._length = length
+
+    def select(self, rows: Rows, start: int = 0) -> None:
+        """Keep the rows with these numbers, in this order."""
+        if not np.array_equal(rows, np.arange(self._rows)):
+            self._replace(lambda old: old[rows])
+            self._rows = len(rows)
+
+    def read(self) -> list[Array]:
+        """Return every state, [B, K, length, D]."""
+        return [tensor.numpy() for tensor in self._tensors]
+
+    def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
+        """Take states [B, K, length, D] in place of what is there."""
+        self._rows, _, self._length, _ = arrays[0].shape
+        self._tensors = [self._backend.place(np.ascontiguousarray(array)) for array in arrays]
+        self._bound = None
+
+    def _replace(self, change: _Change) -> None:
+        self._tensors = [
+            self._backend.place(np.ascontiguousarray(change(tensor.numpy()))) for tensor in self._tensors
+        ]
+
+
+class CombinedCache(AppendCache):
+    """An AppendCache of graphs that keep keys and values in one tensor [2, B, K, C, D], as GPT-2's exports do.
+
+    For the others it is one state of twice the heads.
+    """
+
+    def start(self, rows: int) -> None:
+        """Empty the cache for a batch of ``rows``."""
+        self._rows, self._length, self._bound, self._tensors = rows, 0, None, []
+        for state, (heads, width) in zip(self._states, self._shapes, strict=True):
+            dtype = self._backend.inputs[state.past].dtype.numpy
+            self._tensors.append(self._backend.place(np.zeros((2, rows, heads // 2, 0, width), dtype=dtype)))
+
+    def trim(self, lengths: Sequence[int]) -> None:
+        """Go back to ``lengths[i]`` positions by copying what remains of the longest row."""
+        length = _trimmed(self._length, lengths)
+        if length < self._length:
+            self._replace(lambda old: old[:, :, :, :length])
+            self._length = length
+
+    def select(self, rows: Rows, start: int = 0) -> None:
+        """Keep the rows with these numbers, in this order."""
+        if not np.array_equal(rows, np.arange(self._rows)):
+            self._replace(lambda old: old[:, rows])
+            self._rows = len(rows)
+
+    def read(self) -> list[Array]:
+        """Return every state, [B, 2K, length, D]."""
+        found = [tensor.numpy().swapaxes(0, 1) for tensor in self._tensors]
+        return [array.reshape(len(array), -1, *array.shape[3:]) for array in found]
+
+    def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
+        """Take states [B, 2K, length, D] in place of what is there."""
+        apart = [array.reshape(len(array), 2, -1, *array.shape[2:]).swapaxes(0, 1) for array in arrays]
+        self._rows, _, self._length, _ = arrays[0].shape
+        self._tensors = [self._backend.place(np.ascontiguousarray(array)) for array in apart]
+        self._bound = None
+
+
+class SplitCache:
+    """Several caches side by side, each for some of the states, whose numbers in their order are ``places``."""
+
+    def __init__(self, parts: Sequence[tuple[Cache, Sequence[int]]]) -> None:
+        self.parts = [part for part, _ in parts]
+        self._places = [places for _, places in parts]
+
+    @property
+    def length(self) -> int:
+        """How many positions are filled, in the longest row."""
+        return self.parts[0].length
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return sum(part.nbytes for part in self.parts)
+
+    def start(self, rows: int) -> None:
+        """Empty the cache for a batch of ``rows``."""
+        for part in self.parts:
+            part.start(rows)
+
+    def bind(self, binding: Binding, ends: Sequence[int], room: int) -> None:
+        """Bind every state for a run after which row i has ``ends[i]`` positions."""
+        for part in self.parts:
+            part.bind(binding, ends, room)
+
+    def advance(self, ends: Sequence[int]) -> None:
+        """Take note that the run bound last has filled row i up to ``ends[i]`` positions."""
+        for part in self.parts:
+            part.advance(ends)
+
+    def trim(self, lengths: Sequence[int]) -> None:
+        """Go back in every part; those that may have to refuse come first."""
+        for part in self.parts:
+            part.trim(lengths)
+
+    def select(self, rows: Rows, start: int = 0) -> None:
+        """Keep the rows with these numbers, in this order."""
+        for part in self.parts:
+            part.select(rows, start)
+
+    def read(self) -> list[Array]:
+        """Return what every part returns, in the order of the states."""
+        found: dict[int, Array] = {}
+        for part, places in zip(self.parts, self._places, strict=True):
+            found |= zip(places, part.read(), strict=True)
+        return [found[place] for place in sorted(found)]
+
+    def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
+        """Take the states that ``read`` has returned in place of what is there."""
+        for part, places in zip(self.parts, self._places, strict=True):
+            part.fill([arrays[place] for place in places], lengths)
+
+
+class _Change(Protocol):
+    def __call__(self, old: Array, /) -> Array: ...
+
+
+def make_cache(backend: Backend, graph: Graph, *, context_tokens: int, shapes: Shapes | None = None) -> Cache:
+    """Return the cache that fits the kind of ``graph``'s states. Raises BadArtifact for an unknown kind."""
+    for state in graph.states:
+        if state.past not in backend.inputs or state.present not in backend.outputs:
+            raise BadArtifact(
+                f"{graph.file} has no input {state.past} with output {state.present}, "
+                "but the artifact's configuration names them."
+            )
+        if state.axis != 2 and (state.axis, state.kind) != (3, "append"):
+            raise BadArtifact(
+                f"{graph.file}: state {state.past} of kind {state.kind!r} grows along axis {state.axis}; known "
+                "are 2, and 3 for the kind 'append'."
+            )
+    shapes = state_shapes(backend, graph) if shapes is None else shapes
+    parts: dict[tuple[str, int], list[int]] = {}
+    for place, state in enumerate(graph.states):
+        kind = "combined" if state.axis == 3 else state.kind
+        parts.setdefault((kind, state.window or 0), []).append(place)
+    # A window's cache may refuse to go back, and must be asked first.
+    ordered = sorted(parts.items(), key=lambda part: part[0][0] != "window")
+    made: list[tuple[Cache, Sequence[int]]] = []
+    for (kind, window), places in ordered:
+        states, sizes = [graph.states[i] for i in places], [shapes[i] for i in places]
+        if kind == "window" and window > 0:
+            made.append(
+                (WindowCache(backend, states, sizes, window=window, context_tokens=context_tokens), places)
+            )
+        elif kind == "grow":
+            made.append((SharedCache(backend, states, sizes, context_tokens), places))
+        elif kind == "append":
+            made.append((AppendCache(backend, states, sizes), places))
+        elif kind == "combined":
+            made.append((CombinedCache(backend, states, sizes), places))
+        else:
+            raise BadArtifact(
+                f"{graph.file} has states of kind {kind!r}{'' if window else ' without a window'}; known are "
+                "'grow', 'append', and 'window' with a length. Build the model again."
+            )
+    return made[0][0] if len(made) == 1 else SplitCache(made)
+
+
+def state_shapes(backend: Backend, graph: Graph) -> list[tuple[int, int]]:
+    """Return key/value heads K and width D of every state, from the graph or else from the configuration.
+
+    A state that holds keys and values has 2 K.
+    """
+    found = []
+    for state in graph.states:
+        if state.past not in backend.inputs:
+            raise BadArtifact(
+                f"{graph.file} has no input {state.past!r}, which the artifact's configuration names as a cache."
+                + nearest(state.past, backend.inputs)
+            )
+        shape, combined = backend.inputs[state.past].shape, state.axis == 3
+        if len(shape) != (5 if combined else 4):
+            wanted = "[2, B, K, C, D]" if combined else "[B, K, C, D]"
+            raise BadArtifact(f"{graph.file}: input {state.past} must have shape {wanted}, found {shape}.")
+        heads, width = shape[-3] or state.heads, shape[-1] or state.head_dim
+        if not heads or not width:
+            raise BadArtifact(
+                f"{graph.file}: neither input {state.past} nor genai_config.json says how many key/value heads "
+                "there are and how large a head is (num_key_value_heads, head_size)."
+            )
+        found.append((2 * heads if combined else heads, width))
+    return found
+
+
+def bytes_per_token(backend: Backend, states: Sequence[State], shapes: Shapes) -> int:
+    """Return how many bytes of cache one token of one row takes."""
+    sizes = [backend.inputs[state.past].dtype.bytes for state in states]
+    return sum(heads * width * size for (heads, width), size in zip(shapes, sizes, strict=True))
+
+
+def _trimmed(length: int, wanted: Sequence[int]) -> int:
+    longest = max(wanted, default=0)
+    if not 0 <= longest <= length:
+        raise CannotRewind(f"the cache holds {length} positions and cannot go back to {longest}.")
+    return longest

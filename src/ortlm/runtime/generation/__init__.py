@@ -1,0 +1,1 @@
+"""The generation loop, token by token or as a stream."""

@@ -1,0 +1,129 @@
+"""From an image in RGB to the pixels that a vision encoder takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.errors import BadOption
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+from ortlm.runtime.multimodal.image_loading import _check_rgb
+
+
+def hd_size(width: int, height: int, *, side: int = 336, most: int) -> tuple[int, int]:
+    """Return (height, width) in pixels of what ``hd_crops`` cuts up: multiples of ``side``.
+
+    Raises BadOption if a number is below 1.
+    """
+    wide, high = _fitted(width, height, side, most)
+    return math.ceil(high / side) * side, math.ceil(wide / side) * side
+
+
+def hd_crops(
+    image: Image.Image,
+    *,
+    most: int,
+    side: int = 336,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Return what Phi-3.5-vision sees of an RGB ``image``, and (height, width) of the picture it was cut from.
+
+    Pixels are float32 [1 + n, 3, side, side] with n = (height / side) * (width / side) <= ``most``: the whole
+    picture first, then the crops row by row. The picture is made as large as ``most`` crops allow and gets white
+    bands on the sides that do not fill a crop. ``mean`` and ``std`` are those of the three channels. Raises
+    BadOption if ``most`` or ``side`` is below 1.
+    """
+    from PIL import Image
+
+    _check_rgb(image)
+    wide, high = _fitted(*image.size, side, most)
+    height, width = hd_size(*image.size, side=side, most=most)
+    if image.width < image.height:
+        # The reference turns portraits on their side and back. Pillow resizes along x, then along y, and rounds in
+        # between; so the same values come out of the other order.
+        image = image.resize((image.width, high), Image.Resampling.BILINEAR)
+    image = image.resize((wide, high), Image.Resampling.BILINEAR)
+    if image.size != (width, height):
+        page = Image.new("RGB", (width, height), (255, 255, 255))
+        page.paste(image, ((width - wide) // 2, (height - high) // 2))
+        image = page
+    whole = _normalised(image, mean, std)
+    rows, columns = height // side, width // side
+    pixels = np.empty((1 + rows * columns, 3, side, side), dtype=np.float32)
+    pixels[0] = _bicubic(whole, side)
+    crops = whole.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
+    pixels[1:] = crops.reshape(-1, 3, side, side)
+    return pixels, (height, width)
+
+
+def whole_pixels(
+    image: Image.Image, *, side: int, mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.float32]:
+    """Return an RGB ``image`` stretched to a square, as Gemma 3 sees it: float32 [1, 3, side, side]."""
+    from PIL import Image
+
+    _check_rgb(image)
+    if side < 1:
+        raise BadOption(f"side must be at least 1 pixel, found {side}.")
+    return _normalised(image.resize((side, side), Image.Resampling.BILINEAR), mean, std)[None]
+
+
+def _fitted(width: int, height: int, side: int, most: int) -> tuple[int, int]:
+    """Return (width, height) in pixels to which a picture is resized; bands then fill up the shorter side."""
+    if min(width, height, side, most) < 1:
+        raise BadOption(
+            f"width, height, side and most must be at least 1; found {width}, {height}, {side}, {most}."
+        )
+    if width < height:
+        high, wide = _fitted(height, width, side, most)
+        return wide, high
+    ratio = width / height
+    scale = 1
+    while (scale + 1) * math.ceil((scale + 1) / ratio) <= most:
+        scale += 1
+    # A line of pixels would be resized to nothing, where the reference fails.
+    return scale * side, max(1, int(scale * side / ratio))
+
+
+def _normalised(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+    """Return the pixels of ``image`` as float32 [3, height, width], 0..1 less ``mean``, by ``std``."""
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    tables = (levels - np.asarray(mean, np.float32).reshape(3, 1)) / np.asarray(std, np.float32).reshape(3, 1)
+    pixels = np.asarray(image)
+    return np.stack([tables[channel][pixels[..., channel]] for channel in range(3)])
+
+
+def _bicubic(picture: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Return float32 [3, height, width] as [3, side, side], by torch's bicubic interpolation without antialias."""
+    index, weights = _taps(picture.shape[1], side)
+    lines = sum(w[:, None] * picture[:, at] for at, w in zip(index, weights, strict=True))
+    assert isinstance(lines, np.ndarray)
+    index, weights = _taps(picture.shape[2], side)
+    found: NDArray[np.float32] = sum(w * lines[:, :, at] for at, w in zip(index, weights, strict=True))
+    return found
+
+
+def _taps(size: int, side: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return which four of ``size`` values make each of ``side`` values, and their weights: two [4, side]."""
+    place = (np.arange(side) + 0.5) * (size / side) - 0.5
+    first = np.floor(place)
+    part = place - first
+    a = -0.75
+
+    def near(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+
+    def far(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+
+    weights = np.stack([far(part + 1), near(part), near(1 - part), far(2 - part)]).astype(np.float32)
+    index = first.astype(np.int64) + np.arange(-1, 3)[:, None]
+    return index.clip(0, size - 1), weights

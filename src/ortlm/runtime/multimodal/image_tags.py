@@ -1,0 +1,96 @@
+"""Where images stand in prompts and messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ortlm.artifact import Images
+from ortlm.errors import BadOption
+from ortlm.runtime.multimodal.image_loading import (
+    ImageSource,
+)
+
+
+def tag_pattern(images: Images) -> re.Pattern[str]:
+    """Return what finds the tags of pictures in a text; its group is the number, if tags have numbers."""
+    before, numbered, after = images.tag.partition("{}")
+    return re.compile(re.escape(before) + (r"(\d+)" if numbered else "") + re.escape(after))
+
+
+def split(text: str, images: Images, count: int) -> list[str]:
+    """Return the texts around ``count`` pictures whose tags stand in ``text``, one more than there are pictures.
+
+    Raises BadOption unless there are so many tags, with the numbers 1, 2, 3 … in this order.
+    """
+    pattern = tag_pattern(images)
+    found = list(pattern.finditer(text))
+    if len(found) != count:
+        raise BadOption(
+            f"the prompt has {len(found)} image tags, but {count} images were given. Each image needs one tag, "
+            f"{' '.join(images.tag.format(i) for i in (1, 2))} … in this order, or give messages without any."
+        )
+    if pattern.groups:
+        numbers = [int(match[1]) for match in found]
+        if numbers != list(range(1, count + 1)):
+            raise BadOption(
+                f"the prompt's image tags have the numbers {', '.join(map(str, numbers))}; they must be 1 to "
+                f"{count}, in this order: the model takes images in the order of the text."
+            )
+    texts, at = [], 0
+    for match in found:
+        texts.append(text[at : match.start()])
+        at = match.end()
+    return [*texts, text[at:]]
+
+
+_KINDS = ("image", "image_url", "input_image")
+
+
+def picture_of(part: Any) -> ImageSource | None:
+    """Return the picture in a part of a message's content, None if it is something else.
+
+    Parts are {"type": "image", "image": …} or, as in OpenAI's API, {"type": "image_url", "image_url": {"url": …}}.
+    Raises BadOption for one without a picture.
+    """
+    if not isinstance(part, dict) or part.get("type") not in _KINDS:
+        return None
+    for key in ("image", "image_url", "url", "path"):
+        found = part.get(key)
+        if isinstance(found, dict):
+            found = found.get("url")
+        if found is not None:
+            source: ImageSource = found
+            return source
+    raise BadOption(
+        'a content part of type "image" needs the picture: {"type": "image", "image": PATH, URL, bytes, Pillow '
+        "image or numpy array}."
+    )
+
+
+def flatten(messages: Sequence[Any], images: Images) -> tuple[list[Any], list[ImageSource]]:
+    """Return ``messages`` with their pictures taken out, and those, in order.
+
+    Where tags have numbers, a tag and a line break take a picture's place, and contents become texts; else the
+    template writes the tag for {"type": "image"}.
+    """
+    sources: list[ImageSource] = []
+    out: list[Any] = []
+    numbered = "{}" in images.tag
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(content, list):
+            out.append(message)
+            continue
+        parts: list[Any] = []
+        for part in content:
+            source = picture_of(part)
+            if source is None:
+                parts.append(part)
+                continue
+            sources.append(source)
+            tag = f"{images.tag.format(len(sources))}\n"
+            parts.append({"type": "text", "text": tag} if numbered else {"type": "image"})
+        out.append({**message, "content": parts})
+    return out, sources

@@ -1,0 +1,223 @@
+"""Pictures in prompts: what they become, and how a decoder that reads embeddings gets them.
+
+A picture's tokens are numbers far above any vocabulary that follow from its content. So a history of ids says all
+that a text with pictures is made of: prompts agree as far as their pictures do, and whatever is fed anew finds
+them.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.artifact import MOST_CROPS, Graph, Images
+from ortlm.dtypes import Array
+from ortlm.errors import BadArtifact, BadImage, BadOption, ContextFull
+from ortlm.runtime.engine.session import Backend, Tensor
+from ortlm.runtime.engine.token_ids import (
+    FIRST_PICTURE,
+    TOKEN_BITS,
+    TOKEN_MASK,
+    picture_number,
+    picture_of_token,
+)
+from ortlm.runtime.multimodal.addresses import Allow
+from ortlm.runtime.multimodal.image_loading import ImageSource, image_key, open_image
+from ortlm.runtime.multimodal.image_processor import hd_crops, hd_size, whole_pixels
+
+# Features of pictures that nobody uses at the moment.
+_KEPT_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The embeddings ``features`` [tokens, H] that stand for a picture; ``number`` follows from its content."""
+
+    number: int
+    features: Array
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of its tokens."""
+        first = FIRST_PICTURE | self.number << TOKEN_BITS
+        return list(range(first, first + len(self.features)))
+
+
+class Pictures:
+    """Turns pictures into tokens, by the graph ``vision``, and remembers what it has computed.
+
+    ``open_session`` loads that graph when the first picture comes. ``allow_address``: see ``open_image``.
+    A picture of more than ``context_tokens`` is refused before it is cut up.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        graph: Graph,
+        open_session: Callable[[], Backend],
+        allow_address: Allow | None = None,
+        context_tokens: int | None = None,
+    ) -> None:
+        self.images = images
+        self._context = context_tokens
+        self._allow = allow_address
+        self._graph = graph
+        self._open = open_session
+        self._session: Backend | None = None
+        self._known: OrderedDict[int, Picture] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def read(self, source: ImageSource, crops: int | None = None) -> Picture:
+        """Return what the model sees in ``source``, cut into at most ``crops`` crops.
+
+        Raises BadImage if it cannot be read, BadOption for a number of crops that cannot be.
+        """
+        images = self.images
+        if crops is not None and not images.crops:
+            raise BadOption("num_crops does not apply: this model sees pictures as a whole.")
+        if crops is not None and not 1 <= crops <= MOST_CROPS:
+            raise BadOption(f"num_crops must be 1 to {MOST_CROPS}; got {crops}.")
+        most = images.crops if crops is None else crops
+        image = open_image(source, allow=self._allow)
+        key = f"{image_key(image)} {most}"
+        known = self.known(picture_number(key))
+        if known is not None:
+            return known
+        if images.crops:
+            self.check_crops(*image.size, most)
+            pixels, size = hd_crops(image, most=most, side=images.side, mean=images.mean, std=images.std)
+            return self.add(key, pixels[None], size)
+        return self.add(key, whole_pixels(image, side=images.side, mean=images.mean, std=images.std), None)
+
+    def check_crops(self, width: int, height: int, most: int) -> None:
+        """Refuse a picture of ``width`` by ``height`` pixels that, cut into ``most`` crops, fits into no prompt.
+
+        Raises ContextFull.
+        """
+        tokens = self.images.tokens_of(*hd_size(width, height, side=self.images.side, most=most))
+        limit = min(1 << TOKEN_BITS, self._context or sys.maxsize)
+        if tokens >= limit:
+            raise ContextFull(
+                f"the image has {tokens} tokens if it is cut into up to {most} crops, but a prompt holds fewer "
+                f"than {limit}. Allow fewer crops with num_crops."
+            )
+
+    def add(self, key: str, pixels: NDArray[np.float32], size: tuple[int, int] | None) -> Picture:
+        """Return what the model sees in ``pixels`` of ``size`` (height, width); ``key`` names the contents.
+
+        ``pixels`` are [1, 1 + crops, 3, side, side], or [1, 3, side, side] where pictures are not cut.
+        """
+        number = picture_number(key)
+        known = self.known(number)
+        if known is not None:
+            return known
+        features = self._features(pixels, size)
+        if len(features) >= 1 << TOKEN_BITS:
+            raise BadImage(
+                f"the picture has {len(features)} tokens; at most {(1 << TOKEN_BITS) - 1} are possible."
+            )
+        picture = Picture(number, features)
+        with self._lock:
+            if number not in self._known:
+                self._bytes += features.nbytes
+            self._known[number] = picture
+            while self._bytes > _KEPT_BYTES and len(self._known) > 1:
+                _, oldest = self._known.popitem(last=False)
+                self._bytes -= oldest.features.nbytes
+        return picture
+
+    def known(self, number: int) -> Picture | None:
+        """Return the picture ``number`` if it is remembered."""
+        with self._lock:
+            found = self._known.get(number)
+            if found is not None:
+                self._known.move_to_end(number)
+            return found
+
+    def _features(self, pixels: NDArray[np.float32], size: tuple[int, int] | None) -> Array:
+        with self._lock:
+            if self._session is None:
+                self._session = self._open()
+            session = self._session
+        inputs, output = self._graph.inputs, self._graph.outputs["image_features"]
+        binding = session.binding()
+        kind = session.inputs[inputs["pixel_values"]].dtype.numpy
+        binding.input(inputs["pixel_values"], session.place(np.ascontiguousarray(pixels, kind)))
+        if size is not None:
+            binding.input(
+                inputs["image_sizes"],
+                session.place(np.array([size], session.inputs[inputs["image_sizes"]].dtype.numpy)),
+            )
+        binding.output(output, None)
+        session.run(binding)
+        found = binding.result(output).numpy()
+        return found.reshape(-1, found.shape[-1])
+
+
+class Embedder:
+    """Token ids to embeddings, by the graph ``embedding``; holds the pictures of one decode loop."""
+
+    def __init__(self, session: Backend, graph: Graph, pictures: Pictures) -> None:
+        self._session, self._pictures = session, pictures
+        self._ids, self._features = graph.inputs["input_ids"], graph.inputs["image_features"]
+        self._output = graph.outputs["inputs_embeds"]
+        self._binding = session.binding()
+        self._id_type = session.inputs[self._ids].dtype.numpy
+        info = session.inputs[self._features]
+        self._kind = info.dtype.numpy
+        width = info.shape[-1] or session.outputs[self._output].shape[-1]
+        if width is None:
+            raise BadArtifact("the graph that embeds tokens does not say how wide its embeddings are.")
+        self._none = np.zeros((0, width), self._kind)
+        self._held: dict[int, Picture] = {}
+
+    def hold(self, rows: Iterable[Sequence[int]]) -> None:
+        """Keep the pictures that ``rows`` hold from being forgotten, and no others."""
+        wanted: set[int] = set()
+        for row in rows:
+            wanted |= {picture_of_token(token) for token in row if token >= FIRST_PICTURE}
+        held = {}
+        for number in wanted:
+            picture = self._held.get(number) or self._pictures.known(number)
+            if picture is not None:  # else it may never be asked for, as in a prompt that was saved
+                held[number] = picture
+        self._held = held
+
+    def embed(self, ids: NDArray[np.int64]) -> Tensor:
+        """Return the embeddings [B, S, H] of ``ids`` int64 [B, S].
+
+        Raises BadOption for a picture that is no longer known.
+        """
+        features = self._none
+        places = ids >= FIRST_PICTURE
+        if places.any():
+            features = np.stack([self._row(int(token)) for token in ids[places]])
+            ids = np.where(places, -1, ids)
+        self._binding.input(self._ids, self._session.place(np.ascontiguousarray(ids, self._id_type)))
+        self._binding.input(self._features, self._session.place(np.ascontiguousarray(features, self._kind)))
+        self._binding.output(self._output, None)
+        self._session.run(self._binding, brief=True)
+        return self._binding.result(self._output)
+
+    def _row(self, token: int) -> Array:
+        picture = self._held.get(picture_of_token(token))
+        if picture is None:
+            raise BadOption(
+                "the prompt holds a picture that the model no longer knows. Encode the prompt again, with the "
+                "picture."
+            )
+        row: Array = picture.features[token & TOKEN_MASK]
+        return row
+
+
+# --- prompts ------------------------------------------------------------------------------------------------
+
+
+# --- pictures that are fed as a whole -----------------------------------------------------------------------

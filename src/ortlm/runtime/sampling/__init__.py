@@ -1,0 +1,1 @@
+"""From logits to tokens: settings, logits processors, samplers and beam search."""
