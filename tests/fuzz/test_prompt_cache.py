@@ -46,7 +46,7 @@ def test_bytes(tmp_path, raw):
 
 @fuzz(st.sampled_from([repr(value) for value in HOSTILE]) | st.text(max_size=50), allowed=(BadArtifact,))
 def test_tokens(tmp_path, text):
-    from tests.runtime.test_saved import with_tokens
+    from tests.runtime.engine.test_prompt_cache import with_tokens
 
     try:
         with_tokens(tmp_path / "cache", text)

@@ -21,7 +21,7 @@ from ortlm.runtime.engine import sliding_window_cache as window
 from ortlm.target import TARGETS
 from tests import official
 from tests.architectures import oracle
-from tests.test_parity import PROMPT, STEPS, TOLERANCE, greedy
+from tests.graph.test_parity import PROMPT, STEPS, TOLERANCE, greedy
 
 FAMILIES = ["phi3-window", "mistral", "gemma2", "gemma3"]
 OPTIONS = BuildOptions(window_cache=True)

@@ -18,7 +18,7 @@ from ortlm.runtime.structured_output.matcher import Vocabulary, guided
 from ortlm.runtime.text.tokenizer import Tokenizer
 from tests.runtime import tiny
 
-SHIPPED = Path(__file__).parents[2] / "models" / "tiny-phi3"
+SHIPPED = Path(__file__).parents[3] / "models" / "tiny-phi3"
 PERSON = {
     "type": "object",
     "properties": {

@@ -21,7 +21,7 @@ from ortlm.spec import Attention, Rope
 from ortlm.target import TARGETS
 from tests import lora, official
 from tests.architectures import oracle
-from tests.test_parity import greedy
+from tests.graph.test_parity import greedy
 
 INT8 = BuildOptions(kv_cache="int8")
 # Kinds of attention: plain, a window, two rotation tables, rotation of a part, rotation outside, softcap, heads

@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-FOLDER = Path(__file__).parent.parent / "models" / "tiny-phi3"
+FOLDER = Path(__file__).parents[2] / "models" / "tiny-phi3"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from ortlm.errors import Error
 from ortlm.runtime.sampling.beam_search import Beams, Hypothesis
 from ortlm.runtime.sampling.logits_processors import from_settings
 from ortlm.runtime.sampling.settings import Settings
-from tests.runtime import plain_beams
+from tests.runtime.sampling import plain_beams
 
 
 class TableModel(PreTrainedModel, GenerationMixin):
