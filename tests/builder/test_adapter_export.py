@@ -22,7 +22,7 @@ from ortlm.builder.options import BuildOptions
 from ortlm.builder.planning import installed_onnxruntime, prepare
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption, Error, UnsupportedModel
 from ortlm.runtime.engine.lora import Adapters
-from ortlm.runtime.engine.session import Session, Tensor
+from ortlm.runtime.engine.session import DeviceTensor, Session
 from ortlm.target import TARGETS
 from tests import lora, official
 from tests.architectures import oracle
@@ -55,7 +55,9 @@ def open_session(built: Artifact) -> Session:
     return Session(built.graph_path(), threads=1)
 
 
-def logits(session: Session, given: Mapping[str, Tensor], *more: Mapping[str, Tensor]) -> np.ndarray:
+def logits(
+    session: Session, given: Mapping[str, DeviceTensor], *more: Mapping[str, DeviceTensor]
+) -> np.ndarray:
     """Return the logits of TOKENS, with each of the bindings after the other and the last result."""
     binding = session.binding()
     ids = np.array([TOKENS])

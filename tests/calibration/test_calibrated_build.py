@@ -141,14 +141,14 @@ def test_what_was_interrupted_is_not_taken_for_another(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: Path
 ) -> None:
     out = tmp_path / "out"
-    finish = calibration.State.finish
+    finish = calibration.CalibrationProgress.finish
 
     def interrupted(self: Any, done: int, streams: Sequence[Any]) -> None:
         finish(self, done, streams)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibration.State, "finish", interrupted)
+        patch.setattr(calibration.CalibrationProgress, "finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ortlm.build(tiny, out, options=calibrated(calibration=str(text)))
     changed = calibrated(calibration=str(text), block_size=64)

@@ -99,13 +99,13 @@ def test_weights_that_an_artifact_shares_are_not_written_to(
 ) -> None:
     """Killed between putting in place and forgetting, a calibration has one file with the artifact."""
     out = tmp_path / "out"
-    monkeypatch.setattr(calibration.State, "forget", lambda self: None)
+    monkeypatch.setattr(calibration.CalibrationProgress, "forget", lambda self: None)
     assert build(tiny, out, *CALIBRATED) == 0
     kept = tmp_path / ".out.calibration"
     assert (kept / "weights.data").samefile(out / "model.onnx.data")
     found = json.loads((kept / "state.json").read_text())
     (kept / "state.json").write_text(json.dumps({**found, "complete": False}))
-    state = calibration.State.open(kept, found["fingerprint"])
+    state = calibration.CalibrationProgress.open(kept, found["fingerprint"])
     assert state.resumed
     assert not state.data.samefile(out / "model.onnx.data")
     monkeypatch.undo()

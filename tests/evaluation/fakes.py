@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ortlm.dtypes import Floats
 from ortlm.evaluation.chunks import Chunks
-from ortlm.evaluation.types import Floats, Observe, Tokens
+from ortlm.evaluation.types import Tokens
+from ortlm.layerwise.types import Observe
 
 VOCAB = 50
 

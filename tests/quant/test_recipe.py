@@ -7,19 +7,19 @@ import pytest
 from ortlm.builder.extra_options import parse_extra_options
 from ortlm.builder.options import BuildOptions, make_recipe
 from ortlm.errors import BadOption
-from ortlm.quant.recipe import Place
+from ortlm.quant.recipe import MatrixLocation
 from ortlm.target import TARGETS, find_target
 
 CPU = find_target("cpu")
 
 
-def bits(options: BuildOptions, place: Place, precision: str = "int4", target: str = "cpu") -> int:
+def bits(options: BuildOptions, place: MatrixLocation, precision: str = "int4", target: str = "cpu") -> int:
     scheme = make_recipe(precision, find_target(target), options)(place)
     return 0 if scheme is None else scheme.bits
 
 
-def place(role: str, layer: int | None = None, node: str = "/n/MatMul") -> Place:
-    return Place(role, node, layer, 32)
+def place(role: str, layer: int | None = None, node: str = "/n/MatMul") -> MatrixLocation:
+    return MatrixLocation(role, node, layer, 32)
 
 
 def test_cpu_default() -> None:
@@ -35,7 +35,7 @@ def test_balanced_widens_what_loses_most() -> None:
     recipe = make_recipe("int4", CPU, BuildOptions(recipe="balanced"))
 
     def at(role: str, layer: int, weights: int) -> int:
-        scheme = recipe(Place(role, "/n/MatMul", layer, 32, weights))
+        scheme = recipe(MatrixLocation(role, "/n/MatMul", layer, 32, weights))
         return scheme.bits if scheme else 0
 
     small, large = 8_000_000, 8_000_001
@@ -44,10 +44,9 @@ def test_balanced_widens_what_loses_most() -> None:
     eight = [i for i in range(32) if at("down", i, large) == 8]
     assert eight == [i for i in range(32) if i < 4 or i >= 28 or (i - 4) % 3 == 2]
     asked = make_recipe("int4", CPU, BuildOptions(recipe="balanced", bits=4))
-    assert asked(Place("down", "/n/MatMul", 0, 32, small)) == asked(Place("qkv", "/n/MatMul", 0, 32, small))
-    elsewhere = make_recipe("int4", find_target("mobile"), BuildOptions(recipe="balanced"))(
-        Place("down", "/n/MatMul", 0, 32, small)
-    )
+    down, qkv = (MatrixLocation(role, "/n/MatMul", 0, 32, small) for role in ("down", "qkv"))
+    assert asked(down) == asked(qkv)
+    elsewhere = make_recipe("int4", find_target("mobile"), BuildOptions(recipe="balanced"))(down)
     assert elsewhere is not None
     assert elsewhere.bits == 4
 

@@ -8,7 +8,7 @@ import pytest
 
 from ortlm.builder.options import BuildOptions, make_recipe
 from ortlm.errors import BadOption
-from ortlm.quant.recipe import Place
+from ortlm.quant.recipe import MatrixLocation
 from ortlm.quant.recipe_file import find_preset
 from ortlm.target import find_target
 
@@ -33,7 +33,7 @@ def test_a_file(tmp_path: Path) -> None:
     recipe = make_recipe("int4", find_target("cpu"), BuildOptions(recipe=str(path)))
 
     def at(role: str, layer: int | None = None, node: str = "/n") -> str:
-        return str(recipe(Place(role, node, layer, 16)))
+        return str(recipe(MatrixLocation(role, node, layer, 16)))
 
     assert at("gate_up", 15) == "int8, block 64, asymmetric, awq_gptq"
     assert at("gate_up", 5) == "int4, block 64, asymmetric, awq_gptq"

@@ -7,7 +7,7 @@ import numpy as np
 from ortlm.artifact import Graph, State
 from ortlm.dtypes import dtype
 from ortlm.errors import BadArtifact, Cancelled
-from ortlm.runtime.engine.session import Tensor, TensorInfo
+from ortlm.runtime.engine.session import DeviceTensor, TensorInfo
 
 VOCAB, HEADS, WIDTH = 11, 2, 3
 
@@ -21,7 +21,7 @@ class FakeBinding:
         self.bound += 1
 
     def input_array(self, name, array, address=None):
-        self.given[name] = Tensor(None, array)
+        self.given[name] = DeviceTensor(None, array)
         self.bound += 1
 
     def output(self, name, tensor):
@@ -72,7 +72,7 @@ class FakeBackend:
 
     def tensor(self, array):
         assert array.flags.c_contiguous
-        return Tensor(None, array)
+        return DeviceTensor(None, array)
 
     place = tensor
 
@@ -105,7 +105,7 @@ class FakeBackend:
                 assert binding.taken[state.present] is None or binding.bound > 0
                 present = np.full((rows, HEADS, total, WIDTH), np.nan, np.float32)
                 present[:, :, : past.shape[2]] = past
-                binding.taken[state.present] = Tensor(None, present)
+                binding.taken[state.present] = DeviceTensor(None, present)
             for b in range(rows):
                 for s in range(counts[b]):
                     present[b, :, starts[b] + s] = sign * self.embedding[ids[b, s]]
@@ -129,4 +129,4 @@ class FakeBackend:
         if bound is not None and bound.array.shape == out.shape:
             bound.array[...] = out
         else:
-            binding.taken["logits"] = Tensor(None, out)
+            binding.taken["logits"] = DeviceTensor(None, out)

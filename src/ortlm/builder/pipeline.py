@@ -45,7 +45,7 @@ from ortlm.weights.reader import Weights
 from ortlm.weights.writer import Progress, write_weights
 
 if TYPE_CHECKING:
-    from ortlm.calibration.progress_state import State
+    from ortlm.calibration.progress_state import CalibrationProgress
 
 
 class Silent:
@@ -170,7 +170,7 @@ def _write_files(
     threads: int,
     progress: Progress,
     kept: contextlib.ExitStack,
-) -> State | None:
+) -> CalibrationProgress | None:
     """Write everything but the manifest; returns what a calibration keeps as long as ``kept`` is open."""
     state = None
     checkpoint, options, emitted = prepared.checkpoint, prepared.options, prepared.emitted
@@ -224,7 +224,7 @@ def _calibrate(
     threads: int,
     progress: Progress,
     kept: contextlib.ExitStack,
-) -> State:
+) -> CalibrationProgress:
     """Write the weights' file, calibrated, of the artifact that grows in ``folder``; return where it is.
 
     What is finished is kept beside ``out`` until ``kept`` is closed, and longer unless it is forgotten; a build of
@@ -232,14 +232,14 @@ def _calibrate(
     """
     # They load ONNX Runtime, which other builds do without.
     from ortlm.calibration.dataset import Reader, read_rows, write_rows
-    from ortlm.calibration.progress_state import State
+    from ortlm.calibration.progress_state import CalibrationProgress
     from ortlm.calibration.run import calibrate
 
     settings = preset_of(prepared.outline.precision, prepared.options).calibration
     shape = prepared.outline.calibration
     assert shape is not None
     place = kept.enter_context(resumable(out))
-    state = State.open(place, _fingerprint(prepared, settings, threads))
+    state = CalibrationProgress.open(place, _fingerprint(prepared, settings, threads))
     if state.complete:
         return state
     rows = state.rows()

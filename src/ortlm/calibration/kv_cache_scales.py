@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from ortlm.artifact import Artifact
 from ortlm.calibration.texts import TEXTS
+from ortlm.dtypes import Floats
 from ortlm.errors import BadCheckpoint
 from ortlm.graph.attention import CacheScales
 from ortlm.runtime.language_model import LanguageModel
 from ortlm.spec import Attention, Decoder, Rope
-
-Floats = NDArray[np.float32]
 
 # Other texts reach further than these few: with less, numbers are cut off, with more, all become coarser. On the
 # model that ships with the project 1.25 loses least, and twice the tokens gain nothing.

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ortlm.dtypes import dtype
+from ortlm.dtypes import Floats, dtype
 from ortlm.errors import BadCheckpoint
 from ortlm.graph.builder import Product
 from ortlm.graph.weight_plan import Plain, Plan, Quantized
@@ -21,7 +20,6 @@ from ortlm.quant.scheme import Scheme
 from ortlm.spec import GatedMLP
 from ortlm.weights.reader import Weights
 
-Floats = NDArray[np.float32]
 Results = dict[Quantized | Plain, Packed | Floats]
 
 # Elements of a matrix that are rounded at once; more would only take more memory.

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from ortlm.dtypes import Floats
+
 _STATE = "state.json"
 
 
 @dataclass(slots=True)
-class State:
+class CalibrationProgress:
     """The folder of a calibration: the weights' file, the rows that are read, and what the last layer gave.
 
     ``done`` layers are finished; ``complete`` says that the head is, too. ``fingerprint`` stands for everything
@@ -33,7 +34,7 @@ class State:
     complete: bool = False
 
     @classmethod
-    def open(cls, folder: Path, fingerprint: str) -> State:
+    def open(cls, folder: Path, fingerprint: str) -> CalibrationProgress:
         """Open ``folder``; what another calibration left there is removed."""
         state = cls(folder, fingerprint)
         found = _read(folder / _STATE)

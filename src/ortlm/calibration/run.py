@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.calibration.layer_quantizer import LayerQuantizer, Results
-from ortlm.calibration.progress_state import State
+from ortlm.calibration.progress_state import CalibrationProgress
 from ortlm.graph.weight_plan import Plan, Quantized
 from ortlm.layerwise.model import LayerwiseModel, LookedUp
 from ortlm.quant.algorithms import CALIBRATED, quantizer
@@ -17,11 +17,9 @@ from ortlm.quant.rtn import Packed, dequantize
 from ortlm.weights.reader import Weights
 from ortlm.weights.writer import Layout, Progress, write_packed, write_values
 
-Floats = NDArray[np.float32]
-
 
 def calibrate(
-    state: State,
+    state: CalibrationProgress,
     plan: Plan,
     layout: Layout,
     weights: Weights,
@@ -85,7 +83,7 @@ def _head(plan: Plan) -> Quantized | None:
     return None
 
 
-def _write(state: State, layout: Layout, results: Results) -> None:
+def _write(state: CalibrationProgress, layout: Layout, results: Results) -> None:
     for item, found in results.items():
         if isinstance(found, Packed):
             assert isinstance(item, Quantized)

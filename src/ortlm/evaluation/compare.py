@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ortlm.dtypes import Floats
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption
 from ortlm.evaluation.chunks import Chunks
 from ortlm.evaluation.statistics import Doubles, Scores
-from ortlm.evaluation.types import Floats, Source, Tokens
+from ortlm.evaluation.types import Source, Tokens
 
 # Bounds the float64 copies of logits.
 _BLOCK_NUMBERS = 1 << 21
@@ -20,7 +21,7 @@ _TOP = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WorstToken:
     """A scored token: after position ``at`` of chunk ``chunk``, with the likeliest tokens of both models.
 
     ``base_top`` and ``top`` are pairs of a token and its probability, from the likeliest.
@@ -40,7 +41,7 @@ class Comparison:
 
     scores: Scores
     kinds: Tokens
-    worst: tuple[Place, ...]
+    worst: tuple[WorstToken, ...]
 
 
 def compare(
@@ -51,7 +52,7 @@ def compare(
     Raises BadOption if their vocabularies differ, BadArtifact or BadCheckpoint for logits that are no numbers.
     """
     parts: list[Scores] = []
-    worst: list[Place] = []
+    worst: list[WorstToken] = []
     for number, ids in enumerate(chunks.tokens):
         # The last logits predict what is not in the chunk.
         wanted = slice(chunks.first, len(ids) - 1)
@@ -128,11 +129,11 @@ def _checked(logits: Floats, error: type[BadArtifact] | type[BadCheckpoint], wha
 
 def _places(
     number: int, first: int, scores: Scores, logits: Floats, base_logits: Floats, least: float
-) -> list[Place]:
+) -> list[WorstToken]:
     """Return the worst places of a chunk, as far as their KL divergence is above ``least``."""
     rows = np.lexsort((np.arange(len(scores.kld)), -scores.kld))[:_WORST].tolist()
     return [
-        Place(
+        WorstToken(
             chunk=number,
             at=first + row,
             kld=float(scores.kld[row]),
@@ -145,5 +146,5 @@ def _places(
     ]
 
 
-def _worst(places: list[Place]) -> list[Place]:
+def _worst(places: list[WorstToken]) -> list[WorstToken]:
     return heapq.nsmallest(_WORST, places, key=lambda place: (-place.kld, place.chunk, place.at))

@@ -16,7 +16,7 @@ from ortlm._utils.cpu import physical_cores
 from ortlm._version import __version__
 from ortlm.artifact import Artifact
 from ortlm.evaluation.chunks import Chunks, Text
-from ortlm.evaluation.compare import Comparison, Place
+from ortlm.evaluation.compare import Comparison, WorstToken
 from ortlm.evaluation.report import file_hashes
 from ortlm.evaluation.statistics import Doubles, finite, mean
 from ortlm.runtime.text.tokenizer import Tokenizer
@@ -105,7 +105,7 @@ def worst(found: Comparison, chunks: Chunks, tokenizer: Tokenizer, read: Text) -
     ]
 
 
-def _place(place: Place, chunks: Chunks, tokenizer: Tokenizer, read: Text) -> dict[str, Any]:
+def _place(place: WorstToken, chunks: Chunks, tokenizer: Tokenizer, read: Text) -> dict[str, Any]:
     ids = chunks.tokens[place.chunk].tolist()
 
     def written(token: int) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ortlm.dtypes import Floats
 from ortlm.evaluation.compare import log_softmax
 from ortlm.evaluation.prompts import PROMPTS, Prompt, in_script, is_refusal
-from ortlm.evaluation.types import Floats, Source, Tokens
+from ortlm.evaluation.types import Source, Tokens
 from ortlm.runtime.language_model import LanguageModel
 
 ANSWER_TOKENS = 64
@@ -38,7 +39,7 @@ ABOUT = (
 
 
 @dataclass(slots=True)
-class Answer:
+class ComparedAnswer:
     """Answers of both models to one prompt, as tokens.
 
     ``base_tokens`` grow while the reference is asked; ``complete`` says that they are whole. ``diverged`` is the
@@ -85,7 +86,7 @@ class Answer:
 
 def drift(
     lm: LanguageModel, model: Source, base: Source, done: Callable[[int], None] = lambda count: None
-) -> list[Answer]:
+) -> list[ComparedAnswer]:
     """Return both models' answers to all prompts that fit. ``model`` is ``lm`` as a Source.
 
     ``done`` hears of each round in which the reference is asked.
@@ -93,7 +94,9 @@ def drift(
     room = lm.manifest.context_tokens - ANSWER_TOKENS
     asked = [(prompt, _encode(lm, prompt.text)) for prompt in PROMPTS]
     answers = [
-        Answer(prompt, ids, _continue(lm, ids, ANSWER_TOKENS)) for prompt, ids in asked if len(ids) <= room
+        ComparedAnswer(prompt, ids, _continue(lm, ids, ANSWER_TOKENS))
+        for prompt, ids in asked
+        if len(ids) <= room
     ]
     unknown = lm.tokenizer.unknown_ids(lm.vocab_size)
     _read_again(model, answers, unknown)
@@ -119,7 +122,7 @@ def drift(
     return answers
 
 
-def summarize(answers: Sequence[Answer], lm: LanguageModel) -> dict[str, Any]:
+def summarize(answers: Sequence[ComparedAnswer], lm: LanguageModel) -> dict[str, Any]:
     """Return the change by category, and every answer with its text, as JSON has it."""
     named = [_named(answer, lm) for answer in answers]
     categories: dict[str, Any] = {}
@@ -167,7 +170,7 @@ def _pairs(found: Sequence[Sequence[bool]]) -> dict[str, int]:
     }
 
 
-def _named(answer: Answer, lm: LanguageModel) -> dict[str, Any]:
+def _named(answer: ComparedAnswer, lm: LanguageModel) -> dict[str, Any]:
     prompt, count = answer.prompt, len(answer.tokens)
     texts = [lm.tokenizer.decode(tokens) for tokens in (answer.tokens, answer.base_tokens)]
     valid, script = prompt.valid, prompt.script
@@ -213,7 +216,7 @@ def _likeliest(logits: Floats, unknown: Tokens) -> Tokens:
     return found
 
 
-def _read_again(model: Source, answers: Sequence[Answer], unknown: Tokens) -> None:
+def _read_again(model: Source, answers: Sequence[ComparedAnswer], unknown: Tokens) -> None:
     """Note what ``model`` says when it reads its own answers at once."""
     model.open([np.array([*answer.ids, *answer.tokens], np.int64) for answer in answers])
     for at, answer in enumerate(answers):

@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from ortlm.artifact import Artifact, graph_named
-from ortlm.dtypes import Array
+from ortlm.dtypes import Array, Floats
 from ortlm.errors import BadArtifact, BadOption
-from ortlm.evaluation.types import Floats, Observe
+from ortlm.layerwise.types import Observe
 from ortlm.runtime.engine.decode_loop import CHUNK_TOKENS, Loop
-from ortlm.runtime.engine.session import OrtBinding, Session, Tensor, TensorInfo
+from ortlm.runtime.engine.session import DeviceTensor, OrtBinding, Session, TensorInfo
 from ortlm.runtime.loading import open_embedder
 
 # Other builders call the nodes alike.
@@ -153,10 +153,10 @@ class _Tapped:
     def outputs(self) -> Mapping[str, TensorInfo]:
         return self._session.outputs
 
-    def tensor(self, array: Array) -> Tensor:
+    def tensor(self, array: Array) -> DeviceTensor:
         return self._session.tensor(array)
 
-    def place(self, array: Array) -> Tensor:
+    def place(self, array: Array) -> DeviceTensor:
         return self._session.place(array)
 
     def binding(self) -> OrtBinding:

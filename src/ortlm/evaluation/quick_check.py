@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ortlm.dtypes import Floats
 from ortlm.evaluation.chunks import Chunks, Text, make_chunks, read_text
 from ortlm.evaluation.compare import compare
 from ortlm.evaluation.sources import ArtifactSource
 from ortlm.evaluation.statistics import statistics
-from ortlm.evaluation.types import Floats, Observe, Source, Tokens
+from ortlm.evaluation.types import Source, Tokens
+from ortlm.layerwise.types import Observe
 
 _CHUNKS = 2
 _PROMPT = "The first thing to know about a river is"

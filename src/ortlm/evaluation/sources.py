@@ -7,8 +7,10 @@ from pathlib import Path
 
 from ortlm.artifact import GENAI_FILE, MANIFEST_FILE, Artifact, graph_named, open_artifact
 from ortlm.artifact.provenance import Origin, recall
+from ortlm.dtypes import Floats
 from ortlm.errors import BadOption
-from ortlm.evaluation.types import Floats, Observe, Source, Tokens
+from ortlm.evaluation.types import Source, Tokens
+from ortlm.layerwise.types import Observe
 from ortlm.runtime.language_model import LanguageModel
 
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-
+from ortlm.dtypes import Floats
+from ortlm.layerwise.types import Observe
 
 Tokens = NDArray[np.int64]
-
-
-# Is given layer, chunk, and the normalized states [S, H] that the layer's attention projections multiply; the
-# head's input comes as the layer behind the last one.
-Observe = Callable[[int, int, Floats], None]
 
 
 class Source(Protocol):

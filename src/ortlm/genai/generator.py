@@ -22,7 +22,7 @@ from ortlm.genai.processor import pictures_of
 from ortlm.genai.prompts import Prompts, as_prompts
 from ortlm.genai.speculation import CountedLookup, Rounds
 from ortlm.genai.tensors import NamedTensors, Tensor
-from ortlm.runtime.engine.session import Tensor as DeviceTensor
+from ortlm.runtime.engine.session import DeviceTensor
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.generator import Generator as Inner
 from ortlm.runtime.sampling.settings import Settings

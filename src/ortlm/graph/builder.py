@@ -10,9 +10,9 @@ import onnx
 import onnx_ir as ir
 
 from ortlm.dtypes import BY_NAME, Array, dtype
-from ortlm.graph.weight_plan import Columns, Plain, Plan, Quantized, Tensor
+from ortlm.graph.weight_plan import Columns, Initializer, Plain, Plan, Quantized
 from ortlm.quant.algorithms import CALIBRATED
-from ortlm.quant.recipe import Place, Recipe
+from ortlm.quant.recipe import MatrixLocation, Recipe
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import Parameter
 from ortlm.target import Target
@@ -252,7 +252,7 @@ class Builder:
     def scheme(self, role: str, node: str, layer: int | None, weights: int) -> Scheme | None:
         """Ask the recipe how the matrix of operator ``node`` is stored; ``asked`` remembers the name."""
         self.asked.add(node)
-        found = self.recipe(Place(role, node, layer, self.layers, weights))
+        found = self.recipe(MatrixLocation(role, node, layer, self.layers, weights))
         if found is not None and role == "vision" and found.algorithm in CALIBRATED:
             # Calibration reads text, which pictures' weights have no part in.
             found = replace(found, algorithm="rtn")
@@ -275,14 +275,14 @@ class Builder:
         blocks, row = scheme.blocks(inputs), scheme.row_bytes(inputs)
         views = []
         if matmul:
-            views.append(Tensor(f"{name}.codes", "uint8", (rows, blocks, row // blocks)))
+            views.append(Initializer(f"{name}.codes", "uint8", (rows, blocks, row // blocks)))
         if gather:
-            views.append(Tensor(f"{name}.rows", "uint8", (rows, row)))
-        scales = Tensor(f"{name}.scales", self.dtype, (rows, blocks))
+            views.append(Initializer(f"{name}.rows", "uint8", (rows, row)))
+        scales = Initializer(f"{name}.scales", self.dtype, (rows, blocks))
         zeros = (
             None
             if scheme.symmetric
-            else Tensor(f"{name}.zeros", "uint8", (rows, scheme.zero_row_bytes(inputs)))
+            else Initializer(f"{name}.zeros", "uint8", (rows, scheme.zero_row_bytes(inputs)))
         )
         item = Quantized(tuple(p.name for p in parameters), scheme, rows, inputs, tuple(views), scales, zeros)
         self.plan.items.append(item)
@@ -297,8 +297,8 @@ class Builder:
     def columns(self, parameters: Sequence[Parameter], name: str) -> tuple[Value, Value]:
         """Return initializers for a matrix in 8 bits by columns: codes int8 [in, out] and scales float32 [out]."""
         rows, inputs = sum(p.shape[0] for p in parameters), parameters[0].shape[1]
-        codes = Tensor(f"{name}.columns", "int8", (inputs, rows))
-        scales = Tensor(f"{name}.column_scales", "fp32", (rows,))
+        codes = Initializer(f"{name}.columns", "int8", (inputs, rows))
+        scales = Initializer(f"{name}.column_scales", "fp32", (rows,))
         self.plan.items.append(Columns(tuple(p.name for p in parameters), rows, inputs, codes, scales))
         return self._initializer(codes), self._initializer(scales)
 
@@ -307,11 +307,11 @@ class Builder:
     ) -> Value:
         if name in self._initializers:
             return self._initializers[name]
-        tensor = Tensor(name, self.dtype, shape)
+        tensor = Initializer(name, self.dtype, shape)
         self.plan.items.append(Plain(tuple(p.name for p in parameters), tensor, transposed))
         return self._initializer(tensor)
 
-    def _initializer(self, tensor: Tensor) -> Value:
+    def _initializer(self, tensor: Initializer) -> Value:
         value = _value(tensor.name, tensor.dtype, tensor.shape)
         self._initializers[tensor.name] = value
         return value

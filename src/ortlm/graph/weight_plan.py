@@ -12,7 +12,7 @@ from ortlm.spec import Parameter
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class Initializer:
     """One initializer: its name, element type and shape. Several may show the same bytes."""
 
     name: str
@@ -33,11 +33,11 @@ class Plain:
     """``parameters``, one below the other, as ``tensor``; transposed from [out, in] if ``transposed``."""
 
     parameters: tuple[str, ...]
-    tensor: Tensor
+    tensor: Initializer
     transposed: bool = False
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Initializer, ...]:
         """The initializers that this writes."""
         return (self.tensor,)
 
@@ -53,12 +53,12 @@ class Quantized:
     scheme: Scheme
     rows: int
     inputs: int
-    views: tuple[Tensor, ...]
-    scales: Tensor
-    zeros: Tensor | None
+    views: tuple[Initializer, ...]
+    scales: Initializer
+    zeros: Initializer | None
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Initializer, ...]:
         """The initializers that own bytes: codes, scales and zero points."""
         return (self.views[0], self.scales, *([self.zeros] if self.zeros else []))
 
@@ -73,11 +73,11 @@ class Columns:
     parameters: tuple[str, ...]
     rows: int
     inputs: int
-    codes: Tensor
-    scales: Tensor
+    codes: Initializer
+    scales: Initializer
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Initializer, ...]:
         """The initializers that this writes."""
         return (self.codes, self.scales)
 

@@ -14,14 +14,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ortlm.dtypes import Floats
 from ortlm.graph.builder import Product
 from ortlm.graph.decoder import CACHE_NAMES
 from ortlm.graph.subgraphs import HIDDEN, MASK, RESULT, Piece, head_pieces, layer_pieces
 from ortlm.runtime.engine.session import Session
 from ortlm.spec import Decoder, Layer
 from ortlm.weights.reader import Weights
-
-Floats = NDArray[np.float32]
 
 # Rows of the same length run together, up to so many tokens: large enough for fast products.
 _BATCH_TOKENS = 2048

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.checkpoint.hub import find_checkpoint
+from ortlm.dtypes import Floats
 from ortlm.errors import BadOption
 from ortlm.graph.builder import Product
 from ortlm.layerwise.model import LayerwiseModel
+from ortlm.layerwise.types import Observe
 from ortlm.weights.lora import open_adapter
 from ortlm.weights.reader import Weights
 from ortlm.weights.resolution import stored_architecture
-
-Floats = NDArray[np.float32]
-# Called with a layer, a chunk and what that layer's attention is given, [S, H].
-Observe = Callable[[int, int, Floats], None]
 
 
 def open_reference(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ortlm.dtypes import Floats
 from ortlm.quant.gptq import Moments
 from ortlm.quant.rtn import dequantize, rtn
 from ortlm.quant.scheme import Scheme
-
-Floats = NDArray[np.float32]
 
 # Rows whose error is measured; the scales are for all rows alike.
 _SAMPLE = 256

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ortlm.dtypes import Floats
 from ortlm.quant.pack import pack
 from ortlm.quant.rtn import Packed
 from ortlm.quant.scheme import Scheme
-
-Floats = NDArray[np.float32]
 
 # Inputs that are rounded, and unknowns that are solved for, between two large products.
 _STEP, _SOLVED = 32, 256

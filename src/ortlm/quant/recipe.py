@@ -17,7 +17,7 @@ SENSITIVE = "sensitive"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class MatrixLocation:
     """Where a matrix sits: its ``role`` (see ``spec.Parameter``), its layer and how many layers there are.
 
     ``layer`` is None for embeddings and head. ``node`` is the name of the operator that uses the matrix,
@@ -31,7 +31,7 @@ class Place:
     weights: int = 0
 
 
-Recipe = Callable[[Place], Scheme | None]
+Recipe = Callable[[MatrixLocation], Scheme | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Uniform:
     embed: Scheme | None
     vision: Scheme | None = None
 
-    def __call__(self, place: Place) -> Scheme | None:
+    def __call__(self, place: MatrixLocation) -> Scheme | None:
         """Return the scheme for ``place``."""
         others = {"head": self.head, "embed": self.embed, "vision": self.vision}
         return others.get(place.role, self.body)
@@ -67,7 +67,7 @@ class Rule:
     symmetric: bool | None = None
     algorithm: str | None = None
 
-    def holds(self, place: Place) -> bool:
+    def holds(self, place: MatrixLocation) -> bool:
         """Return whether ``place`` is meant."""
         if self.roles and place.role not in self.roles:
             return False
@@ -92,7 +92,7 @@ class Ruled:
     base: Recipe
     rules: tuple[Rule, ...]
 
-    def __call__(self, place: Place) -> Scheme | None:
+    def __call__(self, place: MatrixLocation) -> Scheme | None:
         """Return the scheme for ``place``."""
         scheme = self.base(place)
         for rule in self.rules:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ortlm.dtypes import Array
-
-Floats = NDArray[np.float32]
+from ortlm.dtypes import Array, Floats
 
 
 class Rotation:

@@ -29,7 +29,7 @@ from ortlm.runtime.engine.kv_cache import Shapes, bytes_per_token, state_shapes
 from ortlm.runtime.engine.lora import Adapters
 from ortlm.runtime.engine.prefix_cache import KeptCaches
 from ortlm.runtime.engine.prompt_cache import fingerprint, restore, save
-from ortlm.runtime.engine.session import Provider, Session, Tensor, onnxruntime_version, provider_names
+from ortlm.runtime.engine.session import DeviceTensor, Provider, Session, onnxruntime_version, provider_names
 from ortlm.runtime.engine.token_ids import FIRST_PICTURE
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.generator import Generator, Rules
@@ -538,7 +538,7 @@ class LanguageModel:
     def _adapters(self) -> Adapters:
         return Adapters(self.session, self.artifact)
 
-    def _adapter_inputs(self, name: str | None) -> Mapping[str, Tensor]:
+    def _adapter_inputs(self, name: str | None) -> Mapping[str, DeviceTensor]:
         return self._adapters.defaults() if name is None else self._adapters.inputs(name)
 
     @cached_property

@@ -18,7 +18,7 @@ from ortlm.quant.rotation import Rotation
 from ortlm.spec import Architecture, Decoder
 
 
-class Rows(Protocol):
+class RowReader(Protocol):
     """A matrix or vector that is read piece by piece."""
 
     @property
@@ -52,7 +52,7 @@ class Weights:
         if rotation is not None:
             check_rotatable(self.spec)
 
-    def stack(self, names: Sequence[str]) -> Rows:
+    def stack(self, names: Sequence[str]) -> RowReader:
         """Return the weights ``names``, one below the other."""
         found = self._plain(names)
         if self._rotation is None:

@@ -23,7 +23,7 @@ from ortlm.graph.weight_plan import Columns, Item, Plain, Plan, Quantized
 from ortlm.quant.algorithms import quantizer
 from ortlm.quant.per_channel import round_columns
 from ortlm.quant.rtn import Packed
-from ortlm.weights.reader import Rows
+from ortlm.weights.reader import RowReader
 
 # Large tensors start on a page, so that they can be mapped on their own; small ones on a cache line.
 _PAGE, _LINE, _LARGE = 4096, 64, 1 << 20
@@ -83,7 +83,7 @@ def write_weights(
     path: Path,
     plan: Plan,
     layout: Layout,
-    stacks: Mapping[str, Rows],
+    stacks: Mapping[str, RowReader],
     *,
     threads: int,
     progress: Progress,
@@ -137,7 +137,7 @@ def _unless(stop: threading.Event, run: Callable[[], None]) -> Callable[[], None
     return guarded
 
 
-def _tasks(path: Path, item: Item, layout: Layout, weights: Rows) -> list[_Task]:
+def _tasks(path: Path, item: Item, layout: Layout, weights: RowReader) -> list[_Task]:
     if isinstance(item, Quantized | Columns):
         rows, width = item.rows, item.inputs
     else:
@@ -161,7 +161,7 @@ def _ranges(rows: int, width: int) -> list[tuple[int, int]]:
     return [(a, min(a + step, rows)) for a in range(0, rows, step)]
 
 
-def _write_rows(path: Path, item: Item, layout: Layout, weights: Rows, a: int, b: int) -> None:
+def _write_rows(path: Path, item: Item, layout: Layout, weights: RowReader, a: int, b: int) -> None:
     if isinstance(item, Quantized):
         _write_quantized(path, item, layout, weights, a, b)
     elif isinstance(item, Columns):
@@ -170,7 +170,7 @@ def _write_rows(path: Path, item: Item, layout: Layout, weights: Rows, a: int, b
         _write_plain(path, item, layout, weights, a, b)
 
 
-def _write_quantized(path: Path, item: Quantized, layout: Layout, weights: Rows, a: int, b: int) -> None:
+def _write_quantized(path: Path, item: Quantized, layout: Layout, weights: RowReader, a: int, b: int) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         packed = quantizer(item.scheme.algorithm)(weights.rows(a, b), item.scheme)
     write_packed(path, item, layout, packed, a)
@@ -195,7 +195,7 @@ def write_packed(path: Path, item: Quantized, layout: Layout, packed: Packed, st
         _write_at(path, data, layout.offsets[tensor.name] + start * row)
 
 
-def _write_columns(path: Path, item: Columns, layout: Layout, weights: Rows, a: int, b: int) -> None:
+def _write_columns(path: Path, item: Columns, layout: Layout, weights: RowReader, a: int, b: int) -> None:
     codes, scales = round_columns(weights.rows(a, b))
     if not np.isfinite(scales).all():
         raise BadCheckpoint(
@@ -212,7 +212,7 @@ def write_values(path: Path, item: Plain, layout: Layout, values: Array) -> None
     _write_at(path, _narrow(data, item.tensor.dtype, item.tensor.name), layout.offsets[item.tensor.name])
 
 
-def _write_plain(path: Path, item: Plain, layout: Layout, weights: Rows, a: int, b: int) -> None:
+def _write_plain(path: Path, item: Plain, layout: Layout, weights: RowReader, a: int, b: int) -> None:
     data, place = (
         _narrow(weights.rows(a, b), item.tensor.dtype, item.tensor.name),
         layout.offsets[item.tensor.name],

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.runtime.engine.session import Backend, Tensor
+from ortlm.runtime.engine.session import Backend, DeviceTensor
 
 
 def take_rows(
-    backend: Backend, tensors: list[Tensor], rows: NDArray[np.int64], *, filled: int, start: int = 0
+    backend: Backend, tensors: list[DeviceTensor], rows: NDArray[np.int64], *, filled: int, start: int = 0
 ) -> bool:
     """Put ``rows`` of every tensor [B, K, C, D], filled up to ``filled`` positions, in place of all rows.
 

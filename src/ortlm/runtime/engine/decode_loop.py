@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ortlm.artifact import Graph
 from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull, nearest
-from ortlm.runtime.engine.kv_cache import Rows, Shapes, StateInfo, make_cache, state_shapes
-from ortlm.runtime.engine.session import Backend, Tensor
+from ortlm.runtime.engine.kv_cache import RowIndices, Shapes, StateInfo, make_cache, state_shapes
+from ortlm.runtime.engine.session import Backend, DeviceTensor
 from ortlm.runtime.engine.token_ids import agreement, begun_picture, between_pictures, picture_numbers
 from ortlm.runtime.engine.types import Logits, TokenEmbedder
 
@@ -64,7 +64,7 @@ class Loop:
         self._whole_rows = self._windows and "query_lengths" not in graph.optional
         # A picture whose tokens attend to each other both ways has to be fed as a whole.
         self._whole_pictures = "picture_numbers" in graph.optional
-        self._bound: dict[str, Tensor] = {}
+        self._bound: dict[str, DeviceTensor] = {}
         self._ones: NDArray[np.integer] = np.ones((1, 0), dtype=np.int64)
         self._ones_address = 0
         self._types = _integer_types(backend, graph)
@@ -72,7 +72,7 @@ class Loop:
         fed = {*graph.inputs.values(), *graph.optional.values(), *(state.past for state in graph.states)}
         # What the graph must be given, and only ``use`` can give.
         self._missing = set(backend.inputs) - fed
-        self._extra: dict[str, dict[str, Tensor]] = {}
+        self._extra: dict[str, dict[str, DeviceTensor]] = {}
         self._logits = graph.outputs["logits"]
         self._last_only = backend.outputs[self._logits].shape[1] == 1
         self._shapes = state_shapes(backend, graph) if shapes is None else shapes
@@ -98,7 +98,7 @@ class Loop:
         """The length above which another rotation table holds, None if there is only one."""
         return self._switch
 
-    def use(self, inputs: Mapping[str, Tensor], *, group: str = "adapter") -> None:
+    def use(self, inputs: Mapping[str, DeviceTensor], *, group: str = "adapter") -> None:
         """Let every run from now on read these further inputs, such as the tensors of an adapter.
 
         They take the place of those of the same ``group``: what is not among them has its default again.
@@ -277,7 +277,7 @@ class Loop:
         with contextlib.suppress(CannotRewind):
             self.cache.trim([len(row) for row in self.history])
 
-    def select(self, rows: Rows) -> None:
+    def select(self, rows: RowIndices) -> None:
         """Keep the rows with these numbers, in this order; a row may be taken more than once."""
         self._steady = False
         start = 0

@@ -17,10 +17,10 @@ from ortlm.artifact import Graph, State
 from ortlm.dtypes import Array, DType
 from ortlm.errors import BadArtifact, CannotRewind, nearest
 from ortlm.runtime.engine.buffers import take_rows
-from ortlm.runtime.engine.session import Backend, Binding, Tensor
+from ortlm.runtime.engine.session import Backend, Binding, DeviceTensor
 from ortlm.runtime.engine.sliding_window_cache import WindowCache
 
-Rows = NDArray[np.int64]
+RowIndices = NDArray[np.int64]
 Shapes = Sequence[tuple[int, int]]  # key/value heads K and width D of every state
 
 _GRAIN = 256
@@ -66,7 +66,7 @@ class Cache(Protocol):
         Raises CannotRewind, and changes nothing, if that is more than there are, or if some of them are gone.
         """
 
-    def select(self, rows: Rows, start: int = 0) -> None:
+    def select(self, rows: RowIndices, start: int = 0) -> None:
         """Keep the rows with these numbers, in this order; a row may be taken more than once.
 
         ``start``: if there are as many rows as before, those that move agree with the rows in whose place they
@@ -104,7 +104,7 @@ class SharedCache:
         self._rows = 0
         self._length = 0
         self._capacity = 0
-        self._tensors: list[Tensor] = []
+        self._tensors: list[DeviceTensor] = []
         self._bound: Binding | None = None
 
     @property
@@ -147,7 +147,7 @@ class SharedCache:
         """Go back to ``lengths[i]`` positions; what lies behind them is ignored and overwritten later."""
         self._length = _trimmed(self._length, lengths)
 
-    def select(self, rows: Rows, start: int = 0) -> None:
+    def select(self, rows: RowIndices, start: int = 0) -> None:
         """Keep the rows with these numbers, in this order."""
         if take_rows(self._backend, self._tensors, rows, start=start, filled=self._length):
             self._bound = None
@@ -196,7 +196,7 @@ class AppendCache:
         self._shapes = shapes
         self._rows = 0
         self._length = 0
-        self._tensors: list[Tensor] = []
+        self._tensors: list[DeviceTensor] = []
         self._bound: Binding | None = None
 
     @property
@@ -237,7 +237,7 @@ class AppendCache:
             self._replace(lambda old: old[:, :, :length])
             self._length = length
 
-    def select(self, rows: Rows, start: int = 0) -> None:
+    def select(self, rows: RowIndices, start: int = 0) -> None:
         """Keep the rows with these numbers, in this order."""
         if not np.array_equal(rows, np.arange(self._rows)):
             self._replace(lambda old: old[rows])
@@ -279,7 +279,7 @@ class CombinedCache(AppendCache):
             self._replace(lambda old: old[:, :, :, :length])
             self._length = length
 
-    def select(self, rows: Rows, start: int = 0) -> None:
+    def select(self, rows: RowIndices, start: int = 0) -> None:
         """Keep the rows with these numbers, in this order."""
         if not np.array_equal(rows, np.arange(self._rows)):
             self._replace(lambda old: old[:, rows])
@@ -335,7 +335,7 @@ class SplitCache:
         for part in self.parts:
             part.trim(lengths)
 
-    def select(self, rows: Rows, start: int = 0) -> None:
+    def select(self, rows: RowIndices, start: int = 0) -> None:
         """Keep the rows with these numbers, in this order."""
         for part in self.parts:
             part.select(rows, start)

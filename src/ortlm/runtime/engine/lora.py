@@ -11,7 +11,7 @@ import numpy as np
 
 from ortlm.artifact import Artifact
 from ortlm.errors import BadArtifact, BadOption, nearest
-from ortlm.runtime.engine.session import Session, Tensor, TensorInfo, read_adapter
+from ortlm.runtime.engine.session import DeviceTensor, Session, TensorInfo, read_adapter
 
 _FLOATS = ("fp32", "fp16", "bf16")
 
@@ -25,7 +25,7 @@ class Adapters:
     def __init__(self, session: Session, artifact: Artifact) -> None:
         self._session = session
         self._files = {name: artifact.path / file for name, file in artifact.manifest.adapters.items()}
-        self._read: dict[str, dict[str, Tensor]] = {}
+        self._read: dict[str, dict[str, DeviceTensor]] = {}
         self._lock = threading.Lock()
         graph = artifact.manifest.graphs["decoder"]
         taken = {*graph.optional.values(), *graph.inputs.values(), *(state.past for state in graph.states)}
@@ -61,7 +61,7 @@ class Adapters:
             del self._files[name]
             self._read.pop(name, None)
 
-    def inputs(self, name: str) -> Mapping[str, Tensor]:
+    def inputs(self, name: str) -> Mapping[str, DeviceTensor]:
         """Return a tensor for each of the graph's adapter inputs, by the input's name: those of adapter ``name``.
 
         Inputs that it has nothing for get their defaults, since a binding may still hold another adapter's.
@@ -79,12 +79,12 @@ class Adapters:
             self._check(name)
             return self._files[name]
 
-    def defaults(self) -> Mapping[str, Tensor]:
+    def defaults(self) -> Mapping[str, DeviceTensor]:
         """Return a tensor for each of the graph's adapter inputs that has a rank, which lets it be the base."""
         return self._defaults
 
     @cached_property
-    def _defaults(self) -> dict[str, Tensor]:
+    def _defaults(self) -> dict[str, DeviceTensor]:
         # The rank is the dimension that varies: without directions, nothing is added. What has no such dimension
         # has a default in the graph, which nobody but the graph knows; what a graph must be given has none.
         return {
@@ -98,7 +98,7 @@ class Adapters:
             there = f"there are {', '.join(self._files)}" if self._files else "none is loaded"
             raise BadOption(f"there is no adapter {name!r}; {there}." + nearest(name, self._files))
 
-    def _tensors(self, path: Path) -> dict[str, Tensor]:
+    def _tensors(self, path: Path) -> dict[str, DeviceTensor]:
         if not self._infos:
             raise BadArtifact(
                 f"{self._session.path} has no inputs for adapters, so {path} cannot be used. Build the model with "
@@ -132,7 +132,7 @@ class Adapters:
             )
 
 
-def _check_pair(a: TensorInfo, b: tuple[TensorInfo, Tensor] | None, path: Path) -> None:
+def _check_pair(a: TensorInfo, b: tuple[TensorInfo, DeviceTensor] | None, path: Path) -> None:
     """Raise BadArtifact if the factors A [in, r] and B [r, out] have no rank in common."""
     if b is None or a.shape[-1:] != b[0].shape[:1]:
         found = "is missing" if b is None else f"is {list(b[0].shape)}"

@@ -52,7 +52,7 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class DeviceTensor:
     """A tensor that graphs read or write.
 
     ``value`` is ONNX Runtime's handle. ``array`` is the memory that it aliases, None if it lies on a device
@@ -74,7 +74,7 @@ class Tensor:
 class Binding(Protocol):
     """Which tensors a run reads and writes. What was bound stays bound until it is bound anew."""
 
-    def input(self, name: str, tensor: Tensor) -> None:
+    def input(self, name: str, tensor: DeviceTensor) -> None:
         """Let runs read ``tensor`` as the input ``name``."""
 
     def input_array(self, name: str, array: Array, address: int | None = None) -> None:
@@ -83,10 +83,10 @@ class Binding(Protocol):
         ``address`` is where it lies, if that is known.
         """
 
-    def output(self, name: str, tensor: Tensor | None) -> None:
+    def output(self, name: str, tensor: DeviceTensor | None) -> None:
         """Let the next run write the output ``name`` to ``tensor``, or to new memory if that is None."""
 
-    def result(self, name: str) -> Tensor:
+    def result(self, name: str) -> DeviceTensor:
         """Return what the last run wrote to the output ``name``."""
 
     def stop(self) -> None:
@@ -107,10 +107,10 @@ class Backend(Protocol):
     def outputs(self) -> Mapping[str, TensorInfo]:
         """Every output."""
 
-    def tensor(self, array: Array) -> Tensor:
+    def tensor(self, array: Array) -> DeviceTensor:
         """Return a tensor that aliases ``array``, in main memory."""
 
-    def place(self, array: Array) -> Tensor:
+    def place(self, array: Array) -> DeviceTensor:
         """Return ``array`` as a tensor where the graph computes; it aliases ``array`` on a CPU."""
 
     def binding(self) -> Binding:
@@ -191,19 +191,19 @@ class Session:
         """Every output."""
         return self._outputs
 
-    def tensor(self, array: Array) -> Tensor:
+    def tensor(self, array: Array) -> DeviceTensor:
         """Return a tensor that aliases ``array``, in main memory. ``array`` must be contiguous."""
         if array.dtype == dtype("bf16").numpy:
             # ONNX Runtime takes the bits only: numpy itself has no such type.
             bits, kind = array.view(np.uint16), dtype("bf16").onnx
-            return Tensor(onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind), array)
-        return Tensor(onnxruntime.OrtValue.ortvalue_from_numpy(array), array)
+            return DeviceTensor(onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind), array)
+        return DeviceTensor(onnxruntime.OrtValue.ortvalue_from_numpy(array), array)
 
-    def place(self, array: Array) -> Tensor:
+    def place(self, array: Array) -> DeviceTensor:
         """Return ``array`` as a tensor where the graph computes; it aliases ``array`` on a CPU."""
         if self.device == "cpu":
             return self.tensor(array)
-        return Tensor(onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0))
+        return DeviceTensor(onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0))
 
     def binding(self) -> OrtBinding:
         """Return an empty binding for ``run``."""
@@ -228,7 +228,7 @@ class Session:
             raise BadArtifact(f"ONNX Runtime could not run {self.path}: {one_line(error)}") from error
 
 
-def read_adapter(path: Path) -> dict[str, tuple[TensorInfo, Tensor]]:
+def read_adapter(path: Path) -> dict[str, tuple[TensorInfo, DeviceTensor]]:
     """Return the tensors of the ``.onnx_adapter`` file ``path`` by the name of the input that each is for.
 
     Raises BadArtifact if there is no such file, or if it is damaged.
@@ -244,7 +244,7 @@ def read_adapter(path: Path) -> dict[str, tuple[TensorInfo, Tensor]]:
             f"{path} cannot be read as an adapter of ONNX Runtime: {one_line(error)}. Usual cause: a copy that "
             "stopped early, or an adapter of peft, which `ortlm build --adapter NAME=FOLDER` takes."
         ) from error
-    return {name: (infos[name], Tensor(value, owner=file)) for name, value in values.items()}
+    return {name: (infos[name], DeviceTensor(value, owner=file)) for name, value in values.items()}
 
 
 class _Node(NamedTuple):
@@ -263,11 +263,11 @@ class OrtBinding:
         self.options = onnxruntime.RunOptions()
         self.stopped = False
         self._device = device
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, DeviceTensor] = {}
         self._places: dict[str, int] = {}
         self._arrays: dict[str, Array] = {}
 
-    def input(self, name: str, tensor: Tensor) -> None:
+    def input(self, name: str, tensor: DeviceTensor) -> None:
         """Let runs read ``tensor`` as the input ``name``."""
         self.io.bind_ortvalue_input(name, tensor.value)
         self._kept[name] = tensor
@@ -281,7 +281,7 @@ class OrtBinding:
         self.io.bind_input(name, "cpu", 0, array.dtype, array.shape, address)
         self._arrays[name] = array
 
-    def output(self, name: str, tensor: Tensor | None) -> None:
+    def output(self, name: str, tensor: DeviceTensor | None) -> None:
         """Let the next run write the output ``name`` to ``tensor``, or to new memory if that is None."""
         self._places.setdefault(name, len(self._places))
         if tensor is None:
@@ -291,12 +291,12 @@ class OrtBinding:
             self.io.bind_ortvalue_output(name, tensor.value)
             self._kept[name] = tensor
 
-    def result(self, name: str) -> Tensor:
+    def result(self, name: str) -> DeviceTensor:
         """Return what the last run wrote to the output ``name``."""
         if name in self._kept:
             return self._kept[name]
         # get_outputs() lists outputs in the order in which they were first bound.
-        return Tensor(self.io.get_outputs()[self._places[name]])
+        return DeviceTensor(self.io.get_outputs()[self._places[name]])
 
     def stop(self) -> None:
         """End the run that another thread is in with this binding, or else the next one, with Cancelled."""

@@ -18,7 +18,7 @@ from ortlm.artifact import State
 from ortlm.dtypes import Array
 from ortlm.errors import CannotRewind
 from ortlm.runtime.engine.buffers import take_rows
-from ortlm.runtime.engine.session import Backend, Binding, Tensor
+from ortlm.runtime.engine.session import Backend, Binding, DeviceTensor
 
 # The operator moves W - 1 positions once for so many tokens: next to nothing, and for the usual windows of 512 and
 # more the margin is at most half of the memory.
@@ -69,7 +69,7 @@ class WindowCache:
         self._step = self._capacity - window + 1
         self._kept = min(_KEPT, self._step - 1)
         self._rows: list[_Row] = []
-        self._tensors: list[Tensor] = []
+        self._tensors: list[DeviceTensor] = []
         self._bound: Binding | None = None
 
     @property

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.runtime.engine.session import Tensor
+from ortlm.runtime.engine.session import DeviceTensor
 
 # The token ids of one row so far, int64 [T].
 History = NDArray[np.int64]
@@ -24,5 +24,5 @@ class TokenEmbedder(Protocol):
     def hold(self, rows: Iterable[Sequence[int]]) -> None:
         """Keep what the ids of ``rows`` need, and nothing else."""
 
-    def embed(self, ids: NDArray[np.int64]) -> Tensor:
+    def embed(self, ids: NDArray[np.int64]) -> DeviceTensor:
         """Return the embeddings [B, S, H] of ``ids`` int64 [B, S]."""

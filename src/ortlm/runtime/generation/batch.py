@@ -12,7 +12,7 @@ from ortlm.errors import BadOption, CannotRewind
 from ortlm.runtime.engine.types import History
 
 
-class Rows:
+class TokenRows:
     """Token ids of several rows, each with a length of its own.
 
     ``lengths`` and ``starts`` are int64 [B]: how many tokens a row has, and how many of them are its prompt.
@@ -96,7 +96,7 @@ def as_rows(tokens: Any) -> list[list[int]]:
     return [[int(token) for token in row] for row in rows]
 
 
-def as_lengths(lengths: Any, rows: Rows) -> list[int]:
+def as_lengths(lengths: Any, rows: TokenRows) -> list[int]:
     """Return the lengths to go back to, row by row. Raises CannotRewind for those that are not there."""
     each = [int(lengths)] * len(rows) if np.ndim(lengths) == 0 else [int(length) for length in lengths]
     if len(each) != len(rows):

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from ortlm.errors import BadOption, CannotRewind, ContextFull
 from ortlm.runtime.engine.decode_loop import Loop
 from ortlm.runtime.engine.prompt_cache import restore, save
-from ortlm.runtime.engine.session import Tensor
+from ortlm.runtime.engine.session import DeviceTensor
 from ortlm.runtime.engine.token_ids import FIRST_PICTURE, agreement
 from ortlm.runtime.engine.types import Logits
-from ortlm.runtime.generation.batch import Rows, as_lengths, as_rows
+from ortlm.runtime.generation.batch import TokenRows, as_lengths, as_rows
 from ortlm.runtime.generation.speculative import Draft, Proposer
 from ortlm.runtime.sampling.beam_search import Beams
 from ortlm.runtime.sampling.logits_processors import from_settings, warpers
@@ -60,7 +60,7 @@ class Rules:
     guide: Callable[[Guidance, Collection[int], Sequence[int]], Guide] | None = None
     words: Callable[[str], list[tuple[int, ...]]] | None = None
     proposer: Callable[[Settings], Proposer | None] | None = None
-    adapter: Callable[[str | None], Mapping[str, Tensor]] | None = None
+    adapter: Callable[[str | None], Mapping[str, DeviceTensor]] | None = None
     fingerprint: Callable[[str | None], str] | None = None
     pictures: bool = False
 
@@ -112,7 +112,7 @@ class Generator:
     def __init__(self, loop: Loop, rules: Rules, settings: Settings) -> None:
         self.loop = loop
         self._rules = rules
-        self._rows = Rows(0)
+        self._rows = TokenRows(0)
         # How many of its tokens the model has seen, row by row.
         self._fed = np.zeros(0, dtype=np.int64)
         self._reasons: list[FinishReason | None] = []
@@ -423,7 +423,7 @@ class Generator:
 
     def _arrange(self, count: int) -> None:
         self.prompts = count
-        self._rows = Rows(count)
+        self._rows = TokenRows(count)
         self._fed = np.zeros(count, dtype=np.int64)
         self._reasons = [None] * count
         self._guides = [None] * count

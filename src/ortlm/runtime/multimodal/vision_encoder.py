@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ortlm.artifact import MOST_CROPS, Graph, Images
 from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact, BadImage, BadOption, ContextFull
-from ortlm.runtime.engine.session import Backend, Tensor
+from ortlm.runtime.engine.session import Backend, DeviceTensor
 from ortlm.runtime.engine.token_ids import (
     FIRST_PICTURE,
     TOKEN_BITS,
@@ -190,7 +190,7 @@ class Embedder:
                 held[number] = picture
         self._held = held
 
-    def embed(self, ids: NDArray[np.int64]) -> Tensor:
+    def embed(self, ids: NDArray[np.int64]) -> DeviceTensor:
         """Return the embeddings [B, S, H] of ``ids`` int64 [B, S].
 
         Raises BadOption for a picture that is no longer known.
