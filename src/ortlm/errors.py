@@ -2,21 +2,20 @@
 
 Error:
      ├── BadOption         an option or argument has a value that cannot be used   (exit code 2)
-     │    └── BadImage     a picture cannot be read, or is larger than allowed
+     │    └── BadImage     an image cannot be read, or is larger than allowed
      ├── UnsupportedModel  config.json names an architecture that is not known
      ├── BadCheckpoint     the Hugging Face folder is incomplete, damaged or contradicts itself
      ├── BadArtifact       an ONNX model folder is incomplete or damaged
      ├── NotEnoughSpace    the disk cannot hold what would be written
      ├── ContextFull       a sequence reached the model's context length
      ├── CannotRewind      a cache cannot go back to a shorter length
-     └── Cancelled         somebody asked to stop while the model ran
+     └── Cancelled         cancelled while the model ran
 
 A message says what was found, where, what is allowed and what to do next.
 """
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable
 
@@ -32,7 +31,7 @@ class BadOption(Error, ValueError):
 
 
 class BadImage(BadOption):
-    """A picture cannot be read, or is larger than allowed."""
+    """An image cannot be read, or is larger than allowed."""
 
 
 class UnsupportedModel(Error):
@@ -60,7 +59,7 @@ class CannotRewind(Error):
 
 
 class Cancelled(Error):
-    """Somebody asked to stop while the model ran."""
+    """Cancelled while the model ran."""
 
 
 def is_panic(error: BaseException) -> bool:
@@ -73,6 +72,9 @@ def is_panic(error: BaseException) -> bool:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean: a, b?"`` for the known words most like ``word``, or an empty string."""
+    # A third of what `import ortlm` would take.
+    import difflib
+
     # Each comparison takes a while, and names from files may be many and long.
     few = list(itertools.islice((name for name in known if len(name) <= _NEAREST_LENGTH), _NEAREST_NAMES))
     found = difflib.get_close_matches(word[:_NEAREST_LENGTH], few, n=3, cutoff=0.6)

@@ -153,7 +153,10 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A model folder on disk; ``tokenizer_folder`` is where in it the tokenizer's files lie, "" for the top."""
+    """A model folder on disk: ``path``, and in ``manifest`` what its configuration says, checked.
+
+    ``tokenizer_folder`` is where in it the tokenizer's files lie, "" for the top.
+    """
 
     path: Path
     manifest: Manifest

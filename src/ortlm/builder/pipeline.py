@@ -84,10 +84,11 @@ def build(
     """Turn the checkpoint ``source`` into an artifact in the folder ``output``, and open it.
 
     ``source`` is a folder or a model's name on the Hugging Face hub; downloads go to ``cache``. ``precision`` is
-    int4, int8, fp16, bf16 or fp32, ``target`` cpu, cuda, dml, webgpu or mobile. ``adapters`` are folders of peft
-    LoRA adapters by the name under which a runtime switches to them; the one in ``merge_adapter`` becomes part of
-    the weights. ``force`` replaces an artifact
-    that is in ``output`` already. ``threads`` quantize, by default one for each physical core.
+    int4, int8, fp16, bf16 or fp32, ``target`` cpu, cuda, dml, webgpu or mobile; ``options`` say everything else,
+    the recipe above all. ``adapters`` are folders of peft LoRA adapters by the name under which a runtime switches
+    to them; the one in ``merge_adapter`` becomes part of the weights. ``force`` replaces an artifact that is in
+    ``output`` already. ``threads`` quantize, by default one for each physical core. ``progress`` is told how far
+    the build is.
 
     The folder appears whole at the end: after an error or an interruption there is the old one, or none.
     Raises BadOption, UnsupportedModel, BadCheckpoint and NotEnoughSpace; nothing is left behind.

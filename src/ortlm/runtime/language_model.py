@@ -55,10 +55,14 @@ _LOGPROB_CHUNK = 64
 
 
 class LanguageModel:
-    """An artifact that is loaded and ready to generate.
+    """An artifact that is loaded and ready to generate; ``load`` makes one, and describes the arguments.
 
     May be used by several threads: every generation has a cache of its own. ``kept_caches`` of them are kept
     for calls that begin with the same tokens.
+
+    ``artifact`` is the folder that was opened, ``manifest`` what it says of the graphs that run here, ``session``
+    the decoder in ONNX Runtime, ``vocab_size`` the width V of its logits. ``pictures`` turns images into tokens,
+    None for a model of text.
     """
 
     def __init__(
@@ -158,23 +162,27 @@ class LanguageModel:
         images: Sequence[ImageSource] | None = None,
         num_crops: int | None = None,
     ) -> list[int]:
-        """Return the token ids of a text, of chat messages, or of ids themselves.
+        """Return the token ids of ``prompt``: a text, chat messages, or ids themselves.
 
         A content of messages may be a list of parts, {"type": "text", "text": …} and {"type": "image",
-        "image": …}; a text has a tag where each of ``images`` belongs, see Images. A picture is a path, a URL
-        (data:, http:, https:), the bytes of a file, a Pillow image or uint8 [H, W, 3]. ``num_crops`` is how many
-        crops each is cut into at most, by default what the model says. Tokens of pictures are numbers above the
-        vocabulary.
+        "image": …}; a text has a tag where each of ``images`` belongs, see docs/vision.md. An image is a path, a
+        URL (data:, http:, https:), the bytes of a file, a Pillow image or uint8 [H, W, 3]. ``num_crops`` is how
+        many crops each is cut into at most, by default what the model says. Tokens of images are numbers above
+        the vocabulary.
 
         Raises BadOption for an empty prompt, ids outside the vocabulary, messages without a template, or tags that
-        do not fit the pictures; BadImage for a picture that cannot be read.
+        do not fit the images; BadImage for an image that cannot be read.
         """
         ids = self._prompts.encode(prompt, images, num_crops)
         self._check_ids(ids)
         return ids
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """Return the prompt that the chat template makes of ``messages``."""
+        """Return the prompt that the chat template makes of ``messages``.
+
+        With ``add_generation_prompt`` it ends where the assistant's answer begins. Raises BadOption if the model
+        has no chat template, BadArtifact if the template fails.
+        """
         return self._prompts.render(messages, add_generation_prompt=add_generation_prompt)
 
     def generate(
@@ -189,7 +197,7 @@ class LanguageModel:
     ) -> Generation:
         """Continue ``prompt`` and return the whole answer.
 
-        ``prompt`` is a text, a list of chat messages, or a list of token ids; pictures and ``num_crops`` are as
+        ``prompt`` is a text, a list of chat messages, or a list of token ids; ``images`` and ``num_crops`` are as
         for ``encode``. ``options`` are the fields of Settings and win over ``settings``. With ``reuse_cache`` the
         call begins from what an earlier one left in the cache, as far as the prompts agree; results may then
         differ from a fresh start in the last digits.
@@ -214,10 +222,11 @@ class LanguageModel:
         settings: Settings | None = None,
         **options: Unpack[Options],
     ) -> list[Generation]:
-        """Continue several prompts at once and return the answer to each; see ``generate``.
+        """Continue several ``prompts`` at once and return the answer to each; see ``generate`` for the options.
 
         ``images`` has those of each prompt, where they are not in the messages. Faster than one after the other,
         because every step reads the weights once for all of them.
+        Raises BadOption as ``generate`` does, and if there is no prompt or not one entry of ``images`` for each.
         """
         if isinstance(prompts, (str, bytes)) or not len(prompts):
             raise BadOption("generate_batch takes a list of prompts, at least one.")
@@ -264,7 +273,8 @@ class LanguageModel:
     ) -> AsyncIterator[Step]:
         """Continue ``prompt`` for ``async for``: the model runs in another thread, the event loop goes on.
 
-        A task that is cancelled stops the model within a fraction of a step.
+        Arguments and errors are as for ``stream``; bad values are reported by the call itself. A task that is
+        cancelled stops the model within a fraction of a step.
         """
         return astream(
             self.stream(
@@ -288,7 +298,10 @@ class LanguageModel:
         reuse_cache: bool = True,
         **options: Unpack[Options],
     ) -> Generation:
-        """Continue ``prompt`` and return the whole answer, without blocking the event loop."""
+        """Continue ``prompt`` and return the whole answer, without blocking the event loop; see ``generate``.
+
+        A task that is cancelled stops the model within a fraction of a step.
+        """
         stream = self.stream(
             prompt,
             images=images,
@@ -311,7 +324,11 @@ class LanguageModel:
     def generator(
         self, settings: Settings | None = None, *, reuse_cache: bool = False, **options: Unpack[Options]
     ) -> Generator:
-        """Return a Generator: the loop, token by token, over ids. See its class for what can be done."""
+        """Return a Generator: the loop, token by token, over ids. See its class for what can be done.
+
+        ``options`` are the fields of Settings and win over ``settings``. With ``reuse_cache`` it begins with the
+        cache of the last call, and computes of its first prompt only what is new.
+        """
         wanted = Settings.of(settings, options)
         loop = self._take_loop((), wanted.adapter) if reuse_cache else self.loop()
         return Generator(loop, self._rules, wanted)
@@ -334,7 +351,7 @@ class LanguageModel:
         self._kept.forget(name)
 
     def save_cache(self, path: str | Path, *, adapter: str | None = None) -> None:
-        """Write what the last call has computed to the file ``path``, for ``load_cache``.
+        """Write what the last call with ``adapter`` has computed to the file ``path``, for ``load_cache``.
 
         Raises BadOption if nothing is kept: no call yet that reuses caches, or one with several answers.
         """
@@ -344,9 +361,10 @@ class LanguageModel:
         save(kept, Path(path), model=self._fingerprint(adapter))
 
     def load_cache(self, path: str | Path, *, adapter: str | None = None) -> None:
-        """Let the next call whose prompt begins alike start from what ``save_cache`` wrote.
+        """Let the next call whose prompt begins alike resume from the file ``path`` that ``save_cache`` wrote.
 
-        Raises BadArtifact if another model wrote it, or with another adapter.
+        Raises BadArtifact if another model wrote it, or with another ``adapter``, or if it is damaged; BadOption
+        if it holds more than one row.
         """
         loop = self.loop()
         restore(loop, Path(path), model=self._fingerprint(adapter))
@@ -359,11 +377,10 @@ class LanguageModel:
     def prompt_logprobs(
         self, prompt: Prompt, *, top: int = 0, adapter: str | None = None
     ) -> list[TokenLogprob | None]:
-        """Return the log-probability of every token of ``prompt`` after those before it; the first has none.
+        """Return the log-probability of every token of ``prompt`` after those before it, one entry per token.
 
-        Nor have tokens of pictures.
-
-        ``top``: so many of the likeliest tokens with each.
+        The first token has none, nor have tokens of images. ``top``: that many of the most likely tokens with
+        each. ``adapter``: the LoRA adapter to compute with.
         """
         loop = self.loop()
         if adapter is not None:
@@ -384,11 +401,11 @@ class LanguageModel:
     def embed(
         self, prompts: Sequence[Prompt], *, pooling: Pooling = "mean", normalize: bool = True, batch: int = 8
     ) -> NDArray[np.float32]:
-        """Return a vector for each prompt, float32 [N, H].
+        """Return an embedding for each of ``prompts``, float32 [N, H].
 
         ``pooling``: the "mean" of the hidden states of all tokens, or those of the "last" or the "first" one.
         ``normalize`` scales to length 1, so that products are cosines. ``batch`` prompts run at once.
-        Raises BadArtifact unless the model was built with include_hidden_states.
+        Raises BadArtifact unless the model was built with include_hidden_states, BadOption for a single text.
         """
         if isinstance(prompts, (str, bytes)):
             raise BadOption("embed takes a list of prompts; put a single one into a list.")
@@ -408,8 +425,9 @@ class LanguageModel:
     ) -> Logits:
         """Return logits of several rows, float32 [B, 1 + N, V], for checks against other implementations.
 
-        The prompts may differ in length. The first logits follow each prompt's last token; then the N tokens
-        of each row's continuation are fed one at a time.
+        The ``prompts`` may differ in length. The first logits follow each prompt's last token; then the N tokens
+        of each row of ``continuations`` are fed one at a time.
+        Raises BadOption if there is not one continuation for each prompt, all of the same length.
         """
         rows = [self.encode(prompt) for prompt in prompts]
         more = [list(row) for row in continuations or [[] for _ in rows]]

@@ -105,8 +105,13 @@ class Generator:
     """Generates for one prompt or a batch of them, one token per row and step.
 
     With several answers to a prompt (``num_return_sequences`` or ``num_beams``), those to prompt p are the
-    rows p·n to p·n + n - 1. ``cached_tokens`` were in the cache at the beginning, ``runs`` counts calls of the
-    model, ``proposed_tokens`` and ``accepted_tokens`` drafts. For one thread at a time, but for ``cancel``.
+    rows p·n to p·n + n - 1; ``prompts`` counts prompts. ``cached_tokens`` were in the cache at the beginning,
+    ``runs`` counts calls of the model, ``proposed_tokens`` and ``accepted_tokens`` drafts. ``logprobs`` has an
+    entry for each row of the last step, None where none was asked for. For one thread at a time, but for
+    ``cancel``.
+
+    Beneath it lie the decode ``loop`` and the ``proposer`` of drafts, if there is one. ``mixed``: whether the
+    cache holds what different adapters computed.
     """
 
     def __init__(self, loop: Loop, rules: Rules, settings: Settings) -> None:
@@ -128,7 +133,6 @@ class Generator:
         self.proposed_tokens = 0
         self.accepted_tokens = 0
         self.runs = 0
-        # Whether the cache holds what different adapters computed.
         self.mixed = False
         self.logprobs: list[TokenLogprob | None] = []
         # Ids without a token are nearly always the last ones, so that nothing need be looked up for the others.
@@ -168,7 +172,10 @@ class Generator:
         return [int(length) for length in self._rows.lengths]
 
     def sequence(self, row: int = 0) -> list[int]:
-        """Return all tokens of a row, the prompt included; with beams, of the row-th answer."""
+        """Return all tokens of ``row``, the prompt included; with beams, of that answer.
+
+        Raises BadOption if there is no such row or answer.
+        """
         if self._beams is not None:
             listed = [
                 [*self._rows.prompt(prompt * self._each), *answer.token_ids]
@@ -207,7 +214,11 @@ class Generator:
         self._take(settings, self._settings)
 
     def change(self, **options: Unpack[Options]) -> None:
-        """Change single settings from the next token on."""
+        """Change single settings, given as ``options`` by their names in Settings, from the next token on.
+
+        Raises BadOption for values that cannot be used, and for what is fixed with the first prompt; nothing
+        changes then.
+        """
         self._take(Settings.of(self._asked, options), self._settings)
 
     def guide(self, guidance: Guidance | None, row: int = 0) -> None:
@@ -219,7 +230,7 @@ class Generator:
     # --- the loop ---------------------------------------------------------------------------------------
 
     def append(self, tokens: Sequence[int] | Sequence[Sequence[int]] | NDArray[Any]) -> None:
-        """Take the prompt, or one for each row, and feed it to the model at once.
+        """Take the ``tokens`` of the prompt, or of one for each row, and feed them to the model at once.
 
         After generated tokens this continues the conversation; every row gets its own tokens, an empty list
         for none. Lengths are those of the lists: no token id stands for padding.
@@ -326,7 +337,7 @@ class Generator:
         return self._logits
 
     def rewind(self, lengths: int | Sequence[int]) -> None:
-        """Go back to so many tokens, all rows alike or row by row; what follows is generated anew.
+        """Rewind to ``lengths`` tokens, all rows alike or row by row; what follows is generated again.
 
         Raises CannotRewind for more tokens than there are, and for beams.
         """
@@ -346,7 +357,10 @@ class Generator:
         self._renew()
 
     def finish(self, row: int, reason: FinishReason) -> None:
-        """End a row for a reason seen from outside, such as a stop text."""
+        """End ``row`` for a ``reason`` seen from outside, such as a stop text.
+
+        Raises BadOption if there is no such row.
+        """
         self._check_row(row)
         self._reasons[row] = reason
 
@@ -358,7 +372,10 @@ class Generator:
         self.loop.cancel()
 
     def save(self, path: str | Path) -> None:
-        """Write the tokens so far to the file ``path``, with the cache of all that the model has seen."""
+        """Write the tokens so far to the file ``path``, with the cache of all that the model has seen.
+
+        Raises BadOption for beams, for a row without a prompt, and after a change of the adapter.
+        """
         if not self.rows or not self._rows.lengths.all() or self._beams is not None:
             raise BadOption("there is nothing to save: a row without a prompt, or beams.")
         if self.mixed:
@@ -368,9 +385,10 @@ class Generator:
         save(self.loop, Path(path), model=self._fingerprint())
 
     def restore(self, path: str | Path) -> None:
-        """Begin with the tokens and the cache that ``save`` wrote.
+        """Begin with the tokens and the cache that ``save`` wrote to the file ``path``.
 
-        Raises BadArtifact if another model wrote them or the file is damaged.
+        Raises BadArtifact if another model wrote them or the file is damaged, BadOption if there are tokens
+        already.
         """
         if self.rows:
             raise BadOption("restore begins a generator, and this one has tokens already.")

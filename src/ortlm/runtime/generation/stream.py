@@ -23,7 +23,7 @@ class Timings:
     """What a generation cost. Seconds are wall clock.
 
     ``prompt_tokens`` were given, ``cached_tokens`` of them came from the cache of an earlier call.
-    ``new_tokens`` are those of all answers. ``image_seconds`` turned pictures into tokens, 0 without any;
+    ``new_tokens`` are those of all answers. ``image_seconds`` turned images into tokens, 0 without any;
     ``prompt_seconds`` lasts until the first logits, ``decode_seconds`` is all after them; in it
     ``decode_tokens`` came out of ``decode_steps`` runs of the model. ``proposed_tokens`` were drafted,
     ``accepted_tokens`` of them confirmed.
@@ -70,8 +70,9 @@ class Step:
 class Generation:
     """A finished answer. ``str()`` of it is the text.
 
-    ``token_ids`` are all generated tokens, the stop token included; ``text`` ends before it. ``logprobs`` has
-    one entry per token if they were asked for, ``prompt_logprobs`` one per token of the prompt, the first None.
+    ``token_ids`` are all generated tokens, the stop token included; ``text`` ends before it. ``finish_reason`` is
+    "stop" (a stop token or stop text), "length" (the limit or the context) or "cancelled". ``logprobs`` has one
+    entry per token if they were asked for, ``prompt_logprobs`` one per token of the prompt, the first None.
     ``score`` is what beam search ranks by. ``alternatives`` are the further answers, if several were asked for.
     ``timings`` are those of all answers together.
     """
@@ -92,7 +93,8 @@ class Generation:
 class Stream:
     """An iterator over the Steps of a generation.
 
-    ``timings`` fills while it runs. ``cancel`` may be called from any thread; ``close`` ends it between two
+    ``timings`` fills while it runs, ``prompt_logprobs`` has a list for each prompt if they were asked for, and
+    ``generator`` is what makes the tokens. ``cancel`` may be called from any thread; ``close`` ends it between two
     steps, as leaving the loop and dropping the stream does.
     """
 

@@ -89,8 +89,8 @@ class Settings:
         before it. ``processors``: functions of your own, ``(history, logits) -> logits``, run
         after these and before the following: history is int64 [B, T], prompts included, rows padded on the
         right with -1; logits are float32 [B, V].
-        ``top_k``: among the k likeliest tokens; 0 is all. ``top_p``: among the likeliest that together reach
-        probability p; 1 is all. ``min_p``: not below p times the likeliest's probability; 0 is all.
+        ``top_k``: among the k most likely tokens; 0 is all. ``top_p``: among the most likely that together reach
+        probability p; 1 is all. ``min_p``: not below p times the probability of the most likely; 0 is all.
         ``typical_p``: among the tokens whose information is nearest to the expected one; 1 is all.
     Search:
         ``num_return_sequences`` answers to each prompt. ``seed`` makes sampling repeatable: answer i is drawn
@@ -105,7 +105,7 @@ class Settings:
         ``guidance``: what the answer has to look like, see Guidance. ``adapter``: the name of a LoRA adapter
         that is loaded.
     Report and speed:
-        ``logprobs`` n: log-probabilities of each new token and of the n likeliest; ``prompt_logprobs`` the
+        ``logprobs`` n: log-probabilities of each new token and of the n most likely; ``prompt_logprobs`` the
         same for the prompt. ``draft``: "lookup" proposes what followed the same words before, a loaded model
         proposes its own continuation; the results stay those of the model alone. ``draft_tokens``: at most
         so many at once.
@@ -210,7 +210,7 @@ class Settings:
         return replace(self, **found)
 
     def seeds(self, rows: int) -> list[int | None]:
-        """Return the seed of every one of ``rows`` answers."""
+        """Return the seed of every one of ``rows`` answers. Raises BadOption for another number of seeds."""
         if self.seed is None:
             return [None] * rows
         if isinstance(self.seed, int):

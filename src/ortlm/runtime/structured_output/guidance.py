@@ -43,6 +43,7 @@ TITLES: dict[Kind, str] = {
 class Guidance:
     """What an answer must look like; made by the methods below, which raise BadOption for what cannot be used.
 
+    ``kind`` says which of them made it, ``text`` is what that was given, ``grammar`` what llguidance compiles.
     ``ignored`` tells what a schema asks for that will not be enforced, because the schema itself allows that
     with ``"x-guidance": {"lenient": true}`` or ``{"coerce_one_of": true}``; without these it is an error.
     """
@@ -74,7 +75,7 @@ class Guidance:
 
         Properties come in the schema's order. At most 20 characters of whitespace stand between two tokens of
         JSON; ``"x-guidance": {"whitespace_flexible": false}`` in the schema allows none, and other keys there
-        set other rules. Keywords that cannot be enforced are an error.
+        set other rules. Raises BadOption for what is no schema, and for keywords that cannot be enforced.
         """
         from llguidance import LLMatcher
 
@@ -105,6 +106,7 @@ class Guidance:
         """Return what makes the whole answer match ``pattern``, in the syntax of Rust's regex crate.
 
         There are no look-arounds and no back-references; ``.`` is any character but a line break.
+        Raises BadOption for a pattern that cannot be used.
         """
         from llguidance import LLMatcher
 
@@ -116,9 +118,10 @@ class Guidance:
 
     @classmethod
     def lark(cls, grammar: str) -> Guidance:
-        """Return what makes the answer follow a grammar in llguidance's variant of Lark's syntax.
+        """Return what makes the answer follow ``grammar``, in llguidance's variant of Lark's syntax.
 
         The rule ``start`` is the answer. Special tokens are named as ``<|name|>`` or by id as ``<[7]>``.
+        Raises BadOption for a grammar that cannot be used, attributes that cannot be obeyed included.
         """
         text = _text("lark", grammar)
         # The compiler would take it for its own description of several grammars.
@@ -132,7 +135,10 @@ class Guidance:
 
     @classmethod
     def choices(cls, options: Sequence[str]) -> Guidance:
-        """Return what makes the answer one of the texts ``options``."""
+        """Return what makes the answer one of the texts ``options``.
+
+        Raises BadOption if it is no list of texts, or one of them is empty.
+        """
         if isinstance(options, (str, bytes)) or not isinstance(options, Sequence) or not options:
             raise BadOption(f"choices must be a list of at least one text, found {options!r}.")
         texts = [_text("choices", option) for option in options]
