@@ -25,34 +25,46 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from ortlm.artifact import Artifact, open_artifact
+    from ortlm.builder.options import BuildOptions
     from ortlm.builder.pipeline import build
     from ortlm.runtime.generation.generator import Generator
-    from ortlm.runtime.generation.stream import Generation
+    from ortlm.runtime.generation.stream import Generation, Step, Stream, Timings
     from ortlm.runtime.language_model import LanguageModel, load
     from ortlm.runtime.multimodal.addresses import public_address
+    from ortlm.runtime.sampling.logprobs import TokenLogprob
     from ortlm.runtime.sampling.settings import Settings
     from ortlm.runtime.structured_output.guidance import Guidance
 
 _LAZY = {
-    "build": "ortlm.builder.pipeline",
-    "load": "ortlm.runtime.language_model",
-    "LanguageModel": "ortlm.runtime.language_model",
-    "Generation": "ortlm.runtime.generation.stream",
-    "Generator": "ortlm.runtime.generation.generator",
-    "Guidance": "ortlm.runtime.structured_output.guidance",
-    "Settings": "ortlm.runtime.sampling.settings",
     "Artifact": "ortlm.artifact",
     "open_artifact": "ortlm.artifact",
+    "BuildOptions": "ortlm.builder.options",
+    "build": "ortlm.builder.pipeline",
+    "Generator": "ortlm.runtime.generation.generator",
+    "Generation": "ortlm.runtime.generation.stream",
+    "Step": "ortlm.runtime.generation.stream",
+    "Stream": "ortlm.runtime.generation.stream",
+    "Timings": "ortlm.runtime.generation.stream",
+    "LanguageModel": "ortlm.runtime.language_model",
+    "load": "ortlm.runtime.language_model",
     "public_address": "ortlm.runtime.multimodal.addresses",
+    "TokenLogprob": "ortlm.runtime.sampling.logprobs",
+    "Settings": "ortlm.runtime.sampling.settings",
+    "Guidance": "ortlm.runtime.structured_output.guidance",
 }
 
 __all__ = [
     "Artifact",
+    "BuildOptions",
     "Generation",
     "Generator",
     "Guidance",
     "LanguageModel",
     "Settings",
+    "Step",
+    "Stream",
+    "Timings",
+    "TokenLogprob",
     "__version__",
     "build",
     "errors",
@@ -62,12 +74,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'ortlm' has no attribute {name!r}")
-    found = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = found
-    return found
+# Type checkers would take every name for one that there is.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module 'ortlm' has no attribute {name!r}")
+        found = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

@@ -24,12 +24,17 @@ class User:
     folder: Path
     isolated: bool
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of its processes, which must not lead an environment of its own to the source."""
+        return {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or not self.isolated}
+
     def run(self, *command: str | Path, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run ``command``, which has to end with exit code ``code``."""
         done = subprocess.run(
             [str(part) for part in command],
             cwd=self.folder,
-            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH" or not self.isolated},
+            env=self.environment,
             input=stdin,
             capture_output=True,
             encoding="utf-8",

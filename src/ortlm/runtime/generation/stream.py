@@ -52,11 +52,12 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One generated token: the text that is complete with it, perhaps empty.
+    """One generated token: ``text`` is what is complete with it, perhaps nothing.
 
     ``index`` says which answer it belongs to: with n answers to each prompt, answer i to prompt p is p·n + i.
-    The last step of an answer says why it ended: "stop" (a stop token or stop text), "length" (the limit or the
-    context) or "cancelled". If no token came with it, ``token_id`` is None.
+    In the last step of an answer ``finish_reason`` says why it ended: "stop" (a stop token or stop text), "length"
+    (the limit or the context) or "cancelled". If no token came with it, ``token_id`` is None. ``logprob`` is there
+    if it was asked for.
     """
 
     text: str

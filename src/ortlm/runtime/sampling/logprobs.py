@@ -17,7 +17,7 @@ from ortlm.runtime.sampling.top_k import descending, largest
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's natural log-probability, and ``top``: the likeliest ids with theirs, in descending order."""
+    """The natural ``logprob`` of ``token_id``, and in ``top`` the most likely ids with theirs, best first."""
 
     token_id: int
     logprob: float
