@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from ortlm._utils.cpu import physical_cores
 from ortlm._utils.formatting import readable_bytes
+from ortlm._utils.hashing import sha256_of
 from ortlm._version import __version__
 from ortlm.artifact import MANIFEST_FILE, Artifact, Manifest, open_artifact, portable
 from ortlm.artifact.provenance import remember
@@ -205,7 +206,7 @@ def _write_files(
 def _hashes(folder: Path) -> dict[str, Any]:
     """Return size and hash of each file in ``folder``."""
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -304,7 +305,7 @@ def _fingerprint(prepared: Prepared, settings: Calibration, threads: int) -> str
         sorted((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files),
         [(str(item), prepared.layout.offsets[item.tensors[0].name]) for item in prepared.plan.items],
         asdict(settings),
-        _sha256(text) if text is not None and text.is_file() else str(text),
+        sha256_of(text) if text is not None and text.is_file() else str(text),
         threads,
         [version(name) for name in ("numpy", "onnx-ir")],
         installed_onnxruntime(),
@@ -358,11 +359,3 @@ def _float_manifest(prepared: Prepared) -> Manifest:
     manifest = portable(prepared.manifest)
     decoder = replace(manifest.graphs["decoder"], onnxruntime=None)
     return replace(manifest, graphs={**manifest.graphs, "decoder": decoder})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

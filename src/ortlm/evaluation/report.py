@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ortlm._utils.hashing import sha256_of
 from ortlm._utils.whole_files import write_whole
 from ortlm.artifact import MANIFEST_FILE, Artifact, open_artifact
 from ortlm.evaluation.html import page
@@ -126,18 +127,10 @@ def file_hashes(artifact: Artifact) -> dict[str, dict[str, Any]]:
             # Reading many gigabytes once more would only tell what the build has told.
             found[name] = {"bytes": size, "sha256": entry["sha256"]}
         else:
-            found[name] = {"bytes": size, "sha256": _sha256(path)}
+            found[name] = {"bytes": size, "sha256": sha256_of(path)}
     return found
 
 
 def _entry(text: str) -> dict[str, Any]:
     data = text.encode()
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -18,7 +18,12 @@ from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull, nearest
 from ortlm.runtime.engine.kv_cache import RowIndices, Shapes, StateInfo, make_cache, state_shapes
 from ortlm.runtime.engine.session import Backend, DeviceTensor
-from ortlm.runtime.engine.token_ids import agreement, begun_picture, between_pictures, picture_numbers
+from ortlm.runtime.engine.token_ids import (
+    begun_picture,
+    between_pictures,
+    common_prefix_length,
+    picture_numbers,
+)
 from ortlm.runtime.engine.types import Logits, TokenEmbedder
 
 _log = logging.getLogger(__name__)
@@ -288,7 +293,7 @@ class Loop:
                 for at, (old, row) in enumerate(zip(self.history, rows, strict=True))
                 if at != row
             ]
-            start = min((agreement(old, new) for old, new in moved), default=0)
+            start = min((common_prefix_length(old, new) for old, new in moved), default=0)
         self.cache.select(rows, start)
         self.history = [list(self.history[row]) for row in rows]
 

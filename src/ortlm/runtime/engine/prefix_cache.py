@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 
 from ortlm.runtime.engine.decode_loop import Loop
-from ortlm.runtime.engine.token_ids import agreement
+from ortlm.runtime.engine.token_ids import common_prefix_length
 
 
 class KeptCaches:
@@ -23,7 +23,7 @@ class KeptCaches:
     def take(self, ids: Sequence[int], adapter: str | None) -> Loop | None:
         """Return the loop that agrees most with ``ids``, which is kept no longer; None if there is none."""
         while fitting := [kept for kept in tuple(self._kept) if kept[0] == adapter]:
-            best = max(fitting, key=lambda kept: agreement(kept[1].history[0], ids))
+            best = max(fitting, key=lambda kept: common_prefix_length(kept[1].history[0], ids))
             # Another thread may have taken it meanwhile.
             with contextlib.suppress(ValueError):
                 self._kept.remove(best)

@@ -62,8 +62,10 @@ def begun_picture(history: Sequence[int]) -> int:
     return min(len(history), (history[-1] & TOKEN_MASK) + 1)
 
 
-def agreement(past: Sequence[int], tokens: Sequence[int]) -> int:
-    """Return how many tokens two sequences begin with alike."""
-    size = min(len(past), len(tokens))
-    different = np.flatnonzero(np.asarray(past[:size]) != np.asarray(tokens[:size]))
-    return int(different[0]) if len(different) else size
+def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many ids two sequences have in common before the first that differs."""
+    size = min(len(left), len(right))
+    if list(left[:size]) == list(right[:size]):
+        # What nearly every call finds, and many times faster than numpy, which would copy lists number by number.
+        return size
+    return int(np.flatnonzero(np.asarray(left[:size]) != np.asarray(right[:size]))[0])

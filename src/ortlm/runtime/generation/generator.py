@@ -20,7 +20,7 @@ from ortlm.errors import BadOption, CannotRewind, ContextFull
 from ortlm.runtime.engine.decode_loop import Loop
 from ortlm.runtime.engine.prompt_cache import restore, save
 from ortlm.runtime.engine.session import DeviceTensor
-from ortlm.runtime.engine.token_ids import FIRST_PICTURE, agreement
+from ortlm.runtime.engine.token_ids import FIRST_PICTURE, common_prefix_length
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.batch import TokenRows, as_lengths, as_rows
 from ortlm.runtime.generation.speculative import Draft, Proposer
@@ -452,7 +452,7 @@ class Generator:
         self._arrange(len(prompts))
         if len(prompts) == len(self.loop.history) == 1:
             # The logits after the last token are needed, so that one is always fed.
-            self._fed[0] = min(agreement(self.loop.history[0], prompts[0]), len(prompts[0]) - 1)
+            self._fed[0] = min(common_prefix_length(self.loop.history[0], prompts[0]), len(prompts[0]) - 1)
             self.cached_tokens = int(self._fed[0])
         else:
             self.loop.start(len(prompts))

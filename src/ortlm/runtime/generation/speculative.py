@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.runtime.engine.decode_loop import Loop
-from ortlm.runtime.engine.token_ids import words_only
+from ortlm.runtime.engine.token_ids import common_prefix_length, words_only
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.sampling.logits_processors import from_settings
 from ortlm.runtime.sampling.sampler import multinomial, probabilities
@@ -65,9 +65,7 @@ class _Pace:
         guessed, self._guessed = self._guessed, ()
         if guessed:
             came = tokens[self._at : self._at + len(guessed)].tolist()
-            right = next(
-                (i for i, (a, b) in enumerate(zip(guessed, came, strict=False)) if a != b), len(came)
-            )
+            right = common_prefix_length(guessed, came)
             if right == len(guessed):
                 self._size, self._misses = 2 * self._size, 0
             elif right:
@@ -193,8 +191,7 @@ class DraftModel:
         loop = self.loop
         if len(loop.history) != 1:
             loop.start()
-        past = loop.history[0]
-        same = next((i for i, (a, b) in enumerate(zip(past, history, strict=False)) if a != b), len(past))
+        same = common_prefix_length(loop.history[0], history)
         loop.trim(min(same, len(history) - 1))
         return self._fit(loop.append([history[loop.length :]]))
 

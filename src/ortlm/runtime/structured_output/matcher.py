@@ -17,6 +17,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from ortlm.errors import BadOption, Error
+from ortlm.runtime.engine.token_ids import common_prefix_length
 from ortlm.runtime.engine.types import History, Logits, Processor
 from ortlm.runtime.structured_output.guidance import TITLES, Guidance, brief, on_deep_stack, refused
 from ortlm.runtime.text.tokenizer import Tokenizer
@@ -200,10 +201,10 @@ class Guide:
     def _move(self, tokens: Sequence[int] | NDArray[np.int64]) -> bool:
         """Bring the matcher behind ``tokens``; return whether a stop token is among them."""
         wanted: list[int] = tokens.tolist() if isinstance(tokens, np.ndarray) else [int(t) for t in tokens]
-        agree = _agreement(self._taken, wanted)
-        stop = next((at for at in range(agree, len(wanted)) if wanted[at] in self._stop_ids), None)
-        if agree < len(self._taken):
-            self._back_to(agree)
+        same = common_prefix_length(self._taken, wanted)
+        stop = next((at for at in range(same, len(wanted)) if wanted[at] in self._stop_ids), None)
+        if same < len(self._taken):
+            self._back_to(same)
         self._take(wanted[len(self._taken) : stop])
         if stop is None:
             return False
@@ -297,10 +298,3 @@ def guided(guides: Sequence[Guide | None], starts: Sequence[int]) -> Processor:
         return out
 
     return process
-
-
-def _agreement(left: list[int], right: list[int]) -> int:
-    """Return how many tokens both begin with."""
-    if right[: len(left)] == left:
-        return len(left)
-    return next(at for at, (a, b) in enumerate(zip([*left, None], [*right, None], strict=False)) if a != b)
