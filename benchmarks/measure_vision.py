@@ -26,6 +26,7 @@ import onnx_ir as ir
 
 from ortlm import architectures
 from ortlm._utils.cpu import physical_cores
+from ortlm._utils.progress import NullProgress
 from ortlm.graph.vision import emit_vision
 from ortlm.quant.recipe import Uniform
 from ortlm.quant.scheme import Scheme
@@ -39,15 +40,6 @@ PICTURES = {"16 crops, 4:3": (3, 4), "4 crops, square": (2, 2)}
 # Bits of the weights, and whether products are of integers.
 KINDS = {"int8": (8, False), "int4": (4, False), "int8, fast prompts": (8, True)}
 MOST_VIEWS = 17
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    def start(self, **_: int) -> None:
-        """Do nothing."""
-
-    advance = stage = step = start
 
 
 class Random:
@@ -99,7 +91,7 @@ def build(arch: Architecture, folder: Path, name: str, bits: int, fast: bool) ->
     stacks = {item.tensors[0].name: stacked(item.parameters) for item in g.plan.items}
     path = folder / f"{name}.onnx"
     threads = physical_cores() or 1
-    write_weights(folder / f"{name}.data", g.plan, layout, stacks, threads=threads, progress=Silent())
+    write_weights(folder / f"{name}.data", g.plan, layout, stacks, threads=threads, progress=NullProgress())
     ir.save(g.model({n: (f"{name}.data", at) for n, at in layout.offsets.items()}, "benchmark"), path)
     return path
 

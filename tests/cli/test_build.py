@@ -22,7 +22,7 @@ def test_official_flags(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run("-m", tiny, "-o", tmp_path / "out", "-p", "int4", "-e", "cpu", "-c", tmp_path / "c") == 0
     captured = capsys.readouterr()
     assert captured.out == ""
-    for word in ("size before", "size after", "bits per weight", "time", "peak memory"):
+    for word in ("checkpoint size", "model size", "bits per weight", "time", "peak memory"):
         assert word in captured.err
 
 

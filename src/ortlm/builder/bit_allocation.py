@@ -12,11 +12,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ortlm._utils.formatting import readable_bytes
+from ortlm._utils.progress import NullProgress, Progress
 from ortlm._version import __version__
 from ortlm.artifact import Artifact, portable
 from ortlm.builder.options import BuildOptions, preset_of
 from ortlm.builder.output_dir import unfinished
-from ortlm.builder.pipeline import Silent, write
+from ortlm.builder.pipeline import write
 from ortlm.builder.planning import Prepared, prepare, weights_of
 from ortlm.errors import BadOption
 from ortlm.evaluation.chunks import make_chunks, read_text
@@ -26,7 +27,6 @@ from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Rule
 from ortlm.runtime.language_model import LanguageModel
 from ortlm.runtime.text.tokenizer import Tokenizer
-from ortlm.weights.writer import Progress
 
 # What sensitivities are measured on: so many chunks of so many tokens, of which the second half counts.
 _CHUNKS, _CHUNK_TOKENS = 6, 256
@@ -76,7 +76,7 @@ def search(
     is that of the whole folder. ``how`` are the other arguments of ``preparing.prepare``. Raises BadOption if no
     mixture reaches what is wanted, saying what can be reached.
     """
-    progress = progress or Silent()
+    progress = progress or NullProgress()
     if how.get("precision", "int4") != "int4":
         raise BadOption(f"--target-kld and --target-size shape int4; got -p {how['precision']}.")
     if options.fast_prompts:
@@ -104,7 +104,7 @@ def search(
                 f"--target-kld {target_kld:g} cannot be reached: with 8 bits everywhere the mean KL divergence is "
                 f"{best.kld:.5f}. Allowed: that or more."
             )
-        progress.stage("measuring sensitivity", len(nodes) + _POINTS + 2, "models")
+        progress.start("measuring sensitivity", len(nodes) + _POINTS + 2, "models")
         order = pair.by_sensitivity(nodes, best)
         # From all at 8 bits down to none: what matters least goes first.
         mixtures = [tuple(order[i:]) for i in range(len(order) + 1)]
@@ -113,7 +113,7 @@ def search(
         def at(i: int) -> Point:
             if i not in measured:
                 measured[i] = pair.point(mixtures[i])
-                progress.step(1)
+                progress.advance(1)
             return measured[i]
 
         last = len(mixtures) - 1
@@ -222,7 +222,7 @@ class _Pair:
         for node in nodes:
             point = self.point(tuple(n for n in everything if n != node))
             costs[node] = max(point.kld - base.kld, 0.0) / max(base.bytes - point.bytes, 1)
-            self._progress.step(1)
+            self._progress.advance(1)
         return sorted(nodes, key=lambda node: costs[node])
 
     def point(self, nodes: tuple[str, ...]) -> Point:

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from ortlm._utils.cpu import physical_cores
 from ortlm._utils.formatting import readable_bytes
 from ortlm._utils.hashing import sha256_of
+from ortlm._utils.progress import NullProgress, Progress
 from ortlm._version import __version__
 from ortlm.artifact import MANIFEST_FILE, Artifact, Manifest, open_artifact, portable
 from ortlm.artifact.provenance import remember
@@ -43,26 +44,10 @@ from ortlm.graph.decoder import Emitted
 from ortlm.quant.recipe import Calibration
 from ortlm.target import HERE
 from ortlm.weights.reader import Weights
-from ortlm.weights.writer import Progress, write_weights
+from ortlm.weights.writer import write_weights
 
 if TYPE_CHECKING:
     from ortlm.calibration.progress_state import CalibrationProgress
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    def stage(self, name: str, total: int, unit: str, *, done: int = 0) -> None:
-        """Do nothing."""
-
-    def step(self, count: int) -> None:
-        """Do nothing."""
-
-    def start(self, *, bytes_total: int, tensors_total: int) -> None:
-        """Do nothing."""
-
-    def advance(self, *, bytes_done: int, tensors_done: int) -> None:
-        """Do nothing."""
 
 
 _log = logging.getLogger(__name__)
@@ -108,7 +93,7 @@ def build(
     )
     for note in prepared.outline.notes:
         _log.warning(note)
-    return write(prepared, out, force=force, threads=threads, progress=progress or Silent())
+    return write(prepared, out, force=force, threads=threads, progress=progress or NullProgress())
 
 
 def write(
@@ -251,14 +236,14 @@ def _calibrate(
         rows = read_rows(path, reader, count=shape.rows, length=shape.length)
     if rows is None:
         draft = _draft(prepared, place / "draft", threads)
-        progress.stage("writing text to calibrate on", shape.tokens, "tokens")
+        progress.start("writing text to calibrate on", shape.tokens, "tokens")
         rows = write_rows(
             draft,
             count=shape.rows,
             length=shape.length,
             seed=settings.seed,
             threads=threads,
-            advance=progress.step,
+            advance=progress.advance,
         )
         shutil.rmtree(place / "draft")
     if not state.resumed:
@@ -288,7 +273,7 @@ def _draft(prepared: Prepared, out: Path, threads: int) -> Artifact:
         options=BuildOptions(recipe="fast", layers=prepared.options.layers, ragged_append=False),
         merge_adapter=prepared.merged.folder if prepared.merged else None,
     )
-    return write(quick, out, force=True, threads=threads, progress=Silent())
+    return write(quick, out, force=True, threads=threads, progress=NullProgress())
 
 
 def _fingerprint(prepared: Prepared, settings: Calibration, threads: int) -> str:

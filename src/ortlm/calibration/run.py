@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ortlm._utils.progress import Progress
 from ortlm.calibration.layer_quantizer import LayerQuantizer, Results
 from ortlm.calibration.progress_state import CalibrationProgress
 from ortlm.graph.weight_plan import Plan, Quantized
@@ -15,7 +16,7 @@ from ortlm.quant.algorithms import CALIBRATED, quantizer
 from ortlm.quant.recipe import Calibration
 from ortlm.quant.rtn import Packed, dequantize
 from ortlm.weights.reader import Weights
-from ortlm.weights.writer import Layout, Progress, write_packed, write_values
+from ortlm.weights.writer import Layout, write_packed, write_values
 
 
 def calibrate(
@@ -37,7 +38,7 @@ def calibrate(
     """
     spec = weights.spec
     model = LayerwiseModel(weights, threads=threads)
-    progress.stage("calibrating", len(spec.layers), "layers", done=state.done)
+    progress.start("calibrating", len(spec.layers), "layers", done=state.done)
     try:
         if state.resumed and state.done:
             streams = state.streams()
@@ -51,7 +52,7 @@ def calibrate(
             streams = list(model.layer(index, streams[0], layer, beside))
             _write(state, layout, layer.results)
             state.finish(index + 1, streams)
-            progress.step(1)
+            progress.advance(1)
         head = _head(plan)
         if head is not None:
             last = LayerQuantizer(plan, weights, settings, threads=threads)

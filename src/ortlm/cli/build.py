@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ortlm.cli import DONE, output
+from ortlm.cli import DONE, build_report, output
 from ortlm.cli.output import say, tell
+from ortlm.cli.progress import Bars, StatusLine
 from ortlm.cli.signals import interrupting
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ortlm.artifact import Artifact
     from ortlm.builder.bit_allocation import Point
-    from ortlm.builder.estimate import Outline
     from ortlm.builder.options import BuildOptions
     from ortlm.builder.planning import Prepared
     from ortlm.evaluation.quick_check import Check
@@ -307,7 +305,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.json:
             say(json.dumps({"schema": 1, "dry_run": True, "output": str(out), **asdict(outline)}, indent=2))
         else:
-            _show_outline(output.console(), outline, out)
+            build_report.show_outline(output.console(), outline, out)
         return 0
     outline = prepared.outline
     console.print(
@@ -318,7 +316,7 @@ def _run(args: argparse.Namespace) -> int:
     for note in () if args.json else outline.notes:
         tell(f"note: {note}")
     checked: Check | None = None
-    with _Bars(console) as progress:
+    with Bars(console) as progress:
 
         def verify(folder: Path) -> dict[str, Any]:
             nonlocal checked
@@ -333,7 +331,11 @@ def _run(args: argparse.Namespace) -> int:
             prepared, out, force=args.force, threads=args.threads, progress=progress, verify=verify
         )
     seconds = time.monotonic() - began
-    _report(args, console, artifact, outline, seconds, checked)
+    result = build_report.Result(artifact, outline, seconds, checked)
+    if args.json:
+        say(json.dumps(result.to_dict(), indent=2))
+    else:
+        build_report.show_result(console, result)
     return _evaluate(args, console, out)
 
 
@@ -354,12 +356,10 @@ def _search(
     args: argparse.Namespace, console: Console, options: BuildOptions, adapters: dict[str, str], out: Path
 ) -> tuple[BuildOptions, tuple[Point, ...]]:
     """Find which matrices get 8 bits, and show the frontier."""
-    from rich.table import Table
-
-    from ortlm._utils.formatting import parse_bytes, readable_bytes
+    from ortlm._utils.formatting import parse_bytes
     from ortlm.builder.bit_allocation import search
 
-    with _Bars(console) as progress:
+    with Bars(console) as progress:
         found = search(
             args.input or args.model_name,
             out,
@@ -370,13 +370,7 @@ def _search(
             progress=progress,
             **_how(args, adapters),
         )
-    table = Table(title="size against KL divergence", title_justify="left", box=None)
-    for name in ("matrices at 8 bits", "size", "mean KL divergence", ""):
-        table.add_column(name, justify="right" if name else "left")
-    for point in found.frontier:
-        chosen = "chosen" if point == found.chosen else ""
-        table.add_row(str(len(point.nodes)), readable_bytes(point.bytes), f"{point.kld:.5f}", chosen)
-    console.print(table)
+    build_report.show_frontier(console, found.frontier, found.chosen)
     return found.options, found.frontier
 
 
@@ -420,181 +414,14 @@ def _evaluate(args: argparse.Namespace, console: Console, out: Path) -> int:
             out,
             text=args.evaluate or None,
             threads=args.threads,
-            progress=lambda what, done, total: status.update(f"{what} {done} of {total}" if total else what),
+            progress=StatusLine(status),
         )
     written = report.write()
     found = report.statistics
     console.print(
-        f"mean KL divergence {found.kld.value:.5f} ± {found.kld.error:.5f}, same top token "
+        f"mean KL divergence {found.kld.value:.5f} ± {found.kld.error:.5f}, top-1 agreement "
         f"{found.same_top.value:.2f} %; see {written[0]}",
         highlight=False,
         soft_wrap=True,
     )
     return gate(report, args.max_kld)
-
-
-class _Bars:
-    """A rich progress bar as ``write.Progress``."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[amount]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._total = self._done = 0
-        self._unit = ""
-        self._closed = False
-
-    def __enter__(self) -> _Bars:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take the bars away."""
-        if not self._closed:
-            self._closed = True
-            self._bars.stop()
-
-    def start(self, *, bytes_total: int, tensors_total: int) -> None:
-        """Show the bar."""
-        self._total, self._done = tensors_total, 0
-        self._task = self._bars.add_task("writing", total=bytes_total, amount=f"0/{tensors_total} tensors")
-
-    def advance(self, *, bytes_done: int, tensors_done: int) -> None:
-        """Move the bar."""
-        self._done += tensors_done
-        self._bars.update(self._task, advance=bytes_done, amount=f"{self._done}/{self._total} tensors")
-
-    def stage(self, name: str, total: int, unit: str, *, done: int = 0) -> None:
-        """Show a bar for what comes next."""
-        self._unit, self._total, self._done = unit, total, done
-        self._task = self._bars.add_task(
-            name, total=total, completed=done, amount=f"{done:,}/{total:,} {unit}"
-        )
-
-    def step(self, count: int) -> None:
-        """Move that bar."""
-        self._done += count
-        amount = f"{self._done:,}/{self._total:,} {self._unit}"
-        self._bars.update(self._task, advance=count, amount=amount)
-
-
-def _report(
-    args: argparse.Namespace,
-    console: Console,
-    artifact: Artifact,
-    outline: Outline,
-    seconds: float,
-    checked: Check | None,
-) -> None:
-    from rich.table import Table
-
-    from ortlm._utils.formatting import readable_bytes
-
-    peak = _peak_memory_bytes()
-    size = sum(f.stat().st_size for f in artifact.path.rglob("*") if f.is_file())
-    facts = {
-        "output": str(artifact.path),
-        "checkpoint_bytes": outline.checkpoint_bytes,
-        "output_bytes": size,
-        "bits_per_weight": round(outline.bits_per_weight, 3),
-        "seconds": round(seconds, 2),
-        "peak_memory_bytes": peak,
-        "check": checked.to_dict() if checked is not None else None,
-    }
-    if args.json:
-        say(json.dumps({"schema": 1, **asdict(outline), **facts}, indent=2))
-        return
-    table = Table(title=f"{artifact.path}", title_justify="left", show_header=False, title_style="bold")
-    table.add_row("size before", readable_bytes(outline.checkpoint_bytes))
-    table.add_row("size after", f"{readable_bytes(size)}  ({size / max(outline.checkpoint_bytes, 1):.0%})")
-    table.add_row("bits per weight", f"{outline.bits_per_weight:.2f}")
-    table.add_row("time", f"{seconds:.1f} s")
-    table.add_row("peak memory", readable_bytes(peak) if peak else "unknown")
-    if checked is not None and checked.kld is not None:
-        table.add_row(
-            "check",
-            f"KL divergence {checked.kld:.4f}, same top token {checked.same_top:.1f} % "
-            f"({checked.scored_tokens} tokens, against fp32)",
-        )
-        table.add_row("it says", f"{checked.prompt} | {_one_line(checked.continuation)}")
-    console.print(table)
-    words = '"Once upon a time"' if artifact.manifest.images is None else '"What is shown?" --image FILE'
-    console.print(f"Run it: ortlm generate {artifact.path} {words}", highlight=False)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-
-
-def _one_line(text: str) -> str:
-    """Return the beginning of ``text`` as one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else f"{line[:57]}..."
-
-
-def _calibration(outline: Outline) -> str:
-    found = outline.calibration
-    return f"{found.tokens:,} tokens of {found.source}" if found is not None else ""
-
-
-def _show_outline(console: Console, outline: Outline, out: Path) -> None:
-    from rich.table import Table
-
-    from ortlm._utils.formatting import readable_bytes
-
-    table = Table(title=f"would build {out}", title_justify="left", show_header=False, title_style="bold")
-    cache = f"{outline.cache_bytes_per_token / 1e3:,.1f} kB"
-    for name, value in (
-        ("source", outline.source),
-        ("architecture", f"{outline.model_type}, {outline.layers} layers"),
-        ("parameters", f"{outline.parameters:,}"),
-        ("target", f"{outline.precision} for {outline.target}"),
-        ("recipe", outline.recipe_name or ""),
-        ("weights", outline.recipe.replace("; ", "\n")),
-        ("calibration", _calibration(outline)),
-        ("bits per weight", f"{outline.bits_per_weight:.2f}"),
-        ("merged adapter", outline.merged_adapter or ""),
-        ("adapters", "\n".join(f"{n}, {readable_bytes(b)}" for n, b in outline.adapter_bytes.items())),
-        (
-            "size",
-            f"{readable_bytes(outline.checkpoint_bytes)} to about {readable_bytes(outline.output_bytes)}",
-        ),
-        (
-            "context",
-            f"{outline.context_tokens:,} tokens, {cache} of {outline.kv_cache} cache each",
-        ),
-        ("peak memory", f"about {readable_bytes(outline.peak_memory_bytes)}"),
-        ("notes", "\n".join(outline.notes)),
-        ("time", f"about {_duration(outline.seconds)} on this machine" if outline.seconds else "unknown"),
-    ):
-        if value:
-            table.add_row(name, value)
-    console.print(table)
-
-
-def _peak_memory_bytes() -> int:
-    """Return the largest resident size this process had, 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -11,6 +11,7 @@ from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact import MANIFEST_FILE
 from ortlm.cli import DONE, GATE_MISSED, output
 from ortlm.cli.generate import add_machine
+from ortlm.cli.progress import StatusLine
 from ortlm.cli.settings import check_count
 from ortlm.errors import BadOption
 
@@ -85,10 +86,6 @@ def run(args: argparse.Namespace) -> int:
 
     err = output.console(stderr=True, quiet=args.quiet)
     with err.status("starting") as status:
-
-        def show(what: str, done: int, total: int) -> None:
-            status.update(f"{what} {done} of {total}" if total else f"{what} {done}" if done else what)
-
         report = evaluate(
             args.model,
             reference=args.reference,
@@ -100,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
             speed=not args.no_speed,
             threads=args.threads,
             providers=args.provider,
-            progress=show,
+            progress=StatusLine(status),
         )
     written = report.write(args.output)
     if args.json:

@@ -45,9 +45,9 @@ class Comparison:
 
 
 def compare(
-    model: Source, base: Source, chunks: Chunks, done: Callable[[int], None] = lambda count: None
+    model: Source, base: Source, chunks: Chunks, advance: Callable[[int], None] = lambda count: None
 ) -> Comparison:
-    """Return the comparison of two sources that are open on ``chunks``; ``done`` hears of each chunk.
+    """Return the comparison of two sources that are open on ``chunks``; ``advance`` counts chunks.
 
     Raises BadOption if their vocabularies differ, BadArtifact or BadCheckpoint for logits that are no numbers.
     """
@@ -67,7 +67,7 @@ def compare(
         parts.append(scores)
         least = worst[-1].kld if len(worst) == _WORST else -1.0
         worst = _worst([*worst, *_places(number, chunks.first, scores, logits, base_logits, least)])
-        done(number + 1)
+        advance(1)
     return Comparison(
         Scores(
             nll=np.concatenate([part.nll for part in parts]),

@@ -85,11 +85,11 @@ class ComparedAnswer:
 
 
 def drift(
-    lm: LanguageModel, model: Source, base: Source, done: Callable[[int], None] = lambda count: None
+    lm: LanguageModel, model: Source, base: Source, advance: Callable[[int], None] = lambda count: None
 ) -> list[ComparedAnswer]:
     """Return both models' answers to all prompts that fit. ``model`` is ``lm`` as a Source.
 
-    ``done`` hears of each round in which the reference is asked.
+    ``advance`` counts the rounds in which the reference is asked.
     """
     room = lm.manifest.context_tokens - ANSWER_TOKENS
     asked = [(prompt, _encode(lm, prompt.text)) for prompt in PROMPTS]
@@ -118,7 +118,7 @@ def drift(
             if number == 0:
                 answer.compare(logits, likeliest)
             answer.follow(likeliest, lm.manifest.stop_token_ids)
-        done(number + 1)
+        advance(1)
     return answers
 
 

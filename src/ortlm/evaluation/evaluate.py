@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ortlm._utils.progress import NullProgress, Progress
 from ortlm.artifact import Artifact, open_artifact
 from ortlm.artifact.provenance import Origin, public_name
 from ortlm.errors import BadOption
@@ -22,9 +23,6 @@ from ortlm.evaluation.speed import measure
 from ortlm.evaluation.statistics import statistics
 from ortlm.evaluation.types import Source
 from ortlm.runtime.text.tokenizer import Tokenizer
-
-# Told what is being done, how much of it is done, and how much there is (0: not known).
-Progress = Callable[[str, int, int], None]
 
 
 def evaluate(
@@ -49,7 +47,6 @@ def evaluate(
     in each layer, ``drift`` compares answers to prompts, ``speed`` times the artifact.
     Raises BadOption, BadArtifact and BadCheckpoint.
     """
-    tell = progress or _silent
     built = open_artifact(artifact)
     base = Origin(str(reference)) if reference is not None else find_reference(built)
     base_artifact = open_artifact(base.source) if is_artifact(base.source) else None
@@ -58,7 +55,7 @@ def evaluate(
     read = read_text(text)
     context = min(a.manifest.context_tokens for a in (built, base_artifact) if a is not None)
     chunks = make_chunks(read, tokenizer, size=chunk_size(chunk, context), tokens=tokens)
-    pair = _Pair(built, base_artifact, base, chunks, threads, providers, tell)
+    pair = _Pair(built, base_artifact, base, chunks, threads, providers, progress or NullProgress())
     # Before anything is loaded here, so that it has the machine for itself.
     timed = pair.speeds() if speed else None
     run = pair.run(layers=layers, drift=drift)
@@ -109,14 +106,14 @@ class _Pair:
     chunks: Chunks
     threads: int | None
     providers: Sequence[str] | None
-    tell: Progress
+    progress: Progress
 
     def speeds(self) -> dict[str, Any]:
         """Return the speed of the artifact, and of the reference if that is one too."""
         prompt = self.chunks.tokens[0].tolist()
 
         def timed(artifact: Artifact) -> dict[str, Any]:
-            self.tell(f"measuring the speed of {artifact.path.name}", 0, 0)
+            self.progress.start(f"measuring the speed of {artifact.path.name}", 0, "runs")
             context = artifact.manifest.context_tokens
             return measure(
                 artifact.path, prompt, context=context, threads=self.threads, providers=self.providers
@@ -134,21 +131,19 @@ class _Pair:
 
             noise = LayerNoise()
         tokens, total = self.chunks.tokens, len(self.chunks.tokens)
-        self.tell("reading with the reference", 0, 0)
+        self.progress.start("reading with the reference", 0, "chunks")
         reference = self._reference()
         # First: while it streams its layers, the artifact need not be in memory.
         reference.open(tokens, noise.reference if noise is not None else None)
-        self.tell("loading the artifact", 0, 0)
+        self.progress.start("loading the artifact", 0, "models")
         model = ArtifactSource(self.built.path, self.threads, self.providers)
         model.open(tokens, noise.model if noise is not None else None)
-        comparison = compare(model, reference, self.chunks, lambda done: self.tell("comparing", done, total))
+        self.progress.start("comparing", total, "chunks")
+        comparison = compare(model, reference, self.chunks, self.progress.advance)
         answers = None
         if drift:
-            self.tell("answering prompts", 0, 0)
-            found = answer_prompts(
-                model.lm, model, reference, lambda done: self.tell("answering prompts, round", done, 0)
-            )
-            answers = summarize(found, model.lm)
+            self.progress.start("answering prompts", 0, "rounds")
+            answers = summarize(answer_prompts(model.lm, model, reference, self.progress.advance), model.lm)
         snr = None if noise is None else {"unit": "dB", "chunks": min(2, total), "snr": noise.decibels()}
         return _Run(comparison, snr, answers, model.one_by_one)
 
@@ -165,7 +160,3 @@ def _check_same(built: Artifact, base: Artifact | None, tokenizer: Tokenizer) ->
             f"{built.path} and {base.path} have different tokenizers, so their probabilities cannot be compared. "
             "Give an artifact of the same model as --reference."
         )
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Tell nobody."""

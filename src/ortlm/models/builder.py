@@ -86,8 +86,9 @@ def create_model(
     Raises BadOption, UnsupportedModel, BadCheckpoint and NotEnoughSpace.
     """
     # The parser needs only the tables.
+    from ortlm._utils.progress import NullProgress
     from ortlm.builder.output_dir import check_output
-    from ortlm.builder.pipeline import Silent, write
+    from ortlm.builder.pipeline import write
     from ortlm.builder.planning import prepare
 
     for name in _STRUCTURED:
@@ -108,7 +109,7 @@ def create_model(
         cache=cache_dir or None,
         options=options,
     )
-    return write(prepared, out, force=True, threads=None, progress=Silent())
+    return write(prepared, out, force=True, threads=None, progress=NullProgress())
 
 
 def _text(value: Any) -> str:

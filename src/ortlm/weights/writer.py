@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
+from ortlm._utils.progress import Progress
 from ortlm.dtypes import Array, dtype
 from ortlm.errors import BadCheckpoint, BadOption
 from ortlm.graph.weight_plan import Columns, Item, Plain, Plan, Quantized
@@ -60,23 +60,6 @@ class _Task:
 
     run: Callable[[], None]
     bytes: int
-    last: bool
-
-
-class Progress(Protocol):
-    """Is told how far the writing has come, always from the thread that called."""
-
-    def start(self, *, bytes_total: int, tensors_total: int) -> None:
-        """Begin: so much is to be written."""
-
-    def advance(self, *, bytes_done: int, tensors_done: int) -> None:
-        """Count what has been written since the last call."""
-
-    def stage(self, name: str, total: int, unit: str, *, done: int = 0) -> None:
-        """Begin something else that takes ``total`` of ``unit``, of which ``done`` are done."""
-
-    def step(self, count: int) -> None:
-        """Count what has been done of it since the last call."""
 
 
 def write_weights(
@@ -93,7 +76,7 @@ def write_weights(
     ``stacks`` has the weights of each item by its first tensor's name. Raises what reading or quantizing
     raises; ``OSError`` with ENOSPC if the disk is full.
     """
-    progress.start(bytes_total=plan.bytes, tensors_total=len(plan.items))
+    progress.start("writing", plan.bytes, "bytes")
     with path.open("wb") as stream:
         file = stream.fileno()
         if layout.bytes:
@@ -113,7 +96,7 @@ def write_weights(
             for future in done:
                 task = pending.pop(future)
                 future.result()
-                progress.advance(bytes_done=task.bytes, tensors_done=int(task.last))
+                progress.advance(task.bytes)
 
         try:
             for task in tasks:
@@ -150,7 +133,6 @@ def _tasks(path: Path, item: Item, layout: Layout, weights: RowReader) -> list[_
             functools.partial(_write_rows, path, item, layout, weights, a, b),
             # Shares that add up to the whole, whatever is lost by rounding.
             size * b // rows - size * a // rows,
-            b == rows,
         )
         for a, b in _ranges(rows, width)
     ]

@@ -1,0 +1,84 @@
+"""Progress on a terminal: bars for a build, one line for an evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ortlm._utils.formatting import readable_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+
+class Bars:
+    """A rich progress bar for each stage, as ``Progress``; nothing where ``console`` is not a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[amount]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._total = self._done = 0
+        self._unit = ""
+        self._closed = False
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if not self._closed:
+            self._closed = True
+            self._bars.stop()
+
+    def start(self, stage: str, total: int, unit: str, *, done: int = 0) -> None:
+        """Show a bar for what comes next."""
+        self._unit, self._total, self._done = unit, total, done
+        self._task = self._bars.add_task(stage, total=total or None, completed=done, amount=self._amount())
+
+    def advance(self, count: int) -> None:
+        """Move that bar."""
+        self._done += count
+        self._bars.update(self._task, advance=count, amount=self._amount())
+
+    def _amount(self) -> str:
+        if self._unit == "bytes":
+            return f"{readable_bytes(self._done)} of {readable_bytes(self._total)}"
+        return f"{self._done:,}/{self._total:,} {self._unit}"
+
+
+class StatusLine:
+    """A rich status line that names the stage and how much of it is done, as ``Progress``."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+        self._stage = self._unit = ""
+        self._total = self._done = 0
+
+    def start(self, stage: str, total: int, unit: str, *, done: int = 0) -> None:
+        """Show the stage."""
+        self._stage, self._unit, self._total, self._done = stage, unit, total, done
+        self._show()
+
+    def advance(self, count: int) -> None:
+        """Show how much of it is done."""
+        self._done += count
+        self._show()
+
+    def _show(self) -> None:
+        amount = f"{self._done:,} of {self._total:,}" if self._total else f"{self._done:,}"
+        self._status.update(f"{self._stage}: {amount} {self._unit}" if self._done else self._stage)
