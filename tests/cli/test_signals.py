@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
+import time
 
 import pytest
 
@@ -14,12 +16,31 @@ from ortlm.cli.signals import Interrupted, interrupting
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on Unix")
 
 
-def import_as_c_does(number: signal.Signals) -> None:
-    """Fail as an extension module does whose own import was interrupted."""
-    try:
-        os.kill(os.getpid(), number)
-    except KeyboardInterrupt:
-        raise ImportError("no such module") from None
+MODULE = """
+import os, signal, time
+
+os.kill(os.getpid(), signal.{signal})
+time.sleep(0.1)
+LOADED = True
+"""
+
+
+def import_and_wait(name: str) -> None:
+    importlib.import_module(name)
+    time.sleep(60)
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Return a function that writes a module in which a signal comes while it is imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "interrupted_module", raising=False)
+
+    def write(number: signal.Signals) -> str:
+        (tmp_path / "interrupted_module.py").write_text(MODULE.format(signal=number.name))
+        return "interrupted_module"
+
+    return write
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -31,15 +52,20 @@ def test_a_signal_is_raised_and_its_handler_put_back(number):
     assert signal.getsignal(number) is before
 
 
-def test_an_interrupted_import_is_an_interrupt():
-    with pytest.raises(Interrupted) as caught, interrupting("SIGTERM"):
-        import_as_c_does(signal.SIGTERM)
-    assert caught.value.number == signal.SIGTERM
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_end_of_an_import(number, module):
+    name, began = module(number), time.monotonic()
+    with pytest.raises(Interrupted) as caught, interrupting(number.name):
+        import_and_wait(name)
+    assert caught.value.number == number
+    assert sys.modules[name].LOADED
+    assert time.monotonic() - began < 30
 
 
-def test_other_failed_imports_stay_as_they_are():
-    with pytest.raises(ImportError, match="no such module"), interrupting("SIGINT"):
-        raise ImportError("no such module")
+def test_a_signal_of_an_import_is_forgotten_with_the_block(module):
+    with interrupting("SIGINT"):
+        importlib.import_module(module(signal.SIGINT))
+    time.sleep(0.1)
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None])
@@ -52,7 +78,8 @@ def test_signals_that_are_handled_elsewhere_stay_so(handler):
         signal.signal(signal.SIGTERM, before)
 
 
-def test_an_interrupted_import_ends_a_command_with_one_line(monkeypatch, capsys):
-    monkeypatch.setattr("ortlm.cli.inspect.run", lambda args: import_as_c_does(signal.SIGINT))
+def test_a_command_that_is_interrupted_while_it_imports_says_so_in_one_line(module, monkeypatch, capsys):
+    name = module(signal.SIGINT)
+    monkeypatch.setattr("ortlm.cli.inspect.run", lambda args: import_and_wait(name))
     assert main(["inspect", "folder"]) == INTERRUPTED
     assert capsys.readouterr().err == "interrupted.\n"
