@@ -32,7 +32,8 @@ from ortlm.runtime.engine.prompt_cache import fingerprint, restore, save
 from ortlm.runtime.engine.session import DeviceTensor, Provider, Session, onnxruntime_version, provider_names
 from ortlm.runtime.engine.token_ids import FIRST_PICTURE
 from ortlm.runtime.engine.types import Logits
-from ortlm.runtime.generation.generator import Generator, Rules
+from ortlm.runtime.generation.generator import Generator
+from ortlm.runtime.generation.rules import Rules
 from ortlm.runtime.generation.speculative import DraftModel, Lookup, Proposer
 from ortlm.runtime.generation.stream import Generation, Step, Stream, Timings, astream
 from ortlm.runtime.loading import open_embedding, open_session

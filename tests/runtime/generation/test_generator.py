@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ortlm.errors import BadOption, Cancelled, CannotRewind, ContextFull
 from ortlm.runtime.engine.decode_loop import Loop
-from ortlm.runtime.generation.generator import Generator, Rules
+from ortlm.runtime.generation.generator import Generator
+from ortlm.runtime.generation.rules import Rules
 from ortlm.runtime.generation.speculative import Draft, Lookup
 from ortlm.runtime.sampling.settings import Settings
 from tests.runtime.fakes import VOCAB, FakeBackend
@@ -359,3 +360,32 @@ def test_two_threads_each_with_a_generator():
     for thread in threads:
         thread.join()
     assert all(close(truth(found[n][:-1]), truth(found[n][:-1])) and len(found[n]) == 51 for n in range(4))
+
+
+def test_settings_that_cannot_be_used_change_nothing():
+    adapted, inputs = [], []
+
+    class Noted(Guesser):
+        def adapt(self, settings):
+            adapted.append(settings)
+
+    rules = {"proposer": lambda settings: Noted(0), "adapter": lambda name: inputs.append(name) or {}}
+    generator = generator_of(max_new_tokens=8, do_sample=False, seed=1, rules=rules)
+    generator.append([[1, 2], [3]])
+    used = []
+    generator.loop.use = used.append
+    for wrong in (
+        {"adapter": "other", "guidance": ["one", "two", "three"]},
+        {"temperature": 2.0, "do_sample": True, "seed": (1, 2, 3)},
+        {"max_new_tokens": 1, "bad_words": ["text"]},
+        {"num_return_sequences": 2},
+    ):
+        before = dict(vars(generator))
+        with pytest.raises(BadOption):
+            generator.change(**wrong)
+        assert vars(generator) == before
+        assert not adapted
+        assert not used
+    generator.change(adapter="other", temperature=2.0)
+    assert len(adapted) == len(used) == 1
+    assert generator.mixed

@@ -45,6 +45,10 @@ class TokenRows:
         found: list[int] = self._tokens[row, self.starts[row] : self.lengths[row]].tolist()
         return found
 
+    def answer_length(self, row: int) -> int:
+        """Return how many tokens the answer of ``row`` has so far."""
+        return int(self.lengths[row] - self.starts[row])
+
     def put(self, row: int, token: int) -> None:
         """Add one token to a row's answer."""
         at = int(self.lengths[row])

@@ -8,10 +8,10 @@ while not generator.done:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,50 +19,31 @@ from numpy.typing import NDArray
 from ortlm.errors import BadOption, CannotRewind, ContextFull
 from ortlm.runtime.engine.decode_loop import Loop
 from ortlm.runtime.engine.prompt_cache import restore, save
-from ortlm.runtime.engine.session import DeviceTensor
 from ortlm.runtime.engine.token_ids import FIRST_PICTURE, common_prefix_length
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.batch import TokenRows, as_lengths, as_rows
+from ortlm.runtime.generation.decoding import (
+    Decoding,
+    GuidedRow,
+    answer_limits,
+    guided_row,
+    guided_rows,
+    resolved,
+    row_randoms,
+    stop_ids_of,
+)
+from ortlm.runtime.generation.finish import FinishReason, FinishReasons, answer_limit
+from ortlm.runtime.generation.rules import Rules
 from ortlm.runtime.generation.speculative import Draft, Proposer
+from ortlm.runtime.generation.verification import Verification, draft_room
 from ortlm.runtime.sampling.beam_search import Beams
-from ortlm.runtime.sampling.logits_processors import from_settings, warpers
 from ortlm.runtime.sampling.logprobs import TokenLogprob, token_logprob
-from ortlm.runtime.sampling.sampler import Tokens, accept, draw_among, greedy, multinomial
+from ortlm.runtime.sampling.sampler import Tokens, draw_among, greedy, multinomial
 from ortlm.runtime.sampling.settings import Options, Settings
 from ortlm.runtime.structured_output.guidance import Guidance
-from ortlm.runtime.structured_output.matcher import Guide, guided
 
 if TYPE_CHECKING:
     from typing import Unpack
-
-# Up to so many of the likeliest tokens are looked for without a pass over all that follows.
-_FEW = 1024
-FinishReason = Literal["stop", "length", "cancelled"]
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What a model prescribes to every generation.
-
-    ``published`` are the publisher's sampling defaults, ``forbidden`` bool [V] the ids
-    without a token, None if there are none. ``guide``
-    makes a matcher of a Guidance, the stop tokens and the prompt; ``words`` turns a text into the token
-    sequences that write it; ``proposer`` makes what drafts tokens for some settings; ``adapter`` returns the
-    tensors of an adapter by input, those of none for None; ``fingerprint`` tells the model with an adapter
-    from any other. ``pictures``: prompts may hold tokens of pictures.
-    """
-
-    context_tokens: int
-    vocab_size: int
-    stop_token_ids: frozenset[int] = frozenset()
-    published: Mapping[str, Any] = field(default_factory=dict)
-    forbidden: NDArray[np.bool_] | None = None
-    guide: Callable[[Guidance, Collection[int], Sequence[int]], Guide] | None = None
-    words: Callable[[str], list[tuple[int, ...]]] | None = None
-    proposer: Callable[[Settings], Proposer | None] | None = None
-    adapter: Callable[[str | None], Mapping[str, DeviceTensor]] | None = None
-    fingerprint: Callable[[str | None], str] | None = None
-    pictures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +56,6 @@ class Answer:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     score: float | None = None
-
-
-@dataclass(slots=True)
-class _Ahead:
-    """Drafted tokens that the model has seen already, and the logits after each."""
-
-    tokens: list[int]
-    probabilities: list[NDArray[np.float64]]
-    logits: Logits
-
-    def rest(self) -> _Ahead | None:
-        """Return what is left when the first token has been confirmed."""
-        if len(self.tokens) == 1:
-            return None
-        return _Ahead(self.tokens[1:], self.probabilities[1:], self.logits[1:])
-
-
-@dataclass(frozen=True, slots=True)
-class _Guided:
-    """What a row has to look like from its token ``start`` on."""
-
-    guidance: Guidance
-    guide: Guide
-    start: int
 
 
 class Generator:
@@ -120,18 +77,13 @@ class Generator:
         self._rows = TokenRows(0)
         # How many of its tokens the model has seen, row by row.
         self._fed = np.zeros(0, dtype=np.int64)
-        self._reasons: list[FinishReason | None] = []
-        self._guides: list[_Guided | None] = []
-        self._ahead: list[_Ahead | None] = []
+        self._reasons = FinishReasons()
         self._logits: Logits | None = None
+        self._verification = Verification()
         self._beams: Beams | None = None
         self.proposer: Proposer | None = None
-        self._randoms: list[np.random.Generator] = []
-        self._stop_ids: frozenset[int] = frozenset()
         self.prompts = 0
         self.cached_tokens = 0
-        self.proposed_tokens = 0
-        self.accepted_tokens = 0
         self.runs = 0
         self.mixed = False
         self.logprobs: list[TokenLogprob | None] = []
@@ -142,7 +94,7 @@ class Generator:
             self._bound = int(np.flatnonzero(~rules.forbidden)[-1]) + 1
             gaps = rules.forbidden[: self._bound]
             self._gaps = gaps if gaps.any() else None
-        self._take(settings, None)
+        self._decoding = self._decoding_for(settings, None)
 
     # --- what there is ----------------------------------------------------------------------------------
 
@@ -154,7 +106,7 @@ class Generator:
     @property
     def done(self) -> bool:
         """Whether no row wants another token; False before the first append."""
-        return self.rows > 0 and None not in self._reasons
+        return self.rows > 0 and self._reasons.all_ended
 
     @property
     def finish_reasons(self) -> list[FinishReason | None]:
@@ -164,12 +116,22 @@ class Generator:
     @property
     def stop_ids(self) -> frozenset[int]:
         """The tokens that end an answer."""
-        return self._stop_ids
+        return self._decoding.stop_ids
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row, the prompt included."""
         return [int(length) for length in self._rows.lengths]
+
+    @property
+    def proposed_tokens(self) -> int:
+        """How many tokens were drafted."""
+        return self._verification.proposed_tokens
+
+    @property
+    def accepted_tokens(self) -> int:
+        """How many drafted tokens the model confirmed."""
+        return self._verification.accepted_tokens
 
     def sequence(self, row: int = 0) -> list[int]:
         """Return all tokens of ``row``, the prompt included; with beams, of that answer.
@@ -186,8 +148,8 @@ class Generator:
                 return listed[row]
             raise BadOption(f"there is no answer {row}; there are {len(listed)}.")
         self._check_row(row)
-        found: list[int] = self._rows.tokens(row).tolist()
-        return found
+        tokens: list[int] = self._rows.tokens(row).tolist()
+        return tokens
 
     def answers(self) -> list[list[Answer]]:
         """Return what was generated since the last append: the answers to each prompt, best first."""
@@ -197,9 +159,9 @@ class Generator:
                     Answer(
                         best.tokens, "stop" if best.stopped else self._reasons[row * self._each], best.score
                     )
-                    for best in found
+                    for best in ranked
                 ]
-                for row, found in enumerate(self._beams.best())
+                for row, ranked in enumerate(self._beams.best())
             ]
         made = [Answer(tuple(self._rows.answer(row)), reason) for row, reason in enumerate(self._reasons)]
         return [made[at : at + self._each] for at in range(0, self.rows, self._each)]
@@ -207,11 +169,11 @@ class Generator:
     @property
     def settings(self) -> Settings:
         """What is asked for. Assign others, or call ``change``, between any two steps."""
-        return self._asked
+        return self._decoding.asked
 
     @settings.setter
     def settings(self, settings: Settings) -> None:
-        self._take(settings, self._settings)
+        self._take(settings)
 
     def change(self, **options: Unpack[Options]) -> None:
         """Change single settings, given as ``options`` by their names in Settings, from the next token on.
@@ -219,13 +181,12 @@ class Generator:
         Raises BadOption for values that cannot be used, and for what is fixed with the first prompt; nothing
         changes then.
         """
-        self._take(Settings.of(self._asked, options), self._settings)
+        self._take(Settings.of(self._decoding.asked, options))
 
     def guide(self, guidance: Guidance | None, row: int = 0) -> None:
         """Let ``row`` follow ``guidance`` from its next token on; None lets it go free."""
         self._check_row(row)
-        self._guides[row] = self._guide(guidance, row)
-        self._renew()
+        self._guide({row: self._guided(guidance, row)})
 
     # --- the loop ---------------------------------------------------------------------------------------
 
@@ -250,7 +211,7 @@ class Generator:
                 self._rows.prompt_with(row, more)
                 self._reasons[row] = None
         self._drop_logits()
-        self._end_spent()
+        self._reasons.end_spent(self._rows, answer_limits(self._decoding.settings, self._rows, self._rules))
         try:
             if not self.done:
                 self._feed()
@@ -261,20 +222,22 @@ class Generator:
                 # The rows are not spread out yet; the prompt may be appended again, and what is computed stays.
                 self._arrange(0)
             else:
-                self._guide_anew(given)
+                self._guide_again(given)
             raise
         if first:
-            self._renew()
+            self._fit()
         else:
-            self._guide_anew(given)
+            self._guide_again(given)
 
-    def _guide_anew(self, given: list[list[int]]) -> None:
-        """Let the answers behind new tokens begin their form from the start."""
-        for row, more in enumerate(given):
-            item = self._guides[row]
-            if more and item is not None:
-                self._guides[row] = self._guide(item.guidance, row)
-        self._renew()
+    def _guide_again(self, given: list[list[int]]) -> None:
+        """Let the answers after new tokens begin their form from the start."""
+        self._guide(
+            {
+                row: self._guided(item.guidance, row)
+                for row, (more, item) in enumerate(zip(given, self._decoding.guides, strict=True))
+                if more and item is not None
+            }
+        )
 
     def step(self) -> Tokens:
         """Choose the next token of every row and return them, int64 [rows]; -1 for rows that have ended.
@@ -287,16 +250,16 @@ class Generator:
         logits = self._current()
         if self._beams is not None:
             return self._step_beams(self._beams, logits)
+        decoding, ended = self._decoding, self._reasons.ended
         processed = logits
-        for process in self._processors:
+        for process in decoding.processors:
             processed = process(self._rows.history, processed)
-        if any(self._reasons):
+        if ended:
             # Rows that have ended are not chosen for; what is forbidden there is nobody's trouble.
             processed = processed.copy()
-            ended = [row for row, reason in enumerate(self._reasons) if reason is not None]
             processed[ended] = logits[ended]
-        tokens = self._choose(processed)
-        top = self._settings.logprobs
+        tokens = self._choose(decoding, processed)
+        top = decoding.settings.logprobs
         self.logprobs = [
             None if top is None or reason is not None else token_logprob(logits[row], int(tokens[row]), top)
             for row, reason in enumerate(self._reasons)
@@ -307,7 +270,13 @@ class Generator:
                 continue
             token = int(tokens[row])
             self._rows.put(row, token)
-            self._end_if_due(row, token)
+            self._reasons.after_token(
+                row,
+                token,
+                spent=self._rows.answer_length(row) >= decoding.limits[row],
+                stop_ids=decoding.stop_ids,
+                is_complete=self._is_complete,
+            )
         self._advance(tokens)
         return tokens
 
@@ -323,10 +292,10 @@ class Generator:
 
     @logits.setter
     def logits(self, logits: Logits) -> None:
-        shape, found = self._current().shape, np.array(logits, dtype=np.float32)
-        if found.shape != shape:
-            raise BadOption(f"logits must have shape {list(shape)}, found {list(found.shape)}.")
-        self._logits = found
+        shape, assigned = self._current().shape, np.array(logits, dtype=np.float32)
+        if assigned.shape != shape:
+            raise BadOption(f"logits must have shape {list(shape)}, found {list(assigned.shape)}.")
+        self._logits = assigned
 
     def _current(self) -> Logits:
         if not self.rows:
@@ -346,15 +315,16 @@ class Generator:
         each = as_lengths(lengths, self._rows)
         if each == self.lengths:
             return
+        guides: dict[int, GuidedRow | None] = {}
         for row, length in enumerate(each):
             if self._rows.cut(row, length):
                 self._fed[row] = min(int(self._fed[row]), length)
                 self._reasons[row] = None
-                guide = self._guides[row]
-                if guide is not None:
-                    self._guides[row] = self._guide(guide.guidance, row, min(guide.start, length))
+                item = self._decoding.guides[row]
+                if item is not None:
+                    guides[row] = self._guided(item.guidance, row, min(item.start, length))
         self._drop_logits()
-        self._renew()
+        self._guide(guides)
 
     def finish(self, row: int, reason: FinishReason) -> None:
         """End ``row`` for a ``reason`` seen from outside, such as a stop text.
@@ -401,18 +371,18 @@ class Generator:
         if self._each > 1:
             self._feed()
         self._spread()
-        self._renew()
+        self._fit()
 
     # --- rows -------------------------------------------------------------------------------------------
 
     @property
     def _each(self) -> int:
         """Rows to each prompt."""
-        return max(self._settings.num_beams, self._settings.num_return_sequences)
+        return self._decoding.each
 
     def _fingerprint(self) -> str:
         make = self._rules.fingerprint
-        return make(self._settings.adapter) if make is not None else ""
+        return make(self._decoding.settings.adapter) if make is not None else ""
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < self.rows:
@@ -443,9 +413,9 @@ class Generator:
         self.prompts = count
         self._rows = TokenRows(count)
         self._fed = np.zeros(count, dtype=np.int64)
-        self._reasons = [None] * count
-        self._guides = [None] * count
-        self._ahead = [None] * count
+        self._reasons = FinishReasons(count)
+        self._decoding = replace(self._decoding, guides=(None,) * count)
+        self._verification.forget()
 
     def _begin(self, prompts: list[list[int]]) -> None:
         """Make a row of each prompt; what the loop holds of a single one already is not fed again."""
@@ -459,7 +429,8 @@ class Generator:
 
     def _spread(self) -> None:
         """Make as many rows of each prompt as there will be answers."""
-        settings = self._settings
+        settings, each = self._decoding.settings, self._each
+        randoms = self._decoding.randoms
         if settings.num_beams > 1:
             seeds = [settings.seed] * self.prompts
             if isinstance(settings.seed, tuple):
@@ -467,16 +438,19 @@ class Generator:
             self._beams = Beams(
                 prompts=self.prompts,
                 settings=settings,
-                stop_ids=self._stop_ids,
+                stop_ids=self._decoding.stop_ids,
                 starts=self.lengths,
-                limits=[self._limit(row) for row in range(self.rows)],
+                limits=answer_limits(settings, self._rows, self._rules),
                 processors=(),
                 randoms=[np.random.default_rng(seed) for seed in seeds],
             )
         else:
-            self._seed(self.prompts * self._each)
-        self._select(np.repeat(np.arange(self.prompts), self._each))
-        self._guide_all()
+            randoms = row_randoms(settings, self.prompts, each)
+        self._select(np.repeat(np.arange(self.prompts), each))
+        guides = guided_rows(
+            settings, self._rows, self.prompts, each, rules=self._rules, stop_ids=self._decoding.stop_ids
+        )
+        self._decoding = replace(self._decoding, randoms=randoms, guides=guides)
 
     def _select(self, rows: NDArray[np.int64]) -> None:
         if np.array_equal(rows, np.arange(self.rows)):
@@ -485,222 +459,122 @@ class Generator:
         self.loop.select(rows)
         self._rows.select(rows)
         self._fed = self._fed[rows]
-        self._reasons = [self._reasons[row] for row in rows]
-        self._guides = [self._guides[row] for row in rows]
-        self._ahead = [None] * len(rows)
+        self._reasons.select(rows)
+        guides = self._decoding.guides
+        self._decoding = replace(self._decoding, guides=tuple(guides[row] for row in rows))
+        self._verification.forget()
         if self._logits is not None:
             self._logits = self._logits[rows]
 
     # --- settings ---------------------------------------------------------------------------------------
 
-    def _take(self, settings: Settings, before: Settings | None) -> None:
-        """Adopt settings in place of those ``before``; if they cannot be used, nothing changes."""
-        if self._beams is not None:
-            raise BadOption("beams keep the settings that they began with; begin a new generator.")
-        kept = dict(self.__dict__)
-        try:
-            self._adopt(settings, before)
-        except BaseException:
-            self.__dict__.update(kept)
-            raise
-
-    def _adopt(self, settings: Settings, before: Settings | None) -> None:
-        filled = settings.with_defaults(self._rules.published)
-        if before is not None and self.rows:
-            for name in ("num_beams", "num_return_sequences", "num_beam_groups"):
-                if getattr(before, name) != getattr(filled, name):
-                    raise BadOption(f"{name} is fixed once the first prompt is there; begin a new generator.")
-        filled = replace(filled, bad_words=self._word_ids(filled.bad_words or ()))
-        if before is None or filled.draft is not before.draft:
-            make = self._rules.proposer
-            self.proposer = make(filled) if make is not None else None
-        elif self.proposer is not None:
-            self.proposer.adapt(filled)
-        if filled.adapter != (before.adapter if before else None):
-            if self._rules.adapter is None:
-                raise BadOption(f"adapter {filled.adapter!r} is asked for, but this model takes none.")
-            self.loop.use(self._rules.adapter(filled.adapter))
-        self._asked, self._settings = settings, filled
-        own = frozenset[int]() if filled.ignore_eos else self._rules.stop_token_ids
-        stop_ids, self._stop_ids = self._stop_ids, own | frozenset(filled.stop_token_ids)
-        if before is None or not self.rows:
+    def _take(self, settings: Settings) -> None:
+        """Adopt settings in place of those before; if they cannot be used, nothing changes."""
+        before = self._decoding
+        self._decoding = self._decoding_for(settings, before)
+        if not self.rows:
             return
-        if filled.seed != before.seed:
-            self._seed(self.rows)
-        if filled.guidance is not before.guidance:
-            self._guide_all()
-        elif stop_ids != self._stop_ids:
-            self._guides = [
-                self._guide(old.guidance, row, old.start) if old else None
-                for row, old in enumerate(self._guides)
-            ]
-        for row, reason in enumerate(self._reasons):
-            if reason == "length" and self._new_tokens(row) < self._limit(row):
-                self._reasons[row] = None
-                self._drop_logits()
-        if filled.adapter != before.adapter:
+        if self._reasons.reopen_unspent(self._rows, self._decoding.limits):
+            self._drop_logits()
+        if self._decoding.settings.adapter != before.settings.adapter:
             self.mixed = True
             self._drop_logits()
-        self._renew()
+        self._reasons.end_spent(self._rows, self._decoding.limits)
 
-    def _seed(self, rows: int) -> None:
-        """Give every row random numbers of its own, so that it does not depend on the rest of the batch."""
-        seeds = self._settings.seeds(rows)
-        if not isinstance(self._settings.seed, tuple):
-            seeds = self._settings.seeds(self._each) * self.prompts
-        self._randoms = [np.random.default_rng(seed) for seed in seeds]
+    def _decoding_for(self, asked: Settings, before: Decoding | None) -> Decoding:
+        """Return what ``asked`` means for the rows there are, where ``before`` holds, None at the beginning.
 
-    def _guide_all(self) -> None:
-        """Let every row follow the guidance of the settings from here on."""
-        wanted = self._settings.guidance
-        listed = list(wanted) if isinstance(wanted, Sequence) else [wanted] * self.rows
-        if len(listed) == self.prompts:
-            listed = [item for item in listed for _ in range(self._each)]
-        if len(listed) != self.rows:
-            raise BadOption(
-                f"guidance has {len(listed)} entries for {self.prompts} prompts; give one each, or one for all."
-            )
-        self._guides = [self._guide(item, row) for row, item in enumerate(listed)]
-
-    def _guide(self, guidance: Guidance | None, row: int, start: int | None = None) -> _Guided | None:
-        if guidance is None:
-            return None
-        if self._rules.guide is None:
-            raise BadOption("guidance needs a tokenizer, and this model has none.")
-        start = int(self._rows.lengths[row]) if start is None else start
-        prompt = self._rows.tokens(row)[:start].tolist()
-        return _Guided(guidance, self._rules.guide(guidance, self._stop_ids, prompt), start)
-
-    def _word_ids(self, words: Sequence[str | Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-        found: list[tuple[int, ...]] = []
-        for word in words:
-            if not isinstance(word, str):
-                found.append(tuple(word))
-            elif self._rules.words is None:
-                raise BadOption(
-                    "bad_words as texts need a tokenizer, and this model has none; give token ids."
-                )
-            else:
-                found += self._rules.words(word)
-        return tuple(found)
-
-    def _renew(self) -> None:
-        """Make the processors anew, which know where answers begin."""
-        guides = [item.guide if item else None for item in self._guides]
-        starts = [item.start if item else 0 for item in self._guides]
-        self._processors = from_settings(
-            self._settings,
-            starts=self._rows.starts.tolist(),
-            stop_ids=self._stop_ids,
-            # What looks at few tokens only bars them itself.
-            forbidden=None if self._is_greedy or self._draws_among else self._rules.forbidden,
-            warp=not self._draws_among,
-            guide=guided(guides, starts) if any(guides) else None,
-        )
-        self._limits = [self._limit(row) for row in range(self.rows)]
-        # They see few tokens, so that the rank is taken before.
-        self._warpers = warpers(replace(self._settings, top_k=0))
+        What works for the old settings, draft model and adapter, follows once nothing can be refused any more.
+        """
         if self._beams is not None:
-            self._beams.processors = self._processors
-        self._end_spent()
+            raise BadOption("beams keep the settings that they began with; begin a new generator.")
+        rules, rows = self._rules, self._rows
+        old = before.settings if before is not None else None
+        settings = resolved(asked, rules, fixed=old if self.rows else None)
+        stop_ids = stop_ids_of(settings, rules)
+        proposer, keeps_proposer = self.proposer, old is not None and settings.draft is old.draft
+        if not keeps_proposer:
+            proposer = rules.proposer(settings) if rules.proposer is not None else None
+        adapter_inputs = None
+        if settings.adapter != (old.adapter if old is not None else None):
+            if rules.adapter is None:
+                raise BadOption(f"adapter {settings.adapter!r} is asked for, but this model takes none.")
+            adapter_inputs = rules.adapter(settings.adapter)
+        decoding = Decoding(asked, settings, stop_ids)
+        if before is not None and self.rows:
+            randoms, guides = before.randoms, before.guides
+            if settings.seed != before.settings.seed:
+                randoms = row_randoms(settings, self.prompts, decoding.each)
+            if settings.guidance is not before.settings.guidance:
+                guides = guided_rows(
+                    settings, rows, self.prompts, decoding.each, rules=rules, stop_ids=stop_ids
+                )
+            elif stop_ids != before.stop_ids:
+                guides = tuple(
+                    item
+                    and guided_row(item.guidance, rows, row, rules=rules, stop_ids=stop_ids, start=item.start)
+                    for row, item in enumerate(guides)
+                )
+            decoding = replace(decoding, randoms=randoms, guides=guides).fitted(rows, rules)
+        if keeps_proposer and proposer is not None:
+            proposer.adapt(settings)
+        if adapter_inputs is not None:
+            self.loop.use(adapter_inputs)
+        self.proposer = proposer
+        return decoding
 
-    # --- the end of rows --------------------------------------------------------------------------------
+    def _guided(self, guidance: Guidance | None, row: int, start: int | None = None) -> GuidedRow | None:
+        stop_ids = self._decoding.stop_ids
+        return guided_row(guidance, self._rows, row, rules=self._rules, stop_ids=stop_ids, start=start)
 
-    def _new_tokens(self, row: int) -> int:
-        return int(self._rows.lengths[row] - self._rows.starts[row])
+    def _guide(self, changed: Mapping[int, GuidedRow | None]) -> None:
+        """Let each row of ``changed`` follow what stands there, and the others go on as they do."""
+        guides = [changed.get(row, item) for row, item in enumerate(self._decoding.guides)]
+        self._decoding = replace(self._decoding, guides=tuple(guides))
+        self._fit()
 
-    def _limit(self, row: int) -> int:
-        """Return how many tokens the answer of ``row`` may have."""
-        start, settings = int(self._rows.starts[row]), self._settings
-        # The last token that fits is generated, but never fed.
-        limit = self._rules.context_tokens - start + 1
-        if settings.max_length is not None:
-            limit = min(limit, settings.max_length - start)
-        if settings.max_new_tokens is not None:
-            limit = min(limit, settings.max_new_tokens)
-        return max(0, limit)
-
-    def _end_spent(self) -> None:
-        """End rows that may not have a single token more."""
-        for row, reason in enumerate(self._reasons):
-            if reason is None and self._rows.lengths[row] and self._new_tokens(row) >= self._limit(row):
-                self._reasons[row] = "length"
-
-    def _end_if_due(self, row: int, token: int) -> None:
-        if token in self._stop_ids:
-            self._reasons[row] = "stop"
-        elif self._new_tokens(row) >= self._limits[row]:
-            self._reasons[row] = "length"
-        elif not self._stop_ids and self._is_complete(row):
-            self._reasons[row] = "stop"
+    def _fit(self) -> None:
+        """Make the processors for the rows as they are now: they know where answers begin."""
+        self._decoding = self._decoding.fitted(self._rows, self._rules)
+        if self._beams is not None:
+            self._beams.processors = self._decoding.processors
+        self._reasons.end_spent(self._rows, self._decoding.limits)
 
     def _is_complete(self, row: int) -> bool:
         """Return whether the row's guidance wants nothing more, which ends it if there is no stop token."""
-        item = self._guides[row]
+        item = self._decoding.guides[row]
         return item is not None and item.guide.finished(self._rows.tokens(row, item.start))
 
     # --- one step ---------------------------------------------------------------------------------------
 
-    @property
-    def _is_greedy(self) -> bool:
-        return not self._settings.samples and self._settings.num_beams == 1
-
-    @property
-    def _draws_among(self) -> bool:
-        """Whether few enough tokens are drawn from; a draft model's need the probabilities of all."""
-        settings = self._settings
-        return (
-            settings.samples
-            and settings.num_beams == 1
-            and 0 < (settings.top_k or 0) <= _FEW
-            and (settings.draft is None or settings.draft == "lookup")
-        )
-
-    def _choose(self, logits: Logits) -> Tokens:
-        if self._is_greedy:
+    def _choose(self, decoding: Decoding, logits: Logits) -> Tokens:
+        if decoding.is_greedy:
             return greedy(logits[:, : self._bound], forbidden=self._gaps)
-        if self._draws_among:
+        if decoding.draws_among:
             return draw_among(
                 logits[:, : self._bound],
-                self._randoms,
-                count=self._settings.top_k or 0,
-                warpers=self._warpers,
+                decoding.randoms,
+                count=decoding.settings.top_k or 0,
+                warpers=decoding.warpers,
                 forbidden=self._gaps,
             )
-        # A draft that was not drawn needs no rejection: drawing and comparing is the same.
-        tokens = multinomial(logits, self._randoms)
-        for row, ahead in enumerate(self._ahead):
-            if ahead is not None and ahead.probabilities:
-                tokens[row], _ = accept(
-                    ahead.tokens[0], ahead.probabilities[0], logits[row], self._randoms[row]
-                )
+        tokens = multinomial(logits, decoding.randoms)
+        self._verification.redraw(tokens, logits, decoding.randoms)
         return tokens
 
     def _advance(self, tokens: Tokens) -> None:
         """Take the next logits from those computed ahead, if the draft of every row was right."""
-        following: Logits | None = None
-        complete = True
-        for row, ahead in enumerate(self._ahead):
-            if ahead is not None and ahead.tokens[0] == tokens[row]:
-                self._fed[row] += 1
-                self.accepted_tokens += 1
-                if following is None and self._logits is not None:
-                    following = self._logits.copy()
-                if following is not None:
-                    following[row] = ahead.logits[0]
-                self._ahead[row] = ahead.rest()
-            elif self._reasons[row] is None:
-                complete = False
-        if following is None or not complete:
-            self._drop_logits()
-        else:
-            self._logits = following
+        going = [row for row, reason in enumerate(self._reasons) if reason is None]
+        confirmed, self._logits = self._verification.advance(tokens, self._logits, going)
+        if confirmed:
+            self._fed[confirmed] += 1
 
     def _drop_logits(self) -> None:
-        self._logits, self._ahead = None, [None] * self.rows
+        self._logits = None
+        self._verification.forget()
 
     def _feed(self, *, everything: bool = False) -> None:
-        """Feed what the model has not seen of each row, and drafts behind it.
+        """Feed what the model has not seen of each row, and drafts after it.
 
         A row that has ended waits: its last token is fed if the conversation goes on. ``everything`` feeds that
         too, and no drafts.
@@ -732,7 +606,7 @@ class Generator:
             # The last token of a full context was generated, but does not fit.
             waits = waits or rows.lengths[row] > self._rules.context_tokens
             fresh.append([] if waits else rows.tokens(row, int(self._fed[row])).tolist())
-            if self.proposer and reason is None and self._new_tokens(row) and not everything:
+            if self.proposer and reason is None and rows.answer_length(row) and not everything:
                 drafts[row] = self._draft(self.proposer, row)
         counts = [len(draft.tokens) if draft else 0 for draft in drafts]
         self.runs += 1
@@ -743,33 +617,23 @@ class Generator:
             offered = [
                 [*new, *(draft.tokens if draft else ())] for new, draft in zip(fresh, drafts, strict=True)
             ]
-            found = loop.append(offered, keep=keep)
-            self._logits = np.stack([found[row, keep - 1 - count] for row, count in enumerate(counts)])
-            for row, draft in enumerate(drafts):
-                if draft is not None:
-                    logits = found[row, keep - counts[row] :]
-                    self._ahead[row] = _Ahead(list(draft.tokens), draft.probabilities, logits)
+            self._logits = self._verification.read(drafts, loop.append(offered, keep=keep))
         for row, new in enumerate(fresh):
             if new:
                 self._fed[row] = rows.lengths[row]
 
     def _draft(self, proposer: Proposer, row: int) -> Draft | None:
         """Return what may come next in ``row``, as far as it can be of use."""
-        length = int(self._rows.lengths[row])
-        room = min(
-            self._limit(row) - self._new_tokens(row) - 1,
-            self._rules.context_tokens - length,
-            self._settings.draft_tokens,
+        rows, settings, context = self._rows, self._decoding.settings, self._rules.context_tokens
+        limit = answer_limit(settings, prompt_tokens=int(rows.starts[row]), context_tokens=context)
+        room = draft_room(
+            int(rows.lengths[row]),
+            remaining=limit - rows.answer_length(row),
+            wanted=settings.draft_tokens,
+            context_tokens=context,
+            switch_tokens=self.loop.switch_tokens,
         )
-        switch = self.loop.switch_tokens
-        if switch is not None and length <= switch:
-            # Drafts must not turn the whole text over to another rotation before it gets there itself.
-            room = min(room, switch - length)
-        if room < 1:
-            return None
-        draft = proposer.propose(row, self._rows.tokens(row), room, self._randoms[row])
-        self.proposed_tokens += len(draft.tokens) if draft else 0
-        return draft
+        return self._verification.draft(proposer, row, rows.tokens(row), room, self._decoding.randoms[row])
 
     def _step_beams(self, beams: Beams, logits: Logits) -> Tokens:
         tokens, parents = beams.step(self._rows.history, logits)

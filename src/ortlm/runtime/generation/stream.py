@@ -11,7 +11,8 @@ from collections.abc import Generator as PythonGenerator
 from dataclasses import asdict, dataclass, field
 
 from ortlm.errors import Cancelled
-from ortlm.runtime.generation.generator import FinishReason, Generator
+from ortlm.runtime.generation.finish import FinishReason
+from ortlm.runtime.generation.generator import Generator
 from ortlm.runtime.sampling.logprobs import TokenLogprob
 from ortlm.runtime.sampling.settings import Settings
 from ortlm.runtime.text.stop_strings import StopTexts

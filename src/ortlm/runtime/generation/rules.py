@@ -1,0 +1,40 @@
+"""What a model prescribes to every generation: all that a generator knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.runtime.engine.session import DeviceTensor
+from ortlm.runtime.generation.speculative import Proposer
+from ortlm.runtime.sampling.settings import Settings
+from ortlm.runtime.structured_output.guidance import Guidance
+from ortlm.runtime.structured_output.matcher import Guide
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a model prescribes to every generation.
+
+    ``published`` are the publisher's sampling defaults, ``forbidden`` bool [V] the ids without a token, None if
+    there are none. ``guide`` makes a matcher of a Guidance, the stop tokens and the prompt; ``words`` turns a text
+    into the token sequences that write it; ``proposer`` makes what drafts tokens for some settings; ``adapter``
+    returns the tensors of an adapter by input, those of none for None; ``fingerprint`` tells the model with an
+    adapter from any other. ``pictures``: prompts may hold tokens of images.
+    """
+
+    context_tokens: int
+    vocab_size: int
+    stop_token_ids: frozenset[int] = frozenset()
+    published: Mapping[str, Any] = field(default_factory=dict)
+    forbidden: NDArray[np.bool_] | None = None
+    guide: Callable[[Guidance, Collection[int], Sequence[int]], Guide] | None = None
+    words: Callable[[str], list[tuple[int, ...]]] | None = None
+    proposer: Callable[[Settings], Proposer | None] | None = None
+    adapter: Callable[[str | None], Mapping[str, DeviceTensor]] | None = None
+    fingerprint: Callable[[str | None], str] | None = None
+    pictures: bool = False
