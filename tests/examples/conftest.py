@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parents[2]
+INT4 = ("-p", "int4", "--recipe", "fast")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class User:
     python: str
     folder: Path
     isolated: bool
+    flags: tuple[str, ...]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -46,9 +48,7 @@ class User:
 
     def example(self, name: str, *arguments: str | Path, stdin: str = "") -> str:
         """Return what the example ``name`` prints; it has to succeed, and warns of nothing."""
-        flags = ["-I"] if self.isolated else []
-        program = ROOT / "examples" / name
-        done = self.run(self.python, *flags, "-W", "error", program, *arguments, stdin=stdin)
+        done = self.run(self.python, *self.flags, ROOT / "examples" / name, *arguments, stdin=stdin)
         assert done.stderr == ""
         return done.stdout
 
@@ -56,7 +56,7 @@ class User:
         """Build ``source`` with the ortlm command and return the model's folder."""
         out = self.folder / name
         command = Path(self.python).with_name("ortlm")
-        self.run(command, "build", "-i", source, "-o", out, "-p", "int4", "--recipe", "fast", *options)
+        self.run(command, "build", "-i", source, "-o", out, *options)
         return out
 
 
@@ -64,21 +64,31 @@ class User:
 def user(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> User:
     """Return the environment that --python names, by default the one of the tests."""
     python = request.config.getoption("--python")
-    return User(python or sys.executable, tmp_path_factory.mktemp("user"), isolated=python is not None)
+    # Of packages in other versions than the locked ones, no warning is an error.
+    strict = () if request.config.getoption("--unlocked") else ("-W", "error")
+    return User(
+        python or sys.executable,
+        tmp_path_factory.mktemp("user"),
+        isolated=python is not None,
+        flags=("-I", *strict) if python else strict,
+    )
 
 
 @pytest.fixture(scope="session")
 def phi(user: User, tiny: Path) -> Path:
     """Return the model that ships with the project, built."""
-    return user.build(tiny, "phi")
+    return user.build(tiny, "phi", *INT4)
 
 
 @pytest.fixture(scope="session")
 def phi_with_adapters(user: User, tiny: Path) -> Path:
-    """Return the same with two adapters, which are random."""
+    """Return the same with two adapters, which are random.
+
+    It is in fp32, where a prompt that resumes from a cache is rounded as any other.
+    """
     adapters = {name: save_adapter(user.folder / name, tiny, seed) for seed, name in enumerate(["a", "b"])}
     options = [text for name, path in adapters.items() for text in ("--adapter", f"{name}={path}")]
-    return user.build(tiny, "phi-lora", *options)
+    return user.build(tiny, "phi-lora", "-p", "fp32", *options)
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +100,7 @@ def phi_vision(user: User) -> Path:
 
     checkpoint.save(user.folder / "vision-checkpoint")
     Image.linear_gradient("L").resize((400, 300)).save(user.folder / "image.png")
-    return user.build(user.folder / "vision-checkpoint", "phi-vision")
+    return user.build(user.folder / "vision-checkpoint", "phi-vision", *INT4)
 
 
 def save_adapter(folder: Path, checkpoint: Path, seed: int) -> Path:
