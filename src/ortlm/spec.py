@@ -223,15 +223,26 @@ class Vision:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One weight that the spec implies: canonical name, shape and whether it is the matrix of a linear map.
+    """One weight that the spec implies: what it is part of, its shape, and what recipes group it by.
 
-    A linear weight has shape [out, in]. ``role`` groups weights for recipes: "embed", "head", "qkv", "out",
-    "gate_up", "down", "vision", "table", "norm" or "bias".
+    ``part`` is "q", "mixer_pre" or "embed", for example, in ``layer`` if it belongs to one; with ``vision`` it is
+    not the decoder's, but the vision encoder's or projector's. ``kind`` is "weight" or "bias". A linear weight has
+    shape [out, in]. ``role`` is "embed", "head", "qkv", "out", "gate_up", "down", "vision", "table", "norm" or
+    "bias".
     """
 
-    name: str
+    part: str
+    kind: str
     shape: tuple[int, ...]
     role: str
+    layer: int | None = None
+    vision: bool = False
+
+    @property
+    def name(self) -> str:
+        """The canonical name, such as "layers.3.q.weight" or "vision.patches.bias"."""
+        layer = "" if self.layer is None else f"layers.{self.layer}."
+        return f"{'vision.' if self.vision else ''}{layer}{self.part}.{self.kind}"
 
     @property
     def size(self) -> int:
@@ -245,87 +256,108 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
     Canonical names: ``embed``, ``layers.{i}.{mixer_pre|q|k|v|q_norm|k_norm|o|mixer_post|ffn_pre|gate|up|down|
     ffn_post}``, ``final_norm`` and ``head``, each with ``.weight`` or ``.bias``. A tied head is left out.
     """
-    yield Parameter("embed.weight", (spec.vocab, spec.hidden), "embed")
+    yield Parameter("embed", "weight", (spec.vocab, spec.hidden), "embed")
     for i, layer in enumerate(spec.layers):
-        at = f"layers.{i}"
-        yield from _norm(f"{at}.mixer_pre", layer.mixer_pre, spec.hidden)
-        yield from mixer_parameters(layer.mixer, at, spec.hidden)
-        yield from _norm(f"{at}.mixer_post", layer.mixer_post, spec.hidden)
-        yield from _norm(f"{at}.ffn_pre", layer.ffn_pre, spec.hidden)
-        yield from ffn_parameters(layer.ffn, at, spec.hidden)
-        yield from _norm(f"{at}.ffn_post", layer.ffn_post, spec.hidden)
+        yield from _norm("mixer_pre", layer.mixer_pre, spec.hidden, layer=i)
+        yield from mixer_parameters(layer.mixer, i, spec.hidden)
+        yield from _norm("mixer_post", layer.mixer_post, spec.hidden, layer=i)
+        yield from _norm("ffn_pre", layer.ffn_pre, spec.hidden, layer=i)
+        yield from ffn_parameters(layer.ffn, i, spec.hidden)
+        yield from _norm("ffn_post", layer.ffn_post, spec.hidden, layer=i)
     yield from _norm("final_norm", spec.final_norm, spec.hidden)
     if not spec.tied_head:
-        yield Parameter("head.weight", (spec.vocab, spec.hidden), "head")
+        yield Parameter("head", "weight", (spec.vocab, spec.hidden), "head")
     if spec.head_bias:
-        yield Parameter("head.bias", (spec.vocab,), "bias")
+        yield Parameter("head", "bias", (spec.vocab,), "bias")
 
 
-def mixer_parameters(mixer: Mixer, at: str, hidden: int) -> Iterator[Parameter]:
-    """Yield the weights of a mixer whose layer is called ``at``."""
+def mixer_parameters(mixer: Mixer, layer: int, hidden: int) -> Iterator[Parameter]:
+    """Yield the weights of ``mixer`` in ``layer``, between ``hidden`` channels."""
     wide, narrow = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
     for part, width in (("q", wide), ("k", narrow), ("v", narrow)):
-        yield from _linear(f"{at}.{part}", width, hidden, "qkv", bias=mixer.qkv_bias)
+        yield from _linear(part, width, hidden, "qkv", bias=mixer.qkv_bias, layer=layer)
     for part, width in (("q_norm", wide), ("k_norm", narrow)):
-        yield from _norm(f"{at}.{part}", mixer.qk_norm, width if mixer.qk_norm_full else mixer.head_dim)
-    yield from _linear(f"{at}.o", hidden, wide, "out", bias=mixer.out_bias)
+        yield from _norm(part, mixer.qk_norm, width if mixer.qk_norm_full else mixer.head_dim, layer=layer)
+    yield from _linear("o", hidden, wide, "out", bias=mixer.out_bias, layer=layer)
 
 
-def ffn_parameters(ffn: FeedForward, at: str, hidden: int) -> Iterator[Parameter]:
-    """Yield the weights of a feed-forward whose layer is called ``at``."""
+def ffn_parameters(ffn: FeedForward, layer: int, hidden: int) -> Iterator[Parameter]:
+    """Yield the weights of the feed-forward block ``ffn`` in ``layer``, between ``hidden`` channels."""
     if isinstance(ffn, GatedMLP):
-        yield from _linear(f"{at}.gate", ffn.intermediate, hidden, "gate_up", bias=ffn.bias)
-    yield from _linear(f"{at}.up", ffn.intermediate, hidden, "gate_up", bias=ffn.bias)
-    yield from _linear(f"{at}.down", hidden, ffn.intermediate, "down", bias=ffn.bias)
+        yield from _linear("gate", ffn.intermediate, hidden, "gate_up", bias=ffn.bias, layer=layer)
+    yield from _linear("up", ffn.intermediate, hidden, "gate_up", bias=ffn.bias, layer=layer)
+    yield from _linear("down", hidden, ffn.intermediate, "down", bias=ffn.bias, layer=layer)
 
 
-def _linear(name: str, out: int, width: int, role: str, *, bias: bool) -> Iterator[Parameter]:
-    yield Parameter(f"{name}.weight", (out, width), role)
+def _linear(
+    part: str,
+    out: int,
+    width: int,
+    role: str,
+    *,
+    bias: bool,
+    layer: int | None = None,
+    vision: bool = False,
+) -> Iterator[Parameter]:
+    yield Parameter(part, "weight", (out, width), role, layer, vision)
     if bias:
-        yield Parameter(f"{name}.bias", (out,), "bias")
+        yield Parameter(part, "bias", (out,), "bias", layer, vision)
 
 
-def _norm(name: str, norm: Norm | None, width: int) -> Iterator[Parameter]:
+def _norm(
+    part: str, norm: Norm | None, width: int, *, layer: int | None = None, vision: bool = False
+) -> Iterator[Parameter]:
     if norm is not None:
-        yield Parameter(f"{name}.weight", (width,), "norm")
+        yield Parameter(part, "weight", (width,), "norm", layer, vision)
         if norm.bias:
-            yield Parameter(f"{name}.bias", (width,), "norm")
+            yield Parameter(part, "bias", (width,), "norm", layer, vision)
 
 
 def vision_parameters(vision: Vision, hidden: int) -> Iterator[Parameter]:
-    """Yield every weight that turns pictures into embeddings of ``hidden`` channels.
+    """Yield every weight that turns images into embeddings of ``hidden`` channels.
 
     Canonical names: ``vision.{patches|class|positions|pre_norm|final_norm}``,
-    ``vision.layers.{i}.{mixer_pre|q|k|v|o| ffn_pre|up|down}``, and of the join
+    ``vision.layers.{i}.{mixer_pre|q|k|v|o| ffn_pre|up|down}``, and of the projector
     ``vision.{row_end|view_end|join1|join2}`` or ``vision.{join_norm|join}``. The matrix of patches has shape
     [hidden, 3 · patch · patch].
     """
-    tower = vision.tower
+    tower, ffn = vision.tower, vision.tower.ffn
     wide, positions = tower.hidden, tower.grid**2 + tower.class_token
-    yield from _linear("vision.patches", wide, 3 * tower.patch**2, "table", bias=tower.patch_bias)
+
+    def linear(
+        part: str, out: int, width: int, role: str = "vision", *, bias: bool = True, layer: int | None = None
+    ) -> Iterator[Parameter]:
+        return _linear(part, out, width, role, bias=bias, layer=layer, vision=True)
+
+    def norm(part: str, norm: Norm | None, layer: int | None = None) -> Iterator[Parameter]:
+        return _norm(part, norm, wide, layer=layer, vision=True)
+
+    def table(part: str, *shape: int) -> Parameter:
+        return Parameter(part, "weight", shape, "table", vision=True)
+
+    yield from linear("patches", wide, 3 * tower.patch**2, "table", bias=tower.patch_bias)
     if tower.class_token:
-        yield Parameter("vision.class.weight", (wide,), "table")
-    yield Parameter("vision.positions.weight", (positions, wide), "table")
-    yield from _norm("vision.pre_norm", tower.norm if tower.pre_norm else None, wide)
+        yield table("class", wide)
+    yield table("positions", positions, wide)
+    yield from norm("pre_norm", tower.norm if tower.pre_norm else None)
     for i in range(tower.layers):
-        at = f"vision.layers.{i}"
-        yield from _norm(f"{at}.mixer_pre", tower.norm, wide)
+        yield from norm("mixer_pre", tower.norm, i)
         for part in ("q", "k", "v", "o"):
-            yield from _linear(f"{at}.{part}", wide, wide, "vision", bias=True)
-        yield from _norm(f"{at}.ffn_pre", tower.norm, wide)
-        yield from _linear(f"{at}.up", tower.ffn.intermediate, wide, "vision", bias=tower.ffn.bias)
-        yield from _linear(f"{at}.down", wide, tower.ffn.intermediate, "vision", bias=tower.ffn.bias)
-    yield from _norm("vision.final_norm", tower.norm if tower.final_norm else None, wide)
+            yield from linear(part, wide, wide, layer=i)
+        yield from norm("ffn_pre", tower.norm, i)
+        yield from linear("up", ffn.intermediate, wide, bias=ffn.bias, layer=i)
+        yield from linear("down", wide, ffn.intermediate, bias=ffn.bias, layer=i)
+    yield from norm("final_norm", tower.norm if tower.final_norm else None)
     join = vision.join
     if isinstance(join, Tiles):
         merged = wide * join.merge**2
-        yield Parameter("vision.row_end.weight", (merged,), "table")
-        yield Parameter("vision.view_end.weight", (merged,), "table")
-        yield from _linear("vision.join1", hidden, merged, "vision", bias=True)
-        yield from _linear("vision.join2", hidden, hidden, "vision", bias=True)
+        yield table("row_end", merged)
+        yield table("view_end", merged)
+        yield from linear("join1", hidden, merged)
+        yield from linear("join2", hidden, hidden)
     else:
-        yield from _norm("vision.join_norm", join.norm, wide)
-        yield Parameter("vision.join.weight", (hidden, wide), "vision")
+        yield from norm("join_norm", join.norm)
+        yield from linear("join", hidden, wide, bias=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,9 +187,8 @@ def architecture(
     known = _NAMES | dict(names or {})
     sources: Sources = {}
     for parameter in parameters(decoder):
-        *at, part, leaf = parameter.name.split(".")
-        layer = f"model.layers.{at[1]}." if at else ""
-        add = norm_add if parameter.role == "norm" and leaf == "weight" else 0.0
-        sources[parameter.name] = Source(f"{layer}{known[part]}.{leaf}", add=add)
+        layer = f"model.layers.{parameter.layer}." if parameter.layer is not None else ""
+        add = norm_add if parameter.role == "norm" and parameter.kind == "weight" else 0.0
+        sources[parameter.name] = Source(f"{layer}{known[parameter.part]}.{parameter.kind}", add=add)
     sources |= fused or {}
     return Architecture(decoder, sources, genai_type, renamed=_PREFIXES, notes=tuple(notes))

@@ -125,18 +125,18 @@ def _vision(c: Config) -> Vision:
 
 def _sources(vision: Vision, hidden: int) -> Sources:
     tower = vision.tower
-    found: Sources = {}
-    for parameter in vision_parameters(vision, hidden):
-        name = parameter.name.removeprefix("vision.")
-        if name.startswith("layers."):
-            _, i, part, leaf = name.split(".")
-            found[parameter.name] = Source(f"{_SIGLIP}.encoder.layers.{i}.{VISION_LAYER[part]}.{leaf}")
+    sources: Sources = {}
+    for p in vision_parameters(vision, hidden):
+        name = f"{p.part}.{p.kind}"
+        if p.layer is not None:
+            source = Source(f"{_SIGLIP}.encoder.layers.{p.layer}.{VISION_LAYER[p.part]}.{p.kind}")
         elif name == "patches.weight":
-            found[parameter.name] = Source(_NAMES[name], stored=(tower.hidden, 3, tower.patch, tower.patch))
+            source = Source(_NAMES[name], stored=(tower.hidden, 3, tower.patch, tower.patch))
         else:
-            found[parameter.name] = Source(
+            source = Source(
                 _NAMES[name],
                 add=1.0 if name == "join_norm.weight" else 0.0,
                 transposed=name == "join.weight",
             )
-    return found
+        sources[p.name] = source
+    return sources

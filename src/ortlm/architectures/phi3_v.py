@@ -128,17 +128,17 @@ def _tower(c: Config) -> tuple[Tower, int]:
 def _sources(vision: Vision, hidden: int) -> Sources:
     tower = vision.tower
     merged = 4 * tower.hidden
+    # The others lie as they are used.
     shapes = {
-        "patches.weight": (tower.hidden, 3, tower.patch, tower.patch),
-        "row_end.weight": (1, 1, 1, merged),
-        "view_end.weight": (1, 1, merged),
+        "patches": (tower.hidden, 3, tower.patch, tower.patch),
+        "row_end": (1, 1, 1, merged),
+        "view_end": (1, 1, merged),
     }
-    found: Sources = {}
-    for parameter in vision_parameters(vision, hidden):
-        name = parameter.name.removeprefix("vision.")
-        if name.startswith("layers."):
-            _, i, part, leaf = name.split(".")
-            found[parameter.name] = Source(f"{_CLIP}.encoder.layers.{i}.{VISION_LAYER[part]}.{leaf}")
+    sources: Sources = {}
+    for p in vision_parameters(vision, hidden):
+        if p.layer is not None:
+            source = Source(f"{_CLIP}.encoder.layers.{p.layer}.{VISION_LAYER[p.part]}.{p.kind}")
         else:
-            found[parameter.name] = Source(_NAMES[name], stored=shapes.get(name))
-    return found
+            source = Source(_NAMES[f"{p.part}.{p.kind}"], stored=shapes.get(p.part))
+        sources[p.name] = source
+    return sources

@@ -97,7 +97,7 @@ class LayerQuantizer:
         at, seen = 0, None
         for name in product.parameters:
             item = self._quantized.get(name)
-            rows = self._weights.shapes[name][0]
+            rows = self._weights.parameters[name].shape[0]
             if item is None:
                 yield at, at + rows, None
             elif item is not seen:
@@ -178,9 +178,10 @@ class LayerQuantizer:
         Attention hands each channel of a value to several heads: (key/value heads, heads of each, head size).
         None where scales cannot move there.
         """
-        first = product.parameters[0]
-        at, _, role = first.removesuffix(".weight").rpartition(".")
-        layer = self._weights.spec.layers[int(at.rpartition(".")[2])]
+        first = self._weights.parameters[product.parameters[0]]
+        assert first.layer is not None
+        at, role = f"layers.{first.layer}", first.part
+        layer = self._weights.spec.layers[first.layer]
         if role == "q":
             return (f"{at}.mixer_pre", None) if layer.mixer_pre is not None and not layer.parallel else None
         if role in ("gate", "up"):
@@ -207,13 +208,13 @@ class LayerQuantizer:
             return True
         item = self._quantized.get(f"{name}.weight")
         packed = self.results.get(item) if item is not None else None
-        if item is None or not isinstance(packed, Packed) or f"{name}.bias" in self._weights.shapes:
+        if item is None or not isinstance(packed, Packed) or f"{name}.bias" in self._weights.parameters:
             return False
         start = 0
         for other in item.parameters:
             if other == f"{name}.weight":
                 break
-            start += self._weights.shapes[other][0]
+            start += self._weights.parameters[other].shape[0]
         # A row's scales take what the whole row is multiplied by: its codes stay.
         packed.scales[start : start + len(scales)] /= scales[:, None]
         return True

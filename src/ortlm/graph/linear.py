@@ -223,7 +223,7 @@ class Vocabulary:
         if "head.bias" in self._parameters:
             y = g.op("Add", y, g.weight(self._parameters["head.bias"]), shape=out, name=path)
         # An adapter may change the head alone, though the weights are tied.
-        head = Parameter("head.weight", self._embed.shape, "head")
+        head = Parameter("head", "weight", self._embed.shape, "head")
         return add_lora(g, x, y, [head], module="lm_head", path=path, shape=shape)
 
 

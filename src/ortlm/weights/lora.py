@@ -84,7 +84,7 @@ def _places(architecture: Architecture) -> dict[str, list[Parameter]]:
         if parameter.role in _ROLES:
             found.setdefault(architecture.sources[parameter.name].tensor, []).append(parameter)
     if spec.tied_head:
-        found[architecture.head_copy] = [Parameter("head.weight", (spec.vocab, spec.hidden), "head")]
+        found[architecture.head_copy] = [Parameter("head", "weight", (spec.vocab, spec.hidden), "head")]
     return found
 
 

@@ -32,9 +32,9 @@ class RowReader(Protocol):
 class Weights:
     """Every weight of a model, read when it is asked for.
 
-    ``deltas`` is what a LoRA adapter adds, by name. With ``rotation`` the residual stream is turned by it:
-    what goes into the stream is turned, what comes out of it is turned back, and norms hand their weights on
-    to the matrices behind them, because only then can the stream be turned between. The model computes the same.
+    ``deltas`` is what a LoRA adapter adds, by name. With ``rotation`` the residual stream is rotated by it:
+    what goes into the stream is rotated, what comes out of it is rotated back, and norms hand their weights on to
+    the matrices after them, because only then can the stream be rotated between. The model computes the same.
     """
 
     def __init__(
@@ -48,65 +48,64 @@ class Weights:
         self._checkpoint, self._architecture = checkpoint, architecture
         self._deltas = deltas or {}
         self._rotation = rotation
-        self.shapes = {p.name: p.shape for p in architecture.parameters}
+        self.parameters = {p.name: p for p in architecture.parameters}
         if rotation is not None:
             check_rotatable(self.spec)
 
     def stack(self, names: Sequence[str]) -> RowReader:
         """Return the weights ``names``, one below the other."""
-        found = self._plain(names)
+        plain = self._plain(names)
         if self._rotation is None:
-            return found
-        part, _, kind = names[0].rpartition(".")
-        role = part.rpartition(".")[2]
-        if part.startswith("vision.") and part not in _PICTURES:
-            return found
-        if role in ("o", "down") or part in _PICTURES:
-            return _Computed(found.count, lambda: self._turned_outputs(found))
-        if role in ("mixer_pre", "ffn_pre", "final_norm"):
-            return _Computed(found.count, lambda: np.ones(found.count, np.float32))
-        if kind == "weight" and role in _BEHIND:
-            norm = _BEHIND[role]
-            before = part.rpartition(".")[0]
-            if norm == "ffn_pre" and self.spec.layers[int(before.rpartition(".")[2])].parallel:
+            return plain
+        parameter = self.parameters[names[0]]
+        part, layer = parameter.part, parameter.layer
+        if parameter.vision and part not in _PROJECTORS:
+            return plain
+        if part in ("o", "down") or parameter.vision:
+            return _Computed(plain.count, lambda: self._rotated_outputs(plain))
+        if part in ("mixer_pre", "ffn_pre", "final_norm"):
+            return _Computed(plain.count, lambda: np.ones(plain.count, np.float32))
+        if parameter.kind == "weight" and part in _NORMS:
+            norm = _NORMS[part]
+            if norm == "ffn_pre" and layer is not None and self.spec.layers[layer].parallel:
                 norm = "mixer_pre"
-            gain = self._plain([f"{before}.{norm}.weight" if before else f"{norm}.weight"])
-            return _Turned(found, self._rotation, gain.rows(0, gain.count))
-        return _Turned(found, self._rotation) if role == "embed" else found
+            gain = self._plain([replace(parameter, part=norm).name])
+            return _Rotated(plain, self._rotation, gain.rows(0, gain.count))
+        return _Rotated(plain, self._rotation) if part == "embed" else plain
 
     def read(self, names: Sequence[str]) -> Array:
         """Return the weights ``names``, one below the other, as float32."""
-        found = self.stack(names)
-        return found.rows(0, found.count)
+        rows = self.stack(names)
+        return rows.rows(0, rows.count)
 
-    def _turned_outputs(self, found: Stack) -> Array:
+    def _rotated_outputs(self, plain: Stack) -> Array:
         assert self._rotation is not None
-        return self._rotation.outputs(found.rows(0, found.count))
+        return self._rotation.outputs(plain.rows(0, plain.count))
 
     def _plain(self, names: Sequence[str]) -> Stack:
         return stack([self._part(name) for name in names])
 
     def _part(self, name: str) -> Part:
         source = self._architecture.sources[name]
-        start, stop = source.rows or (0, self.shapes[name][0])
+        start, stop = source.rows or (0, self.parameters[name].shape[0])
         weight = self._checkpoint.weights[source.tensor]
         if source.stored is not None:
-            weight = replace(weight, shape=self.shapes[name])
+            weight = replace(weight, shape=self.parameters[name].shape)
         return Part(weight, start, stop, source.add, self._deltas.get(name), source.transposed)
 
 
 # --- rotation -----------------------------------------------------------------------------------------------
 
-# What makes embeddings of pictures, the last of the vision tower's matrices: it writes the residual stream.
-_PICTURES = ("vision.join", "vision.join2")
+# The last matrix of the vision projector: what it gives are embeddings of images, on the residual stream.
+_PROJECTORS = ("join", "join2")
 # The norm before each matrix that reads the residual stream.
-_BEHIND = {
+_NORMS = {
     "q": "mixer_pre", "k": "mixer_pre", "v": "mixer_pre", "gate": "ffn_pre", "up": "ffn_pre", "head": "final_norm",
 }  # fmt: skip
 
 
 def check_rotatable(spec: Decoder) -> None:
-    """Raise BadOption if the residual stream of ``spec`` cannot be turned without a change of what it computes."""
+    """Raise BadOption if the residual stream of ``spec`` cannot be rotated while it computes the same."""
     why = None
     norms = [spec.final_norm]
     for layer in spec.layers:
@@ -123,8 +122,8 @@ def check_rotatable(spec: Decoder) -> None:
         raise BadOption(f"rotate does not apply to this model: {why}. Leave it out.")
 
 
-class _Turned:
-    """Rows that are multiplied by ``gain`` and turned."""
+class _Rotated:
+    """Rows that are multiplied by ``gain`` and rotated."""
 
     def __init__(self, inner: Stack, rotation: Rotation, gain: Array | None = None) -> None:
         self._inner, self._rotation, self._gain = inner, rotation, gain
