@@ -38,7 +38,7 @@ ALLOWED = {
     "builder.turn_ends": {"builder", "runtime"},
     # Only these measure what they built.
     "builder.verification": {"builder", "evaluation", "layerwise"},
-    "builder.bit_allocation": {"artifact", "builder", "evaluation", "layerwise", "quant", "runtime", "weights"},
+    "builder.bit_allocation": {"artifact", "builder", "evaluation", "graph", "layerwise", "quant", "runtime"},
     "runtime": {"artifact", "tokenization"},
     "lm_eval": {"runtime"},
     "genai": {"artifact", "runtime"},

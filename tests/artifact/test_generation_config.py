@@ -15,6 +15,7 @@ import ortlm
 from ortlm.artifact import open_artifact
 from ortlm.artifact.generation_config import GENERATION, not_obeyed
 from ortlm.builder.planning import prepare
+from ortlm.builder.request import BuildRequest
 from ortlm.errors import BadArtifact, BadCheckpoint
 from tests.architectures import families, oracle
 
@@ -134,7 +135,7 @@ def test_the_rest_is_told(saved: Any, tmp_path: Path) -> None:
         "top_h",
     ]
     assert not_obeyed(values) == told
-    (note,) = prepare(with_config(saved, tmp_path / "checkpoint", values)).outline.notes
+    (note,) = prepare(BuildRequest(with_config(saved, tmp_path / "checkpoint", values))).outline.notes
     assert note.endswith(f"{', '.join(told)}.")
 
 
@@ -160,7 +161,7 @@ def test_the_rest_is_told(saved: Any, tmp_path: Path) -> None:
 )
 def test_values_that_cannot_be_are_refused(key: str, value: Any, saved: Any, tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match=key):
-        prepare(with_config(saved, tmp_path / "checkpoint", {key: value}))
+        prepare(BuildRequest(with_config(saved, tmp_path / "checkpoint", {key: value})))
 
 
 @pytest.mark.parametrize(
@@ -192,4 +193,4 @@ def test_ends_of_both_files_count(saved: Any, tmp_path: Path) -> None:
     folder = with_config(saved, tmp_path / "checkpoint", {"eos_token_id": [17]})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 19}))
-    assert {17, 19} <= set(prepare(folder).manifest.stop_token_ids)
+    assert {17, 19} <= set(prepare(BuildRequest(folder)).manifest.stop_token_ids)

@@ -20,6 +20,7 @@ import ortlm
 from ortlm.artifact import Artifact
 from ortlm.builder.options import BuildOptions
 from ortlm.builder.planning import installed_onnxruntime, prepare
+from ortlm.builder.request import BuildRequest
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption, Error, UnsupportedModel
 from ortlm.runtime.engine.lora import Adapters
 from ortlm.runtime.engine.session import DeviceTensor, Session
@@ -235,7 +236,7 @@ def test_generations_switch(adapter: Make, tmp_path: Path) -> None:
 def test_folder(adapter: Make, tmp_path: Path) -> None:
     """Sizes are known before, every file is in the manifest, and the same input gives the same bytes."""
     row, out = adapter("fused"), tmp_path / "out"
-    prepared = prepare(row.base, adapters={"x": row.folder})
+    prepared = prepare(BuildRequest(row.base, adapters={"x": row.folder}))
     first = ortlm.build(row.base, out, adapters={"x": row.folder})
     file = out / "adapters" / "x.onnx_adapter"
     before = file.read_bytes(), (out / "model.onnx").read_bytes()
@@ -259,7 +260,11 @@ def test_first_layers_only(adapter: Make, tmp_path: Path) -> None:
     session = open_session(built)
     assert all(name.startswith("layers.0.") for name in Adapters(session, built).defaults())
     with pytest.raises(BadOption, match="changes none of the layers"):
-        prepare(adapter("one-layer").base, adapters={"x": adapter("one-layer").folder}, options=options)
+        prepare(
+            BuildRequest(
+                adapter("one-layer").base, adapters={"x": adapter("one-layer").folder}, options=options
+            )
+        )
 
 
 # --- what a build refuses -----------------------------------------------------------------------------------
@@ -298,7 +303,7 @@ def test_configurations_refused(
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(error, match=message):
-        prepare(row.base, merge_adapter=folder)
+        prepare(BuildRequest(row.base, merge_adapter=folder))
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
@@ -354,7 +359,7 @@ def test_copies_of_the_head(adapter: Make, tmp_path: Path) -> None:
     tensors[copy_of_head] = tensors[copy_of_head] + 1
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(UnsupportedModel, match=r"lm_head.base_layer.weight' differs from the base model's"):
-        prepare(row.base, adapters={"x": folder})
+        prepare(BuildRequest(row.base, adapters={"x": folder}))
 
 
 def test_paths_refused(adapter: Make, tmp_path: Path) -> None:
@@ -373,10 +378,10 @@ def test_paths_refused(adapter: Make, tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(error, match=message):
-            prepare(row.base, adapters={"x": path})
+            prepare(BuildRequest(row.base, adapters={"x": path}))
     for names in (["../x"], ["a b"], [""], [".x"], ["x", "X"]):
         with pytest.raises(BadOption, match=r"letters, digits|differ in case"):
-            prepare(row.base, adapters=dict.fromkeys(names, row.folder))
+            prepare(BuildRequest(row.base, adapters=dict.fromkeys(names, row.folder)))
 
 
 def test_beyond_fp16(adapter: Make, tmp_path: Path) -> None:

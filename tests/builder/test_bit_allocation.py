@@ -10,6 +10,7 @@ import pytest
 from ortlm._utils.formatting import parse_bytes
 from ortlm.builder.bit_allocation import search
 from ortlm.builder.options import BuildOptions
+from ortlm.builder.request import BuildRequest
 from ortlm.cli import main
 from ortlm.errors import BadOption
 
@@ -21,11 +22,11 @@ def size(folder: Path) -> int:
 
 
 def test_smallest_within_a_divergence(tiny: Path, tmp_path: Path) -> None:
-    found = search(tiny, tmp_path / "out", target_kld=0.05, options=FAST, threads=1)
-    assert found.chosen.kld <= 0.05
-    assert all(p.kld > 0.05 for p in found.frontier if p.bytes < found.chosen.bytes)
-    assert [p.bytes for p in found.frontier] == sorted(p.bytes for p in found.frontier)
-    assert found.frontier[0].nodes == ()
+    allocation = search(BuildRequest(tiny, options=FAST), tmp_path / "out", target_kld=0.05, threads=1)
+    assert allocation.chosen.kld <= 0.05
+    assert all(p.kld > 0.05 for p in allocation.frontier if p.bytes < allocation.chosen.bytes)
+    assert [p.bytes for p in allocation.frontier] == sorted(p.bytes for p in allocation.frontier)
+    assert allocation.frontier[0].nodes == ()
     assert not list(tmp_path.iterdir())
 
 
@@ -41,11 +42,11 @@ def test_a_size_on_the_command_line(tiny: Path, tmp_path: Path, capsys: pytest.C
 
 def test_what_cannot_be_reached(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="with 4 bits everywhere the model takes"):
-        search(tiny, tmp_path / "out", target_size=1_000_000, options=FAST, threads=1)
+        search(BuildRequest(tiny, options=FAST), tmp_path / "out", target_size=1_000_000, threads=1)
     with pytest.raises(BadOption, match="with 8 bits everywhere the mean KL divergence is"):
-        search(tiny, tmp_path / "out", target_kld=1e-7, options=FAST, threads=1)
+        search(BuildRequest(tiny, options=FAST), tmp_path / "out", target_kld=1e-7, threads=1)
     with pytest.raises(BadOption, match="shape int4; got -p fp32"):
-        search(tiny, tmp_path / "out", target_kld=1, options=BuildOptions(), precision="fp32")
+        search(BuildRequest(tiny, precision="fp32"), tmp_path / "out", target_kld=1)
     assert not list(tmp_path.iterdir())
 
 

@@ -25,6 +25,7 @@ from ortlm.builder import output_dir
 from ortlm.builder.estimate import measure_seconds
 from ortlm.builder.options import BuildOptions
 from ortlm.builder.planning import prepare
+from ortlm.builder.request import BuildRequest
 from ortlm.errors import BadCheckpoint, BadOption, NotEnoughSpace
 from ortlm.runtime.text.chat_template import ChatTemplate
 from ortlm.target import TARGETS
@@ -409,7 +410,7 @@ def test_interrupted(how: signal.Signals, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_outline_matches(tiny: Path, tmp_path: Path) -> None:
-    prepared = prepare(tiny)
+    prepared = prepare(BuildRequest(tiny))
     assert not list(tmp_path.iterdir())
     built = ortlm.build(tiny, tmp_path / "out")
     size = sum(p.stat().st_size for p in built.path.iterdir())
@@ -492,7 +493,7 @@ def odd(tiny: Path, tmp_path: Path, name: str, **changes: Any) -> Path:
 )
 def test_bad_metadata(name: str, changes: dict[str, Any], message: str, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match=message):
-        prepare(odd(tiny, tmp_path, name, **changes))
+        prepare(BuildRequest(odd(tiny, tmp_path, name, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -501,12 +502,12 @@ def test_bad_metadata(name: str, changes: dict[str, Any], message: str, tiny: Pa
 def test_odd_model_cards_do_not_matter(front: str, tiny: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "odd"))
     (folder / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
-    prepare(folder)
+    prepare(BuildRequest(folder))
 
 
 def test_odd_tokens_do_not_matter(tiny: Path, tmp_path: Path) -> None:
     folder = odd(tiny, tmp_path, "tokenizer_config.json", eos_token=["a"])
-    assert prepare(folder).manifest.stop_token_ids
+    assert prepare(BuildRequest(folder)).manifest.stop_token_ids
 
 
 @pytest.mark.parametrize(
@@ -571,7 +572,7 @@ def test_what_is_no_chat_template_is_told(name: str, content: Any, tiny: Path, t
     else:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(BadCheckpoint, match=re.escape(path.name)):
-        prepare(folder)
+        prepare(BuildRequest(folder))
 
 
 @pytest.mark.parametrize("equal", [True, False])

@@ -14,6 +14,7 @@ import pytest
 import ortlm
 from ortlm.builder.options import BuildOptions
 from ortlm.builder.planning import prepare
+from ortlm.builder.request import BuildRequest
 from ortlm.calibration import run as calibration
 from ortlm.calibration.dataset import Reader, read_rows
 from ortlm.errors import BadOption
@@ -162,7 +163,7 @@ def test_rules_and_kept_floats(tiny: Path, tmp_path: Path, text: Path) -> None:
         calibration=str(text),
         rules=(Rule(roles=("qkv",), layers=(-1,), bits=8), Rule(nodes=("*/layers.1/mlp/*",), bits=0)),
     )
-    prepared = prepare(tiny, options=options)
+    prepared = prepare(BuildRequest(tiny, options=options))
     schemes = {i.parameters[0]: i.scheme.bits for i in prepared.emitted.builder.plan.calibrated}
     assert schemes["layers.3.q.weight"] == 8
     assert schemes["layers.2.q.weight"] == 4
@@ -217,4 +218,4 @@ def test_documents_of_all_kinds(tiny: Path, tmp_path: Path) -> None:
 )
 def test_options_that_cannot_be(changes: dict[str, Any], message: str, tiny: Path) -> None:
     with pytest.raises(BadOption, match=message):
-        prepare(tiny, options=calibrated(**changes))
+        prepare(BuildRequest(tiny, options=calibrated(**changes)))

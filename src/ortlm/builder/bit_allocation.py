@@ -1,8 +1,8 @@
-"""Spends bits where they matter: which matrices get 8 of them, for a wanted quality or a wanted size."""
+"""Bit allocation: which matrices get 8 bits, for a wanted quality or a wanted size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from ortlm._utils.formatting import readable_bytes
 from ortlm._utils.progress import NullProgress, Progress
 from ortlm._version import __version__
 from ortlm.artifact import Artifact, portable
-from ortlm.builder.options import BuildOptions, preset_of
+from ortlm.builder.options import preset_of
 from ortlm.builder.output_dir import unfinished
 from ortlm.builder.pipeline import write
 from ortlm.builder.planning import Prepared, prepare, weights_of
+from ortlm.builder.request import BuildRequest
 from ortlm.errors import BadOption
 from ortlm.evaluation.chunks import make_chunks, read_text
 from ortlm.evaluation.compare import log_softmax
+from ortlm.graph.weight_plan import Quantized
 from ortlm.layerwise.reference import Reference
 from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Rule
@@ -30,7 +32,7 @@ from ortlm.runtime.text.tokenizer import Tokenizer
 
 # What sensitivities are measured on: so many chunks of so many tokens, of which the second half counts.
 _CHUNKS, _CHUNK_TOKENS = 6, 256
-# How many points of the frontier are measured, besides its ends.
+# How many points of the frontier are measured, in addition to its ends.
 _POINTS = 5
 _NARROW, _WIDE = "narrow", "wide"
 
@@ -49,49 +51,46 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a search found: options to build with, the point they stand for, and the frontier by size."""
+class Allocation:
+    """Which matrices get 8 bits: what to build, the point that it stands for, and the frontier by size."""
 
-    options: BuildOptions
+    request: BuildRequest
     chosen: Point
     frontier: tuple[Point, ...] = field(default=())
 
 
 def search(
-    source: str | Path,
+    request: BuildRequest,
     out: Path,
     *,
     target_kld: float | None = None,
     target_size: int | None = None,
-    options: BuildOptions,
     threads: int | None = None,
     progress: Progress | None = None,
-    **how: Any,
-) -> Found:
+) -> Allocation:
     """Find the smallest model with a KL divergence of at most ``target_kld``, or the best within ``target_size``.
 
-    The model is built twice beside ``out``, once with 4 and once with 8 bits for every matrix; from both, models
+    The model is built twice next to ``out``, once with 4 and once with 8 bits for every matrix; from both, models
     with any mixture are put together without writing weights again. The sensitivity of a matrix is how much the KL
     divergence from fp32 grows if it alone has 4 bits; those that save most for what they cost go first. The size
-    is that of the whole folder. ``how`` are the other arguments of ``preparing.prepare``. Raises BadOption if no
-    mixture reaches what is wanted, saying what can be reached.
+    is that of the whole folder. Raises BadOption if no mixture reaches what is wanted, saying what can be reached.
     """
     progress = progress or NullProgress()
-    if how.get("precision", "int4") != "int4":
-        raise BadOption(f"--target-kld and --target-size shape int4; got -p {how['precision']}.")
-    if options.fast_prompts:
+    if request.precision != "int4":
+        raise BadOption(f"--target-kld and --target-size shape int4; got -p {request.precision}.")
+    if request.options.fast_prompts:
         raise BadOption(
             "--target-kld and --target-size say nothing of the copy for --fast-prompts. Search first, and build "
             "what was found (rules in a recipe) with it."
         )
-    method = CALIBRATED.get(preset_of("int4", options).algorithm)
+    method = CALIBRATED.get(preset_of("int4", request.options).algorithm)
     if method is not None and method.equalizes:
         raise BadOption(
             "--target-kld and --target-size mix matrices of two builds, which AWQ scales differently. Choose "
             "another algorithm, gptq for example."
         )
     with unfinished(out) as folder:
-        pair = _Pair(source, folder, options, how, threads, progress)
+        pair = _Pair(request, folder, threads, progress)
         nodes = pair.nodes()
         if target_size is not None and pair.bytes_of(()) > target_size:
             raise BadOption(
@@ -125,7 +124,7 @@ def search(
             assert target_kld is not None
             chosen = _smallest_within(at, last, target_kld)
         frontier = tuple(sorted(measured.values(), key=lambda p: p.bytes))
-        return Found(pair.options_for(chosen.nodes), chosen, frontier)
+        return Allocation(pair.request_for(chosen.nodes), chosen, frontier)
 
 
 def _largest_below(
@@ -150,36 +149,33 @@ def _smallest_within(at: Callable[[int], Point], last: int, limit: float) -> Poi
 class _Pair:
     """The same model with 4 and with 8 bits everywhere, and mixtures of the two."""
 
-    def __init__(
-        self,
-        source: str | Path,
-        folder: Path,
-        options: BuildOptions,
-        how: Mapping[str, Any],
-        threads: int | None,
-        progress: Progress,
-    ) -> None:
-        self._source, self._folder, self._options = source, folder, options
-        self._how, self._threads, self._progress = how, threads, progress
+    def __init__(self, request: BuildRequest, folder: Path, threads: int | None, progress: Progress) -> None:
+        self._request, self._folder = request, folder
+        self._threads, self._progress = threads, progress
         # The graph of a mixture names both files of weights, so each has its own name.
         self._built = {
             name: self._build(name, bits, fast)
             for name, bits, fast in ((_NARROW, 4, False), (_WIDE, 8, True))
         }
         self._schemes = {
-            name: {i.tensors[0].name: (i.scheme.bits, i.scheme.block) for i in _quantized(p)}
-            for name, p in self._built.items()
+            name: {
+                item.tensors[0].name: _bits_and_block(item)
+                for item in prepared.emitted.builder.plan.items
+                if isinstance(item, Quantized)
+            }
+            for name, prepared in self._built.items()
         }
         self._chunks, self._wanted = self._reference()
 
     def _build(self, name: str, bits: int, fast: bool) -> Prepared:
-        options = replace(self._everywhere(bits), filename=f"{name}.onnx")
+        request = self._everywhere(bits)
+        options = replace(request.options, filename=f"{name}.onnx")
         if fast:
             # What 8 bits lose by rounding is far below what is asked about.
             options = replace(
                 options, recipe="fast", algorithm=None, calibration=None, calibration_tokens=None
             )
-        prepared = prepare(self._source, options=options, **self._how)
+        prepared = prepare(replace(request, options=options))
         built = self._folder / name
         write(prepared, built, force=True, threads=self._threads, progress=self._progress)
         for file in built.iterdir():
@@ -187,14 +183,13 @@ class _Pair:
         built.rmdir()
         return prepared
 
-    def _everywhere(self, bits: int) -> BuildOptions:
-        roles = ("qkv", "out", "gate_up", "down", "head")
-        return replace(self._options, rules=(*self._options.rules, Rule(roles=roles, bits=bits)))
+    def _everywhere(self, bits: int) -> BuildRequest:
+        return _with_rule(self._request, Rule(roles=("qkv", "out", "gate_up", "down", "head"), bits=bits))
 
-    def options_for(self, nodes: tuple[str, ...]) -> BuildOptions:
-        """Return the options of the model in which ``nodes`` have 8 bits and all others 4."""
+    def request_for(self, nodes: tuple[str, ...]) -> BuildRequest:
+        """Return the request for the model in which ``nodes`` have 8 bits and all others 4."""
         base = self._everywhere(4)
-        return replace(base, rules=(*base.rules, Rule(nodes=nodes, bits=8))) if nodes else base
+        return _with_rule(base, Rule(nodes=nodes, bits=8)) if nodes else base
 
     def nodes(self) -> list[str]:
         """Return every product whose weights have 4 bits in one model and 8 in the other."""
@@ -209,8 +204,8 @@ class _Pair:
         return self._prepare(nodes).outline.output_bytes
 
     def _prepare(self, nodes: tuple[str, ...]) -> Prepared:
-        options = replace(self.options_for(nodes), filename="mixture.onnx")
-        return prepare(self._source, options=options, **self._how)
+        request = self.request_for(nodes)
+        return prepare(replace(request, options=replace(request.options, filename="mixture.onnx")))
 
     def by_sensitivity(self, nodes: list[str], base: Point) -> list[str]:
         """Return ``nodes``, first those that save most bytes for what they cost at 4 bits.
@@ -230,21 +225,21 @@ class _Pair:
         mixed = self._prepare(nodes)
         placed = {}
         for item in mixed.emitted.builder.plan.items:
-            name = _NARROW
-            first = item.tensors[0].name
-            if first in self._schemes[_NARROW]:
-                scheme = _scheme_of(item)
-                name = _NARROW if scheme == self._schemes[_NARROW][first] else _WIDE
+            name, tensors = _NARROW, item.tensors
+            if isinstance(item, Quantized):
+                tensors = (*tensors, *item.views[1:])
+                if self._schemes[_NARROW].get(tensors[0].name) not in (None, _bits_and_block(item)):
+                    name = _WIDE
             offsets = self._built[name].layout.offsets
-            for tensor in (*item.tensors, *getattr(item, "views", ())[1:]):
+            for tensor in tensors:
                 placed[tensor.name] = (f"{name}.onnx.data", offsets[tensor.name])
         ir.save(mixed.emitted.builder.model(placed, __version__), self._folder / "mixture.onnx")
         mixture = Artifact(self._folder, portable(mixed.manifest))
         lm = LanguageModel(mixture, threads=self._threads, kept_caches=0)
         divergences = []
         for chunk, wanted in zip(self._chunks, self._wanted, strict=True):
-            found = log_softmax(lm.logits(chunk.tolist())[len(chunk) // 2 :])
-            divergences.append((np.exp(wanted) * (wanted - found)).sum(axis=-1))
+            measured = log_softmax(lm.logits(chunk.tolist())[len(chunk) // 2 :])
+            divergences.append((np.exp(wanted) * (wanted - measured)).sum(axis=-1))
         return Point(nodes, mixed.outline.output_bytes, float(np.concatenate(divergences).mean()))
 
     def _reference(self) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float32]]]:
@@ -264,9 +259,10 @@ class _Pair:
         return chunks, wanted
 
 
-def _quantized(prepared: Prepared) -> Iterator[Any]:
-    return (item for item in prepared.emitted.builder.plan.items if hasattr(item, "scheme"))
+def _with_rule(request: BuildRequest, rule: Rule) -> BuildRequest:
+    options = request.options
+    return replace(request, options=replace(options, rules=(*options.rules, rule)))
 
 
-def _scheme_of(item: Any) -> tuple[int, int]:
+def _bits_and_block(item: Quantized) -> tuple[int, int]:
     return item.scheme.bits, item.scheme.block

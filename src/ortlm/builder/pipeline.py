@@ -26,18 +26,11 @@ from ortlm._version import __version__
 from ortlm.artifact import MANIFEST_FILE, Artifact, Manifest, open_artifact, portable
 from ortlm.artifact.provenance import remember
 from ortlm.builder.adapter_export import adapter_arrays, write_adapter
+from ortlm.builder.graphs import decoder_graph, graph_file, ragged_file
 from ortlm.builder.options import BuildOptions, preset_of
 from ortlm.builder.output_dir import check_output, put_in_place, recover, resumable, unfinished
-from ortlm.builder.planning import (
-    Prepared,
-    decoder_graph,
-    files_along,
-    graph_file,
-    installed_onnxruntime,
-    prepare,
-    ragged_file,
-    weights_of,
-)
+from ortlm.builder.planning import Prepared, files_along, installed_onnxruntime, prepare, weights_of
+from ortlm.builder.request import BuildRequest
 from ortlm.checkpoint.files import copy_file
 from ortlm.errors import BadOption, NotEnoughSpace
 from ortlm.graph.decoder import Emitted
@@ -83,13 +76,15 @@ def build(
     recover(out)
     check_output(out, force=force, source=source)
     prepared = prepare(
-        source,
-        precision=precision,
-        target=target,
-        cache=cache,
-        options=options,
-        adapters=adapters,
-        merge_adapter=merge_adapter,
+        BuildRequest(
+            source,
+            precision=precision,
+            target=target,
+            options=options or BuildOptions(),
+            cache=cache,
+            adapters=adapters or {},
+            merge_adapter=merge_adapter,
+        )
     )
     for note in prepared.outline.notes:
         _log.warning(note)
@@ -267,11 +262,13 @@ def _calibrate(
 def _draft(prepared: Prepared, out: Path, threads: int) -> Artifact:
     """Build the same model quickly, for the processor here: it writes the text that calibration reads."""
     quick = prepare(
-        prepared.checkpoint.folder,
-        target=HERE.name,
-        # One graph runs in every ONNX Runtime.
-        options=BuildOptions(recipe="fast", layers=prepared.options.layers, ragged_append=False),
-        merge_adapter=prepared.merged.folder if prepared.merged else None,
+        BuildRequest(
+            prepared.checkpoint.folder,
+            target=HERE.name,
+            # One graph runs in every ONNX Runtime.
+            options=BuildOptions(recipe="fast", layers=prepared.options.layers, ragged_append=False),
+            merge_adapter=prepared.merged.folder if prepared.merged else None,
+        )
     )
     return write(quick, out, force=True, threads=threads, progress=NullProgress())
 
@@ -333,10 +330,10 @@ def _quantize_cache(prepared: Prepared, folder: Path, threads: int) -> None:
 def _decoders(prepared: Prepared) -> list[tuple[Emitted, str]]:
     """Return the graphs of the decoder with their files."""
     filename = prepared.options.filename
-    found = [(prepared.emitted, filename)]
+    graphs = [(prepared.emitted, filename)]
     if prepared.ragged is not None:
-        found.append((prepared.ragged, ragged_file(filename)))
-    return found
+        graphs.append((prepared.ragged, ragged_file(filename)))
+    return graphs
 
 
 def _float_manifest(prepared: Prepared) -> Manifest:

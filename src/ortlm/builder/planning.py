@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,7 @@ from ortlm.artifact import (
 )
 from ortlm.builder.adapter_export import adapter_bytes
 from ortlm.builder.estimate import OWN_TEXT, CalibrationPlan, Outline, make_outline
+from ortlm.builder.graphs import decoder_graph, graph_file, other_graphs, ragged_file, with_lengths
 from ortlm.builder.manifest import generation_notes, make_manifest, plain_tokenizer_config
 from ortlm.builder.model_card import model_card
 from ortlm.builder.options import (
@@ -32,14 +33,15 @@ from ortlm.builder.options import (
     preset_of,
     with_activations,
 )
+from ortlm.builder.request import BuildRequest
 from ortlm.builder.tokenizer_files import TokenizerFiles
 from ortlm.builder.tokenizer_trial import tried_tokenizer
 from ortlm.checkpoint import files
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.checkpoint.reader import Checkpoint
 from ortlm.errors import BadCheckpoint, BadOption, nearest
-from ortlm.graph.attention import INT8_CACHE, CacheScales
-from ortlm.graph.decoder import Emitted, emit_decoder
+from ortlm.graph.attention import INT8_CACHE
+from ortlm.graph.decoder import Emitted
 from ortlm.graph.weight_plan import Plan, joined
 from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Preset
@@ -51,7 +53,7 @@ from ortlm.weights.reader import Weights, check_rotatable
 from ortlm.weights.resolution import stored_architecture, untied
 from ortlm.weights.writer import Layout, lay_out
 
-# Files beside the weights that an artifact takes along.
+# Files next to the weights that an artifact takes along.
 _TAKEN_ALONG = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
@@ -60,7 +62,7 @@ class Prepared:
     """A build that is ready to write: everything that can be known before the weights are read is checked.
 
     ``emitted`` is the decoder, ``ragged`` the same with lengths per row, which new ONNX Runtimes load instead,
-    ``others`` are the graphs beside it by name; all their weights, in ``plan``, go
+    ``others`` are the other graphs by name; all their weights, in ``plan``, go
     into one file. The decoder's cache is always float: scales of an int8 cache are measured once the weights
     are written. ``texts`` are the small files that are written beside graph and weights, by name. ``adapters``
     become files, by name; ``merged`` is added to the weights.
@@ -87,40 +89,128 @@ class Prepared:
         return self.architecture.decoder
 
 
-def prepare(
-    source: str | Path,
-    *,
-    precision: str = "int4",
-    target: str = "cpu",
-    name: str | None = None,
-    cache: str | Path | None = None,
-    options: BuildOptions | None = None,
-    adapters: Mapping[str, str | Path] | None = None,
-    merge_adapter: str | Path | None = None,
-) -> Prepared:
-    """Open and check ``source`` and lay out the artifact, as ``build`` does before it writes.
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """A request that contradicts neither itself nor its target.
 
-    ``name`` is what a folder's model is called on the hub, if it is there.
+    ``target`` is that of the decoder's graph which every ONNX Runtime loads; ``ragged``: it gets a second graph.
+    ``preset`` is None if no weights are quantized.
     """
-    options = options or BuildOptions()
-    where = find_target(target)
-    check_precision(precision, where)
-    where = with_activations(where, precision, options)
-    make_recipe(precision, where, options)
-    options = replace(options, kv_cache=cache_scheme(options.kv_cache, where))
+
+    precision: str
+    target: Target
+    options: BuildOptions
+    preset: Preset | None
+    ragged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What was loaded: ``adapters`` become files, by name; ``merged`` is added to the weights."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    tokenizer: TokenizerFiles
+    adapters: Mapping[str, Adapter]
+    merged: Adapter | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Graphs:
+    """Every graph of a model, and the one file in which their weights lie."""
+
+    decoder: Emitted
+    ragged: Emitted | None
+    others: Mapping[str, Emitted]
+    plan: Plan
+    layout: Layout
+
+
+def prepare(request: BuildRequest) -> Prepared:
+    """Open and check what is asked for and lay out the artifact, as ``build`` does before it writes.
+
+    Raises BadOption, UnsupportedModel and BadCheckpoint.
+    """
+    choices = _validate(request)
+    model = _load(request, choices)
+    graphs = _emit(model, choices)
+    outline = _estimate(model, choices, graphs)
+    manifest = _manifest(model, choices, graphs, outline)
+    return Prepared(
+        checkpoint=model.checkpoint,
+        architecture=model.architecture,
+        target=choices.target,
+        emitted=graphs.decoder,
+        ragged=graphs.ragged,
+        others=graphs.others,
+        plan=graphs.plan,
+        layout=graphs.layout,
+        outline=outline,
+        manifest=manifest,
+        texts=_texts(model, choices, outline, manifest),
+        options=choices.options,
+        adapters=model.adapters,
+        merged=model.merged,
+    )
+
+
+def _validate(request: BuildRequest) -> _Choices:
+    """Check all that can be checked before the checkpoint is looked at."""
+    precision, options = request.precision, request.options
+    target = find_target(request.target)
+    check_precision(precision, target)
+    target = with_activations(target, precision, options)
+    make_recipe(precision, target, options)
+    options = replace(options, kv_cache=cache_scheme(options.kv_cache, target))
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.onnx", options.filename):
         raise BadOption(
             "filename must be a plain name that ends in .onnx, of letters, digits, '.', '_' and '-'; "
             f"got {options.filename!r}."
         )
-    checkpoint = find_checkpoint(source, name=name, cache=Path(cache) if cache else None, token=options.token)
+    if options.fast_prompts and not target.integer_products:
+        raise BadOption(f"fast_prompts does not apply: products of integers are not faster on {target.name}.")
+    if options.ragged_append and not target.query_lengths:
+        raise BadOption(f"ragged_append does not apply: attention on {target.name} takes no lengths per row.")
+    if options.window_cache and not target.window_cache:
+        raise BadOption(f"windowed_kv_cache does not apply: attention on {target.name} keeps all positions.")
+    check_adapter_names(request.adapters)
+    return _Choices(
+        precision=precision,
+        target=_portable_target(target, options),
+        options=options,
+        preset=preset_of(precision, options) if precision in ("int4", "int8") else None,
+        ragged=target.query_lengths if options.ragged_append is None else options.ragged_append,
+    )
+
+
+def _portable_target(target: Target, options: BuildOptions) -> Target:
+    """Return ``target`` for graphs that every ONNX Runtime loads, with separate products where asked for."""
+    packed = target.packed_projections
+    return replace(
+        target,
+        # Old ONNX Runtimes refuse to load attention with a length per row, so that has a graph of its own.
+        query_lengths=False,
+        window_cache=options.window_cache,
+        packed_projections=packed and options.fuse_qkv is not False,
+        packed_mlp=packed and options.fuse_gate_up is not False,
+    )
+
+
+def _load(request: BuildRequest, choices: _Choices) -> _Model:
+    """Open the checkpoint and the adapters, and check that the options fit them."""
+    options = choices.options
+    checkpoint = find_checkpoint(
+        request.source,
+        name=request.name,
+        cache=Path(request.cache) if request.cache else None,
+        token=options.token,
+    )
     architecture = stored_architecture(checkpoint)
     tokenizer = tried_tokenizer(checkpoint.folder, checkpoint.config, architecture.decoder.vocab)
-    check_adapter_names(adapters or {})
-    switched = {name: open_adapter(path, checkpoint, architecture) for name, path in (adapters or {}).items()}
+    adapters = {name: open_adapter(path, checkpoint, architecture) for name, path in request.adapters.items()}
     merged = (
-        open_adapter(merge_adapter, checkpoint, architecture, merging=True)
-        if merge_adapter is not None
+        open_adapter(request.merge_adapter, checkpoint, architecture, merging=True)
+        if request.merge_adapter is not None
         else None
     )
     if merged is not None and architecture.decoder.tied_head and "head.weight" in merged.deltas:
@@ -128,98 +218,77 @@ def prepare(
         architecture = untied(architecture, architecture.sources["embed.weight"])
     if options.layers is not None:
         architecture = _first_layers(architecture, options.layers)
-    if options.max_length is not None and not 1 <= options.max_length <= architecture.decoder.max_tokens:
-        raise BadOption(
-            f"max_length must be 1 to {architecture.decoder.max_tokens:,}, the model's context in tokens; got "
-            f"{options.max_length:,}."
-        )
-    if options.fast_prompts and not where.integer_products:
-        raise BadOption(f"fast_prompts does not apply: products of integers are not faster on {where.name}.")
-    if options.ragged_append and not where.query_lengths:
-        raise BadOption(f"ragged_append does not apply: attention on {where.name} takes no lengths per row.")
-    if architecture.vision is not None and architecture.vision.mutual:
-        for what, given in (
-            ("kv_cache", options.kv_cache != "none"),
-            ("windowed_kv_cache", options.window_cache),
-        ):
-            if given:
-                raise BadOption(
-                    f"{what} does not apply: pictures whose tokens attend to each other both ways need a cache of "
-                    "all positions, in the element type of activations. Leave it out."
-                )
-    # Old ONNX Runtimes refuse to load attention with a length per row, so that has a graph of its own.
-    lengths = where.query_lengths if options.ragged_append is None else options.ragged_append
-    where = replace(where, query_lengths=False)
-    where = _with_fusion(where, options)
-    if options.window_cache:
-        _check_window_cache(where, architecture.decoder)
-    else:
-        where = replace(where, window_cache=False)
-    preset = preset_of(precision, options) if precision in ("int4", "int8") else None
-    if preset is not None:
-        architecture = _rotatable(architecture, preset, options, switched)
-    emitted = decoder_graph(architecture, where, precision, options, switched.values())
+    _check_model(architecture, options)
+    if choices.preset is not None:
+        architecture = _rotatable(architecture, choices.preset, options, adapters)
+    return _Model(checkpoint, architecture, tokenizer, adapters, merged)
+
+
+def _emit(model: _Model, choices: _Choices) -> _Graphs:
+    """Emit every graph and give each weight its place."""
+    architecture, options, adapters = model.architecture, choices.options, model.adapters.values()
+    decoder = decoder_graph(architecture, choices.target, choices.precision, options, adapters)
     ragged = None
-    if lengths:
-        ragged = decoder_graph(architecture, with_lengths(where), precision, options, switched.values())
+    if choices.ragged:
+        ragged = decoder_graph(
+            architecture, with_lengths(choices.target), choices.precision, options, adapters
+        )
     if options.kv_cache != "none":
         # Its scales are measured when all else is written; what it needs is known now.
-        for graph in (emitted, ragged):
+        for graph in (decoder, ragged):
             if graph is not None:
                 graph.builder.need(INT8_CACHE)
-    others = _emit_others(architecture, where, precision, options)
+    others = other_graphs(architecture, choices.target, choices.precision, options)
     if options.filename in map(graph_file, others):
         raise BadOption(f"filename {options.filename!r} is what another of the model's graphs is called.")
-    _check_excluded(options, (emitted, *others.values()))
-    plan = joined(e.builder.plan for e in (emitted, *others.values()))
-    layout = lay_out(plan)
-    outline = make_outline(
+    _check_excluded(options, (decoder, *others.values()))
+    plan = joined(graph.builder.plan for graph in (decoder, *others.values()))
+    return _Graphs(decoder, ragged, others, plan, lay_out(plan))
+
+
+def _estimate(model: _Model, choices: _Choices, graphs: _Graphs) -> Outline:
+    """Return what the build would give."""
+    checkpoint, options, preset = model.checkpoint, choices.options, choices.preset
+    calibrated = preset is not None and bool(graphs.plan.calibrated)
+    return make_outline(
         checkpoint,
-        architecture,
-        plan,
-        target=where,
-        precision=precision,
-        decoders=1 if ragged is None else 2,
-        data_bytes=layout.bytes,
+        model.architecture,
+        graphs.plan,
+        target=choices.target,
+        precision=choices.precision,
+        decoders=1 if graphs.ragged is None else 2,
+        data_bytes=graphs.layout.bytes,
         other_bytes=sum(files.size_of(checkpoint.folder, name) for name in files_along(checkpoint.folder)),
         adapter_bytes={
-            name: adapter_bytes(adapter, plan.low_rank, emitted.builder.dtype)
-            for name, adapter in switched.items()
+            name: adapter_bytes(adapter, graphs.plan.low_rank, graphs.decoder.builder.dtype)
+            for name, adapter in model.adapters.items()
         },
-        merged_adapter=merged.folder.resolve().name if merged else None,
+        merged_adapter=model.merged.folder.resolve().name if model.merged else None,
         kv_cache=options.kv_cache or "none",
         recipe_name=preset.name if preset is not None else None,
         rotated=preset is not None and preset.rotate,
-        calibration=_calibration(options, preset, architecture.decoder)
-        if preset and plan.calibrated
+        calibration=_calibration(options, preset, model.architecture.decoder)
+        if preset and calibrated
         else None,
         notes=generation_notes(checkpoint),
     )
+
+
+def _manifest(model: _Model, choices: _Choices, graphs: _Graphs, outline: Outline) -> Manifest:
+    filename = choices.options.filename
     manifest = make_manifest(
-        checkpoint,
-        architecture,
-        {options.filename: ("decoder", emitted), **{graph_file(n): (n, e) for n, e in others.items()}},
+        model.checkpoint,
+        model.architecture,
+        {
+            filename: ("decoder", graphs.decoder),
+            **{graph_file(name): (name, graph) for name, graph in graphs.others.items()},
+        },
         outline,
-        tokenizer,
-        adapters=switched,
-        ragged=(ragged_file(options.filename), ragged) if ragged is not None else None,
+        model.tokenizer,
+        adapters=model.adapters,
+        ragged=(ragged_file(filename), graphs.ragged) if graphs.ragged is not None else None,
     )
-    manifest = replace(manifest, session_options=dict(options.session_options))
-    texts = _texts(checkpoint, architecture, where, outline, manifest, tokenizer, options.max_length)
-    return Prepared(
-        checkpoint, architecture, where, emitted, others, plan, layout, outline, manifest, texts, options,
-        switched, merged, ragged,
-    )  # fmt: skip
-
-
-def _with_fusion(target: Target, options: BuildOptions) -> Target:
-    """Return ``target`` with separate products where ``options`` ask for them."""
-    packed = target.packed_projections
-    return replace(
-        target,
-        packed_projections=packed and options.fuse_qkv is not False,
-        packed_mlp=packed and options.fuse_gate_up is not False,
-    )
+    return replace(manifest, session_options=dict(choices.options.session_options))
 
 
 def weights_of(prepared: Prepared, *, turned: bool = True) -> Weights:
@@ -273,96 +342,23 @@ def _calibration(options: BuildOptions, preset: Preset, spec: Decoder) -> Calibr
     return CalibrationPlan(source, rows, length)
 
 
-def _emit_others(
-    architecture: Architecture, target: Target, precision: str, options: BuildOptions
-) -> dict[str, Emitted]:
-    """Return the graphs that a model has beside its decoder, by name."""
-    vision = architecture.vision
-    if vision is None:
-        return {}
-    # Text takes all of these modules to import; nothing but pictures takes this one.
-    from ortlm.graph.embedding import emit_embedding
-    from ortlm.graph.vision import emit_vision
-
-    dtype, recipe = target.precisions[precision], make_recipe(precision, target, options)
-    spec = architecture.decoder
-    return {
-        "vision": emit_vision(
-            vision,
-            hidden=spec.hidden,
-            target=target,
-            dtype=dtype,
-            recipe=recipe,
-            fast_prompts=options.fast_prompts,
-        ),
-        "embedding": emit_embedding(spec, token=vision.token, target=target, dtype=dtype, recipe=recipe),
-    }
-
-
-def decoder_graph(
-    architecture: Architecture,
-    target: Target,
-    precision: str,
-    options: BuildOptions,
-    adapters: Iterable[Adapter],
-    cache_scales: Sequence[CacheScales] | None = None,
-) -> Emitted:
-    """Return the decoder's graph; its cache is int8 with ``cache_scales``, of each layer."""
-    return emit_decoder(
-        architecture.decoder,
-        target=target,
-        dtype=target.precisions[precision],
-        recipe=make_recipe(precision, target, options),
-        all_logits=options.all_logits,
-        hidden_states=options.hidden_states,
-        adapted=frozenset(weight for adapter in adapters for weight in adapter.deltas),
-        cache_scales=cache_scales,
-        embedded=architecture.vision is not None,
-        mutual=architecture.vision is not None and architecture.vision.mutual,
-        fast_prompts=options.fast_prompts,
-    )
-
-
-def graph_file(graph: str) -> str:
-    """Return the file of a graph beside the decoder."""
-    return f"{graph}.onnx"
-
-
-def ragged_file(filename: str) -> str:
-    """Return the file of the decoder that takes lengths per row, beside the one in ``filename``."""
-    return f"{filename.removesuffix('.onnx')}_ragged.onnx"
-
-
-def with_lengths(target: Target) -> Target:
-    """Return ``target`` for the decoder that takes lengths per row."""
-    return replace(target, query_lengths=True)
-
-
 def files_along(folder: Path) -> list[str]:
     """Return the files of a checkpoint that an artifact takes along: tokenizer, templates, defaults, licence."""
-    found = [name for name in TOKENIZER_FILES if files.present(folder, name)]
-    found += files.listed(folder, f"{TEMPLATE_FOLDER}/*.jinja")
+    names = [name for name in TOKENIZER_FILES if files.present(folder, name)]
+    names += files.listed(folder, f"{TEMPLATE_FOLDER}/*.jinja")
     for pattern in _TAKEN_ALONG:
-        found += files.listed(folder, pattern)
-    return found
+        names += files.listed(folder, pattern)
+    return names
 
 
-def _texts(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    target: Target,
-    outline: Outline,
-    manifest: Manifest,
-    tokenizer: TokenizerFiles,
-    max_length: int | None,
-) -> dict[str, str]:
+def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifest) -> dict[str, str]:
     """Return the small files of an artifact: configuration, model card, and tokenizer files made plain."""
-    spec = architecture.decoder
+    checkpoint, spec = model.checkpoint, model.architecture.decoder
     first = spec.layers[0].mixer
     texts = {
         GENAI_FILE: to_genai(
             manifest,
-            model_type=architecture.genai_type,
+            model_type=model.architecture.genai_type,
             sizes={
                 "head_size": first.head_dim,
                 "hidden_size": spec.hidden,
@@ -370,17 +366,17 @@ def _texts(
                 "num_hidden_layers": len(spec.layers),
                 "num_key_value_heads": first.kv_heads,
             },
-            provider=target.provider,
-            max_length=max_length,
+            provider=choices.target.provider,
+            max_length=choices.options.max_length,
         ),
         "README.md": model_card(asdict(outline), checkpoint.folder),
     }
     if manifest.images is not None and manifest.images.crops:
         texts[PROCESSOR_FILE] = processor_config(manifest.images)
-    texts |= tokenizer.texts
+    texts |= model.tokenizer.texts
     # What is no template is told now, and not when the artifact is used.
     read_templates(checkpoint.folder, BadCheckpoint)
-    plain = plain_tokenizer_config(tokenizer.settings)
+    plain = plain_tokenizer_config(model.tokenizer.settings)
     if plain != checkpoint.json("tokenizer_config.json"):
         texts["tokenizer_config.json"] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
     return texts
@@ -408,15 +404,30 @@ def _first_layers(architecture: Architecture, count: int) -> Architecture:
     return replace(architecture, decoder=short)
 
 
-def _check_window_cache(target: Target, spec: Decoder) -> None:
+def _check_model(architecture: Architecture, options: BuildOptions) -> None:
+    """Raise BadOption for options that do not fit the model."""
+    spec, vision = architecture.decoder, architecture.vision
+    if options.max_length is not None and not 1 <= options.max_length <= spec.max_tokens:
+        raise BadOption(
+            f"max_length must be 1 to {spec.max_tokens:,}, the model's context in tokens; got "
+            f"{options.max_length:,}."
+        )
+    if vision is not None and vision.mutual:
+        for name, given in (
+            ("kv_cache", options.kv_cache != "none"),
+            ("windowed_kv_cache", options.window_cache),
+        ):
+            if given:
+                raise BadOption(
+                    f"{name} does not apply: images whose tokens attend to each other both ways need a cache of "
+                    "all positions, in the element type of activations. Leave it out."
+                )
     windows = {layer.mixer.window for layer in spec.layers if layer.mixer.window is not None}
-    if not target.window_cache:
-        raise BadOption(f"windowed_kv_cache does not apply: attention on {target.name} keeps all positions.")
-    if len(windows) != 1:
-        found = "layers with windows of " + " and ".join(map(str, sorted(windows)))
+    if options.window_cache and len(windows) != 1:
+        has = "layers with windows of " + " and ".join(map(str, sorted(windows))) if windows else "none"
         raise BadOption(
             "windowed_kv_cache does not apply: it needs layers with one sliding window, and the model has "
-            f"{found if windows else 'none'}. Leave it out."
+            f"{has}. Leave it out."
         )
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ortlm.builder.bit_allocation import Point
-    from ortlm.builder.options import BuildOptions
     from ortlm.builder.planning import Prepared
+    from ortlm.builder.request import BuildRequest
     from ortlm.evaluation.quick_check import Check
 
 _EXAMPLES = """\
@@ -282,21 +282,29 @@ def _run(args: argparse.Namespace) -> int:
     from ortlm._utils.formatting import readable_count
     from ortlm.builder import estimate, pipeline, planning
     from ortlm.builder.output_dir import check_output, recover
+    from ortlm.builder.request import BuildRequest
 
     console = output.console(stderr=True, quiet=args.quiet or args.json)
     if not args.dry_run:
         recover(out)
         check_output(out, force=args.force, source=args.input or args.model_name)
     began = time.monotonic()
-
-    def prepare(wanted: BuildOptions) -> Prepared:
-        return planning.prepare(args.input or args.model_name, options=wanted, **_how(args, adapters))
-
-    prepared = prepare(options)
+    request = BuildRequest(
+        args.input or args.model_name,
+        precision=args.precision,
+        target=args.execution_provider,
+        options=options,
+        # With both, the weights are local and the name says what they are.
+        name=args.model_name if args.input else None,
+        cache=args.cache_dir,
+        adapters=adapters,
+        merge_adapter=args.merge_adapter,
+    )
+    prepared = planning.prepare(request)
     frontier = None
     if not args.dry_run and (args.target_kld is not None or args.target_size is not None):
-        options, frontier = _search(args, console, options, adapters, out)
-        prepared = prepare(options)
+        request, frontier = _search(args, console, request, out)
+        prepared = planning.prepare(request)
     if args.dry_run:
         outline = replace(
             prepared.outline,
@@ -339,39 +347,24 @@ def _run(args: argparse.Namespace) -> int:
     return _evaluate(args, console, out)
 
 
-def _how(args: argparse.Namespace, adapters: dict[str, str]) -> dict[str, Any]:
-    """Return what is built, and for what: the arguments of ``prepare`` that are not options."""
-    return {
-        "precision": args.precision,
-        "target": args.execution_provider,
-        # With both, the weights are local and the name says what they are.
-        "name": args.model_name if args.input else None,
-        "cache": args.cache_dir,
-        "adapters": adapters,
-        "merge_adapter": args.merge_adapter,
-    }
-
-
 def _search(
-    args: argparse.Namespace, console: Console, options: BuildOptions, adapters: dict[str, str], out: Path
-) -> tuple[BuildOptions, tuple[Point, ...]]:
+    args: argparse.Namespace, console: Console, request: BuildRequest, out: Path
+) -> tuple[BuildRequest, tuple[Point, ...]]:
     """Find which matrices get 8 bits, and show the frontier."""
     from ortlm._utils.formatting import parse_bytes
     from ortlm.builder.bit_allocation import search
 
     with Bars(console) as progress:
-        found = search(
-            args.input or args.model_name,
+        allocation = search(
+            request,
             out,
             target_kld=args.target_kld,
             target_size=parse_bytes(args.target_size, "--target-size") if args.target_size else None,
-            options=options,
             threads=args.threads,
             progress=progress,
-            **_how(args, adapters),
         )
-    build_report.show_frontier(console, found.frontier, found.chosen)
-    return found.options, found.frontier
+    build_report.show_frontier(console, allocation.frontier, allocation.chosen)
+    return allocation.request, allocation.frontier
 
 
 def _check(
@@ -417,10 +410,10 @@ def _evaluate(args: argparse.Namespace, console: Console, out: Path) -> int:
             progress=StatusLine(status),
         )
     written = report.write()
-    found = report.statistics
+    figures = report.statistics
     console.print(
-        f"mean KL divergence {found.kld.value:.5f} ± {found.kld.error:.5f}, top-1 agreement "
-        f"{found.same_top.value:.2f} %; see {written[0]}",
+        f"mean KL divergence {figures.kld.value:.5f} ± {figures.kld.error:.5f}, top-1 agreement "
+        f"{figures.same_top.value:.2f} %; see {written[0]}",
         highlight=False,
         soft_wrap=True,
     )

@@ -90,6 +90,7 @@ def create_model(
     from ortlm.builder.output_dir import check_output
     from ortlm.builder.pipeline import write
     from ortlm.builder.planning import prepare
+    from ortlm.builder.request import BuildRequest
 
     for name in _STRUCTURED:
         if extra_options.pop(name, None) is not None:
@@ -102,12 +103,14 @@ def create_model(
     out = Path(output_dir)
     check_output(out, force=True, source=source)
     prepared = prepare(
-        source,
-        name=model_name if input_path else None,
-        precision=precision or "int4",
-        target=execution_provider,
-        cache=cache_dir or None,
-        options=options,
+        BuildRequest(
+            source,
+            name=model_name if input_path else None,
+            precision=precision or "int4",
+            target=execution_provider,
+            cache=cache_dir or None,
+            options=options,
+        )
     )
     return write(prepared, out, force=True, threads=None, progress=NullProgress())
 

@@ -13,6 +13,7 @@ import pytest
 import ortlm
 from ortlm.builder.options import BuildOptions
 from ortlm.builder.planning import prepare
+from ortlm.builder.request import BuildRequest
 from ortlm.calibration import kv_cache_scales as calibration
 from ortlm.cli import main
 from ortlm.cli.inspect import describe
@@ -72,7 +73,7 @@ def test_what_is_stored(name: str, saved: Any, build: Any) -> None:
         loop.start()
         loop.append([tokens])
         states.append([state.copy() for state in loop.cache.read()[:2]])
-    prepared = prepare(saved(name).folder, precision="fp32")
+    prepared = prepare(BuildRequest(saved(name).folder, precision="fp32"))
     scales = calibration.cache_scales(build(name).artifact, prepared.spec, per_channel=True)[0]
     for found, codes, scale in zip(*states, (scales.key, scales.value), strict=True):
         assert codes.dtype == np.int8
