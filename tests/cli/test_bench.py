@@ -1,4 +1,4 @@
-"""``ortlm bench``: the report as JSON and as a table, and wrong use."""
+"""``ortlm bench``: the report as JSON and as a table, and usage errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every flag of a generation reaches its setting, and wrong use is told in the words of the command line."""
+"""Every flag of a generation reaches its setting, and usage errors are told in the words of the command line."""
 
 import argparse
 from dataclasses import fields

@@ -1,9 +1,9 @@
 """The command line: ``ortlm build | generate | chat | embed | evaluate | bench | inspect``.
 
-Each verb is a module with ``add_parser(subparsers)`` and ``run(args) -> int``. Only the verb that is asked
-for is imported, and nothing heavy before its ``run``. Results go to stdout, all else to stderr.
+Each command is a module with ``add_parser(subparsers)`` and ``run(args) -> int``. Only the requested command
+is imported, and nothing heavy before its ``run``. Results go to stdout, all else to stderr.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 a quality gate was missed, 130 interrupted (143 by
+Exit codes: 0 done, 1 failed, 2 usage error, 3 above a quality threshold, 130 interrupted (143 by
 SIGTERM).
 """
 
@@ -22,26 +22,26 @@ from ortlm.cli import output
 from ortlm.cli.signals import interrupting
 from ortlm.errors import BadOption, Error, is_panic, nearest
 
-DONE, FAILED, WRONG_USE, GATE_MISSED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, USAGE_ERROR, ABOVE_THRESHOLD, INTERRUPTED = 0, 1, 2, 3, 130
 
-# verb -> (module, what it does)
-VERBS = {
+# command -> (module, what it does)
+COMMANDS = {
     "build": ("ortlm.cli.build", "turn a Hugging Face model into a quantized ONNX model"),
     "generate": ("ortlm.cli.generate", "continue a prompt"),
-    "chat": ("ortlm.cli.chat", "talk with a model"),
-    "embed": ("ortlm.cli.embed", "turn texts into vectors"),
-    "evaluate": ("ortlm.cli.evaluate", "compare a built model with its reference"),
-    "inspect": ("ortlm.cli.inspect", "show what a built model is and what it costs"),
+    "chat": ("ortlm.cli.chat", "chat with a model"),
+    "embed": ("ortlm.cli.embed", "embed texts"),
+    "evaluate": ("ortlm.cli.evaluate", "compare a built model with the original"),
+    "inspect": ("ortlm.cli.inspect", "show what a built model is and what it needs"),
     "bench": ("ortlm.cli.bench", "measure how fast a built model is on this machine"),
 }
 
 _EXAMPLES = """\
 examples:
-  ortlm build -i Phi-3.5-mini-instruct -o phi -p int4 -e cpu
+  ortlm build -m microsoft/Phi-3.5-mini-instruct -o phi
   ortlm generate phi "The capital of France is" -n 32
   ortlm chat phi
 
-`ortlm VERB --help` shows the options of a verb.
+`ortlm COMMAND --help` shows the options of a command.
 """
 
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except BadOption as error:
-        return _complain(str(error), WRONG_USE)
+        return _complain(str(error), USAGE_ERROR)
     except Error as error:
         return _complain(str(error), FAILED)
     except OSError as error:
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A verb's parser: arguments may stand before, between and behind options."""
+    """A command's parser: arguments may come before, between and after options."""
 
     _nested = False
 
@@ -92,18 +92,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Lists verbs without a line for their placeholder."""
+    """Lists commands without a line for their placeholder."""
 
     def _format_action(self, action: argparse.Action) -> str:
         if isinstance(action, argparse._SubParsersAction):
-            return "".join(self._format_action(verb) for verb in action._get_subactions())
+            return "".join(self._format_action(command) for command in action._get_subactions())
         return super()._format_action(action)
 
 
 def _dispatch(arguments: list[str]) -> int:
-    verb = next((word for word in arguments if not word.startswith("-")), None)
-    if verb is not None and verb not in VERBS:
-        raise BadOption(f"there is no verb {verb!r}; there is {', '.join(VERBS)}." + nearest(verb, VERBS))
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    if command is not None and command not in COMMANDS:
+        raise BadOption(
+            f"there is no command {command!r}; there is {', '.join(COMMANDS)}." + nearest(command, COMMANDS)
+        )
     parser = argparse.ArgumentParser(
         prog="ortlm",
         description="Turn Hugging Face language models into quantized ONNX models and run them.",
@@ -111,35 +113,37 @@ def _dispatch(arguments: list[str]) -> int:
         formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"ortlm {__version__}")
-    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=_Parser)
-    for name, (module, summary) in VERBS.items():
-        if name == verb:
+    subparsers = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", parser_class=_Parser
+    )
+    for name, (module, summary) in COMMANDS.items():
+        if name == command:
             importlib.import_module(module).add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=summary)
     if not arguments:
         parser.print_help(sys.stderr)
-        return WRONG_USE
+        return USAGE_ERROR
     args, unknown = parser.parse_known_args(arguments)
-    if args.verb is None:
-        parser.error("a verb is missing")
+    if args.command is None:
+        parser.error("a command is missing")
     if unknown:
-        raise _unknown(args.verb, unknown[0], subparsers.choices[args.verb])
+        raise _unknown(args.command, unknown[0], subparsers.choices[args.command])
     output.set_up(verbose=bool(getattr(args, "verbose", False)))
-    code: int = importlib.import_module(VERBS[args.verb][0]).run(args)
+    code: int = importlib.import_module(COMMANDS[args.command][0]).run(args)
     if sys.stdout is not None:  # closed by whoever started us
         sys.stdout.flush()
     return code
 
 
-def _unknown(verb: str, word: str, parser: argparse.ArgumentParser) -> BadOption:
-    """Name what a verb does not know; argparse would name its value too, and nothing that was perhaps meant."""
+def _unknown(command: str, word: str, parser: argparse.ArgumentParser) -> BadOption:
+    """Name what a command does not know; argparse would name its value too, and no nearest known name."""
     word = word.partition("=")[0]
     if word.startswith("-"):
         hint = nearest(word, [name for name in parser._option_string_actions if name.startswith("--")])
     else:
         hint = " Put quotes around a text that has spaces."
-    return BadOption(f"ortlm {verb} does not know {word!r}.{hint} See ortlm {verb} --help.")
+    return BadOption(f"ortlm {command} does not know {word!r}.{hint} See ortlm {command} --help.")
 
 
 def _of_library(error: BaseException) -> str | None:

@@ -21,28 +21,30 @@ examples:
   ortlm bench phi --batch 1,4,16 --context 128,2048 --threads 1,2,4
   ortlm bench phi --runs 9 --json > phi.json
 
-Medians of all runs, with the smallest and the largest in brackets. Each run measures everything once, in
-new processes. Decoding is greedy and does not stop early. docs/bench.md says what each figure is.
+Medians of all runs, with minimum and maximum. Each run measures everything
+once, in new processes. Decoding is greedy and does not stop early.
+docs/bench.md explains each figure.
 """
 _PIPE_WIDTH = 160
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
+    """Add the command's parser."""
     parser = subparsers.add_parser(
         "bench",
         help="measure how fast a built model is on this machine",
-        description="Measure prompts, decoding, loading and memory, and what of the machine they make use of.",
+        description="Measure prefill, decode, load time and memory, and what share of the machine's\n"
+        "memory bandwidth and int8 peak they reach.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a built model")
-    parser.add_argument("--batch", default="1", metavar="N,…", help="prompts at once (default: 1)")
+    parser.add_argument("--batch", default="1", metavar="N,…", help="batch sizes (default: 1)")
     parser.add_argument(
         "--context", default="128,512", metavar="N,…", help="tokens of each prompt (default: 128,512)"
     )
     parser.add_argument("--new", type=int, default=32, metavar="N", help="tokens to decode (default: 32)")
-    parser.add_argument("--runs", type=int, default=5, metavar="N", help="so many times (default: 5)")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="number of runs (default: 5)")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     machine = parser.add_argument_group("machine")
@@ -54,7 +56,7 @@ def add_parser(subparsers: Any) -> None:
         "--buffer-mb",
         type=int,
         metavar="N",
-        help="memory that is read to measure its bandwidth (default: 1000, or four times the last cache)",
+        help="buffer to measure memory bandwidth with (default: 1000, or four times the last-level cache)",
     )
 
 

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   ortlm build -m microsoft/Phi-3.5-mini-instruct -o phi -p int4 -e cpu -c cache
-  ortlm build -i ./my-fine-tune -o phi -p int4 -e cpu
-  ortlm build -i ./my-fine-tune -o phi -p int4 -e cpu --dry-run
-  ortlm build -i ./base -o phi -p int4 -e cpu --adapter french=./french-lora --adapter code=./code-lora
-  ortlm build -i ./my-fine-tune -o phi -p int4 -e cpu --kv-cache int8
+  ortlm build -i ./my-fine-tune -o phi
+  ortlm build -i ./my-fine-tune -o phi --dry-run
+  ortlm build -i ./base -o phi --adapter french=./french-lora
+  ortlm build -i ./my-fine-tune -o phi --kv-cache int8
   ortlm build -i ./my-fine-tune -o phi --recipe fast
   ortlm build -i ./my-fine-tune -o phi --evaluate handbook.txt --max-kld 0.05
-  ortlm build -i ./my-fine-tune -o phi --recipe quality --calibration chats.jsonl
-  ortlm build -i ./my-fine-tune -o phi -p int4 -e webgpu --extra_options block_size=32 is_symmetric=true
+  ortlm build -i ./my-fine-tune -o phi --calibration chats.jsonl
+  ortlm build -i ./my-fine-tune -o phi -e webgpu --extra_options head_bits=8
 
 precisions by execution provider:
   cpu     int4 int8 fp32           dml     int4 fp16
@@ -41,39 +41,45 @@ precisions by execution provider:
 
 extra options (KEY=VALUE; the official builder's names, old int4_* ones too):
   block_size=16|32|64|128|256      inputs that share a scale
-  is_symmetric=true|false          zero point fixed in the middle, or stored
-  accuracy_level=0..4              MatMulNBits' activations: 4 is int8, 1 is fp32
-  algo_config=rtn|k_quant|k_quant_mixed|rtn_last|k_quant_last|importance|awq|gptq|awq_gptq
-                                   one algorithm, all matrices alike; without it --recipe says
-  rotate=true                      turn the residual stream before rounding (Hadamard)
-  bits= head_bits= embed_bits= vision_bits=
-                                   2, 4 or 8; 0 keeps head, embeddings or what sees pictures float
-  nodes_to_exclude=NODE,NODE       keep these products float
+  is_symmetric=true|false          no zero points, or stored ones
+  accuracy_level=0..4              MatMulNBits activations: 4 is int8, 1 is fp32
+  algo_config=NAME                 one algorithm for all matrices: rtn, k_quant,
+                                   k_quant_mixed, rtn_last, k_quant_last,
+                                   importance, awq, gptq, awq_gptq (default: by
+                                   --recipe)
+  rotate=true                      rotate the residual stream (Hadamard)
+  bits=N                           2, 4 or 8 bits for all matrices
+  head_bits=N  embed_bits=N  vision_bits=N
+                                   the same for the head, the embeddings and the
+                                   vision encoder; 0 keeps them float
+  nodes_to_exclude=NODE,NODE       keep these matmuls float
   matmul_mixed_precision=last_matmul:int8,mixed_layers:int8
   op_types_to_quantize=MatMul[/Gather]
-  kv_cache_quant_scheme=int8_per_channel|int8_per_tensor|none
-                                   as --kv-cache, which is shorter
+  kv_cache_quant_scheme=NAME       as --kv-cache, which is shorter
   num_hidden_layers=N              build the first N layers only
   prune_lm_head=false              logits of every position
-  include_hidden_states=true       one more output
-  ragged_append=false              no second graph, for batches that append (ONNX Runtime 1.32 and later)
-  windowed_kv_cache=true           layers with a sliding window keep its keys and values only
-  use_webgpu_fp32=true             -e webgpu with int4 or int8 weights, for GPUs that do not compute in fp16
+  include_hidden_states=true       one more output, for ortlm embed
+  ragged_append=false              no second graph for batches that append
+                                   (ONNX Runtime 1.32 and later)
+  windowed_kv_cache=true           sliding-window layers cache their window only
+  use_webgpu_fp32=true             -e webgpu, int4 or int8: GPUs without fp16
   filename=model.onnx  config_only=true  hf_token=TOKEN
 
-exit codes: 0 done, 1 failed, 2 wrong use, 3 above --max-kld (the new model is in -o, with its report),
-130 Ctrl-C, 143 SIGTERM. A model that cannot be checked on this machine (another device, too little memory) is
-done, and stderr says so. After 1, 2, 130 and 143 the old model is in -o, or none, and what was calibrated is kept
-beside it: the same command goes on from there.
+exit codes: 0 done, 1 failed, 2 usage error, 3 above --max-kld (the new model is
+in -o, with its report), 130 Ctrl-C, 143 SIGTERM. A model that cannot be checked
+on this machine (another device, too little memory) is done, and stderr says so.
+After 1, 2, 130 and 143 the old model is in -o, or none. Calibrated layers are
+kept next to it: the same command resumes from there.
 """
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb to the command line."""
+    """Add the command to the command line."""
     parser = subparsers.add_parser(
         "build",
         help="turn a Hugging Face model into a quantized ONNX model",
-        description="Turn a Hugging Face model into a quantized ONNX model that ortlm and onnxruntime-genai run.",
+        description="Turn a Hugging Face model into a quantized ONNX model that ortlm and\n"
+        "onnxruntime-genai run.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -83,16 +89,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--model_name",
         "--model-name",
         metavar="NAME",
-        help="model on the Hugging Face hub, or a folder",
+        help="model on the Hugging Face hub, or a local folder",
     )
     what.add_argument(
         "-i",
         "--input",
         metavar="DIR",
-        help="local folder with config.json, *.safetensors and tokenizer; with -m too, NAME is what it is",
+        help="local folder with config.json, *.safetensors and tokenizer; with -m too, NAME says what it is",
     )
     what.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to create")
-    how = parser.add_argument_group("how")
+    how = parser.add_argument_group("target and quantization")
     how.add_argument(
         "-p",
         "--precision",
@@ -112,8 +118,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     how.add_argument(
         "--recipe",
         metavar="R",
-        help="fast: rounding, no calibration; balanced (default for int4): GPTQ; quality: more bits, more text; "
-        "or a YAML file",
+        help="fast: round-to-nearest, no calibration; balanced (default for int4): GPTQ; quality: more bits, more "
+        "calibration; or a YAML file",
     )
     how.add_argument(
         "--target-kld",
@@ -122,85 +128,96 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="search which matrices need 8 bits for a mean KL divergence of at most X nats",
     )
     how.add_argument(
-        "--target-size", metavar="SIZE", help="search which may have 8 bits in at most SIZE: 2.1GB, 700MB"
+        "--target-size",
+        metavar="SIZE",
+        help="search which matrices get 8 bits within SIZE, such as 2.1GB or 700MB",
     )
     how.add_argument(
         "--calibration",
         metavar="FILE",
-        help="text, JSONL (texts, chats, token ids) or .npy to calibrate on; by default the model writes it",
+        help="text, JSONL (texts, chats, token ids) or .npy to calibrate on (default: text that the model "
+        "generates)",
     )
     how.add_argument(
-        "--calibration-tokens", type=int, metavar="N", help="how many tokens of it (default: the recipe's)"
+        "--calibration-tokens",
+        type=int,
+        metavar="N",
+        help="number of calibration tokens (default: the recipe's)",
     )
     how.add_argument(
-        "--extra_options", "--extra-options", metavar="K=V", nargs="+", default=[], help="see below"
+        "--extra_options",
+        "--extra-options",
+        metavar="K=V",
+        nargs="+",
+        default=[],
+        help="options of the official builder, see below",
     )
     how.add_argument(
         "--kv-cache",
         "--kv_cache",
         metavar="S",
-        help="int8 keeps keys and values in a quarter of the memory (cpu); also int8_per_channel, which is the "
-        "same, int8_per_tensor, and none (default)",
+        help="int8: int8 KV cache, 4x smaller (cpu); also int8_per_channel, which is the same, int8_per_tensor, "
+        "and none (default)",
     )
     how.add_argument(
         "--fast-prompts",
         "--fast_prompts",
         action="store_true",
-        help="store the decoder's matrices a second time, in 8 bits for products of integers: prompts (and "
-        "pictures, without anything stored twice) are read several times as fast on processors with AMX (cpu)",
+        help="faster prefill on CPUs with AMX: store the decoder's matrices a second time, in 8 bits for integer "
+        "matmul; makes the vision encoder faster too, with nothing stored twice (cpu)",
     )
     how.add_argument(
         "--adapter",
         metavar="NAME=PATH",
         action="append",
         default=[],
-        help="add the peft LoRA in folder PATH, to be switched at run time; may be given several times",
+        help="add the peft LoRA adapter in folder PATH, switched at run time; may be repeated",
     )
     how.add_argument(
         "--merge-adapter",
         "--merge_adapter",
         metavar="PATH",
-        help="add the peft LoRA in folder PATH to the weights",
+        help="merge the peft LoRA adapter in folder PATH into the weights",
     )
     how.add_argument(
         "--max-length",
         "--max_length",
         type=int,
         metavar="N",
-        help="tokens of prompt and answer that genai_config.json allows (default: the context, at most 4096): "
-        "onnxruntime-genai allocates a cache for so many, Foundry Local takes it as the context",
+        help="search.max_length in genai_config.json (default: the context, at most 4096): onnxruntime-genai "
+        "allocates a cache of that size, Foundry Local uses it as the context",
     )
     how.add_argument(
-        "--threads", type=int, metavar="N", help="cores to quantize with (default: all physical)"
+        "--threads", type=int, metavar="N", help="threads to quantize with (default: physical cores)"
     )
-    good = parser.add_argument_group("is it still good")
+    good = parser.add_argument_group("evaluation")
     good.add_argument(
         "--no-check",
         action="store_true",
-        help="do not compare the finished model with its checkpoint on a few hundred tokens",
+        help="skip the short comparison of the finished model with its checkpoint",
     )
     good.add_argument(
         "--evaluate",
         nargs="?",
         const="",
         metavar="FILE",
-        help="write report.html and report.json, as `ortlm evaluate` does, on the text FILE or ortlm's own",
+        help="write report.html and report.json, as `ortlm evaluate` does, on the text FILE or ortlm's corpus",
     )
     good.add_argument(
         "--max-kld",
         type=float,
         metavar="X",
-        help="exit with 3 if the mean KL divergence is above X nats",
+        help="quality threshold: exit with 3 if the mean KL divergence is above X nats",
     )
-    where = parser.add_argument_group("where and whether")
+    where = parser.add_argument_group("output")
     where.add_argument(
         "-c",
         "--cache_dir",
         "--cache-dir",
         metavar="DIR",
-        help="where downloads go (default: the hub's own cache)",
+        help="folder for downloads (default: the Hugging Face cache)",
     )
-    where.add_argument("--force", action="store_true", help="replace an artifact that is in -o already")
+    where.add_argument("--force", action="store_true", help="replace an existing artifact in -o")
     where.add_argument("--dry-run", action="store_true", help="show what would be built and write nothing")
     where.add_argument("--json", action="store_true", help="print the result as one JSON object")
     where.add_argument("-q", "--quiet", action="store_true", help="no progress, no closing table")
@@ -278,7 +295,7 @@ def _run(args: argparse.Namespace) -> int:
     adapters = parse_adapters(args.adapter)
     out = Path(args.output)
 
-    # onnx-ir takes most of a second to import, so wrong use is told before.
+    # onnx-ir takes most of a second to import, so usage errors come first.
     from ortlm._utils.formatting import readable_count
     from ortlm.builder import estimate, pipeline, planning
     from ortlm.builder.output_dir import check_output, recover

@@ -1,4 +1,4 @@
-"""``ortlm chat``: talk with a model."""
+"""``ortlm chat``: chat with a model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ examples:
   ortlm chat phi --system "Answer in one sentence."
   printf 'Hello\\nAnd in French?\\n' | ortlm chat phi
 
-Lines between """ and """ are one message. /help lists commands. Ctrl-C stops an answer, Ctrl-D leaves.
+Lines between """ and """ are one message. /help lists commands. Ctrl-C stops an
+answer, Ctrl-D leaves.
 '''
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
+    """Add the command's parser."""
     parser = subparsers.add_parser(
         "chat",
-        help="talk with a model",
+        help="chat with a model",
         usage="ortlm chat MODEL [options]",
-        description="Talk with a model in the terminal, or answer the lines of stdin one after the other.",
+        description="Chat with a model in the terminal, or answer each line of stdin.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
     add_settings(parser, answers=False)
     output = parser.add_argument_group("output")
     output.add_argument(
-        "-v", "--verbose", action="store_true", help="write speeds to stderr after each answer"
+        "-v", "--verbose", action="store_true", help="write speed to stderr after each answer"
     )
     add_machine(parser)
 

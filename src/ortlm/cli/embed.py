@@ -1,4 +1,4 @@
-"""``ortlm embed``: texts to vectors."""
+"""``ortlm embed``: texts to embeddings."""
 
 from __future__ import annotations
 
@@ -16,37 +16,35 @@ from ortlm.errors import BadOption
 _EXAMPLES = """\
 examples:
   ortlm embed phi "A cat sleeps." "A dog barks."
-  ortlm embed phi -f texts.txt --pooling last > vectors.jsonl
+  ortlm embed phi -f texts.txt --pooling last > embeddings.jsonl
 
 The model must be built with --extra_options include_hidden_states=true.
 """
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
+    """Add the command's parser."""
     parser = subparsers.add_parser(
         "embed",
-        help="turn texts into vectors",
+        help="embed texts",
         usage="ortlm embed MODEL [TEXT ...] [options]",
-        description="Write a line with a JSON list of numbers for each text.",
+        description="Embed texts: write one line with a JSON list of numbers for each text.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a built model")
     parser.add_argument(
-        "texts", metavar="TEXT", nargs="*", help="a text; without any, each line of stdin is one"
+        "texts", metavar="TEXT", nargs="*", help="text to embed (default: each line of stdin)"
     )
-    parser.add_argument("-f", "--file", metavar="FILE", help="take each line of a file as a text")
+    parser.add_argument("-f", "--file", metavar="FILE", help="embed each line of a file")
     parser.add_argument(
         "--pooling",
         choices=("mean", "last", "first"),
         default="mean",
-        help="of all tokens' states (default), or that of the last or first token",
+        help="mean of all tokens (default), or the last or first token",
     )
-    parser.add_argument(
-        "--no-normalize", action="store_true", help="do not scale to length 1, by which products are cosines"
-    )
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="so many at once (default: 8)")
+    parser.add_argument("--no-normalize", action="store_true", help="do not scale embeddings to length 1")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="batch size (default: 8)")
     add_machine(parser)
 
 
@@ -59,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise BadOption("there is no text. Give some, or one on each line of a file or of stdin.")
     for number, text in enumerate(texts, 1):
         if not text:
-            raise BadOption(f"text {number} is empty, and there is no vector for nothing. Remove that line.")
+            raise BadOption(f"text {number} is empty, and has no embedding. Remove that line.")
     from ortlm.runtime.language_model import load
 
     lm = load(args.model, threads=args.threads, providers=args.provider)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact import MANIFEST_FILE
-from ortlm.cli import DONE, GATE_MISSED, output
+from ortlm.cli import ABOVE_THRESHOLD, DONE, output
 from ortlm.cli.generate import add_machine
 from ortlm.cli.progress import StatusLine
 from ortlm.cli.settings import check_count
@@ -27,21 +27,22 @@ examples:
   ortlm evaluate phi --text handbook.txt --tokens 20000 --max-kld 0.05
   ortlm evaluate phi --json | jq .statistics.kld.value
 
-The figures are those of llama-perplexity's --kl-divergence: the second half of each chunk is scored.
+The figures are those of llama-perplexity's --kl-divergence: the second half of
+each chunk is scored.
 
-exit codes: 0 done, 1 failed, 2 wrong use, 3 the mean KL divergence is above --max-kld, 130 interrupted
+exit codes: 0 done, 1 failed, 2 usage error, 3 above --max-kld, 130 interrupted
 """
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
+    """Add the command's parser."""
     parser = subparsers.add_parser(
         "evaluate",
-        help="compare a built model with its reference",
+        help="compare a built model with the original",
         usage="ortlm evaluate OUT [options]",
-        description="Compare a built model with what it was built from, or two built models with each other: KL "
-        "divergence, perplexity, speed, memory. Writes report.html and report.json, and the headline figures into "
-        "the model's README.md and ortlm.json.",
+        description="Compare a built model with what it was built from, or with another one: KL\n"
+        "divergence, perplexity, speed, memory. Writes report.html and report.json, and\n"
+        "the headline figures into the model's README.md and ortlm.json.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,28 +51,29 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument(
         "--reference",
         metavar="MODEL",
-        help="another built model, or a checkpoint's folder or name on the hub (default: what OUT was built from)",
+        help="another built model, or a checkpoint: folder or name on the hub (default: what OUT was built from)",
     )
     what.add_argument(
-        "--text", metavar="FILE", help="a text in UTF-8 (default: ortlm's own small corpus of many kinds)"
+        "--text", metavar="FILE", help="UTF-8 text (default: a small corpus that ships with ortlm)"
     )
     what.add_argument(
-        "--chunk", type=int, metavar="N", help="tokens that are read together (default: 512, or the context)"
+        "--chunk", type=int, metavar="N", help="tokens per chunk (default: 512, or the context)"
     )
-    what.add_argument("--tokens", type=int, metavar="N", help="read at most so many tokens of the text")
-    what.add_argument("--layers", action="store_true", help="measure the error in each layer too")
+    what.add_argument("--tokens", type=int, metavar="N", help="use at most N tokens of the text")
+    what.add_argument("--layers", action="store_true", help="measure the error of each layer too")
     what.add_argument(
         "--drift",
         action="store_true",
-        help="compare answers to prompts: refusals, form, repetition, languages",
+        help="compare answers to prompts: refusals, format, repetition, language",
     )
     what.add_argument("--no-speed", action="store_true", help="do not measure speed and memory")
     result = parser.add_argument_group("result")
+    result.add_argument("-o", "--output", metavar="DIR", help="folder for the reports (default: OUT)")
     result.add_argument(
-        "-o", "--output", metavar="DIR", help="where the reports are written (default: into OUT)"
-    )
-    result.add_argument(
-        "--max-kld", type=float, metavar="X", help="exit with 3 if the mean KL divergence is above X nats"
+        "--max-kld",
+        type=float,
+        metavar="X",
+        help="quality threshold: exit with 3 if the mean KL divergence is above X nats",
     )
     result.add_argument("--json", action="store_true", help="print report.json instead of tables")
     result.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -81,7 +83,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate."""
     _check(args)
-    # It loads ONNX Runtime, so wrong use is told before.
+    # It loads ONNX Runtime, so usage errors come first.
     from ortlm.evaluation.evaluate import evaluate
 
     err = output.console(stderr=True, quiet=args.quiet)
@@ -126,7 +128,7 @@ def gate(report: Report, limit: float | None) -> int:
     if limit is None or found <= limit:
         return DONE
     output.tell(f"the mean KL divergence is {found:.6f}, above the limit of {limit:g}.")
-    return GATE_MISSED
+    return ABOVE_THRESHOLD
 
 
 def _show(console: Console, report: Report) -> None:

@@ -26,17 +26,18 @@ examples:
   cat letter.txt | ortlm generate phi --chat --system "Summarize." -
   ortlm generate phi "1, 2, 3," --stop 9 --json | jq .tokens
   ortlm generate phi --chat "Name a city." --json-schema city.json
-  ortlm generate phi --chat "Good or bad? I loved it." --choice good --choice bad --logprobs 2
-  ortlm generate phi --chat -f question.txt --system "$(cat manual.txt)" --cache manual.cache --lookup
-  ortlm generate phi-vision "What is shown?" --image a.jpg --image b.png --num-crops 4
+  ortlm generate phi --chat "Good or bad? Loved it." --choice good --choice bad
+  ortlm generate phi -f q.txt --system "$(cat manual.txt)" --cache manual.cache
+  ortlm generate phi --chat -f edit-this.txt --lookup -v
+  ortlm generate phi-vision "What is shown?" --image a.jpg --image b.png
   ortlm generate phi --batch prompts.jsonl -n 64 > answers.jsonl
 
-exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted
+exit codes: 0 done, 1 failed, 2 usage error, 130 interrupted
 """
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
+    """Add the command's parser."""
     parser = subparsers.add_parser(
         "generate",
         help="continue a prompt",
@@ -57,42 +58,42 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument(
         "--chat",
         action=argparse.BooleanOptionalAction,
-        help="put the prompt into the model's chat format as a user's message (default: continue it as is)",
+        help="put the prompt into the model's chat format, as a user message (default: continue it as is)",
     )
     what.add_argument("--system", metavar="TEXT", help="system message; implies --chat")
     what.add_argument(
         "--cache",
         metavar="FILE",
-        help="start from what was computed for the same beginning; if FILE is not there, write it at the end",
+        help="prompt cache: resume from FILE as far as the prompts agree; if it is not there, write it at the end",
     )
     what.add_argument(
         "--batch",
         metavar="FILE",
-        help="answer many prompts, each a line of JSON (a text, or an object with prompt), with lines of JSON",
+        help="answer many prompts, a line of JSON each (a text, or an object with prompt), as lines of JSON",
     )
-    what.add_argument("--batch-size", type=int, metavar="N", help="so many at once (default: 8)")
+    what.add_argument("--batch-size", type=int, metavar="N", help="batch size (default: 8)")
     add_images(what)
     what.add_argument(
         "--image",
         metavar="FILE",
         action="append",
-        help="a picture (file, URL or data: URL) before the text; may be given again; implies --chat, unless "
-        "--no-chat and tags in the text say where each belongs",
+        help="an image (file, URL or data: URL) before the text; may be repeated; implies --chat, unless "
+        "--no-chat is given and tags in the text say where each belongs",
     )
     add_settings(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="write one JSON object instead of the text")
-    output.add_argument("-v", "--verbose", action="store_true", help="write speeds to stderr at the end")
+    output.add_argument("-v", "--verbose", action="store_true", help="write speed to stderr at the end")
     add_machine(parser)
 
 
 def add_images(group: Any) -> None:
-    """Add the option that says how finely pictures are seen."""
+    """Add the option for the number of crops per image."""
     group.add_argument(
         "--num-crops",
         type=int,
         metavar="N",
-        help="cut each picture into N crops at most: more show more detail and cost more (default: the model's)",
+        help="at most N crops per image; more show finer detail and cost more (default: the model's)",
     )
 
 

@@ -1,4 +1,4 @@
-"""``ortlm inspect``: what a built model is and what it costs."""
+"""``ortlm inspect``: what a built model is and what it needs."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ examples:
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
+    """Add the command's parser."""
     parser = subparsers.add_parser(
         "inspect",
-        help="show what a built model is and what it costs",
+        help="show what a built model is and what it needs",
         description="Show a built model's graphs, sizes, context, cache and origin.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

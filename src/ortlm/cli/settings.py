@@ -1,4 +1,4 @@
-"""What may be asked of a generation, as flags: shared by the verbs that generate."""
+"""What may be asked of a generation, as flags: shared by the commands that generate."""
 
 from __future__ import annotations
 
@@ -33,27 +33,39 @@ _LENGTH: _Flags = (
     ("--min-length", "min_length", int, "N", "no end before N tokens with the prompt"),
 )
 _SAMPLING: _Flags = (
-    ("--temp --temperature", "temperature", float, "T", "below 1 is sharper, above 1 wilder, 0 is greedy"),
-    ("--top-k", "top_k", int, "K", "among the K likeliest tokens; 0 is all"),
-    ("--top-p", "top_p", float, "P", "among the likeliest that reach probability P"),
-    ("--min-p", "min_p", float, "P", "not below P times the likeliest's probability"),
-    ("--typical-p", "typical_p", float, "P", "among those of typical information, up to probability P"),
+    (
+        "--temp --temperature",
+        "temperature",
+        float,
+        "T",
+        "below 1: more certain, above 1: more random; 0 is greedy",
+    ),
+    ("--top-k", "top_k", int, "K", "sample from the K most likely tokens; 0 is all"),
+    ("--top-p", "top_p", float, "P", "sample from the most likely tokens that reach probability P"),
+    ("--min-p", "min_p", float, "P", "only tokens with at least P times the top probability"),
+    ("--typical-p", "typical_p", float, "P", "locally typical sampling, up to probability P"),
     ("--seed", "seed", int, "N", "makes sampling repeatable"),
 )
 _PENALTIES: _Flags = (
-    ("--repetition-penalty", "repetition_penalty", float, "R", "above 1 avoids tokens of prompt and answer"),
-    ("--presence-penalty", "presence_penalty", float, "X", "taken off tokens that the answer has"),
-    ("--frequency-penalty", "frequency_penalty", float, "X", "taken off once for each time that it has them"),
-    ("--no-repeat-ngram", "no_repeat_ngram_size", int, "N", "no N tokens occur twice"),
+    (
+        "--repetition-penalty",
+        "repetition_penalty",
+        float,
+        "R",
+        "above 1: tokens of prompt and answer become less likely",
+    ),
+    ("--presence-penalty", "presence_penalty", float, "X", "subtract X from tokens that the answer has"),
+    ("--frequency-penalty", "frequency_penalty", float, "X", "subtract X per occurrence in the answer"),
+    ("--no-repeat-ngram", "no_repeat_ngram_size", int, "N", "no n-gram of size N occurs twice"),
 )
-_ANSWERS: _Flags = (("--n", "num_return_sequences", int, "N", "so many answers; with sampling or beams"),)
+_ANSWERS: _Flags = (("--n", "num_return_sequences", int, "N", "N answers, with sampling or beams"),)
 _BEAMS: _Flags = (
     ("--beams", "num_beams", int, "N", "beam search with N beams"),
-    ("--length-penalty", "length_penalty", float, "X", "of beams; above 0 favours long answers"),
+    ("--length-penalty", "length_penalty", float, "X", "for beams; above 0 favors long answers"),
     ("--beam-groups", "num_beam_groups", int, "N", "diverse beams in N groups"),
-    ("--diversity-penalty", "diversity_penalty", float, "X", "between groups of beams"),
+    ("--diversity-penalty", "diversity_penalty", float, "X", "penalty for tokens of other groups"),
 )
-_DRAFTS: _Flags = (("--draft-tokens", "draft_tokens", int, "N", "at most N drafted tokens at once"),)
+_DRAFTS: _Flags = (("--draft-tokens", "draft_tokens", int, "N", "at most N draft tokens at once"),)
 _PLAIN = (*_LENGTH, *_SAMPLING, *_PENALTIES, *_ANSWERS, *_BEAMS, *_DRAFTS)
 _EARLY = {"true": True, "false": False, "never": "never"}
 # Fields as a user of the command line knows them. Those that are ordinary words stay.
@@ -76,53 +88,63 @@ def add_settings(parser: argparse.ArgumentParser, *, answers: bool = True) -> No
     length = parser.add_argument_group("length")
     _add(length, _LENGTH)
     length.add_argument(
-        "--stop", action="append", metavar="TEXT", help="end before this text; may be given again"
+        "--stop", action="append", metavar="TEXT", help="stop string, which is left out; may be repeated"
     )
-    length.add_argument("--stop-token", action="append", type=int, metavar="ID", help="end at this token")
-    length.add_argument("--ignore-eos", action="store_true", help="go on past the model's own end")
+    length.add_argument("--stop-token", action="append", type=int, metavar="ID", help="stop at this token")
+    length.add_argument("--ignore-eos", action="store_true", help="continue past the model's own end")
     sampling = parser.add_argument_group(
-        "sampling", "Greedy unless one of these but --seed is given; then the publisher's values fill in."
+        "sampling",
+        "Greedy unless one of these is given (but for --seed); then the other defaults\n"
+        "come from generation_config.json.",
     )
-    sampling.add_argument("--sample", action="store_true", help="sample with the publisher's values")
+    sampling.add_argument(
+        "--sample", action="store_true", help="sample with the values of generation_config.json"
+    )
     _add(sampling, _SAMPLING)
-    penalties = parser.add_argument_group("penalties and bans")
+    penalties = parser.add_argument_group("penalties and banned tokens")
     _add(penalties, _PENALTIES)
     penalties.add_argument("--logit-bias", action="append", metavar="ID=X", help="add X to a token's logit")
-    penalties.add_argument("--bad-word", action="append", metavar="TEXT", help="never write this")
+    penalties.add_argument("--bad-word", action="append", metavar="TEXT", help="text that is never generated")
     penalties.add_argument(
-        "--suppress-token", action="append", type=int, metavar="ID", help="never write this token"
+        "--suppress-token", action="append", type=int, metavar="ID", help="token that is never generated"
     )
     penalties.add_argument(
-        "--begin-suppress-token", action="append", type=int, metavar="ID", help="never begin with this token"
+        "--begin-suppress-token",
+        action="append",
+        type=int,
+        metavar="ID",
+        help="token that never begins an answer",
     )
     penalties.add_argument(
         "--sequence-bias",
         action="append",
         metavar="ID,…=X",
-        help="add X to the last token's logit where the others stand before it",
+        help="add X to the last token's logit where the others precede it",
     )
-    form = parser.add_argument_group("form of the answer (one of these)").add_mutually_exclusive_group()
+    form = parser.add_argument_group("structured output (one of these)").add_mutually_exclusive_group()
     form.add_argument(
         "--json-schema", metavar="FILE", help="JSON that follows a schema: a file, or the schema itself"
     )
     form.add_argument("--json-object", action="store_true", help="any JSON object")
-    form.add_argument("--regex", metavar="PATTERN", help="a text that matches")
-    form.add_argument("--grammar", metavar="FILE", help="a text of a Lark grammar")
-    form.add_argument("--choice", action="append", metavar="TEXT", help="one of several texts; give each")
-    search = parser.add_argument_group("search, drafts, adapters")
+    form.add_argument("--regex", metavar="PATTERN", help="text that matches")
+    form.add_argument("--grammar", metavar="FILE", help="text of a Lark grammar")
+    form.add_argument(
+        "--choice", action="append", metavar="TEXT", help="one of several texts; repeat for each"
+    )
+    search = parser.add_argument_group("beam search, speculative decoding, adapters")
     _add(search, (*_ANSWERS, *_BEAMS) if answers else _BEAMS)
-    search.add_argument("--early-stopping", choices=list(_EARLY), help="when beams have found enough")
+    search.add_argument("--early-stopping", choices=list(_EARLY), help="when beam search stops")
     draft = search.add_mutually_exclusive_group()
-    draft.add_argument("--lookup", action="store_true", help="draft what followed the same words before")
-    draft.add_argument("--draft", metavar="DIR", help="let a smaller model with the same tokenizer draft")
+    draft.add_argument("--lookup", action="store_true", help="prompt-lookup decoding")
+    draft.add_argument("--draft", metavar="DIR", help="draft model: a smaller one with the same tokenizer")
     _add(search, _DRAFTS)
     search.add_argument(
-        "--adapter", metavar="NAME", help="a LoRA adapter of the model, or NAME=FILE for an .onnx_adapter"
+        "--adapter", metavar="NAME", help="LoRA adapter of the model, or NAME=FILE for an .onnx_adapter"
     )
     if answers:
         report = parser.add_argument_group("report")
         for name, what in (("--logprobs", "new tokens"), ("--prompt-logprobs", "the prompt")):
-            text = f"log-probabilities of {what}, and of the N likeliest"
+            text = f"log-probabilities of {what}, and of the N most likely"
             report.add_argument(name, type=_count, nargs="?", const=0, metavar="N", help=text)
 
 
