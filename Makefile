@@ -1,5 +1,5 @@
 # Two commands set everything up on a machine that has Python 3.10 to 3.14:
-#   make demo   builds the small model that ships with the project and lets it write
+#   make demo   builds the small model that ships with the project and generates text with it
 #   make test   runs the tests (installs torch and transformers, the tests' oracle, first)
 # All versions come from requirements/lock.txt; AGENTS.md says how to renew it.
 
@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	@echo '$$ ortlm generate demo-out --chat "What does os.path.join do?" -n 80'
 	@$(BIN)/ortlm generate demo-out --chat 'What does os.path.join do?' -n 80 -v
 
-# The way through for a model that sees pictures: a checkpoint of Phi-3.5-vision's structure, tiny and with random
+# An end-to-end example of a vision model: a checkpoint of Phi-3.5-vision's structure, tiny and with random
 # weights, so that its answer means nothing.
 .PHONY: demo-vision
 demo-vision: $(VENV)/.tested
@@ -44,6 +44,13 @@ test: $(VENV)/.tested
 .PHONY: test-fast
 test-fast: $(VENV)/.tested
 	$(BIN)/python -m pytest $(PYTEST) -m 'not slow'
+
+# README and docs/: every command and every Python block in them runs, and what they point at exists. Part of make test;
+# here the blocks that are not run are listed too, with the reason.
+.PHONY: test-docs
+test-docs: $(VENV)/.tested
+	$(BIN)/python -m pytest $(PYTEST) tests/docs
+	$(BIN)/python -m tests.docs
 
 # The same folders in runtimes of other versions, each in an environment of its own in .runtimes: RUNTIMES=ends are the
 # lowest and the highest, RUNTIMES=1.27 those with that in their names.

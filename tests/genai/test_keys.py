@@ -15,7 +15,7 @@ from tests.genai.conftest import MODULES, finish, generator
 from tests.genai.graphs import remade
 from tests.runtime.conftest import build_official
 
-DOCS = Path(ortlm.__file__).parents[2] / "docs/genai.md"
+DOCS = Path(ortlm.__file__).parents[2] / "docs/genai-reference.md"
 # What is obeyed; the tests below, and those of the other files here, show how.
 OBEYED = {
     "model": "type tokenizer_dir context_length vocab_size eos_token_id pad_token_id bos_token_id bot_token_id "

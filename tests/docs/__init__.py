@@ -1,0 +1,1 @@
+"""Runs what the pages say: README.md and docs/."""
