@@ -4,12 +4,13 @@
 //
 //     pip install onnxruntime-genai
 //     GENAI=$(python -c 'import onnxruntime_genai as g; print(g.__path__[0])')
-//     export ORT_LIB_PATH=$(ls $(python -c 'import onnxruntime as o; print(o.__path__[0])')/capi/libonnxruntime.so.*)
+//     ORT=$(python -c 'import onnxruntime as o; print(o.__path__[0])')
+//     export ORT_LIB_PATH=$(ls $ORT/capi/libonnxruntime.so.*)
 //     g++ -std=c++17 generate.cpp -o generate -L$GENAI -lonnxruntime-genai -Wl,-rpath,$GENAI
 //     ./generate phi "The capital of France is" 32
 //
-// The header ort_genai_c.h is not in the wheels. It comes with the releases of github.com/microsoft/onnxruntime-genai,
-// in include/ of their archives; add -I for that folder. Without it, the declarations below do for this program.
+// The header ort_genai_c.h is not in the wheels. It is in include/ of the release archives of
+// github.com/microsoft/onnxruntime-genai; add -I for that folder. Without it, the declarations below are enough here.
 
 #include <cstdint>
 #include <cstdio>
@@ -105,7 +106,7 @@ int main(int argc, char** argv) try {
     std::fprintf(stderr, "usage: %s MODEL PROMPT NEW_TOKENS\n", argv[0]);
     return 2;
   }
-  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // Both libraries send telemetry otherwise.
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // Both libraries send telemetry otherwise. Windows has _putenv_s.
   generate(argv[1], argv[2], std::atoi(argv[3]));
   OgaShutdown();
   return 0;

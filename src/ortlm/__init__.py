@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
 
 from ortlm import errors
 from ortlm._version import __version__
@@ -23,7 +22,11 @@ from ortlm._version import __version__
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+# Type checkers know the name; importing it would take most of the time that `import ortlm` takes.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ortlm.artifact import Artifact, open_artifact
     from ortlm.builder.options import BuildOptions
     from ortlm.builder.pipeline import build
