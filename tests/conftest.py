@@ -35,11 +35,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="skip tests that need what is not installed; of other packages' warnings none is an error",
     )
+    parser.addoption(
+        "--as-device",
+        action="store_true",
+        help="load models behind a device that copies what is bound and hides its memory",
+    )
     parser.addoption("--python", help="the interpreter that runs examples/, by default that of the tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep torch to one thread, and other packages' news from failing tests."""
+    if config.getoption("--as-device"):
+        from ortlm.runtime import loading
+        from tests.runtime.device_like import DeviceLikeSession
+
+        loading.Session = DeviceLikeSession  # type: ignore[misc]
     if config.getoption("--unlocked"):
         config.addinivalue_line("filterwarnings", "default")
         config.addinivalue_line("filterwarnings", r"error:::ortlm(\.|$)")

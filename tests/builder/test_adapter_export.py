@@ -22,8 +22,9 @@ from ortlm.builder.options import BuildOptions
 from ortlm.builder.planning import installed_onnxruntime, prepare
 from ortlm.builder.request import BuildRequest
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption, Error, UnsupportedModel
+from ortlm.runtime.engine.backend import DeviceTensor
 from ortlm.runtime.engine.lora import Adapters
-from ortlm.runtime.engine.session import DeviceTensor, Session
+from ortlm.runtime.engine.session import Session
 from ortlm.target import TARGETS
 from tests import lora, official
 from tests.architectures import oracle

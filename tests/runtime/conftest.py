@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 
-from tests.runtime import tiny
+from tests.runtime import fakes, tiny
 
 
 def make_checkpoint(folder):
@@ -81,3 +81,16 @@ def official_append(official, tmp_path_factory):
     config["search"]["past_present_share_buffer"] = False
     (folder / "genai_config.json").write_text(json.dumps(config))
     return folder
+
+
+def pytest_generate_tests(metafunc):
+    """Run every test of the fakes twice: over main memory, and over a device that copies what is bound."""
+    if "FakeBackend" in vars(metafunc.module):
+        metafunc.fixturenames.append("fake_memory")
+        metafunc.parametrize("fake_memory", ["host", "device"], indirect=True)
+
+
+@pytest.fixture
+def fake_memory(request, monkeypatch):
+    """Say where the fakes of a test keep their states."""
+    monkeypatch.setattr(fakes.FakeBackend, "device", request.param == "device")

@@ -14,8 +14,9 @@ from ortlm.artifact import Artifact, graph_named
 from ortlm.dtypes import Array, Floats
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.layerwise.types import Observe
+from ortlm.runtime.engine.backend import DeviceTensor, Memory, TensorInfo
 from ortlm.runtime.engine.decode_loop import CHUNK_TOKENS, Loop
-from ortlm.runtime.engine.session import DeviceTensor, OrtBinding, Session, TensorInfo
+from ortlm.runtime.engine.session import OrtBinding, Session
 from ortlm.runtime.loading import open_embedder
 
 # Other builders call the nodes alike.
@@ -156,8 +157,9 @@ class _Tapped:
     def tensor(self, array: Array) -> DeviceTensor:
         return self._session.tensor(array)
 
-    def place(self, array: Array) -> DeviceTensor:
-        return self._session.place(array)
+    @property
+    def memory(self) -> Memory:
+        return self._session.memory
 
     def binding(self) -> OrtBinding:
         return self._session.binding()
@@ -165,7 +167,7 @@ class _Tapped:
     def run(self, binding: Any, *, brief: bool = False) -> None:
         for name in self._names:
             # New memory for every run: pieces of a text differ in length.
-            binding.output(name, None)
+            binding.output(name, None, to_host=True)
         self._session.run(binding, brief=brief)
         for name, found in zip(self._names, self.found, strict=True):
             # The next run may write to the same memory.

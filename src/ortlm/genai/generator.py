@@ -22,7 +22,7 @@ from ortlm.genai.processor import pictures_of
 from ortlm.genai.prompts import Prompts, as_prompts
 from ortlm.genai.speculation import CountedLookup, Rounds
 from ortlm.genai.tensors import NamedTensors, Tensor
-from ortlm.runtime.engine.session import DeviceTensor
+from ortlm.runtime.engine.backend import DeviceTensor
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.generator import Generator as Inner
 from ortlm.runtime.sampling.settings import Settings
@@ -293,7 +293,7 @@ class Generator:
         array, wanted = np.ascontiguousarray(value), known[name].dtype.numpy
         if array.dtype != wanted:
             raise GenaiError(f"input {name!r} must be {np.dtype(wanted).name}, found {array.dtype.name}.")
-        self._extra[name] = self._lm.session.place(array.copy())
+        self._extra[name] = self._lm.session.tensor(array.copy())
         self._inner.loop.use(self._extra, group="program")
 
     def set_hidden_states(self, hidden_states: ArrayLike) -> None:

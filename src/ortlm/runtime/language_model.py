@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from ortlm.artifact import Artifact, graph_named, open_artifact, runnable, settled
 from ortlm.errors import BadArtifact, BadOption, ContextFull, nearest
 from ortlm.runtime.embeddings import Pooling, embed
+from ortlm.runtime.engine.backend import DeviceTensor
 from ortlm.runtime.engine.contract import check_decoder
 from ortlm.runtime.engine.decode_loop import ACCELERATOR_CHUNK_TOKENS, CHUNK_TOKENS, Loop
 from ortlm.runtime.engine.kv_cache import Shapes, bytes_per_token, state_shapes
 from ortlm.runtime.engine.lora import Adapters
 from ortlm.runtime.engine.prefix_cache import KeptCaches
 from ortlm.runtime.engine.prompt_cache import fingerprint, restore, save
-from ortlm.runtime.engine.session import DeviceTensor, Provider, Session, onnxruntime_version, provider_names
+from ortlm.runtime.engine.session import Provider, Session, onnxruntime_version, provider_names
 from ortlm.runtime.engine.token_ids import FIRST_PICTURE
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.generator import Generator
@@ -140,7 +141,7 @@ class LanguageModel:
         them.
         """
         few = self.manifest.prompt_tokens if as_answers else None
-        chunk = CHUNK_TOKENS if self.session.device == "cpu" else ACCELERATOR_CHUNK_TOKENS
+        chunk = CHUNK_TOKENS if self.session.memory.is_host else ACCELERATOR_CHUNK_TOKENS
         return Loop(
             self.session,
             self._graph,

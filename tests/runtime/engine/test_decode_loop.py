@@ -177,6 +177,9 @@ def test_a_step_binds_nothing_but_the_mask():
     before = loop._binding.bound
     loop.step(np.array([1]))
     assert loop._binding.bound == before + 1
+    loop.step(np.array([2]))
+    # A device never sees the new token in the old memory.
+    assert loop._binding.bound == before + (2 if loop._backend.memory.is_host else 3)
 
 
 def test_refusals():

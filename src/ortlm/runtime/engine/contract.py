@@ -12,7 +12,7 @@ from typing import Protocol
 from ortlm.artifact import Graph, Manifest
 from ortlm.dtypes import DType
 from ortlm.errors import BadArtifact, nearest
-from ortlm.runtime.engine.session import TensorInfo
+from ortlm.runtime.engine.backend import TensorInfo
 
 _FLOATS = ("fp32", "fp16", "bf16")
 # Element types and dimensions of what a decoder reads and writes; None: the loop says which types it feeds.

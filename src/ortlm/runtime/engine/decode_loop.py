@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.artifact import Graph
-from ortlm.dtypes import Array
+from ortlm.dtypes import Array, as_float32
 from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull, nearest
+from ortlm.runtime.engine.backend import Backend, DeviceTensor
 from ortlm.runtime.engine.kv_cache import RowIndices, Shapes, StateInfo, make_cache, state_shapes
-from ortlm.runtime.engine.session import Backend, DeviceTensor
 from ortlm.runtime.engine.token_ids import (
     begun_picture,
     between_pictures,
@@ -69,6 +69,8 @@ class Loop:
         self._whole_rows = self._windows and "query_lengths" not in graph.optional
         # A picture whose tokens attend to each other both ways has to be fed as a whole.
         self._whole_pictures = "picture_numbers" in graph.optional
+        # Elsewhere, what is written to memory that is bound is never seen.
+        self._in_place = backend.memory.is_host
         self._bound: dict[str, DeviceTensor] = {}
         self._ones: NDArray[np.integer] = np.ones((1, 0), dtype=np.int64)
         self._ones_address = 0
@@ -167,7 +169,10 @@ class Loop:
         """Feed one row's next token behind a run that did the same: only what changes is bound anew."""
         inputs = self._graph.inputs
         if self._embedder is None:
-            self._bound[inputs["input_ids"]].numpy()[0, 0] = token
+            if self._in_place:
+                self._bound[inputs["input_ids"]].numpy()[0, 0] = token
+            else:
+                self._input("input_ids", np.array([[token]], dtype=np.int64))
         else:
             self._binding.input(inputs["inputs_embeds"], self._embedder.embed(np.array([[token]], np.int64)))
         if self._ones.shape[1] < total:
@@ -175,7 +180,10 @@ class Loop:
         mask = self._ones[:, :total]
         self._binding.input_array(inputs["attention_mask"], mask, self._ones_address)
         if "position_ids" in inputs:
-            self._bound[inputs["position_ids"]].numpy()[..., 0] = total - 1
+            if self._in_place:
+                self._bound[inputs["position_ids"]].numpy()[..., 0] = total - 1
+            else:
+                self._input("position_ids", np.array([[total - 1]], dtype=np.int64))
         ends = (total,)
         self.cache.bind(self._binding, ends, total)
         self._steady = False
@@ -184,7 +192,7 @@ class Loop:
         self.cache.advance(ends)
         self.history[0].append(token)
         logits = self._binding.result(self._logits).numpy()[:, 0]
-        return logits if logits.dtype == np.float32 else logits.astype(np.float32)
+        return as_float32(logits)
 
     def hidden_states(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Feed new tokens as ``append`` does; return their hidden states float32 [B, S, H].
@@ -205,12 +213,12 @@ class Loop:
         if any(not row for row in rows):
             raise BadOption("hidden states are of new tokens, so every row must have one at least.")
         found: list[NDArray[np.float32]] = []
-        self._binding.output(name, None)
+        self._binding.output(name, None, to_host=True)
 
         def take() -> None:
             found.append(self._binding.result(name).numpy().astype(np.float32))
             # The next run's is of another shape.
-            self._binding.output(name, None)
+            self._binding.output(name, None, to_host=True)
 
         total = max(map(len, rows))
         self._long = self._switch is not None and total > self._switch
@@ -245,13 +253,13 @@ class Loop:
 
         def take() -> None:
             found.append(self._binding.result(name).numpy().copy())
-            self._binding.output(name, None)
+            self._binding.output(name, None, to_host=True)
 
         usual = self._binding, self._bound
         try:
             # A binding cannot let go of an output.
             self._bind_anew()
-            self._binding.output(name, None)
+            self._binding.output(name, None, to_host=True)
             self._feed(rows, first=fed if once else 0, keep=1, after=take)
         finally:
             self._binding, self._bound = usual
@@ -487,7 +495,7 @@ class Loop:
         if logits.shape[1] < (keep or new):
             raise BadArtifact(f"{self._graph.file} gives the logits of a prompt's last token only.")
         self._steady = batch == new == keep == 1
-        return logits if logits.dtype == np.float32 else logits.astype(np.float32)
+        return as_float32(logits)
 
     def _check_given(self) -> None:
         """Raise BadArtifact if the graph must be given what nobody gives."""
@@ -512,7 +520,7 @@ class Loop:
         self._ones_address = self._ones.ctypes.data
 
     def _input(self, role: str, array: Array, *, of: Mapping[str, str] | None = None) -> None:
-        """Bind an input, or only copy its new contents to what is bound already."""
+        """Bind an input, or only copy its new contents to what is bound already, where runs see that."""
         name = (of or self._graph.inputs)[role]
         declared = self._backend.inputs.get(name)
         if declared is not None and len(declared.shape) > array.ndim:
@@ -520,8 +528,11 @@ class Loop:
             array = np.broadcast_to(array, (3 if array.ndim else 1, *array.shape))
         bound = self._bound.get(name)
         if bound is not None and bound.array is not None and bound.array.shape == array.shape:
-            bound.array[...] = array
-            return
+            if self._in_place:
+                bound.array[...] = array
+                return
+            if np.array_equal(bound.array, array):
+                return
         tensor = self._backend.tensor(np.array(array, self._types.get(role, array.dtype), order="C"))
         self._binding.input(name, tensor)
         self._bound[name] = tensor
@@ -532,7 +543,7 @@ class Loop:
         vocab = info.shape[2]
         if rows is None or vocab is None:
             self._bound.pop(self._logits, None)
-            self._binding.output(self._logits, None)
+            self._binding.output(self._logits, None, to_host=True)
             return
         bound = self._bound.get(self._logits)
         if bound is None or bound.array is None or len(bound.array) != rows:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from ortlm.artifact import Graph, State
 from ortlm.dtypes import Array, DType
 from ortlm.errors import BadArtifact, CannotRewind, nearest
-from ortlm.runtime.engine.buffers import take_rows
-from ortlm.runtime.engine.session import Backend, Binding, DeviceTensor
+from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 from ortlm.runtime.engine.sliding_window_cache import WindowCache
 
 RowIndices = NDArray[np.int64]
@@ -149,46 +148,48 @@ class SharedCache:
 
     def select(self, rows: RowIndices, start: int = 0) -> None:
         """Keep the rows with these numbers, in this order."""
-        if take_rows(self._backend, self._tensors, rows, start=start, filled=self._length):
+        if self._backend.memory.move_rows(self._tensors, rows, start=start, filled=self._length):
             self._bound = None
         self._rows = len(rows)
 
     def read(self) -> list[Array]:
         """Return what is filled of every state, [B, K, length, D]."""
-        return [tensor.numpy()[:, :, : self._length] for tensor in self._tensors]
+        return self._backend.memory.read(self._tensors, 0, self._length)
 
     def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
         """Take states [B, K, length, D] in place of what is there."""
-        rows, _, length, _ = arrays[0].shape
-        self._rows, self._length, self._capacity, self._tensors = rows, 0, 0, []
-        self._grow(length)
-        for i, array in enumerate(arrays):
-            buffer = self._tensors[i].numpy()
-            buffer[:, :, :length] = array
-            # On a device that was a copy.
-            self._tensors[i] = (
-                self._tensors[i] if self._tensors[i].array is not None else self._backend.place(buffer)
-            )
-        self._length = length
+        memory = self._backend.memory
+        self._rows, _, self._length, _ = arrays[0].shape
+        self._capacity = self._capacity_for(self._length, 0)
+        self._tensors = []
+        for array in arrays:
+            new = [memory.put(np.ascontiguousarray(array))]
+            memory.resize(new, self._length, self._capacity)
+            self._tensors += new
+        self._bound = None
 
     def _grow(self, room: int) -> None:
-        # Room for an answer too: growing on its first token would copy the whole prompt's cache.
-        wanted = max(room + _GRAIN // 2, self._capacity + self._capacity // 2)
-        rounded = -(-wanted // _GRAIN) * _GRAIN
-        self._capacity = max(room, min(rounded, self._context))
+        memory, old = self._backend.memory, self._capacity
+        self._capacity = self._capacity_for(room, old)
         self._bound = None
-        for i, (state, (heads, width)) in enumerate(zip(self._states, self._shapes, strict=True)):
-            dtype = self._backend.inputs[state.past].dtype.numpy
-            new: Array = np.zeros((self._rows, heads, self._capacity, width), dtype=dtype)
-            if i < len(self._tensors):
-                new[:, :, : self._length] = self._tensors[i].numpy()[:, :, : self._length]
-                self._tensors[i] = self._backend.place(new)
-            else:
-                self._tensors.append(self._backend.place(new))
+        if self._tensors and self._length:
+            memory.resize(self._tensors, self._length, self._capacity)
+            return
+        kinds = [self._backend.inputs[state.past].dtype for state in self._states]
+        sizes = [(self._rows, heads, self._capacity, width) for heads, width in self._shapes]
+        self._tensors = memory.zeros(sizes, kinds)
+
+    def _capacity_for(self, room: int, old: int) -> int:
+        # Room for an answer too: growing on its first token would copy the whole prompt's cache.
+        wanted = max(room + _GRAIN // 2, old + old // 2)
+        rounded = -(-wanted // _GRAIN) * _GRAIN
+        return max(room, min(rounded, self._context))
 
 
 class AppendCache:
     """A new tensor per state and step: what a run returns as present is the next run's past."""
+
+    _axis = 2
 
     def __init__(self, backend: Backend, states: Sequence[State], shapes: Shapes) -> None:
         self._backend = backend
@@ -214,8 +215,8 @@ class AppendCache:
         self._rows, self._length, self._bound = rows, 0, None
         self._tensors = []
         for state, (heads, width) in zip(self._states, self._shapes, strict=True):
-            dtype = self._backend.inputs[state.past].dtype.numpy
-            self._tensors.append(self._backend.place(np.zeros((rows, heads, 0, width), dtype=dtype)))
+            empty = np.zeros((rows, heads, 0, width), self._backend.inputs[state.past].dtype.numpy)
+            self._tensors.append(self._backend.tensor(self._as_fed(empty)))
 
     def bind(self, binding: Binding, ends: Sequence[int], room: int) -> None:
         """Bind what the last run returned as past, and new memory as present."""
@@ -233,30 +234,40 @@ class AppendCache:
     def trim(self, lengths: Sequence[int]) -> None:
         """Go back to ``lengths[i]`` positions by copying what remains of the longest row."""
         length = _trimmed(self._length, lengths)
-        if length < self._length:
-            self._replace(lambda old: old[:, :, :length])
+        if length == 0:
+            self.start(self._rows)
+        elif length < self._length:
+            self._backend.memory.resize(self._tensors, length, length, axis=self._axis)
             self._length = length
 
     def select(self, rows: RowIndices, start: int = 0) -> None:
         """Keep the rows with these numbers, in this order."""
-        if not np.array_equal(rows, np.arange(self._rows)):
-            self._replace(lambda old: old[rows])
+        if self._length == 0:
+            self.start(len(rows))
+        elif not np.array_equal(rows, np.arange(self._rows)):
+            self._backend.memory.take_rows(self._tensors, rows, filled=self._length, axis=self._axis)
             self._rows = len(rows)
 
     def read(self) -> list[Array]:
         """Return every state, [B, K, length, D]."""
-        return [tensor.numpy() for tensor in self._tensors]
+        found = self._backend.memory.read(self._tensors, 0, self._length, axis=self._axis)
+        return [self._as_read(array) for array in found]
 
     def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
         """Take states [B, K, length, D] in place of what is there."""
         self._rows, _, self._length, _ = arrays[0].shape
-        self._tensors = [self._backend.place(np.ascontiguousarray(array)) for array in arrays]
+        self._tensors = [
+            self._backend.memory.put(np.ascontiguousarray(self._as_fed(array))) for array in arrays
+        ]
         self._bound = None
 
-    def _replace(self, change: _Change) -> None:
-        self._tensors = [
-            self._backend.place(np.ascontiguousarray(change(tensor.numpy()))) for tensor in self._tensors
-        ]
+    def _as_fed(self, array: Array) -> Array:
+        """Return a state [B, K, length, D] in the form that graphs read."""
+        return array
+
+    def _as_read(self, array: Array) -> Array:
+        """Undo ``_as_fed``."""
+        return array
 
 
 class CombinedCache(AppendCache):
@@ -265,37 +276,15 @@ class CombinedCache(AppendCache):
     For the others it is one state of twice the heads.
     """
 
-    def start(self, rows: int) -> None:
-        """Empty the cache for a batch of ``rows``."""
-        self._rows, self._length, self._bound, self._tensors = rows, 0, None, []
-        for state, (heads, width) in zip(self._states, self._shapes, strict=True):
-            dtype = self._backend.inputs[state.past].dtype.numpy
-            self._tensors.append(self._backend.place(np.zeros((2, rows, heads // 2, 0, width), dtype=dtype)))
+    _axis = 3
 
-    def trim(self, lengths: Sequence[int]) -> None:
-        """Go back to ``lengths[i]`` positions by copying what remains of the longest row."""
-        length = _trimmed(self._length, lengths)
-        if length < self._length:
-            self._replace(lambda old: old[:, :, :, :length])
-            self._length = length
+    def _as_fed(self, array: Array) -> Array:
+        rows, heads, length, width = array.shape
+        return np.ascontiguousarray(array.reshape(rows, 2, heads // 2, length, width).swapaxes(0, 1))
 
-    def select(self, rows: RowIndices, start: int = 0) -> None:
-        """Keep the rows with these numbers, in this order."""
-        if not np.array_equal(rows, np.arange(self._rows)):
-            self._replace(lambda old: old[:, rows])
-            self._rows = len(rows)
-
-    def read(self) -> list[Array]:
-        """Return every state, [B, 2K, length, D]."""
-        found = [tensor.numpy().swapaxes(0, 1) for tensor in self._tensors]
-        return [array.reshape(len(array), -1, *array.shape[3:]) for array in found]
-
-    def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
-        """Take states [B, 2K, length, D] in place of what is there."""
-        apart = [array.reshape(len(array), 2, -1, *array.shape[2:]).swapaxes(0, 1) for array in arrays]
-        self._rows, _, self._length, _ = arrays[0].shape
-        self._tensors = [self._backend.place(np.ascontiguousarray(array)) for array in apart]
-        self._bound = None
+    def _as_read(self, array: Array) -> Array:
+        array = array.swapaxes(0, 1)
+        return array.reshape(len(array), -1, *array.shape[3:])
 
 
 class SplitCache:
@@ -351,10 +340,6 @@ class SplitCache:
         """Take the states that ``read`` has returned in place of what is there."""
         for part, places in zip(self.parts, self._places, strict=True):
             part.fill([arrays[place] for place in places], lengths)
-
-
-class _Change(Protocol):
-    def __call__(self, old: Array, /) -> Array: ...
 
 
 def make_cache(backend: Backend, graph: Graph, *, context_tokens: int, shapes: Shapes | None = None) -> Cache:

@@ -11,7 +11,8 @@ import numpy as np
 
 from ortlm.artifact import Artifact
 from ortlm.errors import BadArtifact, BadOption, nearest
-from ortlm.runtime.engine.session import DeviceTensor, Session, TensorInfo, read_adapter
+from ortlm.runtime.engine.backend import DeviceTensor, TensorInfo
+from ortlm.runtime.engine.session import Session, read_adapter
 
 _FLOATS = ("fp32", "fp16", "bf16")
 

@@ -1,15 +1,13 @@
-"""ONNX Runtime behind a small surface. The only file that imports onnxruntime.
-
-``Backend`` and ``Binding`` are what the rest of the runtime relies on; tests put numpy behind them.
-"""
+"""ONNX Runtime behind the protocols of ``backend``. The only file that imports onnxruntime."""
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 import onnxruntime
@@ -22,10 +20,19 @@ from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact.external_data import check_external_data
 from ortlm.dtypes import BY_ORT, Array, DType, dtype
 from ortlm.errors import BadArtifact, BadOption, Cancelled, nearest
+from ortlm.runtime.engine.backend import Binding, DeviceTensor, Memory, TensorInfo
+from ortlm.runtime.engine.device_memory import DeviceMemory
+from ortlm.runtime.engine.host_memory import HostMemory
 from ortlm.runtime.engine.huge_pages import huge_pages, keep_freed_memory
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGE_BYTES = 64 << 20
+
+_BF16 = dtype("bf16")
+# ONNX Runtime's name of a kind of device, and its number.
+Place = tuple[str, int]
+# The same by the beginning of what its memory is called.
+_DEVICES = {"cuda": "cuda", "dml": "dml", "webgpu": "gpu"}
 
 # An execution provider's name, alone or with its options.
 Provider = Union[str, tuple[str, Mapping[str, str]]]  # noqa: UP007 - evaluated at run time
@@ -40,84 +47,6 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
     TypeError,
     OverflowError,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Name, element type and shape of a graph's input or output; a dimension that varies is None."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceTensor:
-    """A tensor that graphs read or write.
-
-    ``value`` is ONNX Runtime's handle. ``array`` is the memory that it aliases, None if it lies on a device
-    or belongs to ONNX Runtime. ``owner`` is what else has to live as long.
-    """
-
-    value: Any
-    array: Array | None = None
-    owner: Any = None
-
-    def numpy(self) -> Array:
-        """Return the contents: the aliased memory itself if there is some, else a copy."""
-        if self.array is not None:
-            return self.array
-        found: Array = self.value.numpy()
-        return found
-
-
-class Binding(Protocol):
-    """Which tensors a run reads and writes. What was bound stays bound until it is bound anew."""
-
-    def input(self, name: str, tensor: DeviceTensor) -> None:
-        """Let runs read ``tensor`` as the input ``name``."""
-
-    def input_array(self, name: str, array: Array, address: int | None = None) -> None:
-        """Let runs read ``array``, in main memory, as the input ``name``: faster than to make a tensor of it.
-
-        ``address`` is where it lies, if that is known.
-        """
-
-    def output(self, name: str, tensor: DeviceTensor | None) -> None:
-        """Let the next run write the output ``name`` to ``tensor``, or to new memory if that is None."""
-
-    def result(self, name: str) -> DeviceTensor:
-        """Return what the last run wrote to the output ``name``."""
-
-    def stop(self) -> None:
-        """End the run that another thread is in with this binding, or else the next one, with Cancelled."""
-
-    def go_on(self) -> None:
-        """Take ``stop`` back."""
-
-
-class Backend(Protocol):
-    """Something that runs one graph: ``Session``, or a fake in tests."""
-
-    @property
-    def inputs(self) -> Mapping[str, TensorInfo]:
-        """Every input that must be given."""
-
-    @property
-    def outputs(self) -> Mapping[str, TensorInfo]:
-        """Every output."""
-
-    def tensor(self, array: Array) -> DeviceTensor:
-        """Return a tensor that aliases ``array``, in main memory."""
-
-    def place(self, array: Array) -> DeviceTensor:
-        """Return ``array`` as a tensor where the graph computes; it aliases ``array`` on a CPU."""
-
-    def binding(self) -> Binding:
-        """Return an empty binding."""
-
-    def run(self, binding: Binding, *, brief: bool = False) -> None:
-        """Run the graph once; see Session."""
 
 
 class Session:
@@ -178,7 +107,10 @@ class Session:
                 "its lines above. Usual cause: a library or a driver that is missing or of another version."
             )
         self.threads = settings.intra_op_num_threads
-        self.device = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
+        self._place = _place(self._session)
+        self.memory: Memory = HostMemory(self.tensor)
+        if self._place is not None:
+            self.memory = DeviceMemory(_Runner(self._place, self.providers, list(chosen.values())))
         keep_freed_memory()
 
     @property
@@ -193,21 +125,11 @@ class Session:
 
     def tensor(self, array: Array) -> DeviceTensor:
         """Return a tensor that aliases ``array``, in main memory. ``array`` must be contiguous."""
-        if array.dtype == dtype("bf16").numpy:
-            # ONNX Runtime takes the bits only: numpy itself has no such type.
-            bits, kind = array.view(np.uint16), dtype("bf16").onnx
-            return DeviceTensor(onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind), array)
-        return DeviceTensor(onnxruntime.OrtValue.ortvalue_from_numpy(array), array)
-
-    def place(self, array: Array) -> DeviceTensor:
-        """Return ``array`` as a tensor where the graph computes; it aliases ``array`` on a CPU."""
-        if self.device == "cpu":
-            return self.tensor(array)
-        return DeviceTensor(onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0))
+        return _alias(array)
 
     def binding(self) -> OrtBinding:
         """Return an empty binding for ``run``."""
-        return OrtBinding(self._session.io_binding(), self.device)
+        return OrtBinding(self._session.io_binding(), self._place)
 
     def run(self, binding: Binding, *, brief: bool = False) -> None:
         """Run the graph on what ``binding`` names.
@@ -256,16 +178,20 @@ class _Node(NamedTuple):
 
 
 class OrtBinding:
-    """A Binding over onnxruntime's IOBinding. It keeps alive whatever memory is bound."""
+    """A Binding over onnxruntime's IOBinding. It keeps alive whatever memory is bound.
 
-    def __init__(self, io: Any, device: str) -> None:
+    ``place`` is where new memory for outputs comes from, None for main memory.
+    """
+
+    def __init__(self, io: Any, place: Place | None) -> None:
         self.io = io
         self.options = onnxruntime.RunOptions()
         self.stopped = False
-        self._device = device
+        self._place = place
         self._kept: dict[str, DeviceTensor] = {}
         self._places: dict[str, int] = {}
         self._arrays: dict[str, Array] = {}
+        self._on_device: set[str] = set()
 
     def input(self, name: str, tensor: DeviceTensor) -> None:
         """Let runs read ``tensor`` as the input ``name``."""
@@ -278,25 +204,34 @@ class OrtBinding:
         ``address`` is where it lies, if that is known.
         """
         address = array.ctypes.data if address is None else address
-        self.io.bind_input(name, "cpu", 0, array.dtype, array.shape, address)
+        kind = _BF16.onnx if array.dtype == _BF16.numpy else array.dtype
+        self.io.bind_input(name, "cpu", 0, kind, array.shape, address)
         self._arrays[name] = array
 
-    def output(self, name: str, tensor: DeviceTensor | None) -> None:
-        """Let the next run write the output ``name`` to ``tensor``, or to new memory if that is None."""
+    def output(self, name: str, tensor: DeviceTensor | None, *, to_host: bool = False) -> None:
+        """Let the next run write the output ``name`` to ``tensor``, or else to new memory."""
         self._places.setdefault(name, len(self._places))
-        if tensor is None:
-            self.io.bind_output(name, self._device)
-            self._kept.pop(name, None)
-        else:
+        self._on_device.discard(name)
+        if tensor is not None:
             self.io.bind_ortvalue_output(name, tensor.value)
             self._kept[name] = tensor
+            return
+        self._kept.pop(name, None)
+        if self._place is None or to_host:
+            self.io.bind_output(name, "cpu")
+        else:
+            self.io.bind_output(name, *self._place)
+            self._on_device.add(name)
 
     def result(self, name: str) -> DeviceTensor:
         """Return what the last run wrote to the output ``name``."""
         if name in self._kept:
             return self._kept[name]
         # get_outputs() lists outputs in the order in which they were first bound.
-        return DeviceTensor(self.io.get_outputs()[self._places[name]])
+        value = self.io.get_outputs()[self._places[name]]
+        on_device = name in self._on_device
+        array = None if on_device or value.element_type() != _BF16.onnx else _bits(value)
+        return DeviceTensor(value, array, on_device=on_device)
 
     def stop(self) -> None:
         """End the run that another thread is in with this binding, or else the next one, with Cancelled."""
@@ -305,6 +240,77 @@ class OrtBinding:
     def go_on(self) -> None:
         """Take ``stop`` back."""
         self.stopped = self.options.terminate = False
+
+
+class _Runner:
+    """What a DeviceMemory asks of ONNX Runtime, for the device ``place`` of the first of ``providers``."""
+
+    def __init__(self, place: Place, providers: Sequence[str], options: Sequence[Mapping[str, str]]) -> None:
+        self._place = place
+        self._providers, self._options = list(providers), [dict(values) for values in options]
+
+    def allocate(self, shape: Sequence[int], kind: DType) -> DeviceTensor:
+        """Return new memory on the device, whatever it holds."""
+        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), kind.onnx, *self._place)
+        return DeviceTensor(value, on_device=True)
+
+    def tensor(self, array: Array) -> DeviceTensor:
+        """Return a tensor that aliases ``array``, in main memory."""
+        return _alias(array)
+
+    def load(self, model: bytes) -> Any:
+        """Return a session that runs ``model`` on the device's provider."""
+        settings = _session_options({}, 1)
+        # What looks alike is made once, which is not what several outputs are for.
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return onnxruntime.InferenceSession(
+            model, settings, providers=self._providers, provider_options=self._options
+        )
+
+    def run(
+        self, session: Any, inputs: Mapping[str, DeviceTensor], outputs: Mapping[str, DeviceTensor]
+    ) -> None:
+        """Run a graph that ``load`` returned on ``inputs`` and let it write ``outputs``."""
+        io = session.io_binding()
+        for name, tensor in inputs.items():
+            io.bind_ortvalue_input(name, tensor.value)
+        for name, tensor in outputs.items():
+            io.bind_ortvalue_output(name, tensor.value)
+        session.run_with_iobinding(io)
+
+
+def _alias(array: Array) -> DeviceTensor:
+    """Return a tensor that aliases ``array``, in main memory, which must be contiguous."""
+    if array.dtype == _BF16.numpy:
+        # ONNX Runtime takes the bits only: numpy itself has no such type.
+        bits = array.view(np.uint16)
+        return DeviceTensor(onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BF16.onnx), array)
+    return DeviceTensor(onnxruntime.OrtValue.ortvalue_from_numpy(array), array)
+
+
+def _bits(value: Any) -> Array:
+    """Return a copy of a value of bf16 in main memory, of which ONNX Runtime makes no array."""
+    shape = tuple(value.shape())
+    size = math.prod(shape)
+    memory = (ctypes.c_uint16 * size).from_address(value.data_ptr()) if size else b""
+    found: Array = np.frombuffer(memory, np.uint16, size).view(_BF16.numpy).reshape(shape).copy()
+    return found
+
+
+def _place(session: Any) -> Place | None:
+    """Return where ``session`` computes, None if it reads and writes main memory only."""
+    if session.get_providers()[0].startswith("CPU"):
+        return None
+    for info in (*session.get_output_memory_infos(), *session.get_input_memory_infos()):
+        device = _DEVICES.get(info.name.partition("_")[0].lower())
+        if device is not None:
+            return device, info.device_id
+        if info.name.lower() != "cpu" and "pinned" not in info.name.lower():
+            raise BadOption(
+                f"the memory {info.name!r} of {session.get_providers()[0]} is not known; known are "
+                f"{', '.join(_DEVICES)} and cpu. Choose another device."
+            )
+    return None
 
 
 def _infos(nodes: Sequence[Any], path: Path) -> dict[str, TensorInfo]:

@@ -8,7 +8,7 @@ place i of a row that has T tokens holds position first(T) + i, where
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from ortlm.artifact import State
 from ortlm.dtypes import Array
 from ortlm.errors import CannotRewind
-from ortlm.runtime.engine.buffers import take_rows
-from ortlm.runtime.engine.session import Backend, Binding, DeviceTensor
+from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 
 # The operator moves W - 1 positions once for so many tokens: next to nothing, and for the usual windows of 512 and
 # more the margin is at most half of the memory.
@@ -64,8 +63,9 @@ class WindowCache:
         self._shapes = shapes
         self._window = window
         # CUDA's operator takes buffers of just the window.
-        on_cpu = backend.place(np.zeros(1, np.float32)).array is not None
-        self._capacity = max(window, min(window + _SLACK, context_tokens)) if on_cpu else window
+        self._capacity = (
+            max(window, min(window + _SLACK, context_tokens)) if backend.memory.is_host else window
+        )
         self._step = self._capacity - window + 1
         self._kept = min(_KEPT, self._step - 1)
         self._rows: list[_Row] = []
@@ -92,11 +92,9 @@ class WindowCache:
     def start(self, rows: int) -> None:
         """Empty the cache for a batch of ``rows``; buffers of that many rows are used again."""
         if rows != len(self._rows):
-            self._tensors, self._bound = [], None
-            for state, (heads, width) in zip(self._states, self._shapes, strict=True):
-                dtype = self._backend.inputs[state.past].dtype.numpy
-                new: Array = np.zeros((rows, heads, self._capacity, width), dtype=dtype)
-                self._tensors.append(self._backend.place(new))
+            kinds = [self._backend.inputs[state.past].dtype for state in self._states]
+            sizes = [(rows, heads, self._capacity, width) for heads, width in self._shapes]
+            self._tensors, self._bound = self._backend.memory.zeros(sizes, kinds), None
         self._rows = [_Row() for _ in range(rows)]
 
     def bind(self, binding: Binding, ends: Sequence[int], room: int) -> None:
@@ -137,7 +135,7 @@ class WindowCache:
         Where a position lies depends on the row's length, so everything is copied, whatever ``start`` is.
         """
         filled = min(self._capacity, self.length)
-        if take_rows(self._backend, self._tensors, rows, filled=filled):
+        if self._backend.memory.move_rows(self._tensors, rows, filled=filled):
             self._bound = None
         self._rows = [replace(self._rows[row]) for row in rows]
 
@@ -151,8 +149,7 @@ class WindowCache:
         for number, row in enumerate(self._rows):
             if row.broken or row.held > max(0, row.length - count):
                 raise CannotRewind(f"row {number} of the cache does not hold its last {count} positions.")
-        for tensor in self._tensors:
-            buffer = tensor.numpy()
+        for buffer in self._backend.memory.read(self._tensors, 0, self._capacity):
             new = np.zeros((*buffer.shape[:2], count, buffer.shape[3]), dtype=buffer.dtype)
             for number, row in enumerate(self._rows):
                 low = max(0, row.length - count)
@@ -169,12 +166,13 @@ class WindowCache:
         count = arrays[0].shape[2]
         for row, length in zip(self._rows, lengths, strict=True):
             row.length, row.first, row.held = length, self._first(length), max(0, length - count)
-        for i, array in enumerate(arrays):
-            buffer = self._tensors[i].numpy()
+
+        def change(i: int, buffer: Array) -> None:
             for number, row in enumerate(self._rows):
                 low, high = row.held - row.first, row.length - row.first
-                buffer[number, :, low:high] = array[number, :, : high - low]
-            self._put_back(i, buffer)
+                buffer[number, :, low:high] = arrays[i][number, :, : high - low]
+
+        self._edit(change)
 
     def _first(self, length: int) -> int:
         """Return the position at which the operator lets a row of ``length`` tokens begin."""
@@ -187,8 +185,8 @@ class WindowCache:
         low = max(row.held, row.first, first - self._kept)
         row.evicted = []
         if low < first <= row.length:
-            part = slice(low - row.first, first - row.first)
-            row.evicted = [tensor.numpy()[number, :, part].copy() for tensor in self._tensors]
+            found = self._backend.memory.read(self._tensors, low - row.first, first - row.first, row=number)
+            row.evicted = [array[0].copy() for array in found]
             row.held = low
         else:
             row.held = max(row.held, first)
@@ -210,15 +208,15 @@ class WindowCache:
         """Lay the row out as the operator expects it at ``length`` tokens."""
         row, first = self._rows[number], self._first(length)
         shift, count = row.first - first, max(0, length - row.first)
-        for i, tensor in enumerate(self._tensors):
-            buffer = tensor.numpy()
+
+        def change(i: int, buffer: Array) -> None:
             buffer[number, :, shift : shift + count] = buffer[number, :, :count].copy()
             if row.evicted:
                 buffer[number, :, row.held - first : shift] = row.evicted[i]
-            self._put_back(i, buffer)
+
+        self._edit(change)
         row.first, row.evicted = first, []
 
-    def _put_back(self, i: int, buffer: Array) -> None:
-        # On a device, what was read is a copy.
-        if self._tensors[i].array is None:
-            self._tensors[i], self._bound = self._backend.place(buffer), None
+    def _edit(self, change: Callable[[int, Array], None]) -> None:
+        if self._backend.memory.edit(self._tensors, change):
+            self._bound = None

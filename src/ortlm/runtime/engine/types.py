@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.runtime.engine.session import DeviceTensor
+from ortlm.runtime.engine.backend import DeviceTensor
 
 # The token ids of one row so far, int64 [T].
 History = NDArray[np.int64]

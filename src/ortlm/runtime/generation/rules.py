@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.runtime.engine.session import DeviceTensor
+from ortlm.runtime.engine.backend import DeviceTensor
 from ortlm.runtime.generation.speculative import Proposer
 from ortlm.runtime.sampling.settings import Settings
 from ortlm.runtime.structured_output.guidance import Guidance

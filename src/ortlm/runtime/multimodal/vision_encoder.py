@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ortlm.artifact import MOST_CROPS, Graph, Images
 from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact, BadImage, BadOption, ContextFull
-from ortlm.runtime.engine.session import Backend, DeviceTensor
+from ortlm.runtime.engine.backend import Backend, DeviceTensor
 from ortlm.runtime.engine.token_ids import (
     FIRST_PICTURE,
     TOKEN_BITS,
@@ -149,13 +149,11 @@ class Pictures:
         inputs, output = self._graph.inputs, self._graph.outputs["image_features"]
         binding = session.binding()
         kind = session.inputs[inputs["pixel_values"]].dtype.numpy
-        binding.input(inputs["pixel_values"], session.place(np.ascontiguousarray(pixels, kind)))
+        binding.input_array(inputs["pixel_values"], np.ascontiguousarray(pixels, kind))
         if size is not None:
-            binding.input(
-                inputs["image_sizes"],
-                session.place(np.array([size], session.inputs[inputs["image_sizes"]].dtype.numpy)),
-            )
-        binding.output(output, None)
+            sizes = np.array([size], session.inputs[inputs["image_sizes"]].dtype.numpy)
+            binding.input_array(inputs["image_sizes"], sizes)
+        binding.output(output, None, to_host=True)
         session.run(binding)
         found = binding.result(output).numpy()
         return found.reshape(-1, found.shape[-1])
@@ -200,8 +198,8 @@ class Embedder:
         if places.any():
             features = np.stack([self._row(int(token)) for token in ids[places]])
             ids = np.where(places, -1, ids)
-        self._binding.input(self._ids, self._session.place(np.ascontiguousarray(ids, self._id_type)))
-        self._binding.input(self._features, self._session.place(np.ascontiguousarray(features, self._kind)))
+        self._binding.input_array(self._ids, np.ascontiguousarray(ids, self._id_type))
+        self._binding.input_array(self._features, np.ascontiguousarray(features, self._kind))
         self._binding.output(self._output, None)
         self._session.run(self._binding, brief=True)
         return self._binding.result(self._output)

@@ -1,0 +1,216 @@
+"""States in a device's memory: made, grown, reordered and copied there by tiny graphs on the same provider.
+
+Nothing is made in main memory to be copied over, and only what is asked for comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.dtypes import BY_ONNX, Array, DType
+from ortlm.runtime.engine.backend import DeviceTensor
+
+# From here on Slice, Expand, Concat and Gather take every element type that states have.
+_OPSET = 13
+
+
+class Runner(Protocol):
+    """What a DeviceMemory asks of ONNX Runtime."""
+
+    def allocate(self, shape: Sequence[int], kind: DType) -> DeviceTensor:
+        """Return new memory on the device, whatever it holds."""
+
+    def tensor(self, array: Array) -> DeviceTensor:
+        """Return a tensor that aliases ``array``, in main memory."""
+
+    def load(self, model: bytes) -> Any:
+        """Return a session that runs ``model`` on the device's provider."""
+
+    def run(
+        self, session: Any, inputs: Mapping[str, DeviceTensor], outputs: Mapping[str, DeviceTensor]
+    ) -> None:
+        """Run a graph that ``load`` returned on ``inputs`` and let it write ``outputs``."""
+
+
+class DeviceMemory:
+    """A Memory on the device of ``device``. May be used by several threads."""
+
+    is_host = False
+
+    def __init__(self, device: Runner) -> None:
+        self._device = device
+        self._graphs: dict[tuple[Any, ...], Any] = {}
+
+    def put(self, array: Array) -> DeviceTensor:
+        """Return a copy of ``array`` on the device."""
+        given = self._device.tensor(np.ascontiguousarray(array))
+        if not array.size:
+            return given
+        new = self._device.allocate(array.shape, _kind(given))
+        self._run("copy", [given], [new])
+        return new
+
+    def zeros(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[DType]) -> list[DeviceTensor]:
+        """Return new tensors of zeros, which the device writes itself."""
+        made = [self._device.allocate(shape, kind) for shape, kind in zip(shapes, dtypes, strict=True)]
+        alike: dict[tuple[tuple[int, ...], DType], list[DeviceTensor]] = {}
+        for shape, kind, tensor in zip(shapes, dtypes, made, strict=True):
+            alike.setdefault((shape, kind), []).append(tensor)
+        for (shape, _), tensors in alike.items():
+            self._run("zeros", [], tensors, shape=np.array(shape, np.int64))
+        return made
+
+    def resize(self, tensors: list[DeviceTensor], filled: int, capacity: int, *, axis: int = 2) -> None:
+        """Replace each tensor by one of ``capacity`` positions, of which ``filled`` are kept."""
+        # One after the other, so that there are never two caches.
+        for i, tensor in enumerate(tensors):
+            old = _shape(tensor)
+            new = self._device.allocate((*old[:axis], capacity, *old[axis + 1 :]), _kind(tensor))
+            if filled == capacity:
+                self._cut(tensor, new, (0, old[axis - 2]), (0, filled), axis)
+            else:
+                tail = (*old[:axis], capacity - filled, *old[axis + 1 :])
+                given = {"stop": np.array([filled], np.int64), "tail": np.array(tail, np.int64)}
+                self._run("grow", [tensor], [new], axis, **given)
+            tensors[i] = new
+
+    def take_rows(
+        self, tensors: list[DeviceTensor], rows: NDArray[np.int64], *, filled: int, axis: int = 2
+    ) -> None:
+        """Replace each tensor by its ``rows``."""
+        new: list[DeviceTensor] = []
+        alike: dict[DType, list[int]] = {}
+        for i, tensor in enumerate(tensors):
+            old, kind = _shape(tensor), _kind(tensor)
+            new.append(self._device.allocate((*old[: axis - 2], len(rows), *old[axis - 1 :]), kind))
+            alike.setdefault(kind, []).append(i)
+        for numbers in alike.values():
+            given = [tensors[i] for i in numbers]
+            self._run("rows", given, [new[i] for i in numbers], axis, rows=np.array(rows, np.int64))
+        tensors[:] = new
+
+    def move_rows(
+        self, tensors: list[DeviceTensor], rows: NDArray[np.int64], *, filled: int, start: int = 0
+    ) -> bool:
+        """Put ``rows`` in place of all rows: new tensors, unless every row stays where it is."""
+        if not tensors or np.array_equal(rows, np.arange(_shape(tensors[0])[0])):
+            return False
+        self.take_rows(tensors, rows, filled=filled)
+        return True
+
+    def read(
+        self, tensors: Sequence[DeviceTensor], start: int, stop: int, *, row: int | None = None, axis: int = 2
+    ) -> list[Array]:
+        """Return copies of positions ``start`` to ``stop``, of all rows or of one."""
+        found: list[Array] = []
+        for tensor in tensors:
+            shape = list(_shape(tensor))
+            rows = (0, shape[axis - 2]) if row is None else (row, row + 1)
+            shape[axis - 2], shape[axis] = rows[1] - rows[0], stop - start
+            array: Array = np.empty(shape, _kind(tensor).numpy)
+            if array.size:
+                self._cut(tensor, self._device.tensor(array), rows, (start, stop), axis)
+            found.append(array)
+        return found
+
+    def edit(self, tensors: list[DeviceTensor], change: Callable[[int, Array], None]) -> bool:
+        """Let ``change`` alter copies of the contents, which are put back as new tensors."""
+        for i, tensor in enumerate(tensors):
+            (array,) = self.read([tensor], 0, _shape(tensor)[2])
+            change(i, array)
+            tensors[i] = self.put(array)
+        return True
+
+    def _cut(
+        self,
+        tensor: DeviceTensor,
+        new: DeviceTensor,
+        rows: tuple[int, int],
+        positions: tuple[int, int],
+        axis: int,
+    ) -> None:
+        low, high = zip(rows, positions, strict=True)
+        self._run("cut", [tensor], [new], axis, start=np.array(low, np.int64), stop=np.array(high, np.int64))
+
+    def _run(
+        self,
+        what: str,
+        given: Sequence[DeviceTensor],
+        new: Sequence[DeviceTensor],
+        axis: int = 0,
+        **small: NDArray[np.int64],
+    ) -> None:
+        key = what, _kind(new[0]), len(new), len(_shape(new[0])), axis
+        session = self._graphs.get(key)
+        if session is None:
+            session = self._graphs[key] = self._device.load(_graph(*key))
+        inputs = {f"x{i}": tensor for i, tensor in enumerate(given)}
+        inputs |= {name: self._device.tensor(array) for name, array in small.items()}
+        self._device.run(session, inputs, {f"y{i}": tensor for i, tensor in enumerate(new)})
+
+
+def _shape(tensor: DeviceTensor) -> tuple[int, ...]:
+    return tuple(tensor.value.shape()) if tensor.array is None else tensor.array.shape
+
+
+def _kind(tensor: DeviceTensor) -> DType:
+    return BY_ONNX[tensor.value.element_type()]
+
+
+def _graph(what: str, kind: DType, count: int, rank: int, axis: int) -> bytes:
+    """Return a graph that does one thing to ``count`` tensors x0, x1 ... at once, with the results y0, y1 ..."""
+    # Takes a while to import, and runs on a CPU never need it.
+    import onnx_ir as ir
+
+    element, int64 = ir.DataType(kind.onnx), ir.DataType.INT64
+
+    def value(name: str, of: ir.DataType, shape: list[str]) -> ir.Value:
+        return ir.Value(name=name, type=ir.TensorType(of), shape=ir.Shape(shape))
+
+    def given(name: str, size: str) -> ir.Value:
+        inputs.append(value(name, int64, [size]))
+        return inputs[-1]
+
+    def constant(name: str, array: Array) -> ir.Value:
+        made = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        initializers.append(made)
+        return made
+
+    def op(kind: str, *of: ir.Value, **attributes: int) -> ir.Value:
+        nodes.append(ir.node(kind, of, attributes=attributes))
+        return nodes[-1].outputs[0]
+
+    inputs: list[ir.Value] = []
+    initializers: list[ir.Value] = []
+    nodes: list[ir.Node] = []
+    dimensions = [[f"{name}{i}_{at}" for at in range(rank)] for i in range(count) for name in "xy"]
+    tensors = [] if what == "zeros" else [value(f"x{i}", element, dimensions[2 * i]) for i in range(count)]
+    inputs.extend(tensors)
+    if what == "zeros":
+        shape, zero = given("shape", "rank"), constant("zero", np.zeros((), kind.numpy))
+        results = [op("Expand", zero, shape) for _ in range(count)]
+    elif what == "copy":
+        results = [op("Identity", tensor) for tensor in tensors]
+    elif what == "rows":
+        rows = given("rows", "rows")
+        results = [op("Gather", tensor, rows, axis=axis - 2) for tensor in tensors]
+    elif what == "cut":
+        start, stop = given("start", "axes"), given("stop", "axes")
+        axes = constant("axes", np.array([axis - 2, axis], np.int64))
+        results = [op("Slice", tensor, start, stop, axes) for tensor in tensors]
+    else:
+        start, axes = constant("start", np.array([0], np.int64)), constant("axes", np.array([axis], np.int64))
+        stop, tail = given("stop", "one"), given("tail", "rank")
+        end = op("Expand", constant("zero", np.zeros((), kind.numpy)), tail)
+        results = [op("Concat", op("Slice", tensor, start, stop, axes), end, axis=axis) for tensor in tensors]
+    for i, result in enumerate(results):
+        result.name, result.type = f"y{i}", ir.TensorType(element)
+        result.shape = ir.Shape(dimensions[2 * i + 1])
+    graph = ir.Graph(
+        inputs, results, nodes=nodes, initializers=initializers, opset_imports={"": _OPSET}, name=what
+    )
+    return bytes(ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString())
