@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ortlm.errors import BadOption, ContextFull
+from ortlm.runtime.engine.token_ids import common_prefix_length
 
 if TYPE_CHECKING:
-    from ortlm.runtime.language_model import LanguageModel
+    from ortlm.runtime.engine.decode_loop import Loop
+    from ortlm.runtime.engine.types import Logits
 
 NAME = "ortlm"
 _MISSING = "lm-evaluation-harness is not installed. Install it with: pip install 'ortlm[eval]'"
@@ -49,173 +51,209 @@ def register() -> None:
         model_registry.register(NAME, target=harness_model())
 
 
-def harness_model() -> type[Any]:
+def harness_model() -> type[ArtifactModel]:
     """Return the class of models that the harness creates. Raises BadOption if there is no harness."""
     try:
         from lm_eval.api.model import TemplateLM
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     except ModuleNotFoundError as error:
         raise BadOption(_MISSING) from error
 
-    class OrtlmLM(TemplateLM):  # type: ignore[misc]
-        """An artifact as a model of the harness.
-
-        ``path`` of the artifact; ``batch_size`` prompts are answered at once; ``max_length`` tokens at most, by
-        default the model's context; ``threads``, by default the physical cores. The harness names a ``device`` to
-        every model, by default a GPU; it means nothing here.
-        """
-
-        def __init__(
-            self,
-            path: str = "",
-            pretrained: str = "",
-            batch_size: int | str = 1,
-            max_batch_size: int | None = None,
-            max_length: int | None = None,
-            threads: int | None = None,
-            device: str | None = None,
-            **unknown: Any,
-        ) -> None:
-            super().__init__()
-            if unknown:
-                raise BadOption(
-                    f"--model_args {sorted(unknown)[0]} is not known; there are path, batch_size, max_length and "
-                    "threads."
-                )
-            if not (path or pretrained):
-                raise BadOption("--model_args needs path=FOLDER, the folder of an artifact.")
-            from ortlm.runtime.language_model import load
-
-            self.lm: LanguageModel = load(path or pretrained, threads=threads)
-            context = self.lm.manifest.context_tokens
-            self.max_length = min(int(max_length or context), context)
-            self.batch_size = 1 if batch_size in ("auto", None) else int(str(batch_size).split(":")[0])
-
-        @property
-        def eot_token_id(self) -> int:
-            found = self._named("eos_token")
-            return self.lm.manifest.stop_token_ids[0] if found is None else found
-
-        @property
-        def prefix_token_id(self) -> int:
-            found = self._named("bos_token")
-            return self.eot_token_id if found is None else found
-
-        def _named(self, name: str) -> int | None:
-            text = self.lm.tokenizer.special_tokens.get(name)
-            return None if text is None else self.lm.tokenizer.token_id(text)
-
-        @property
-        def tokenizer_name(self) -> str:
-            return self.lm.artifact.path.name
-
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            if add_special_tokens is None:
-                # A chat template may have written the first token already.
-                first = self.lm.tokenizer.decode([self.prefix_token_id], skip_special_tokens=False)
-                add_special_tokens = not string.startswith(first)
-            return self.lm.tokenizer.encode(string, add_special_tokens=add_special_tokens)
-
-        def apply_chat_template(
-            self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-        ) -> str:
-            return self.lm.render(chat_history, add_generation_prompt=add_generation_prompt)
-
-        def chat_template(self, chat_template: bool | str = False) -> str | None:
-            template = self.lm.chat_template
-            if not chat_template or template is None:
-                return ""
-            name = chat_template if isinstance(chat_template, str) else "default"
-            return template.templates.get(name, next(iter(template.templates.values())))
-
-        def _loglikelihood_tokens(
-            self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
-        ) -> list[tuple[float, bool]]:
-            found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-            # Questions with the same context in a row share what was computed of it.
-            order = sorted(range(len(requests)), key=lambda i: (requests[i][1], len(requests[i][2])))
-            loop = self.lm.loop()
-            for i in order:
-                key, context, continuation = requests[i]
-                found[i] = self._score(loop, context, continuation)
-                if key is not None:
-                    self.cache_hook.add_partial("loglikelihood", key, found[i])
-            return found
-
-        def _score(
-            self, loop: Any, context: Sequence[int], continuation: Sequence[int]
-        ) -> tuple[float, bool]:
-            if not continuation:
-                return 0.0, True
-            # As the harness does: what is too long loses its beginning.
-            tokens = [*context, *continuation][-(self.max_length + 1) :][:-1]
-            count = min(len(continuation), len(tokens))
-            targets = np.asarray(continuation[-count:], np.int64)
-            logits = _last_logits(loop, tokens, count).astype(np.float64)
-            logits -= logits.max(axis=1, keepdims=True)
-            logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-            chosen = logs[np.arange(count), targets]
-            return float(chosen.sum()), bool((logits.argmax(axis=1) == targets).all())
-
-        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-            found = []
-            for (text,) in [request.args for request in requests]:
-                # As the harness's own backend: where the tokenizer puts BOS before a text, it is scored too.
-                windows = get_rolling_token_windows(
-                    self.tok_encode(text), self.prefix_token_id, self.max_length, 1
-                )
-                pieces = [(None, *pair) for pair in map(make_disjoint_window, windows)]
-                total = sum(value for value, _ in self._loglikelihood_tokens(pieces))
-                self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
-                found.append(total)
-            return found
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            found = [""] * len(requests)
-            pairs = [request.args for request in requests]
-            order = sorted(range(len(pairs)), key=lambda i: (str(pairs[i][1]), len(pairs[i][0])))
-            groups: list[list[int]] = []
-            for i in order:
-                if groups and len(groups[-1]) < self.batch_size and pairs[groups[-1][0]][1] == pairs[i][1]:
-                    groups[-1].append(i)
-                else:
-                    groups.append([i])
-            for group in groups:
-                options = _options(dict(pairs[group[0]][1]))
-                stops = options.get("stop", [])
-                new = min(options["max_new_tokens"], self.max_length - 1)
-                options["max_new_tokens"] = new
-                prompts = [self.tok_encode(pairs[i][0])[-(self.max_length - new) :] for i in group]
-                for i, made in zip(group, self.lm.generate_batch(prompts, **options), strict=True):
-                    found[i] = self._answer(made.token_ids, stops)
-                    self.cache_hook.add_partial("generate_until", pairs[i], found[i])
-            return found
-
-        def _answer(self, tokens: Sequence[int], stops: Sequence[str]) -> str:
-            """Return the text of ``tokens`` as a text of its own, which begins without a space, up to a stop."""
-            ended = bool(tokens) and tokens[-1] in self.lm.manifest.stop_token_ids
-            text = self.lm.tokenizer.decode(tokens[:-1] if ended else tokens)
-            for stop in stops:
-                text = text.split(stop)[0]
-            return text
+    class OrtlmLM(ArtifactModel, TemplateLM):  # type: ignore[misc]
+        """An artifact as a model of the harness, which tells models by their base class."""
 
     return OrtlmLM
 
 
-def _last_logits(loop: Any, tokens: Sequence[int], count: int) -> Any:
+class CacheHook(Protocol):
+    """Where the harness keeps answers."""
+
+    def add_partial(self, attr: str, req: Any, res: Any) -> None:
+        """Keep the answer ``res`` to the request ``req`` of the kind ``attr``."""
+
+
+class Request(Protocol):
+    """One question of the harness."""
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """What is asked: a text, a prompt and a continuation, or a prompt and ``generation_kwargs``."""
+
+
+class ArtifactModel:
+    """What the harness asks of a model, answered by an artifact: its own base class only has to stand after this.
+
+    ``path`` (or ``pretrained``) is the artifact's folder; ``batch_size`` prompts are answered at once;
+    ``max_length`` tokens at most, by default the model's context; ``threads``, by default the physical cores. The
+    harness names a ``device`` to every model, by default a GPU, and a ``max_batch_size``; they mean nothing here.
+    Raises BadOption for anything else, BadArtifact if the folder holds no artifact.
+    """
+
+    # The harness sets it, to keep answers between its runs.
+    cache_hook: CacheHook
+
+    def __init__(
+        self,
+        path: str = "",
+        pretrained: str = "",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        max_length: int | None = None,
+        threads: int | None = None,
+        device: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        if unknown:
+            raise BadOption(
+                f"--model_args {sorted(unknown)[0]} is not known; there are path, batch_size, max_length and "
+                "threads."
+            )
+        if not (path or pretrained):
+            raise BadOption("--model_args needs path=FOLDER, the folder of an artifact.")
+        from ortlm.runtime.language_model import load
+
+        self.lm = load(path or pretrained, threads=threads)
+        context = self.lm.manifest.context_tokens
+        self.max_length = min(int(max_length or context), context)
+        self.batch_size = 1 if batch_size in ("auto", None) else int(str(batch_size).split(":")[0])
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        eos = self._named("eos_token")
+        return self.lm.manifest.stop_token_ids[0] if eos is None else eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that stands before a text without a context."""
+        bos = self._named("bos_token")
+        return self.eot_token_id if bos is None else bos
+
+    def _named(self, name: str) -> int | None:
+        text = self.lm.tokenizer.special_tokens.get(name)
+        return None if text is None else self.lm.tokenizer.token_id(text)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What tells the chat template's results in the harness's cache from others."""
+        return self.lm.artifact.path.name
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Return the token ids of ``string``; ``add_special_tokens`` None adds them where none is written."""
+        if add_special_tokens is None:
+            # A chat template may have written the first token already.
+            first = self.lm.tokenizer.decode([self.prefix_token_id], skip_special_tokens=False)
+            add_special_tokens = not string.startswith(first)
+        return self.lm.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Return ``chat_history`` as the prompt that the model's chat template makes of it."""
+        return self.lm.render(chat_history, add_generation_prompt=add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Return the source of the chat template of that name, "" if none is wanted or there is none."""
+        template = self.lm.chat_template
+        if not chat_template or template is None:
+            return ""
+        name = chat_template if isinstance(chat_template, str) else "default"
+        return template.templates.get(name, next(iter(template.templates.values())))
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[object, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        scores: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        # Questions with the same context in a row share what was computed of it.
+        order = sorted(range(len(requests)), key=lambda i: (requests[i][1], len(requests[i][2])))
+        loop = self.lm.loop()
+        for i in order:
+            key, context, continuation = requests[i]
+            scores[i] = self._score(loop, context, continuation)
+            if key is not None:
+                self.cache_hook.add_partial("loglikelihood", key, scores[i])
+        return scores
+
+    def _score(self, loop: Loop, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
+        if not continuation:
+            return 0.0, True
+        # As the harness does: what is too long loses its beginning.
+        tokens = [*context, *continuation][-(self.max_length + 1) :][:-1]
+        count = min(len(continuation), len(tokens))
+        targets = np.asarray(continuation[-count:], np.int64)
+        logits = _last_logits(loop, tokens, count).astype(np.float64)
+        logits -= logits.max(axis=1, keepdims=True)
+        logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        chosen = logs[np.arange(count), targets]
+        return float(chosen.sum()), bool((logits.argmax(axis=1) == targets).all())
+
+    def loglikelihood_rolling(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[float]:
+        """Return the log-likelihood of each text, in windows as long as the context."""
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        totals = []
+        for (text,) in [request.args for request in requests]:
+            # As the harness's own backend: where the tokenizer puts BOS before a text, it is scored too.
+            windows = get_rolling_token_windows(
+                self.tok_encode(text), self.prefix_token_id, self.max_length, 1
+            )
+            pieces = [(None, *pair) for pair in map(make_disjoint_window, windows)]
+            total = sum(value for value, _ in self._loglikelihood_tokens(pieces))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+            totals.append(total)
+        return totals
+
+    def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
+        """Return the answer to the prompt of each request, by its ``generation_kwargs``.
+
+        Raises BadOption for one of those that is not known.
+        """
+        answers = [""] * len(requests)
+        pairs = [request.args for request in requests]
+        for group in self._batches(pairs):
+            options = _options(dict(pairs[group[0]][1]))
+            stops = options.get("stop", [])
+            new = min(options["max_new_tokens"], self.max_length - 1)
+            options["max_new_tokens"] = new
+            prompts = [self.tok_encode(pairs[i][0])[-(self.max_length - new) :] for i in group]
+            for i, made in zip(group, self.lm.generate_batch(prompts, **options), strict=True):
+                answers[i] = self._answer(made.token_ids, stops)
+                self.cache_hook.add_partial("generate_until", pairs[i], answers[i])
+        return answers
+
+    def _batches(self, pairs: Sequence[tuple[Any, ...]]) -> list[list[int]]:
+        """Return the numbers of ``pairs`` of prompt and options in groups of the same options, by length."""
+        order = sorted(range(len(pairs)), key=lambda i: (str(pairs[i][1]), len(pairs[i][0])))
+        groups: list[list[int]] = []
+        for i in order:
+            if groups and len(groups[-1]) < self.batch_size and pairs[groups[-1][0]][1] == pairs[i][1]:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        return groups
+
+    def _answer(self, tokens: Sequence[int], stops: Sequence[str]) -> str:
+        """Return the text of ``tokens`` as a text of its own, which begins without a space, up to a stop."""
+        ended = bool(tokens) and tokens[-1] in self.lm.manifest.stop_token_ids
+        text = self.lm.tokenizer.decode(tokens[:-1] if ended else tokens)
+        for stop in stops:
+            text = text.split(stop)[0]
+        return text
+
+
+def _last_logits(loop: Loop, tokens: Sequence[int], count: int) -> Logits:
     """Return the logits after the last ``count`` of ``tokens``, [count, V]; ``loop`` keeps what it computed."""
     history = loop.history[0] if loop.history else []
-    same = 0
-    while same < min(len(history), len(tokens) - count) and history[same] == tokens[same]:
-        same += 1
+    same = min(common_prefix_length(history, tokens), len(tokens) - count)
     try:
         if same:
             loop.trim(same)
         else:
             loop.start()
-        return loop.append([tokens[same:]], keep=count)[0]
+        logits: Logits = loop.append([tokens[same:]], keep=count)[0]
     except ContextFull as error:  # pragma: no cover - max_length is within the context
         raise BadOption(str(error)) from error
+    return logits
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
