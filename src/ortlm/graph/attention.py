@@ -149,11 +149,11 @@ def attention(
         },
     )  # fmt: skip
     if mutual is not None:
-        found, shape = y, ("batch_size", "sequence_length", wide)
+        attended, shape = y, ("batch_size", "sequence_length", wide)
         [y] = g.choose(
             mutual,
             lambda: [_mutual(g, spec, q, KeyValue(key, value), step, path)],
-            lambda: [g.op("Identity", found, shape=shape, name=path)],
+            lambda: [g.op("Identity", attended, shape=shape, name=path)],
             shapes=[shape],
             name=path,
         )

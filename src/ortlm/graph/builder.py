@@ -246,17 +246,17 @@ class Builder:
         return self.op("MatMul", x, w, shape=shape, name=path)
 
     def vector(self, parameters: Sequence[Parameter], name: str) -> Value:
-        """Return vectors (biases) one behind the other."""
+        """Return vectors (biases) one after the other."""
         return self._plain(parameters, name, (sum(p.shape[0] for p in parameters),))
 
     def scheme(self, role: str, node: str, layer: int | None, weights: int) -> Scheme | None:
         """Ask the recipe how the matrix of operator ``node`` is stored; ``asked`` remembers the name."""
         self.asked.add(node)
-        found = self.recipe(MatrixLocation(role, node, layer, self.layers, weights))
-        if found is not None and role == "vision" and found.algorithm in CALIBRATED:
-            # Calibration reads text, which pictures' weights have no part in.
-            found = replace(found, algorithm="rtn")
-        return found
+        scheme = self.recipe(MatrixLocation(role, node, layer, self.layers, weights))
+        if scheme is not None and role == "vision" and scheme.algorithm in CALIBRATED:
+            # Calibration reads text, which the vision encoder's weights have no part in.
+            scheme = replace(scheme, algorithm="rtn")
+        return scheme
 
     def quantized(
         self,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ortlm.graph.builder import Builder, Value
+from ortlm.graph.builder import Attribute, Builder, Value
 from ortlm.graph.decoder import Emitted, embeddings
 from ortlm.graph.linear import Parameters, Vocabulary
 from ortlm.quant.recipe import Recipe
@@ -34,9 +32,9 @@ def emit_embedding(spec: Decoder, *, token: int, target: Target, dtype: str, rec
         *inputs: Value,
         of: str = "int64",
         out: tuple[int | str, ...] = lead,
-        **attributes: Any,
+        **attributes: Attribute,
     ) -> Value:
-        return g.op(kind, *inputs, shape=out, dtype=of, name=_PATH, **attributes)
+        return g.op(kind, *inputs, shape=out, dtype=of, name=_PATH, domain="", **attributes)
 
     def counted(places: Value) -> Value:
         return op("CumSum", g.cast(places, "int64", ("places",), _PATH), g.integer(0), out=("places",))

@@ -62,11 +62,11 @@ def integer_products(
         )  # fmt: skip
         step = op("Reshape", step, sizes, out=lead)
     step = op("Unsqueeze", step, g.integers(-1), out=(*lead, 1))
-    found = []
+    made = []
     for (codes, scales), shape in zip(matrices, shapes, strict=True):
         y = g.op(
             "MatMulIntegerToFloat", unsigned, codes, g.number(1.0, "fp32"), scales, zero,
             shape=shape, dtype="fp32", name=path, domain=MICROSOFT,
         )  # fmt: skip
-        found.append(op("Mul", y, step, out=shape))
-    return found
+        made.append(op("Mul", y, step, out=shape))
+    return made

@@ -46,10 +46,10 @@ def linear(
     else:
         # What is added to a product is added to all of it at once.
         ready = apart and not biases and not is_adapted(g, weights)
-        found = _quantized_product(g, x, weights, scheme, module=module, out=out, path=path, apart=ready)
-        if len(found) > 1:
-            return found
-        [y] = found
+        results = _quantized_product(g, x, weights, scheme, module=module, out=out, path=path, apart=ready)
+        if len(results) > 1:
+            return results
+        [y] = results
     if biases:
         y = g.op("Add", y, g.vector(biases, f"{module}.bias"), shape=out, name=path)
     # After the bias, which ONNX Runtime makes a part of the quantized product: the base then stays the same.

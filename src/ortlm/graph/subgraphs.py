@@ -104,7 +104,7 @@ def _piece(
     inputs: list[ir.Value] = []
     constants: list[ir.Value] = []
 
-    def found(value: ir.Value | None) -> ir.Value | None:
+    def inner(value: ir.Value | None) -> ir.Value | None:
         if value is None:
             return None
         name = str(value.name)
@@ -119,7 +119,7 @@ def _piece(
 
     copies = []
     for node in nodes:
-        given = [found(value) for value in node.inputs]
+        given = [inner(value) for value in node.inputs]
         made = [_copy(value) for value in node.outputs]
         values.update((str(value.name), value) for value in made if value.name)
         copies.append(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
+from ortlm.graph.builder import MICROSOFT, Attribute, Builder, Shape, Value
 from ortlm.graph.decoder import Emitted
 from ortlm.graph.linear import Parameters, linear, node_path
 from ortlm.graph.mlp import activate
@@ -175,9 +173,9 @@ class _Grid:
         numbers = g.op("Squeeze", numbers, g.integers(0), shape=("views",), dtype="int64", name=path)
         return g.op("Gather", pixels, numbers, shape=("views", *square), name=path, axis=0)
 
-    def _whole(self, kind: str, *inputs: Value, **attributes: Any) -> Value:
+    def _whole(self, kind: str, *inputs: Value, **attributes: Attribute) -> Value:
         return self._g.op(
-            kind, *inputs, shape=("num_images",), dtype="int64", name=f"{_PATH}/grid", **attributes
+            kind, *inputs, shape=("num_images",), dtype="int64", name=f"{_PATH}/grid", domain="", **attributes
         )
 
 
@@ -224,8 +222,8 @@ def _order(g: Builder, rows: Value, grid: _Grid, side: int) -> Value:
     """
     path, area = f"{_PATH}/order", side * side
 
-    def op(kind: str, *inputs: Value, shape: Shape = ("num_image_tokens",), **attributes: Any) -> Value:
-        return g.op(kind, *inputs, shape=shape, dtype="int64", name=path, **attributes)
+    def op(kind: str, *inputs: Value, shape: Shape = ("num_image_tokens",), **attributes: Attribute) -> Value:
+        return g.op(kind, *inputs, shape=shape, dtype="int64", name=path, domain="", **attributes)
 
     def yes(kind: str, a: Value, b: Value, shape: Shape = ("num_image_tokens",)) -> Value:
         return g.op(kind, a, b, shape=shape, dtype="bool", name=path)
@@ -274,5 +272,5 @@ def _order(g: Builder, rows: Value, grid: _Grid, side: int) -> Value:
     outside = op("Add", base, op("Add", op("Mul", y, sides), x))
     outside = op("Where", yes("Equal", x, sides), row_end, outside)
 
-    found = op("Where", yes("Less", at, of(crops)), inside, outside)
-    return op("Where", yes("Equal", at, of(crops)), view_end, found)
+    place = op("Where", yes("Less", at, of(crops)), inside, outside)
+    return op("Where", yes("Equal", at, of(crops)), view_end, place)

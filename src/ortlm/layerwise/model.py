@@ -120,14 +120,14 @@ class LayerwiseModel:
 
     @staticmethod
     def _inputs(states: list[Floats], kind: Layer, first: int) -> list[Values]:
-        found: list[Values] = []
+        batches: list[Values] = []
         mixer = kind.mixer
         for x in states:
             empty = np.zeros((len(x), mixer.kv_heads, 0, mixer.head_dim), np.float32)
             past = {name % first: empty for name in CACHE_NAMES[:2]}
-            found.append({HIDDEN: x, MASK: np.ones(x.shape[:2], np.int64), **past})
+            batches.append({HIDDEN: x, MASK: np.ones(x.shape[:2], np.int64), **past})
         states.clear()
-        return found
+        return batches
 
     def _fed(
         self, part: _Ready, index: int, first: int, given: list[list[Values]], change: Change | None
@@ -139,29 +139,29 @@ class LayerwiseModel:
         for item in part.piece.weights:
             # Layers that are alike share a graph, which was made for the first of them.
             names = [name.replace(f"layers.{first}.", f"layers.{index}.", 1) for name in item.parameters]
-            found = self._weights.read(names)
-            other = found
+            weight = self._weights.read(names)
+            other = weight
             if product is not None and item.tensor.name == product.weight and change is not None:
                 inputs, floats = ([values[product.value] for values in batches] for batches in given)
                 real = Product(tuple(names), product.weight, product.value, product.node)
-                other = change(real, inputs, floats or None, found)
+                other = change(real, inputs, floats or None, weight)
             changed[item.tensor.name] = np.ascontiguousarray(other.T) if item.transposed else other
             if given[1]:
-                plain[item.tensor.name] = np.ascontiguousarray(found.T) if item.transposed else found
+                plain[item.tensor.name] = np.ascontiguousarray(weight.T) if item.transposed else weight
         return changed, plain
 
     def head_inputs(self, states: Sequence[Floats]) -> list[Floats]:
         """Return the states after the final norm."""
         ready = self._head(1)
-        found = []
+        normalized = []
         for x in states:
             values = {HIDDEN: x}
             norm, product = ready[0], ready[1].piece.product
             assert product is not None
             fed = {w.tensor.name: self._weights.read(w.parameters) for w in norm.piece.weights}
             self._execute(norm, values, fed)
-            found.append(values[product.value])
-        return found
+            normalized.append(values[product.value])
+        return normalized
 
     def logits(self, states: Floats) -> Floats:
         """Return the logits [B, S, V] of the last layer's states [B, S, H]."""
@@ -213,11 +213,11 @@ class LayerwiseModel:
 
 def batches(rows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
     """Return ``rows`` as batches [B, S] of neighbours of equal length, as many as run well together."""
-    found: list[list[NDArray[np.int64]]] = []
+    groups: list[list[NDArray[np.int64]]] = []
     for row in rows:
-        last = found[-1] if found else []
+        last = groups[-1] if groups else []
         if last and len(last[0]) == len(row) and (len(last) + 1) * len(row) <= _BATCH_TOKENS:
             last.append(row)
         else:
-            found.append([row])
-    return [np.stack(group) for group in found]
+            groups.append([row])
+    return [np.stack(group) for group in groups]

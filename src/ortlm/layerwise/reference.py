@@ -71,8 +71,8 @@ class Reference:
         """Return the logits float32 [S, V] after every token of chunk number ``chunk``."""
         if not 0 <= chunk < len(self._states):
             raise BadOption(f"there are {len(self._states)} chunks; there is no number {chunk}.")
-        found: Floats = self._model.logits(self._states[chunk])[0]
-        return found
+        logits: Floats = self._model.logits(self._states[chunk])[0]
+        return logits
 
     def close(self) -> None:
         """Free what the model holds on disk and in memory."""

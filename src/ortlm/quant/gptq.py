@@ -1,4 +1,4 @@
-"""GPTQ: rounding one input after the other, each making good for the errors of those before it."""
+"""GPTQ: rounding one input after the other, each compensating for the errors of those before it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Moments:
         """How much an error of each input's weights counts: its mean square, [K], at least a trace of it."""
         diagonal = np.diagonal(self.second)
         least = np.float32(1e-6) * max(float(diagonal.mean()), 1e-30)
-        found: Floats = np.maximum(diagonal, least).astype(np.float32)
-        return found
+        squares: Floats = np.maximum(diagonal, least).astype(np.float32)
+        return squares
 
 
 def moments(inputs: Sequence[Floats], floats: Sequence[Floats] | None = None) -> Moments:
@@ -70,26 +70,26 @@ class Feedback:
 
     @property
     def importance(self) -> Floats:
-        """How much the rounding of each input counts, [K]: what no later one can make good."""
-        found = np.empty_like(self.spread)
-        found[self.order] = self.spread
-        return found
+        """How much the rounding of each input counts, [K]: what no later one can compensate for."""
+        spread = np.empty_like(self.spread)
+        spread[self.order] = self.spread
+        return spread
 
 
-def feedback(found: Moments, *, damping: float = 0.03) -> Feedback:
+def feedback(seen: Moments, *, damping: float = 0.03) -> Feedback:
     """Return how errors carry over, given the second moments of the inputs.
 
     ``damping`` times the mean of the diagonal is added to it, so that inputs that calibration hardly saw keep
-    close to their weights. The most important inputs come first: later ones make good for their errors.
+    close to their weights. The most important inputs come first: later ones compensate for their errors.
 
     With H = A D Aᵀ, A unit upper triangular, rounding w + (w - ŵ) (A - I) one input after the other minimises each
     term of (w - ŵ) H (w - ŵ)ᵀ in turn.
     Source: Frantar et al. 2022 (GPTQ), in the form of Chee et al. 2023 (QuIP, LDLQ), which needs no inverse.
     """
-    order = np.argsort(-found.importance, kind="stable")
+    order = np.argsort(-seen.importance, kind="stable")
     backwards = order[::-1]
     # In float64: the inputs of a trained model are nearly dependent.
-    h = found.second[np.ix_(backwards, backwards)].astype(np.float64)
+    h = seen.second[np.ix_(backwards, backwards)].astype(np.float64)
     diagonal = np.einsum("ii->i", h)
     diagonal += damping * max(float(diagonal.mean()), 1e-30)
     # The Cholesky factor of the reversed matrix, reversed, is the upper triangular one of the matrix itself.
@@ -97,7 +97,7 @@ def feedback(found: Moments, *, damping: float = 0.03) -> Feedback:
     spread = np.diagonal(h).copy()
     h /= spread
     carried = np.ascontiguousarray(h[::-1, ::-1], dtype=np.float32)
-    return Feedback(order, carried, (spread[::-1] ** 2).astype(np.float32), found.drift)
+    return Feedback(order, carried, (spread[::-1] ** 2).astype(np.float32), seen.drift)
 
 
 def corrected(weight: Floats, carry: Feedback) -> Floats:
@@ -111,37 +111,37 @@ def corrected(weight: Floats, carry: Feedback) -> Floats:
         return weight
     right = (weight @ carry.drift)[:, carry.order]
     solved = _solve_upper(_solve_lower(right, carry.carried) / carry.spread, carry.carried)
-    found = weight.copy()
-    found[:, carry.order] += solved
-    return found
+    aims = weight.copy()
+    aims[:, carry.order] += solved
+    return aims
 
 
 def _solve_lower(right: Floats, upper: Floats) -> Floats:
     """Return z with z Aᵀ = ``right`` [rows, K], A unit upper triangular."""
-    found = right.copy()
+    solved = right.copy()
     size = len(upper)
     for a in reversed(range(0, size, _SOLVED)):
         b = min(a + _SOLVED, size)
         if b < size:
-            found[:, a:b] -= found[:, b:] @ upper[a:b, b:].T
-        found[:, a:b] = found[:, a:b] @ np.linalg.inv(upper[a:b, a:b]).T
-    return found
+            solved[:, a:b] -= solved[:, b:] @ upper[a:b, b:].T
+        solved[:, a:b] = solved[:, a:b] @ np.linalg.inv(upper[a:b, a:b]).T
+    return solved
 
 
 def _solve_upper(right: Floats, upper: Floats) -> Floats:
     """Return z with z A = ``right`` [rows, K], A unit upper triangular."""
-    found = right.copy()
+    solved = right.copy()
     size = len(upper)
     for a in range(0, size, _SOLVED):
         b = min(a + _SOLVED, size)
         if a:
-            found[:, a:b] -= found[:, :a] @ upper[:a, a:b]
-        found[:, a:b] = found[:, a:b] @ np.linalg.inv(upper[a:b, a:b])
-    return found
+            solved[:, a:b] -= solved[:, :a] @ upper[:a, a:b]
+        solved[:, a:b] = solved[:, a:b] @ np.linalg.inv(upper[a:b, a:b])
+    return solved
 
 
 def gptq(weight: Floats, scheme: Scheme, carry: Feedback, scales: Floats, zeros: Floats) -> Packed:
-    """Round ``weight`` float32 [rows, K] so that its products with the inputs behind ``carry`` change least.
+    """Round ``weight`` float32 [rows, K] so that its products with the inputs of ``carry`` change least.
 
     ``scales`` and ``zeros`` [rows, blocks] are fixed before (static groups), for example by ``clipped_range``.
     """
@@ -170,7 +170,7 @@ def gptq(weight: Floats, scheme: Scheme, carry: Feedback, scales: Floats, zeros:
             code -= zero
             code *= scale
             np.subtract(w[k], code, out=error[k])
-    # What is behind the last input is never multiplied by anything but 0; it decodes to 0 as well.
+    # What comes after the last input is never multiplied by anything but 0; it decodes to 0 as well.
     codes[inputs:] = zero_of[-1].astype(np.uint8)
     return Packed(
         values=pack(np.ascontiguousarray(codes.T), scheme.bits),

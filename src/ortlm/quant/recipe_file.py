@@ -61,22 +61,22 @@ def _read(path: Path) -> Preset:
             if isinstance(event, yaml.AliasEvent) or depth > _MOST_DEPTH:
                 what = "an alias" if isinstance(event, yaml.AliasEvent) else f"more than {_MOST_DEPTH} levels"
                 raise BadOption(f"the recipe {path} has {what}, which no recipe needs. Write it out.")
-        found = yaml.safe_load(content)
+        parsed = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError, MemoryError) as error:
         if isinstance(error, BadOption):
             raise
         reason = " ".join(printable(str(error)).split()) or type(error).__name__
         raise BadOption(f"the recipe {path} cannot be read as YAML: {reason}") from error
-    found = _checked(found, _KEYS, str(path))
-    base = found.pop("base", "balanced")
+    keys = _checked(parsed, _KEYS, str(path))
+    base = keys.pop("base", "balanced")
     if base not in PRESETS:
         raise BadOption(f"{path}: base is {base!r}; there are {', '.join(PRESETS)}." + nearest(base, PRESETS))
     preset = PRESETS[base]
-    rules = tuple(_rule(rule, f"{path}: rules[{i}]") for i, rule in enumerate(found.pop("rules", ())))
-    if "calibration" in found:
-        changes = _checked(found.pop("calibration"), _CALIBRATION_KEYS, f"{path}: calibration")
+    rules = tuple(_rule(rule, f"{path}: rules[{i}]") for i, rule in enumerate(keys.pop("rules", ())))
+    if "calibration" in keys:
+        changes = _checked(keys.pop("calibration"), _CALIBRATION_KEYS, f"{path}: calibration")
         preset = dataclasses.replace(preset, calibration=dataclasses.replace(preset.calibration, **changes))
-    preset = dataclasses.replace(preset, name=path.stem, rules=(*preset.rules, *rules), **found)
+    preset = dataclasses.replace(preset, name=path.stem, rules=(*preset.rules, *rules), **keys)
     check_algorithm(preset.algorithm)
     # Scheme and Calibration know what is allowed.
     for bits in (
@@ -90,12 +90,12 @@ def _read(path: Path) -> Preset:
     return preset
 
 
-def _rule(found: Any, where: str) -> Rule:
-    given = _checked(found, _RULE_KEYS, where)
+def _rule(entry: object, where: str) -> Rule:
+    given = _checked(entry, _RULE_KEYS, where)
     for key in ("roles", "nodes"):
         if key in given:
             listed = given[key] if isinstance(given[key], list) else [given[key]]
-            given[key] = tuple(str(entry) for entry in listed)
+            given[key] = tuple(str(item) for item in listed)
     for role in given.get("roles", ()):
         if role not in ROLES:
             raise BadOption(
@@ -116,11 +116,11 @@ def _rule(found: Any, where: str) -> Rule:
     return Rule(**given)
 
 
-def _checked(found: Any, keys: Mapping[str, type | tuple[type, ...]], where: str) -> dict[str, Any]:
-    """Return the mapping ``found`` if it holds ``keys`` only, each of its type."""
-    if not isinstance(found, Mapping):
+def _checked(given: object, keys: Mapping[str, type | tuple[type, ...]], where: str) -> dict[str, Any]:
+    """Return the mapping ``given`` if it holds ``keys`` only, each of its type."""
+    if not isinstance(given, Mapping):
         raise BadOption(f"{where} must hold keys and values; there are {', '.join(keys)}.")
-    for key, value in found.items():
+    for key, value in given.items():
         if key not in keys:
             raise BadOption(
                 f"{where}: there is no key {shown(key)}; there are {', '.join(keys)}."
@@ -130,4 +130,4 @@ def _checked(found: Any, keys: Mapping[str, type | tuple[type, ...]], where: str
         # True counts as a number in Python, and must not here.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise BadOption(f"{where}: {key} is {shown(value)}, which cannot be used.")
-    return dict(found)
+    return dict(given)

@@ -32,16 +32,16 @@ class Rotation:
 
     def rows(self, x: Array) -> Array:
         """Return ``x`` Q for ``x`` float32 [..., size]."""
-        found = np.ascontiguousarray(x * self._signs).reshape(-1, self.size // self._power, self._power)
-        if found.shape[1] > 1:
-            found = np.einsum("rop,on->rnp", found, self._odd)
+        mixed = np.ascontiguousarray(x * self._signs).reshape(-1, self.size // self._power, self._power)
+        if mixed.shape[1] > 1:
+            mixed = np.einsum("rop,on->rnp", mixed, self._odd)
         step = 1
         while step < self._power:
-            pairs = found.reshape(len(found), -1, 2, step)
-            found = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
+            pairs = mixed.reshape(len(mixed), -1, 2, step)
+            mixed = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
             step *= 2
-        found = found.reshape(x.shape) * np.float32(self._power**-0.5)
-        return np.asarray(found, np.float32)
+        mixed = mixed.reshape(x.shape) * np.float32(self._power**-0.5)
+        return np.asarray(mixed, np.float32)
 
     def outputs(self, x: Array) -> Array:
         """Return Qᵀ ``x`` for ``x`` float32 [size, ...]."""

@@ -66,8 +66,8 @@ def clipped_range(weight: Array, scheme: Scheme, importance: Array | None) -> tu
     """Return scales and zeros, float32 [rows, blocks] each, of the ranges that lose least; see ``clip_search``."""
     # A few rows at a time stay in the processor's cache.
     step = max(1, _CACHED // weight.shape[1])
-    found = [_clipped(weight[a : a + step], scheme, importance) for a in range(0, len(weight), step)]
-    return np.concatenate([s for s, _ in found]), np.concatenate([z for _, z in found])
+    pieces = [_clipped(weight[a : a + step], scheme, importance) for a in range(0, len(weight), step)]
+    return np.concatenate([s for s, _ in pieces]), np.concatenate([z for _, z in pieces])
 
 
 def _clipped(weight: Array, scheme: Scheme, importance: Array | None) -> tuple[Array, Array]:
