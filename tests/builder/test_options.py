@@ -69,7 +69,7 @@ ROWS: list[tuple[str, str, Any]] = [
     ("use_cuda_bf16=true", "refused", "-p bf16"),
     ("exclude_embeds=true", "refused", "not built yet"),
     ("exclude_lm_head=true", "refused", "not built yet"),
-    ("fuse_qk_norm_gqa=true", "refused", "normalised before attention"),
+    ("fuse_qk_norm_gqa=true", "refused", "normalized before attention"),
     ("use_paged_attention=true", "refused", "not built"),
     ("paged_block_size=256", "refused", "paged attention"),
     ("paged_chunk_size=256", "refused", "paged attention"),
@@ -99,6 +99,7 @@ ROWS: list[tuple[str, str, Any]] = [
 ]
 # Options with tests of their own, by who has them.
 ELSEWHERE = {"use_webgpu_fp32"}
+WIDE_HEAD = "matmul_mixed_precision=last_matmul:int8"
 
 
 def official_names() -> set[str]:
@@ -140,6 +141,10 @@ def test_values_are_looked_at_where_they_change_nothing(pair: str) -> None:
 def test_contradictions_are_refused() -> None:
     with pytest.raises(BadOption, match="contradict"):
         parse_extra_options(["fuse_qkv=true", "disable_qkv_fusion=true"], target=CPU)
+    for one, other in (("embed_bits=8", "op_types_to_quantize=MatMul"), ("head_bits=4", WIDE_HEAD)):
+        with pytest.raises(BadOption, match=f"{re.escape(other)} and {one} contradict each other"):
+            parse_extra_options([one, other], target=CPU)
+    assert parse_extra_options(["head_bits=8", WIDE_HEAD], target=CPU).head_bits == 8
     with pytest.raises(BadOption, match="separate products"):
         parse_extra_options(["fuse_qkv=true"], target=TARGETS["dml"])
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ortlm.builder.options import BuildOptions, cache_scheme
 from ortlm.errors import BadOption, nearest
 from ortlm.target import Target
+
+# Returns the fields of BuildOptions that a key with a value sets.
+_Reader = Callable[[str, str], Mapping[str, Any]]
 
 
 def _flag(key: str, value: str) -> bool:
@@ -20,11 +23,36 @@ def _flag(key: str, value: str) -> bool:
     raise BadOption(f"--extra_options {key} must be true or false; got {value!r}.")
 
 
+def _opposite(key: str, value: str) -> bool:
+    return not _flag(key, value)
+
+
 def _integer(key: str, value: str) -> int:
     try:
         return int(value)
     except ValueError:
         raise BadOption(f"--extra_options {key} must be a whole number; got {value!r}.") from None
+
+
+def _text(_: str, value: str) -> str:
+    return value
+
+
+def _lower(_: str, value: str) -> str:
+    return value.lower()
+
+
+def _names(_: str, value: str) -> tuple[str, ...]:
+    return tuple(name for name in value.split(",") if name)
+
+
+def _token(_: str, value: str) -> str | bool:
+    return {"false": False, "true": True}.get(value.lower(), value)
+
+
+def _sets(field: str, parse: Callable[[str, str], object]) -> _Reader:
+    """Return the reader of a key that sets one field."""
+    return lambda key, value: {field: parse(key, value)}
 
 
 # Spellings of one option, the current one last.
@@ -60,22 +88,17 @@ _ALGORITHMS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
 # Options of the official builder that hold these values only here (none: no value does), and why.
 _NO_EXPERTS = "no model that is built here has experts"
 
-
 _NO_PAGES = "it shapes paged attention, which is not built"
-
 
 _NO_DRAFTER = (
     "drafters of their own are not built; draft with another model at run time (draft=, --draft-model)"
 )
 
-
 _NO_STATES = "it shapes recurrent layers, which no model that is built here has"
-
 
 _CAPTURE = (
     "the graphs here have not been verified under capture; set it where the model runs, in provider options"
 )
-
 
 _FIXED: dict[str, tuple[tuple[str, ...], str]] = {
     "hf_remote": (("false",), "ortlm never runs code that comes with a checkpoint, and needs none"),
@@ -92,7 +115,7 @@ _FIXED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "fuse_qk_norm_gqa": (
         ("false",),
-        "queries and keys are normalised before attention, which every target runs",
+        "queries and keys are normalized before attention, which every target runs",
     ),
     "qmoe_weights_prepacked": (("-1", "0"), _NO_EXPERTS),
     "mtp_quant_config": ((), "no model that is built here has such a head"),
@@ -136,13 +159,82 @@ _SESSION: dict[str, tuple[str, str]] = {
 }
 
 
-_KNOWN = (
-    "accuracy_level", "block_size", "is_symmetric", "op_types_to_quantize", "nodes_to_exclude", "algo_config",
-    "matmul_mixed_precision", "num_hidden_layers", "filename", "config_only", "prune_lm_head",
-    "include_hidden_states", "shared_embeddings", "fuse_qkv", "disable_qkv_fusion", "fuse_mlp_gate_up",
-    "hf_token", "ragged_append", "windowed_kv_cache", "bits", "head_bits", "embed_bits", "vision_bits", "recipe",
-    "algorithm", "kv_cache_quant_scheme", "rotate", "fast_prompts", "use_webgpu_fp32",
-)  # fmt: skip
+def _algo_config(_: str, value: str) -> Mapping[str, Any]:
+    if value not in _ALGORITHMS:
+        raise BadOption(
+            f"there is no algo_config {value!r}; there are {', '.join(_ALGORITHMS)}."
+            + nearest(value, _ALGORITHMS)
+        )
+    algorithm, mixed, roles = _ALGORITHMS[value]
+    # As there: all matrices alike, but for those that the name itself says.
+    return {"algorithm": algorithm, "recipe": "fast", "mixed": mixed, "bits8_roles": roles}
+
+
+def _mixed_precision(_: str, value: str) -> Mapping[str, Any]:
+    fields: dict[str, Any] = {}
+    for entry in value.replace("|", ",").split(","):
+        group, _, kind = entry.partition(":")
+        if kind not in ("int4", "int8") or group not in ("last_matmul", "mixed_layers"):
+            raise BadOption(
+                "matmul_mixed_precision takes last_matmul:int4|int8 and mixed_layers:int4|int8, separated by "
+                f"commas; got {entry!r}."
+            )
+        if group == "last_matmul":
+            fields["head_bits"] = 8 if kind == "int8" else 4
+        else:
+            fields["mixed"] = kind == "int8"
+    return fields
+
+
+def _op_types(_: str, value: str) -> Mapping[str, Any]:
+    kinds = set(value.split("/"))
+    if not kinds <= {"MatMul", "Gather"} or "MatMul" not in kinds:
+        raise BadOption(f"op_types_to_quantize must be MatMul or MatMul/Gather; got {value!r}.")
+    return {} if "Gather" in kinds else {"embed_bits": 0}
+
+
+def _shared_embeddings(key: str, value: str) -> Mapping[str, Any]:
+    if not _flag(key, value):
+        raise BadOption(
+            "--extra_options shared_embeddings=false does not apply: tied embeddings are always stored once."
+        )
+    return {}
+
+
+# Every key that changes a build. What none of the given ones sets is as BuildOptions has it.
+_OPTIONS: dict[str, _Reader] = {
+    "accuracy_level": _sets("accuracy_level", _integer),
+    "block_size": _sets("block_size", _integer),
+    "is_symmetric": _sets("symmetric", _flag),
+    "op_types_to_quantize": _op_types,
+    "nodes_to_exclude": _sets("excluded_nodes", _names),
+    "algo_config": _algo_config,
+    "matmul_mixed_precision": _mixed_precision,
+    "num_hidden_layers": _sets("layers", _integer),
+    "filename": _sets("filename", _text),
+    "config_only": _sets("config_only", _flag),
+    "prune_lm_head": _sets("all_logits", _opposite),
+    "include_hidden_states": _sets("hidden_states", _flag),
+    "shared_embeddings": _shared_embeddings,
+    "fuse_qkv": _sets("fuse_qkv", _flag),
+    "disable_qkv_fusion": _sets("fuse_qkv", _opposite),
+    "fuse_mlp_gate_up": _sets("fuse_gate_up", _flag),
+    "hf_token": _sets("token", _token),
+    "ragged_append": _sets("ragged_append", _flag),
+    "windowed_kv_cache": _sets("window_cache", _flag),
+    "bits": _sets("bits", _integer),
+    "head_bits": _sets("head_bits", _integer),
+    "embed_bits": _sets("embed_bits", _integer),
+    "vision_bits": _sets("vision_bits", _integer),
+    "recipe": _sets("recipe", _text),
+    "algorithm": _sets("algorithm", _text),
+    "kv_cache_quant_scheme": _sets("kv_cache", _lower),
+    "rotate": _sets("rotate", _flag),
+    "fast_prompts": _sets("fast_prompts", _flag),
+    "use_webgpu_fp32": _sets("fp32_activations", _flag),
+}
+# Keys that say more closely what another one says, and win over it.
+_REFINES = {"matmul_mixed_precision": "algo_config"}
 
 
 def parse_extra_options(pairs: list[str], *, target: Target) -> BuildOptions:
@@ -169,11 +261,11 @@ def parse_extra_options(pairs: list[str], *, target: Target) -> BuildOptions:
         name = _ALIASES.get(key, key)
         if name in given and given[name] != value:
             raise BadOption(f"--extra_options gives {name} twice: {given[name]!r} and {value!r}.")
-        if name not in (*_KNOWN, *_FIXED, *_IDLE, *_SESSION):
-            known = (*_KNOWN, *_SESSION, *_FIXED, *_IDLE, *_ALIASES)
+        if name not in (*_OPTIONS, *_FIXED, *_IDLE, *_SESSION):
+            known = (*_OPTIONS, *_SESSION, *_FIXED, *_IDLE, *_ALIASES)
             raise BadOption(
                 f"there is no extra option {key!r}."
-                + (nearest(key, known) or f" There are {', '.join(_KNOWN)}.")
+                + (nearest(key, known) or f" There are {', '.join(_OPTIONS)}.")
             )
         given[name] = value
     for key, (allowed, why) in _FIXED.items():
@@ -192,119 +284,38 @@ def _fits(value: str, allowed: Sequence[str]) -> bool:
 
 
 def _options(given: Mapping[str, str], target: Target) -> BuildOptions:
-    options = BuildOptions()
-
-    def number(key: str) -> int | None:
-        return _integer(key, given[key]) if key in given else None
-
-    options = replace(
-        options,
-        block_size=number("block_size"),
-        accuracy_level=number("accuracy_level"),
-        bits=number("bits"),
-        head_bits=number("head_bits"),
-        embed_bits=number("embed_bits"),
-        vision_bits=number("vision_bits"),
-        fast_prompts=_flag("fast_prompts", given["fast_prompts"]) if "fast_prompts" in given else False,
-        layers=number("num_hidden_layers"),
-        symmetric=_flag("is_symmetric", given["is_symmetric"]) if "is_symmetric" in given else None,
-        filename=given.get("filename", "model.onnx"),
-        config_only=_flag("config_only", given.get("config_only", "false")),
-        hidden_states=_flag("include_hidden_states", given.get("include_hidden_states", "false")),
-        all_logits=not _flag("prune_lm_head", given.get("prune_lm_head", "true")),
-        ragged_append=_flag("ragged_append", given["ragged_append"]) if "ragged_append" in given else None,
-        window_cache=_flag("windowed_kv_cache", given.get("windowed_kv_cache", "false")),
-        fp32_activations=_flag("use_webgpu_fp32", given.get("use_webgpu_fp32", "false")),
-        excluded_nodes=tuple(n for n in given.get("nodes_to_exclude", "").split(",") if n),
-        algorithm=given.get("algorithm"),
-        recipe=given.get("recipe"),
-        rotate=_flag("rotate", given["rotate"]) if "rotate" in given else None,
-    )
-    if "kv_cache_quant_scheme" in given:
-        options = replace(options, kv_cache=cache_scheme(given["kv_cache_quant_scheme"].lower(), target))
-    if "algo_config" in given:
-        name = given["algo_config"]
-        if name not in _ALGORITHMS:
-            raise BadOption(
-                f"there is no algo_config {name!r}; there are {', '.join(_ALGORITHMS)}."
-                + nearest(name, _ALGORITHMS)
-            )
-        for key in ("algorithm", "recipe"):
-            if key in given:
+    fields: dict[str, Any] = {}
+    set_by: dict[str, str] = {}
+    for key, read in _OPTIONS.items():
+        if key not in given:
+            continue
+        for field, value in read(key, given[key]).items():
+            other = set_by.get(field)
+            if other not in (None, _REFINES.get(key)) and fields[field] != value:
                 raise BadOption(
-                    f"--extra_options algo_config={name} sets the {key} too; give one of the two."
+                    f"--extra_options {other}={given[other]} and {key}={given[key]} contradict each other; give "
+                    "one of the two."
                 )
-        algorithm, mixed, roles = _ALGORITHMS[name]
-        # As there: all matrices alike, but for those that the name itself says.
-        options = replace(options, algorithm=algorithm, recipe="fast", mixed=mixed, bits8_roles=roles)
-    if "matmul_mixed_precision" in given:
-        options = _mixed_precision(options, given["matmul_mixed_precision"])
-    if "op_types_to_quantize" in given:
-        kinds = set(given["op_types_to_quantize"].split("/"))
-        if not kinds <= {"MatMul", "Gather"} or "MatMul" not in kinds:
+            fields[field], set_by[field] = value, key
+    for field in ("fuse_qkv", "fuse_gate_up"):
+        if fields.get(field) and not target.packed_projections:
+            key = set_by[field]
             raise BadOption(
-                f"op_types_to_quantize must be MatMul or MatMul/Gather; got {given['op_types_to_quantize']!r}."
+                f"--extra_options {key}={given[key]} does not apply: {target.name} runs separate products "
+                "fastest, and ortlm builds no other form for it."
             )
-        if "Gather" not in kinds:
-            options = replace(options, embed_bits=0)
-    if "hf_token" in given:
-        low = given["hf_token"].lower()
-        options = replace(options, token={"false": False, "true": True}.get(low, given["hf_token"]))
-    return _with_fusion(_with_session(options, given, target), given, target)
+    if "kv_cache" in fields:
+        fields["kv_cache"] = cache_scheme(fields["kv_cache"], target)
+    return BuildOptions(**fields, session_options=_session_options(given, target))
 
 
-def _with_session(options: BuildOptions, given: Mapping[str, str], target: Target) -> BuildOptions:
-    """Return ``options`` with those that ONNX Runtime is to be told when it loads the model."""
-    found = []
+def _session_options(given: Mapping[str, str], target: Target) -> tuple[tuple[str, str], ...]:
+    """Return what ONNX Runtime is to be told when it loads the model."""
+    settings = []
     for key, (name, only) in _SESSION.items():
         if key not in given or not _flag(key, given[key]):
             continue
         if only not in ("", target.name):
             raise BadOption(f"--extra_options {key}=true does not apply: it is for -e {only}. Leave it out.")
-        found.append((name, "1"))
-    return replace(options, session_options=tuple(found))
-
-
-def _with_fusion(options: BuildOptions, given: Mapping[str, str], target: Target) -> BuildOptions:
-    """Return ``options`` with what is one product and what is several."""
-    asked: dict[str, bool | None] = {
-        "fuse_qkv": _flag("fuse_qkv", given["fuse_qkv"]) if "fuse_qkv" in given else None,
-        "disable_qkv_fusion": (
-            not _flag("disable_qkv_fusion", given["disable_qkv_fusion"])
-            if "disable_qkv_fusion" in given
-            else None
-        ),
-        "fuse_mlp_gate_up": (
-            _flag("fuse_mlp_gate_up", given["fuse_mlp_gate_up"]) if "fuse_mlp_gate_up" in given else None
-        ),
-    }
-    for key, wanted in asked.items():
-        if wanted and not target.packed_projections:
-            raise BadOption(
-                f"--extra_options {key}={given[key]} does not apply: {target.name} runs separate products "
-                "fastest, and ortlm builds no other form for it."
-            )
-    both = {wanted for key, wanted in asked.items() if wanted is not None and key != "fuse_mlp_gate_up"}
-    if len(both) > 1:
-        raise BadOption("--extra_options fuse_qkv and disable_qkv_fusion contradict each other; give one.")
-    options = replace(options, fuse_qkv=both.pop() if both else None, fuse_gate_up=asked["fuse_mlp_gate_up"])
-    if "shared_embeddings" in given and not _flag("shared_embeddings", given["shared_embeddings"]):
-        raise BadOption(
-            "--extra_options shared_embeddings=false does not apply: tied embeddings are always stored once."
-        )
-    return options
-
-
-def _mixed_precision(options: BuildOptions, text: str) -> BuildOptions:
-    for entry in text.replace("|", ",").split(","):
-        what, _, kind = entry.partition(":")
-        if kind not in ("int4", "int8") or what not in ("last_matmul", "mixed_layers"):
-            raise BadOption(
-                "matmul_mixed_precision takes last_matmul:int4|int8 and mixed_layers:int4|int8, separated by "
-                f"commas; got {entry!r}."
-            )
-        if what == "last_matmul":
-            options = replace(options, head_bits=8 if kind == "int8" else 4)
-        else:
-            options = replace(options, mixed=kind == "int8")
-    return options
+        settings.append((name, "1"))
+    return tuple(settings)
