@@ -1,10 +1,10 @@
-"""Measure a vision tower of real size: time of pictures with and without padding crops, error of 8 and 4 bits.
+"""Measure a vision encoder of real size: time of images with and without padding crops, error of 8 and 4 bits.
 
     python benchmarks/measure_vision.py Phi-3.5-vision/config.json --runs 5
 
-The weights are random, of the shapes that the published configuration implies; only what turns pictures into
+The weights are random, of the shapes that the published configuration implies; only what turns images into
 features is built. Time is of the graph alone, median of several runs that take turns; with padding, as the
-official runtime feeds it, each picture has 17 views, and the graph is the same but for leaving none out.
+official runtime feeds it, each image has 17 views, and the graph is the same but for leaving none out.
 Errors are of the features, relative to those of the same weights in fp32.
 """
 
@@ -35,8 +35,8 @@ from ortlm.spec import Architecture
 from ortlm.target import HERE
 from ortlm.weights.writer import lay_out, write_weights
 
-# Height and width in views: what 16 crops make of a picture of 4:3, and 4 of a square one.
-PICTURES = {"16 crops, 4:3": (3, 4), "4 crops, square": (2, 2)}
+# Height and width in views: what 16 crops make of an image of 4:3, and 4 of a square one.
+IMAGES = {"16 crops, 4:3": (3, 4), "4 crops, square": (2, 2)}
 # Bits of the weights, and whether products are of integers.
 KINDS = {"int8": (8, False), "int4": (4, False), "int8, fast prompts": (8, True)}
 MOST_VIEWS = 17
@@ -116,16 +116,16 @@ def main() -> int:
     args = parser.parse_args()
     arch = architectures.describe(json.loads(args.config.read_text(encoding="utf-8")))
     assert arch.vision is not None
-    side = arch.vision.tower.side
+    side = arch.vision.encoder.side
     random = np.random.default_rng(0)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: build(arch, Path(folder), name, *kind) for name, kind in KINDS.items()}
         plain = Session(build(arch, Path(folder), "fp32", 0, False))
         sessions = {name: Session(path) for name, path in paths.items()}
-        for label, (high, wide) in PICTURES.items():
+        for label, (high, wide) in IMAGES.items():
             size, own = (high * side, wide * side), 1 + high * wide
-            # What a tower sees: smooth, with colours of unit variance.
+            # What a vision encoder sees: smooth, with colours of unit variance.
             coarse = random.standard_normal((own, 3, 12, 12), np.float32)
             pixels = np.repeat(np.repeat(coarse, side // 12, axis=2), side // 12, axis=3)[None]
             fill = np.zeros((1, MOST_VIEWS - own, *pixels.shape[2:]), np.float32)

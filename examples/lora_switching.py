@@ -22,7 +22,7 @@ def main() -> None:
     args = parser.parse_args()
 
     # Each adapter needs a cache of its own, so keep several: switching back then resumes from it.
-    lm = ortlm.load(args.model, kept_caches=4)
+    lm = ortlm.load(args.model, prefix_caches=4)
     # lm.load_adapter(name, file) adds the .onnx_adapter files of other builds of the same checkpoint.
     if not lm.adapters:
         raise SystemExit(f"{args.model} has no adapters. Build it with --adapter NAME=PATH.")

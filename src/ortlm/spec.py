@@ -135,8 +135,8 @@ class Decoder:
 
 
 @dataclass(frozen=True, slots=True)
-class Tower:
-    """A transformer over the patches of pictures of ``side`` by ``side`` pixels, ``patch`` by ``patch`` each.
+class Encoder:
+    """A transformer over the patches of images of ``side`` by ``side`` pixels, ``patch`` by ``patch`` each.
 
     Patches are mapped to ``hidden`` channels (with ``patch_bias``), a ``class_token`` may come before them, and
     positions are learned. ``pre_norm`` normalises what goes into the first layer, ``final_norm`` what comes out of
@@ -163,7 +163,7 @@ class Tower:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """A picture as one view of the whole and a grid of crops, each seen by the tower on its own.
+    """An image as one view of the whole and a grid of crops, each seen by the vision encoder on its own.
 
     ``merge`` by ``merge`` patches become one. Rows of merged patches run through all crops side by side and end
     with a learned separator; another one stands between the crops, which come first, and the view of the whole.
@@ -176,7 +176,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """One view of the picture: means over squares of patches, ``tokens`` by ``tokens`` of them.
+    """One view of the image: means over squares of patches, ``tokens`` by ``tokens`` of them.
 
     They are normalised and mapped to the decoder's channels, without a bias.
     """
@@ -186,12 +186,12 @@ class Pooled:
 
 
 @dataclass(frozen=True, slots=True)
-class PicturePrompt:
-    """What stands for a picture in a text, and what tokens it becomes.
+class ImagePrompt:
+    """What stands for an image in a text, and what tokens it becomes.
 
-    ``tag`` stands for it in a text; ``{}`` in it is the picture's number, from 1. ``before`` and ``after`` are
+    ``tag`` stands for it in a text; ``{}`` in it is the image's number, from 1. ``before`` and ``after`` are
     texts around its tokens. ``token`` is the text of the token that the decoder's embeddings are replaced at,
-    None if the ids are negative numbers. With ``separate``, texts between pictures are tokenized on their own,
+    None if the ids are negative numbers. With ``separate``, texts between images are tokenized on their own,
     special tokens included.
     """
 
@@ -204,16 +204,16 @@ class PicturePrompt:
 
 @dataclass(frozen=True, slots=True)
 class Vision:
-    """How pictures become embeddings of the decoder.
+    """How images become embeddings of the decoder.
 
-    ``mean`` and ``std`` normalise red, green and blue, which are 0 to 1. ``crops`` is how many crops a picture
+    ``mean`` and ``std`` normalise red, green and blue, which are 0 to 1. ``crops`` is how many crops an image
     is cut into at most, unless somebody asks for another number; 0 where it is not cut. ``token`` is the id of
-    ``prompt.token`` (-1 if there is none). ``mutual``: tokens of a picture attend to each other both ways.
+    ``prompt.token`` (-1 if there is none). ``mutual``: tokens of an image attend to each other both ways.
     """
 
-    tower: Tower
-    join: Tiles | Pooled
-    prompt: PicturePrompt
+    encoder: Encoder
+    projector: Tiles | Pooled
+    prompt: ImagePrompt
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crops: int = 0
@@ -321,8 +321,8 @@ def vision_parameters(vision: Vision, hidden: int) -> Iterator[Parameter]:
     ``vision.{row_end|view_end|join1|join2}`` or ``vision.{join_norm|join}``. The matrix of patches has shape
     [hidden, 3 · patch · patch].
     """
-    tower, ffn = vision.tower, vision.tower.ffn
-    wide, positions = tower.hidden, tower.grid**2 + tower.class_token
+    encoder, ffn = vision.encoder, vision.encoder.ffn
+    wide, positions = encoder.hidden, encoder.grid**2 + encoder.class_token
 
     def linear(
         part: str, out: int, width: int, role: str = "vision", *, bias: bool = True, layer: int | None = None
@@ -335,28 +335,28 @@ def vision_parameters(vision: Vision, hidden: int) -> Iterator[Parameter]:
     def table(part: str, *shape: int) -> Parameter:
         return Parameter(part, "weight", shape, "table", vision=True)
 
-    yield from linear("patches", wide, 3 * tower.patch**2, "table", bias=tower.patch_bias)
-    if tower.class_token:
+    yield from linear("patches", wide, 3 * encoder.patch**2, "table", bias=encoder.patch_bias)
+    if encoder.class_token:
         yield table("class", wide)
     yield table("positions", positions, wide)
-    yield from norm("pre_norm", tower.norm if tower.pre_norm else None)
-    for i in range(tower.layers):
-        yield from norm("mixer_pre", tower.norm, i)
+    yield from norm("pre_norm", encoder.norm if encoder.pre_norm else None)
+    for i in range(encoder.layers):
+        yield from norm("mixer_pre", encoder.norm, i)
         for part in ("q", "k", "v", "o"):
             yield from linear(part, wide, wide, layer=i)
-        yield from norm("ffn_pre", tower.norm, i)
+        yield from norm("ffn_pre", encoder.norm, i)
         yield from linear("up", ffn.intermediate, wide, bias=ffn.bias, layer=i)
         yield from linear("down", wide, ffn.intermediate, bias=ffn.bias, layer=i)
-    yield from norm("final_norm", tower.norm if tower.final_norm else None)
-    join = vision.join
-    if isinstance(join, Tiles):
-        merged = wide * join.merge**2
+    yield from norm("final_norm", encoder.norm if encoder.final_norm else None)
+    projector = vision.projector
+    if isinstance(projector, Tiles):
+        merged = wide * projector.merge**2
         yield table("row_end", merged)
         yield table("view_end", merged)
         yield from linear("join1", hidden, merged)
         yield from linear("join2", hidden, hidden)
     else:
-        yield from norm("join_norm", join.norm)
+        yield from norm("join_norm", projector.norm)
         yield from linear("join", hidden, wide, bias=False)
 
 

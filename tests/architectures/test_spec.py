@@ -383,7 +383,7 @@ def test_model_types() -> None:
     known = architectures.model_types()
     assert known == sorted(set(known))
     assert {json.loads(path.read_text())["model_type"] for path in CONFIGS.glob("*.json")} <= set(known)
-    # Those that see pictures have tests of their own.
+    # Those that see images have tests of their own.
     text = {families.FAMILIES[name]().model_type for name in families.FAMILIES}
     # What transformers makes of a Mistral with layer types.
     assert text | SIGHTED | {"ministral"} == set(known)

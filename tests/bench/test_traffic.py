@@ -58,10 +58,10 @@ def test_products_of_a_graph(tmp_path):
     first = ir.Node(
         "com.microsoft", "MatMulNBits", [x, *weights[:2]], [ir.AttrInt64(k, n) for k, n in numbers.items()]
     )
-    turned = ir.Node("", "Transpose", [weights[2]], [ir.AttrInt64s("perm", [1, 0])])
-    last = ir.Node("", "MatMul", [first.outputs[0], turned.outputs[0]])
+    rotated = ir.Node("", "Transpose", [weights[2]], [ir.AttrInt64s("perm", [1, 0])])
+    last = ir.Node("", "MatMul", [first.outputs[0], rotated.outputs[0]])
     scores = ir.Node("", "MatMul", [last.outputs[0], last.outputs[0]])
-    found = saved(tmp_path / "m.onnx", [first, turned, last, scores], x, scores.outputs[0], weights)
+    found = saved(tmp_path / "m.onnx", [first, rotated, last, scores], x, scores.outputs[0], weights)
     assert [product.operator for product in found.products] == ["MatMulNBits", "MatMul"]
     # 48 columns take two blocks of 32.
     assert found.weight_bytes == 16 * 64 * 6 // 8 + 2 * 8 * 16

@@ -50,7 +50,7 @@ def found(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("end", ENDS)
-def test_what_stands_behind_an_answer(name: str, end: str, tmp_path: Path) -> None:
+def test_what_stands_after_an_answer(name: str, end: str, tmp_path: Path) -> None:
     save(tmp_path, TEMPLATES[name].replace("END", repr(end)), [end, "<|other|>"], eos_token="<s>")
     ends = found(tmp_path)
     # Without an end of its own, a turn ends where the next one begins.

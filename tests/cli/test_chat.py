@@ -56,7 +56,7 @@ def test_regenerate_and_undo(chat):
     assert err.count("there is no message yet") == 2
 
 
-def test_regenerate_samples_anew(chat):
+def test_regenerate_samples_again(chat):
     out, err, messages = chat("hello", "/regen", flags=("-n", "12", "--temp", "1.5", "--ignore-eos"))
     first, second = out[: len(out) - len(messages[1]["content"]) - 1], messages[1]["content"]
     assert first.strip() != second.strip()

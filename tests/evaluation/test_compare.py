@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ortlm.errors import BadArtifact, BadCheckpoint, BadOption
-from ortlm.evaluation.compare import compare, likeliest, score
+from ortlm.evaluation.compare import compare, most_likely, score
 from tests.evaluation.fakes import VOCAB, FakeSource, random_chunks
 
 
@@ -48,12 +48,12 @@ def test_worst_places_come_first() -> None:
     klds = [place.kld for place in found.worst]
     np.testing.assert_array_equal(klds, np.sort(found.scores.kld)[::-1][: len(klds)])
     place = found.worst[0]
-    assert place.base_top == likeliest(base.table[chunks.tokens[place.chunk][place.at]])
-    assert place.top == likeliest(model.table[chunks.tokens[place.chunk][place.at]])
+    assert place.base_top == most_likely(base.table[chunks.tokens[place.chunk][place.at]])
+    assert place.top == most_likely(model.table[chunks.tokens[place.chunk][place.at]])
 
 
 def test_equal_logits_rank_by_token() -> None:
-    assert [token for token, _ in likeliest(np.zeros(9, np.float32))] == [0, 1, 2, 3, 4]
+    assert [token for token, _ in most_likely(np.zeros(9, np.float32))] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("broken", "error"), [("model", BadArtifact), ("base", BadCheckpoint)])

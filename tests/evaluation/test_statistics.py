@@ -46,7 +46,7 @@ def test_values_are_those_of_the_definitions() -> None:
     ],
 )
 def test_errors_are_those_of_resampling(name: str) -> None:
-    """Drawing the tokens anew, both models' together, spreads each figure as far as its error says."""
+    """Drawing the tokens again, both models' together, spreads each figure as far as its error says."""
     scores, random = made(), np.random.default_rng(1)
     drawn = []
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""Damaged files of images end in a picture or in BadImage."""
+"""Damaged files of images end in an image or in BadImage."""
 
 from __future__ import annotations
 

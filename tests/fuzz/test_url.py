@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - an answer is easier to read in one line
-"""URLs of any form, and servers that answer with any bytes, end in a picture or an error of ortlm, in time."""
+"""URLs of any form, and servers that answer with any bytes, end in an image or an error of ortlm, in time."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.runtime.multimodal.hostile import hostile_server
 
 with io.BytesIO() as file:
     Image.new("RGB", (9, 9)).save(file, "PNG")
-    PICTURE = file.getvalue()
+    IMAGE = file.getvalue()
 ANSWERS = [
-    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(PICTURE) + PICTURE,
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(PICTURE)
-    + PICTURE
+    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(IMAGE) + IMAGE,
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(IMAGE)
+    + IMAGE
     + b"\r\n0\r\nA: b\r\n\r\n",
-    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200\r\n\r\n" + PICTURE,
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200\r\n\r\n" + IMAGE,
     b"HTTP/1.1 302 Found\r\nLocation: http://user:pass@127.0.0.1:1/a?b#c\r\nContent-Length: 0\r\n\r\n",
     b"HTTP/1.1 404 Not Found\r\n\r\n",
 ]

@@ -83,7 +83,7 @@ def test_padded_arrays_are_rows(both):
     assert padded == flat
 
 
-def test_a_batch_begins_anew(both):
+def test_a_batch_begins_again(both):
     def program(og, model):
         made = generator(og, model, batch_size=2, max_length=20)
         first = og.Tokenizer(model).encode_batch(PROMPTS[:2])

@@ -100,7 +100,7 @@ def test_what_is_stored(build: Any, saved: Any, tmp_path: Path) -> None:
     onnx.checker.check_model(fast / "model.onnx", full_check=True)
 
 
-def test_pictures(tmp_path: Path) -> None:
+def test_images(tmp_path: Path) -> None:
     """They are always many rows: nothing is stored twice."""
     from tests.vision import checkpoint
     from tests.vision.conftest import noise
@@ -115,8 +115,8 @@ def test_pictures(tmp_path: Path) -> None:
     features = []
     for name in "ab":
         lm = ortlm.load(tmp_path / name, threads=1)
-        assert lm.pictures is not None
-        features.append(lm.pictures.read(noise(40, 30)).features)
+        assert lm.vision_encoder is not None
+        features.append(lm.vision_encoder.read(noise(40, 30)).features)
     assert relative_error(features[1], features[0]) < 0.03
 
 

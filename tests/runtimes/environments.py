@@ -52,7 +52,7 @@ class Runtime:
 class Case:
     """A model to run: its folder, the ids that it reads, how many greedy tokens it gives.
 
-    Ids in ``never`` are not chosen. ``image`` is a picture that stands before the text; only ortlm runs such
+    Ids in ``never`` are not chosen. ``image`` is an image that stands before the text; only ortlm runs such
     cases. ``plain``: so does a program that hands what a graph returns to its next run, and knows nothing else.
     """
 

@@ -21,7 +21,7 @@ from tests.vision import gemma3 as gemma3_vision
 
 SHIPPED = ROOT / "models" / "tiny-phi3"
 TEXT = "def read_lines(path):\n    with open(path) as file:\n        return file."
-# Longrope switches its table after 64 tokens in these families, and only ortlm computes the past anew then.
+# Longrope switches its table after 64 tokens in these families, and only ortlm computes the past again then.
 STEPS, MOST = 32, 60
 
 
@@ -121,7 +121,7 @@ def make_cases(models: Iterable[Model], folder: Path) -> list[Case]:
             ortlm.build(source, out, precision=model.precision, target=model.target, options=model.options)
         image = None
         if model.source.endswith("-vision"):
-            image = str(folder / "picture.png")
+            image = str(folder / "image.png")
             Image.effect_mandelbrot((400, 300), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(image)
         plain = model.plain and image is None
         # onnxruntime-genai never chooses what would end an answer before its least length.

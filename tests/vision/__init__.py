@@ -1,1 +1,1 @@
-"""Models that see pictures."""
+"""Models that see images."""

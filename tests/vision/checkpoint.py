@@ -1,6 +1,6 @@
 """A tiny checkpoint of Phi-3.5-vision's exact structure with random weights, and what torch makes of it.
 
-    python -m tests.vision.checkpoint FOLDER    write one, and a picture beside it
+    python -m tests.vision.checkpoint FOLDER    write one, and an image beside it
 
 transformers has no such model, so the reference is put together from its parts: CLIP, Phi-3, and the publisher's
 way from one to the other, written down plainly.
@@ -46,7 +46,7 @@ class Reference:
 
     @torch.no_grad()
     def features(self, pixels: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Return the features [tokens, H] of pictures, each [1 + crops, 3, side, side], of ``sizes`` in pixels."""
+        """Return the features [tokens, H] of images, each [1 + crops, 3, side, side], of ``sizes`` in pixels."""
         found = []
         row_end, view_end = self.tensors["sub_GN"].reshape(1, 1, -1), self.tensors["glb_GN"].reshape(1, -1)
         for views, (height, width) in zip(pixels, sizes, strict=True):
@@ -82,7 +82,7 @@ class Reference:
         return self.text(inputs_embeds=self.embeds(ids, features)).logits[0]
 
     def greedy(self, ids: Sequence[int], features: torch.Tensor, count: int) -> list[int]:
-        """Return the ``count`` likeliest tokens behind ``ids``, everything computed anew for each."""
+        """Return the ``count`` most likely tokens behind ``ids``, everything computed again for each."""
         row = list(ids)
         for _ in range(count):
             row.append(int(self.logits(row, features)[-1].argmax()))
@@ -170,4 +170,4 @@ if __name__ == "__main__":
     from PIL import Image
 
     save(Path(sys.argv[1]))
-    Image.linear_gradient("L").resize((640, 480)).save(Path(sys.argv[1]) / "picture.png")
+    Image.linear_gradient("L").resize((640, 480)).save(Path(sys.argv[1]) / "image.png")

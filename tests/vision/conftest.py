@@ -13,7 +13,7 @@ from PIL import Image
 
 import ortlm
 from ortlm.builder.options import BuildOptions
-from ortlm.runtime.engine.token_ids import FIRST_PICTURE
+from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN
 from ortlm.runtime.multimodal.image_processor import hd_crops
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Seen:
     reference: checkpoint.Reference
 
     def features(self, images: list[Any], *, most: int = 4) -> torch.Tensor:
-        """Return what torch makes of pictures, [tokens, H]."""
+        """Return what torch makes of images, [tokens, H]."""
         import torch
 
         mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -77,17 +77,17 @@ def sighted(artifact: Callable[..., Path]) -> Iterator[Callable[..., ortlm.Langu
 
 
 def noise(width: int, height: int, seed: int = 0) -> Any:
-    """Return a picture of coarse noise, which looks different from any other."""
+    """Return an image of coarse noise, which looks different from any other."""
     colours = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def question(*images: Any, text: str = "What is this?") -> list[dict[str, Any]]:
-    """Return a user's message with pictures before a text."""
+    """Return a user's message with images before a text."""
     parts = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
 def as_reference(ids: list[int]) -> list[int]:
-    """Return ids with -1 for the tokens of pictures."""
-    return [-1 if token >= FIRST_PICTURE else token for token in ids]
+    """Return ids with -1 for the tokens of images."""
+    return [-1 if token >= FIRST_IMAGE_TOKEN else token for token in ids]

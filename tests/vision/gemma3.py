@@ -1,4 +1,4 @@
-"""A tiny Gemma 3 with pictures, random weights, and what transformers makes of it."""
+"""A tiny Gemma 3 with images, random weights, and what transformers makes of it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _as_on_the_hub(folder: Path) -> None:
 
 @torch.no_grad()
 def logits(model: Any, ids: Sequence[int], pixels: Any) -> torch.Tensor:
-    """Return transformers' logits [S, V]; ``ids`` have PLACE for the tokens of pictures, ``pixels`` [n, 3, …]."""
+    """Return transformers' logits [S, V]; ``ids`` have PLACE for the tokens of images, ``pixels`` [n, 3, …]."""
     given = torch.tensor([ids])
     seen = {"pixel_values": torch.from_numpy(pixels)} if len(pixels) else {}
     types = (given == PLACE).long()

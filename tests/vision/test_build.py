@@ -1,4 +1,4 @@
-"""What a build of a model with pictures writes, and which checkpoints it takes."""
+"""What a build of a model with images writes, and which checkpoints it takes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_published_config() -> None:
     unused = 12_596_224 + 2_048
     assert 2 * (sum(p.size for p in arch.parameters) + unused) == 8_293_242_880
     assert arch.vision is not None
-    assert (arch.vision.tower.layers, arch.vision.tower.heads, arch.vision.crops) == (23, 16, 4)
+    assert (arch.vision.encoder.layers, arch.vision.encoder.heads, arch.vision.crops) == (23, 16, 4)
     assert arch.decoder.layers[0].mixer.rope is not None
     assert arch.decoder.layers[0].mixer.rope.switch_tokens == 4096
 
@@ -66,7 +66,7 @@ def test_the_folder(artifact: Callable[..., Path]) -> None:
 
 
 def test_it_can_be_calibrated(seen: Seen, tmp_path: Path) -> None:
-    """The decoder by its recipe, on text; what sees pictures is rounded."""
+    """The decoder by its recipe, on text; what sees images is rounded."""
     options = BuildOptions(recipe="balanced", calibration_tokens=512)
     ortlm.build(seen.folder, tmp_path / "a", options=options)
     lm = ortlm.load(tmp_path / "a", threads=1)
@@ -164,7 +164,7 @@ def test_file_names(seen: Seen, tmp_path: Path) -> None:
 
 
 def test_the_command_line(seen: Seen, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The spelling of the official tutorial, a check at the end, and a question about a picture."""
+    """The spelling of the official tutorial, a check at the end, and a question about an image."""
     out = str(tmp_path / "out")
     assert main(["build", "-i", str(seen.folder), "-o", out, "-p", "f32", "-e", "cpu"]) == 0
     noise(60, 40).save(tmp_path / "a.png")
@@ -207,17 +207,17 @@ def test_chat(
 
 
 def test_adapters(seen: Seen, tmp_path: Path) -> None:
-    """What a LoRA does to tower and projector is merged, not switched; layers that nothing reads do nothing."""
-    tower = f"{AT}.img_processor.vision_model.encoder.layers"
+    """What a LoRA does to vision encoder and projector is merged, not switched; unread layers change nothing."""
+    encoder = f"{AT}.img_processor.vision_model.encoder.layers"
     changed = [
-        f"{tower}.0.self_attn.q_proj", f"{tower}.1.mlp.fc2", f"{AT}.img_projection.2",
+        f"{encoder}.0.self_attn.q_proj", f"{encoder}.1.mlp.fc2", f"{AT}.img_projection.2",
         "model.layers.0.self_attn.qkv_proj",
     ]  # fmt: skip
     weights = load_file(seen.folder / "model.safetensors")
     merged = dict(weights)
     lora = {}
     random = np.random.default_rng(0)
-    for module in [*changed, f"{tower}.2.self_attn.v_proj"]:
+    for module in [*changed, f"{encoder}.2.self_attn.v_proj"]:
         wide, narrow = weights[f"{module}.weight"].shape
         a = random.standard_normal((4, narrow), dtype=np.float32)
         b = random.standard_normal((wide, 4), dtype=np.float32) / 9

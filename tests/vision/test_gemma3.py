@@ -1,4 +1,4 @@
-"""Gemma 3 with pictures: a second family, whose pictures' tokens attend to each other both ways."""
+"""Gemma 3 with images: a second family, whose images' tokens attend to each other both ways."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ortlm import architectures
 from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel
 from ortlm.runtime.engine.decode_loop import Loop
-from ortlm.runtime.engine.token_ids import FIRST_PICTURE
+from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN
 from ortlm.runtime.multimodal.image_processor import whole_pixels
 from tests.architectures.oracle import relative_error
 from tests.vision import gemma3
@@ -45,18 +45,18 @@ def pixels(*images: Any) -> Any:
 
 
 def as_reference(ids: list[int]) -> list[int]:
-    return [gemma3.PLACE if token >= FIRST_PICTURE else token for token in ids]
+    return [gemma3.PLACE if token >= FIRST_IMAGE_TOKEN else token for token in ids]
 
 
 def test_features(made: tuple[Path, Any], lm: ortlm.LanguageModel) -> None:
     image = noise(40, 30)
     with torch.no_grad():
         wanted = made[1].get_image_features(torch.from_numpy(pixels(image))).pooler_output[0]
-    assert lm.pictures is not None
-    assert relative_error(lm.pictures.read(image).features, wanted.numpy()) < 1e-5
+    assert lm.vision_encoder is not None
+    assert relative_error(lm.vision_encoder.read(image).features, wanted.numpy()) < 1e-5
 
 
-def test_epsilon_of_the_tower_is_the_projectors_too(made: tuple[Path, Any], tmp_path: Path) -> None:
+def test_epsilon_of_the_vision_encoder_is_the_projectors_too(made: tuple[Path, Any], tmp_path: Path) -> None:
     shutil.copytree(made[0], tmp_path / "tiny")
     path = tmp_path / "tiny" / "config.json"
     config = json.loads(path.read_text())
@@ -68,8 +68,8 @@ def test_epsilon_of_the_tower_is_the_projectors_too(made: tuple[Path, Any], tmp_
     image = noise(40, 30)
     with torch.no_grad():
         wanted = model.get_image_features(torch.from_numpy(pixels(image))).pooler_output[0]
-    assert lm.pictures is not None
-    assert relative_error(lm.pictures.read(image).features, wanted.numpy()) < 1e-5
+    assert lm.vision_encoder is not None
+    assert relative_error(lm.vision_encoder.read(image).features, wanted.numpy()) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_keys_of_the_parts_are_refused_by_name(
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_logits(made: tuple[Path, Any], lm: ortlm.LanguageModel, count: int) -> None:
-    """Also of words before and behind a picture, and of the same picture twice."""
+    """Also of words before and behind an image, and of the same image twice."""
     images = [noise(40, 30, 1), noise(20, 50, 2), noise(40, 30, 1)][:count]
     ids = lm.encode(question(*images))
     loop = lm.loop()
@@ -113,7 +113,7 @@ def test_it_matters(made: tuple[Path, Any], lm: ortlm.LanguageModel, monkeypatch
 
     image = noise(40, 30)
     ids = lm.encode(question(image))
-    monkeypatch.setattr(module, "picture_numbers", lambda ids, counts: np.zeros_like(ids))
+    monkeypatch.setattr(module, "image_numbers", lambda ids, counts: np.zeros_like(ids))
     loop = lm.loop()
     loop.start()
     found = loop.append([ids], keep=len(ids))[0]
@@ -122,7 +122,7 @@ def test_it_matters(made: tuple[Path, Any], lm: ortlm.LanguageModel, monkeypatch
 
 @pytest.mark.parametrize("chunk", [1, 5, 20])
 def test_chunks_and_steps(made: tuple[Path, Any], lm: ortlm.LanguageModel, chunk: int) -> None:
-    """A picture is fed as a whole, wherever chunks end; words then come one by one."""
+    """An image is fed as a whole, wherever chunks end; words then come one by one."""
     images = [noise(40, 30, 1), noise(20, 50, 2)]
     ids = lm.encode(question(*images))
     plain = lm.loop()
@@ -141,12 +141,12 @@ def test_chunks_and_steps(made: tuple[Path, Any], lm: ortlm.LanguageModel, chunk
     assert relative_error(found, wanted.numpy()) < 1e-5
 
 
-def test_cut_within_a_picture(made: tuple[Path, Any], lm: ortlm.LanguageModel) -> None:
-    """Fed in two parts, or gone back to: its beginning is computed anew with the rest."""
+def test_cut_within_an_image(made: tuple[Path, Any], lm: ortlm.LanguageModel) -> None:
+    """Fed in two parts, or gone back to: its beginning is computed again with the rest."""
     image = noise(40, 30)
     ids = lm.encode(question(image))
     wanted = gemma3.logits(made[1], as_reference(ids), pixels(image))[-1]
-    first = next(i for i, token in enumerate(ids) if token >= FIRST_PICTURE)
+    first = next(i for i, token in enumerate(ids) if token >= FIRST_IMAGE_TOKEN)
     loop = lm.loop()
     loop.start()
     loop.append([ids[: first + 7]])
@@ -200,20 +200,20 @@ def test_prompt_of_a_text(lm: ortlm.LanguageModel) -> None:
         lm.encode("<image_soft_token>")
 
 
-def test_placeholder_that_stands_for_no_picture(made: tuple[Path, Any], lm: ortlm.LanguageModel) -> None:
+def test_placeholder_that_stands_for_no_image(made: tuple[Path, Any], lm: ortlm.LanguageModel) -> None:
     """A model may write it, and then goes on: it is a word like any other, as in transformers."""
     ids = [2, 20, gemma3.PLACE, 30, gemma3.PLACE]
     loop = lm.loop()
     loop.start()
     found = loop.append([ids], keep=len(ids))[0]
     assert relative_error(found, gemma3.logits(made[1], ids, []).numpy()) < 1e-5
-    assert lm.pictures is not None
-    picture = lm.pictures.read(noise(40, 30))
+    assert lm.vision_encoder is not None
+    image = lm.vision_encoder.read(noise(40, 30))
     embedder = lm.loop()._embedder
     assert embedder is not None
-    embedder.hold([picture.ids])
-    embedded = embedder.embed(np.array([[*ids, *picture.ids, gemma3.PLACE]])).numpy()[0]
-    np.testing.assert_array_equal(embedded[len(ids) : -1], picture.features)
+    embedder.hold([image.ids])
+    embedded = embedder.embed(np.array([[*ids, *image.ids, gemma3.PLACE]])).numpy()[0]
+    np.testing.assert_array_equal(embedded[len(ids) : -1], image.features)
     np.testing.assert_array_equal(embedded[-1], embedded[2])
 
 
@@ -309,7 +309,7 @@ def test_a_published_config() -> None:
 
 
 def test_the_official_runtime(lm: ortlm.LanguageModel) -> None:
-    """Words give the same tokens there; it knows nothing of attention both ways, so pictures do not."""
+    """Words give the same tokens there; it knows nothing of attention both ways, so images do not."""
     og = pytest.importorskip("onnxruntime_genai")
     ids = lm.encode([{"role": "user", "content": "Hello"}])
     model = og.Model(str(lm.artifact.path))

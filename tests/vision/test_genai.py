@@ -1,4 +1,4 @@
-"""The official program for pictures, word for word, and what goes beyond it or wrong."""
+"""The official program for images, word for word, and what goes beyond it or wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPT = "<|user|>\n<|image_1|>\nWhat is this?<|end|>\n<|assistant|>\n"
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
+def image(tmp_path: Path) -> str:
     noise(60, 40).save(tmp_path / "a.png")
     return str(tmp_path / "a.png")
 
@@ -39,16 +39,16 @@ def generator_of(model: Any, **options: Any) -> Any:
 
 
 def test_the_official_program(
-    artifact: Build, sighted: Callable[..., ortlm.LanguageModel], picture: str
+    artifact: Build, sighted: Callable[..., ortlm.LanguageModel], image: str
 ) -> None:
     model = og.Model(str(artifact()))
     processor = model.create_multimodal_processor()
     stream = processor.create_stream()
-    inputs = processor(PROMPT, images=og.Images.open(picture))
+    inputs = processor(PROMPT, images=og.Images.open(image))
     generator = generator_of(model)
     generator.set_inputs(inputs)
     tokens, text = answer(generator, stream, 6)
-    wanted = sighted().generate(PROMPT, images=[picture], max_new_tokens=6)
+    wanted = sighted().generate(PROMPT, images=[image], max_new_tokens=6)
     assert tuple(tokens) == wanted.token_ids
     assert processor.decode(np.array(tokens)).startswith(text[:1])
     sequence = generator.get_sequence(0)
@@ -56,29 +56,29 @@ def test_the_official_program(
     assert len(sequence) == inputs["input_ids"].shape()[1] + len(tokens)
 
 
-def test_another_picture_later(artifact: Build, picture: str, tmp_path: Path) -> None:
+def test_another_image_later(artifact: Build, image: str, tmp_path: Path) -> None:
     """The official runtime forgets how after the first prompt."""
     model = og.Model(str(artifact()))
     processor = model.create_multimodal_processor()
     noise(30, 90, 5).save(tmp_path / "b.png")
     generator = generator_of(model)
-    generator.set_inputs(processor(PROMPT, images=og.Images.open(picture)))
+    generator.set_inputs(processor(PROMPT, images=og.Images.open(image)))
     tokens, _ = answer(generator, processor.create_stream(), 3)
     generator.set_inputs(processor(PROMPT, images=og.Images.open(str(tmp_path / "b.png"))))
     again, _ = answer(generator, processor.create_stream(), 3)
     lm = model._handle.lm
     ids = [
-        *lm.encode(PROMPT, images=[picture]), *tokens, *lm.encode(PROMPT, images=[tmp_path / "b.png"]),
+        *lm.encode(PROMPT, images=[image]), *tokens, *lm.encode(PROMPT, images=[tmp_path / "b.png"]),
     ]  # fmt: skip
     assert tuple(again) == lm.generate(ids, max_new_tokens=3, reuse_cache=False).token_ids
     generator.rewind_to(100)
     assert generator.token_count() == 100
 
 
-def test_bytes_and_beams(artifact: Build, picture: str) -> None:
+def test_bytes_and_beams(artifact: Build, image: str) -> None:
     model = og.Model(str(artifact()))
     processor = model.create_multimodal_processor()
-    inputs = processor(PROMPT, images=og.Images.open_bytes(Path(picture).read_bytes()))
+    inputs = processor(PROMPT, images=og.Images.open_bytes(Path(image).read_bytes()))
     generator = generator_of(model, num_beams=2, length_penalty=0.0)
     generator.set_inputs(inputs)
     for _ in range(3):
@@ -97,10 +97,10 @@ def test_texts(artifact: Build) -> None:
     assert len(answer(generator, processor.create_stream(), 2)[0]) <= 2
 
 
-def test_what_goes_wrong(artifact: Build, picture: str, tiny: Path, tmp_path: Path) -> None:
+def test_what_goes_wrong(artifact: Build, image: str, tiny: Path, tmp_path: Path) -> None:
     model = og.Model(str(artifact()))
     processor = model.create_multimodal_processor()
-    images = og.Images.open(picture)
+    images = og.Images.open(image)
     with pytest.raises(og.GenaiError, match="0 image tags, but 1 images"):
         processor("no tag", images=images)
     with pytest.raises(og.GenaiError, match="images go with one prompt"):
@@ -109,13 +109,13 @@ def test_what_goes_wrong(artifact: Build, picture: str, tiny: Path, tmp_path: Pa
         processor(None, images=images)
     with pytest.raises(og.GenaiError, match="hears nothing"):
         processor(PROMPT, images=images, audios=og.Audios.open_bytes(b"x"))
-    with pytest.raises(og.GenaiError, match="no picture that can be read"):
-        processor(PROMPT, images=og.Images.open_bytes(b"not a picture"))
+    with pytest.raises(og.GenaiError, match="no image that can be read"):
+        processor(PROMPT, images=og.Images.open_bytes(b"not an image"))
     inputs = processor(PROMPT, images=images)
     inputs["input_ids"] = inputs["input_ids"].as_numpy()[:, :-60]
     inputs["image_sizes"] = np.array([[336, 336]], np.int64)
     with pytest.raises(og.GenaiError, match="places for images, whose tokens are 313"):
         generator_of(model).set_inputs(inputs)
     inputs["image_sizes"] = np.array([[3360, 336]], np.int64)
-    with pytest.raises(og.GenaiError, match="5 views cannot be a picture of 336 x 3360"):
+    with pytest.raises(og.GenaiError, match="5 views cannot be an image of 336 x 3360"):
         generator_of(model).set_inputs(inputs)

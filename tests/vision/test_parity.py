@@ -16,7 +16,7 @@ import torch
 
 import ortlm
 from ortlm.artifact import MANIFEST_FILE
-from ortlm.runtime.engine.token_ids import FIRST_PICTURE
+from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN
 from tests.architectures.oracle import relative_error
 from tests.vision.checkpoint import SIDE, SWITCH
 from tests.vision.conftest import Seen, as_reference, noise, question
@@ -37,7 +37,7 @@ PROMPT = "<|user|>\n<|image_1|>\n<|image_2|>\nWhat is this?<|end|>\n<|assistant|
     ids=len,
 )
 def test_features(seen: Seen, artifact: Callable[..., Path], sizes: list[tuple[int, int]]) -> None:
-    """Several pictures of different sizes at once; what fills up the crops must not matter."""
+    """Several images of different sizes at once; what fills up the crops must not matter."""
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(1 + h * w // SIDE**2, 3, SIDE, SIDE, generator=generator) for h, w in sizes]
     wanted = seen.reference.features(views, sizes)
@@ -51,7 +51,7 @@ def test_features(seen: Seen, artifact: Callable[..., Path], sizes: list[tuple[i
 
 
 def test_padding_costs_nothing(artifact: Callable[..., Path]) -> None:
-    """Crops that fill up are dropped before the tower: no product sees them."""
+    """Crops that fill up are dropped before the vision encoder: no product sees them."""
     model = onnx.load(artifact() / "vision.onnx", load_external_data=False)
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.index("NonZero") < kinds.index("MatMul")
@@ -63,7 +63,7 @@ def test_logits(seen: Seen, sighted: Callable[..., ortlm.LanguageModel], count: 
     images = [noise(100, 60, 1), noise(30, 200, 2), noise(50, 50, 3), noise(9, 9, 4)][:count]
     ids = lm.encode(question(*images), num_crops=2)
     features = seen.features(images, most=2)
-    assert sum(token >= FIRST_PICTURE for token in ids) == len(features)
+    assert sum(token >= FIRST_IMAGE_TOKEN for token in ids) == len(features)
     wanted = seen.reference.logits(as_reference(ids), features)
     loop = lm.loop()
     loop.start()
@@ -72,7 +72,7 @@ def test_logits(seen: Seen, sighted: Callable[..., ortlm.LanguageModel], count: 
 
 
 def test_rotated(seen: Seen, artifact: Callable[..., Path]) -> None:
-    """Pictures are turned like the words that they stand among."""
+    """Images are turned like the words that they stand among."""
     image = noise(100, 60)
     lm = ortlm.load(artifact("int8", rotate=True), threads=1)
     ids = lm.encode(question(image), num_crops=1)
@@ -90,7 +90,7 @@ def test_greedy(seen: Seen, sighted: Callable[..., ortlm.LanguageModel]) -> None
 
 
 def test_tokens_of_a_prompt(sighted: Callable[..., ortlm.LanguageModel]) -> None:
-    """As the publisher's processor: texts between pictures are encoded one by one, each begins with <s>."""
+    """As the publisher's processor: texts between images are encoded one by one, each begins with <s>."""
     lm = sighted()
     encode = lm.tokenizer.encode
     ids = lm.encode(PROMPT, images=[noise(9, 9), noise(40, 9)], num_crops=4)
@@ -100,12 +100,12 @@ def test_tokens_of_a_prompt(sighted: Callable[..., ortlm.LanguageModel]) -> None
     ]  # fmt: skip
     assert as_reference(ids) == wanted
     assert lm.encode(question(noise(9, 9), noise(40, 9))) == ids
-    # Without pictures too.
+    # Without images too.
     assert lm.encode([{"role": "user", "content": "x"}]) == encode("<|user|>\nx<|end|>\n<|assistant|>\n")
 
 
 def test_the_rope_switch(seen: Seen, sighted: Callable[..., ortlm.LanguageModel]) -> None:
-    """A picture and an answer on the other side of where positions are rotated otherwise."""
+    """An image and an answer on the other side of where positions are rotated otherwise."""
     lm = sighted()
     image = noise(100, 60)
     text = "x" * (SWITCH - 4 - len(lm.encode(question(image, text=""), num_crops=4)))
@@ -165,7 +165,7 @@ def _tokens(generator: Any, count: int) -> list[int]:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_the_official_runtime(artifact: Callable[..., Path], precision: str, tmp_path: Path) -> None:
-    """It loads our folder; fed the same pixels, both give the same tokens, whoever cut the pictures."""
+    """It loads our folder; fed the same pixels, both give the same tokens, whoever cut the images."""
     from ortlm import genai
 
     folder = artifact(precision)
@@ -211,7 +211,7 @@ def test_quantized_features(
 ) -> None:
     image = noise(100, 60)
     lm = sighted(precision)
-    assert lm.pictures is not None
-    found, wanted = lm.pictures.read(image).features, seen.features([image]).numpy()
+    assert lm.vision_encoder is not None
+    found, wanted = lm.vision_encoder.read(image).features, seen.features([image]).numpy()
     error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
     assert error < most

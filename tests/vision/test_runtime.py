@@ -1,4 +1,4 @@
-"""Pictures in prompts: turns, batches, what is computed once, and what goes wrong."""
+"""Images in prompts: turns, batches, what is computed once, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def lm(artifact: Callable[..., Path]) -> ortlm.LanguageModel:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that gets an entry whenever the tower runs."""
+    """Return a list that gets an entry whenever the vision encoder runs."""
     found: list[int] = []
-    inner = module.Pictures._features
+    inner = module.VisionEncoder._features
 
     def counted(self: Any, pixels: Any, size: Any) -> Any:
         found.append(len(pixels))
         return inner(self, pixels, size)
 
-    monkeypatch.setattr(module.Pictures, "_features", counted)
+    monkeypatch.setattr(module.VisionEncoder, "_features", counted)
     return found
 
 
 def test_sources(lm: ortlm.LanguageModel, tmp_path: Path, runs: list[int]) -> None:
-    """The same picture, wherever it comes from, is the same tokens, and is seen once."""
+    """The same image, wherever it comes from, is the same tokens, and is seen once."""
     image = noise(40, 30)
     image.save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
@@ -59,7 +59,7 @@ def test_sources(lm: ortlm.LanguageModel, tmp_path: Path, runs: list[int]) -> No
 
 
 def test_turns(lm: ortlm.LanguageModel, runs: list[int]) -> None:
-    """A second turn with a new picture finds the first in the cache, and gives what a fresh start gives."""
+    """A second turn with a new image finds the first in the cache, and gives what a fresh start gives."""
     first = question(noise(40, 30, 1))
     made = lm.generate(first, num_crops=1, max_new_tokens=5)
     second = [
@@ -78,7 +78,7 @@ def test_turns(lm: ortlm.LanguageModel, runs: list[int]) -> None:
 
 
 def test_batch(sighted: Load) -> None:
-    """Prompts with two, one and no pictures."""
+    """Prompts with two, one and no images."""
     lm = sighted()
     prompts = [
         question(noise(40, 30, 1), noise(9, 9, 2)),
@@ -130,7 +130,7 @@ def test_lookup_and_guidance(sighted: Load) -> None:
 
 
 def test_rewind(sighted: Load) -> None:
-    """Into the picture, and over it."""
+    """Into the image, and over it."""
     lm = sighted()
     ids = lm.encode(question(noise(40, 30)), num_crops=1)
     generator = lm.generator(max_new_tokens=4)
@@ -144,7 +144,7 @@ def test_rewind(sighted: Load) -> None:
 
 
 def test_saved_prompt(lm: ortlm.LanguageModel, artifact: Callable[..., Path], tmp_path: Path) -> None:
-    """A file of what was computed serves another process, which sees the picture itself."""
+    """A file of what was computed serves another process, which sees the image itself."""
     prompt = question(noise(40, 30))
     made = lm.generate(prompt, num_crops=1, max_new_tokens=4)
     lm.save_cache(tmp_path / "kept")
@@ -155,7 +155,7 @@ def test_saved_prompt(lm: ortlm.LanguageModel, artifact: Callable[..., Path], tm
     assert stream.timings.cached_tokens > 300
 
 
-def test_pictures_that_were_forgotten(lm: ortlm.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_were_forgotten(lm: ortlm.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only few features are kept; those that a running generation needs are."""
     monkeypatch.setattr(module, "_KEPT_BYTES", 1)
     first = lm.encode(question(noise(40, 30, 1)), num_crops=1)
@@ -193,11 +193,11 @@ def test_number_of_crops(sighted: Load, crops: int) -> None:
         sighted().encode(question(noise(9, 9)), num_crops=crops)
 
 
-def test_broken_pictures(sighted: Load, tmp_path: Path) -> None:
+def test_broken_images(sighted: Load, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     noise(300, 300).save(buffer, "PNG")
     (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:2000])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for source in (
         tmp_path / "cut.png",
         tmp_path / "text.png",
@@ -208,7 +208,7 @@ def test_broken_pictures(sighted: Load, tmp_path: Path) -> None:
     ):
         with pytest.raises(BadImage):
             sighted().encode(question(source))
-    with pytest.raises(BadOption, match=r'needs the picture: {"type": "image"'):
+    with pytest.raises(BadOption, match=r'needs the image: {"type": "image"'):
         sighted().encode([{"role": "user", "content": [{"type": "image"}]}])
 
 
@@ -228,7 +228,7 @@ def test_a_model_of_text(tiny: Path, build: Any) -> None:
             call()
 
 
-def test_ids_of_pictures_mean_nothing_to_a_model_of_text(build: Any) -> None:
+def test_ids_of_images_mean_nothing_to_a_model_of_text(build: Any) -> None:
     with pytest.raises(BadOption, match="outside the vocabulary"):
         build("phi3").generate([1, 1 << 62])
 
@@ -244,7 +244,7 @@ def test_missing_graphs(artifact: Callable[..., Path], tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux lists them")
 def test_no_leaks(sighted: Load, tmp_path: Path) -> None:
-    """300 different pictures: no file stays open, and memory does not grow."""
+    """300 different images: no file stays open, and memory does not grow."""
     lm = sighted("int4")
     path = tmp_path / "a.png"
 
@@ -262,5 +262,5 @@ def test_no_leaks(sighted: Load, tmp_path: Path) -> None:
     for number in range(40, 340):
         see(number)
     assert len([*Path("/proc/self/fd").iterdir()]) <= files
-    # Features of 300 pictures, which may be kept, are 24 MB.
+    # Features of 300 images, which may be kept, are 24 MB.
     assert resident() - before < 60e6

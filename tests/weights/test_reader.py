@@ -106,7 +106,7 @@ def test_an_adapter_fits_whichever_class_it_was_trained_on(
     assert sorted(found.deltas) == ["layers.0.q.weight", "layers.1.q.weight"]
 
 
-def test_a_gemma3_with_pictures_without_a_head(tmp_path: Path) -> None:
+def test_a_gemma3_with_images_without_a_head(tmp_path: Path) -> None:
     model = gemma3.save(tmp_path / "whole")
     model.model.save_pretrained(tmp_path / "headless")
     path = tmp_path / "headless" / "model.safetensors"

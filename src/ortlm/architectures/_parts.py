@@ -73,7 +73,7 @@ MOST_LAYERS, MOST_WIDE, MOST_TOKENS = 10_000, 2**20, 10_000_000
 
 
 def check_colors(config: Config) -> None:
-    """Raise BadCheckpoint if pictures are of anything else than red, green and blue."""
+    """Raise BadCheckpoint if images are of anything else than red, green and blue."""
     if config.integer("num_channels", 3) != 3:
         raise config.wrong("num_channels", "3, for red, green and blue")
 

@@ -1,6 +1,6 @@
 """Which tokenizer class transformers takes for a checkpoint, and what the class makes of tokenizer.json.
 
-Most classes take the file as it is. Some build the tokenizer anew from the file's vocabulary and merges, with a
+Most classes take the file as it is. Some build the tokenizer again from the file's vocabulary and merges, with a
 normalizer, a pre-tokenizer and a decoder of their own, and the ids that follow are the reference.
 Source: transformers 5.24, ``AutoTokenizer`` and the classes' files.
 """
@@ -60,7 +60,7 @@ class Rebuilt:
 def rebuilt_tokenizer(
     model_type: str, settings: Mapping[str, Any], config_class: str | None, *, byte_level: bool
 ) -> Rebuilt | None:
-    """Return what transformers builds anew, None if it takes tokenizer.json as it is.
+    """Return what transformers builds again, None if it takes tokenizer.json as it is.
 
     ``settings`` is tokenizer_config.json, ``config_class`` is config.json's tokenizer_class; ``byte_level`` says
     whether tokenizer.json names a part of that kind. None also where a class is for the other kind of vocabulary:

@@ -1,4 +1,4 @@
-"""Gemma 3 with pictures: the text model behind SigLIP."""
+"""Gemma 3 with images: the text model behind SigLIP."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from ortlm.architectures._parts import VISION_LAYER, check_colors
 from ortlm.spec import (
     MLP,
     Architecture,
+    Encoder,
+    ImagePrompt,
     Norm,
-    PicturePrompt,
     Pooled,
     Source,
     Sources,
-    Tower,
     Vision,
     vision_parameters,
 )
 
 MODEL_TYPES = ("gemma3",)
 
-_TEXT, _SIGLIP, _JOIN = "language_model.", "vision_tower.vision_model", "multi_modal_projector"
+_TEXT, _SIGLIP, _PROJECTOR = "language_model.", "vision_tower.vision_model", "multi_modal_projector"
 _NAMES = {
     "patches.weight": f"{_SIGLIP}.embeddings.patch_embedding.weight",
     "patches.bias": f"{_SIGLIP}.embeddings.patch_embedding.bias",
     "positions.weight": f"{_SIGLIP}.embeddings.position_embedding.weight",
     "final_norm.weight": f"{_SIGLIP}.post_layernorm.weight",
     "final_norm.bias": f"{_SIGLIP}.post_layernorm.bias",
-    "join_norm.weight": f"{_JOIN}.mm_soft_emb_norm.weight",
-    "join.weight": f"{_JOIN}.mm_input_projection_weight",
+    "join_norm.weight": f"{_PROJECTOR}.mm_soft_emb_norm.weight",
+    "join.weight": f"{_PROJECTOR}.mm_input_projection_weight",
 }
 # What the text part of a published configuration leaves to transformers' defaults.
 _DEFAULTS = {
@@ -57,7 +57,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     inner.ignore("tie_word_embeddings")
     if inner.has("final_logit_softcapping"):
         raise inner.wrong(
-            "final_logit_softcapping", "null, since the class of models with pictures has no such cap"
+            "final_logit_softcapping", "null, since the class of models with images has no such cap"
         )
     text = gemma3.describe(WithDefaults(inner.values, _DEFAULTS, fixed=tied))
     vision = _vision(c)
@@ -74,7 +74,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
             (f"{_SIGLIP}.", "vision_tower."),
             (f"{_SIGLIP}.", "model.vision_tower.vision_model."),
             (f"{_TEXT}model.", "model.language_model."),
-            (f"{_JOIN}.", f"model.{_JOIN}."),
+            (f"{_PROJECTOR}.", f"model.{_PROJECTOR}."),
             (f"{_TEXT}lm_head.", "lm_head."),
             # The class without a head has no prefix before its parts.
             (f"{_TEXT}model.", _TEXT),
@@ -88,7 +88,7 @@ def _vision(c: Config) -> Vision:
     p.ignore("vision_use_head")
     hidden = p.integer("hidden_size", 1152)
     norm = Norm(p.positive("layer_norm_eps", 1e-6, most=1.0), kind="layer", bias=True)
-    tower = Tower(
+    encoder = Encoder(
         side=p.integer("image_size", 896),
         patch=p.integer("patch_size", 14),
         hidden=hidden,
@@ -103,14 +103,16 @@ def _vision(c: Config) -> Vision:
     )
     count = c.integer("mm_tokens_per_image", 256)
     side = round(count**0.5)
-    if hidden % tower.heads:
-        raise p.wrong("num_attention_heads", f"a divisor of the tower's {hidden} channels")
-    if side * side != count or tower.grid % side:
-        raise c.wrong("mm_tokens_per_image", f"a square whose side divides the tower's {tower.grid} patches")
+    if hidden % encoder.heads:
+        raise p.wrong("num_attention_heads", f"a divisor of the vision encoder's {hidden} channels")
+    if side * side != count or encoder.grid % side:
+        raise c.wrong(
+            "mm_tokens_per_image", f"a square, its side dividing the vision encoder's {encoder.grid} patches"
+        )
     return Vision(
-        tower=tower,
-        join=Pooled(side, Norm(norm.eps)),
-        prompt=PicturePrompt(
+        encoder=encoder,
+        projector=Pooled(side, Norm(norm.eps)),
+        prompt=ImagePrompt(
             tag="<start_of_image>",
             before="\n\n<start_of_image>",
             after="<end_of_image>\n\n",
@@ -124,14 +126,14 @@ def _vision(c: Config) -> Vision:
 
 
 def _sources(vision: Vision, hidden: int) -> Sources:
-    tower = vision.tower
+    encoder = vision.encoder
     sources: Sources = {}
     for p in vision_parameters(vision, hidden):
         name = f"{p.part}.{p.kind}"
         if p.layer is not None:
             source = Source(f"{_SIGLIP}.encoder.layers.{p.layer}.{VISION_LAYER[p.part]}.{p.kind}")
         elif name == "patches.weight":
-            source = Source(_NAMES[name], stored=(tower.hidden, 3, tower.patch, tower.patch))
+            source = Source(_NAMES[name], stored=(encoder.hidden, 3, encoder.patch, encoder.patch))
         else:
             source = Source(
                 _NAMES[name],

@@ -1,4 +1,4 @@
-"""Phi-3-vision and Phi-3.5-vision: Phi-3 that reads pictures through CLIP, whole and in crops."""
+"""Phi-3-vision and Phi-3.5-vision: Phi-3 that reads images through CLIP, whole and in crops."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ortlm.architectures._parts import VISION_LAYER, check_colors
 from ortlm.spec import (
     MLP,
     Architecture,
+    Encoder,
+    ImagePrompt,
     Norm,
-    PicturePrompt,
     Source,
     Sources,
     Tiles,
-    Tower,
     Vision,
     vision_parameters,
 )
@@ -45,17 +45,17 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     """Return the architecture of a Phi-3-vision or Phi-3.5-vision checkpoint."""
     c = Config(config)
     text = phi3.describe(config)
-    _check_join(c)
-    tower, layers = _tower(c)
+    _check_projector(c)
+    encoder, layers = _encoder(c)
     vision = Vision(
-        tower=tower,
-        join=Tiles(merge=2, act="gelu"),
-        prompt=PicturePrompt(tag="<|image_{}|>", separate=True),
+        encoder=encoder,
+        projector=Tiles(merge=2, act="gelu"),
+        prompt=ImagePrompt(tag="<|image_{}|>", separate=True),
         mean=(0.48145466, 0.4578275, 0.40821073),
         std=(0.26862954, 0.26130258, 0.27577711),
         crops=4,
     )
-    unused = tuple(f"{_CLIP}.encoder.layers.{i}.*" for i in range(tower.layers, layers))
+    unused = tuple(f"{_CLIP}.encoder.layers.{i}.*" for i in range(encoder.layers, layers))
     return replace(
         text,
         vision=vision,
@@ -71,24 +71,24 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def _check_join(c: Config) -> None:
-    join = c.part("embd_layer")
-    if join is None:
+def _check_projector(c: Config) -> None:
+    projector = c.part("embd_layer")
+    if projector is None:
         return
     for key, wanted in (
         ("hd_transform_order", "sub_glb"),
         ("projection_cls", "mlp"),
         ("embedding_cls", "image"),
     ):
-        if join.text(key, wanted) != wanted:
-            raise join.wrong(key, repr(wanted))
+        if projector.text(key, wanted) != wanted:
+            raise projector.wrong(key, repr(wanted))
     for key in ("use_hd_transform", "with_learnable_separator"):
-        if not join.flag(key, True):
-            raise join.wrong(key, "true")
+        if not projector.flag(key, True):
+            raise projector.wrong(key, "true")
 
 
-def _tower(c: Config) -> tuple[Tower, int]:
-    """Return the tower as far as it is run, and how many layers the checkpoint has.
+def _encoder(c: Config) -> tuple[Encoder, int]:
+    """Return the vision encoder as far as it is run, and how many layers the checkpoint has.
 
     The sizes stand in the publisher's code; a checkpoint of other sizes names them in ``img_processor``, as
     CLIP's configuration does.
@@ -100,12 +100,12 @@ def _tower(c: Config) -> tuple[Tower, int]:
         raise p.wrong("type_feature", "'patch'")
     hidden = p.integer("image_dim_out", p.integer("hidden_size", 1024))
     layers = p.integer("num_hidden_layers", 24)
-    # Which of the tower's states is taken; the first one is what goes into layer 0.
+    # Which of the vision encoder's states is taken; the first one is what goes into layer 0.
     index = p.integer("layer_idx", -2, least=-layers)
     run = index if index >= 0 else layers + 1 + index
     if not 1 <= run <= layers:
         raise p.wrong("layer_idx", f"a layer's number from 1 to {layers}, or from -{layers} to -1")
-    tower = Tower(
+    encoder = Encoder(
         side=p.integer("image_size", 336),
         patch=p.integer("patch_size", 14),
         hidden=hidden,
@@ -118,19 +118,19 @@ def _tower(c: Config) -> tuple[Tower, int]:
         class_token=True,
         pre_norm=True,
     )
-    if hidden % tower.heads:
-        raise p.wrong("num_attention_heads", f"a divisor of the tower's {hidden} channels")
-    if tower.side % (2 * tower.patch):
-        raise p.wrong("image_size", f"a multiple of two patches of {tower.patch} pixels")
-    return tower, layers
+    if hidden % encoder.heads:
+        raise p.wrong("num_attention_heads", f"a divisor of the vision encoder's {hidden} channels")
+    if encoder.side % (2 * encoder.patch):
+        raise p.wrong("image_size", f"a multiple of two patches of {encoder.patch} pixels")
+    return encoder, layers
 
 
 def _sources(vision: Vision, hidden: int) -> Sources:
-    tower = vision.tower
-    merged = 4 * tower.hidden
+    encoder = vision.encoder
+    merged = 4 * encoder.hidden
     # The others lie as they are used.
     shapes = {
-        "patches": (tower.hidden, 3, tower.patch, tower.patch),
+        "patches": (encoder.hidden, 3, encoder.patch, encoder.patch),
         "row_end": (1, 1, 1, merged),
         "view_end": (1, 1, merged),
     }

@@ -38,7 +38,7 @@ _GENAI_PARTS = {
         {"inputs_embeds": "inputs_embeds"},
     ),
 }
-# How pictures are read by model types of several graphs; the configuration does not say.
+# How images are read by model types of several graphs; the configuration does not say.
 _GENAI_IMAGES = {
     "phi3v": Images(
         side=336,
@@ -357,9 +357,9 @@ def to_genai(
 
 
 def processor_config(images: Images) -> str:
-    """Return the text of ``processor_config.json``, by which onnxruntime-genai reads pictures in crops.
+    """Return the text of ``processor_config.json``, by which onnxruntime-genai reads images in crops.
 
-    It takes the publisher's mean and deviation, and cuts every picture into 16 crops at most, whatever stands
+    It takes the publisher's mean and deviation, and cuts every image into 16 crops at most, whatever stands
     here.
     """
 

@@ -87,13 +87,13 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """How pictures become input of the graph ``vision``, and tokens of a text.
+    """How images become input of the graph ``vision``, and tokens of a text.
 
     A view has ``side`` by ``side`` pixels; ``mean`` and ``std`` normalise its colours, which are 0 to 1. A
-    picture is cut into at most ``crops`` crops besides the view of the whole, unless a caller wants another
+    image is cut into at most ``crops`` crops besides the view of the whole, unless a caller wants another
     number; 0: it is not cut, and has ``tokens`` tokens. ``merged`` is how many tokens of a view make a row.
     ``tag`` stands for it in a text, with its number from 1 in place of ``{}``; ``before`` and ``after`` are
-    put around its tokens, for which ``token`` is written once. With ``separate`` the texts between pictures
+    put around its tokens, for which ``token`` is written once. With ``separate`` the texts between images
     are tokenized one by one instead, each with the tokenizer's special tokens.
     """
 
@@ -110,12 +110,12 @@ class Images:
     separate: bool = False
 
     def tokens_of(self, high: int, wide: int) -> int:
-        """Return how many tokens a picture has that was cut into crops, ``high`` by ``wide`` pixels together."""
+        """Return how many tokens an image has that was cut into crops, ``high`` by ``wide`` pixels together."""
         rows, columns, side = high // self.side, wide // self.side, self.merged
         return rows * side * (columns * side + 1) + 1 + side * (side + 1)
 
 
-# What a picture may be cut into; more are a mistake.
+# What an image may be cut into; more are a mistake.
 MOST_CROPS = 256
 
 
@@ -124,7 +124,7 @@ class Manifest:
     """Everything a runtime must know about an artifact; no model family is named on the way.
 
     ``rope_switch_tokens`` is the total length above which every position is rotated by another table, so
-    that a cache filled below it has to be computed anew once (Phi-3's longrope); None if there is none.
+    that a cache filled below it has to be computed again once (Phi-3's longrope); None if there is none.
     ``adapters`` are files of LoRA adapters within the folder, by name. ``images`` is None for models of text.
     ``prompt_tokens``: so many new tokens of a row, or more, are computed with other weights than single ones;
     None if there is one kind.

@@ -235,7 +235,7 @@ class _Pair:
                 placed[tensor.name] = (f"{name}.onnx.data", offsets[tensor.name])
         ir.save(mixed.emitted.builder.model(placed, __version__), self._folder / "mixture.onnx")
         mixture = Artifact(self._folder, portable(mixed.manifest))
-        lm = LanguageModel(mixture, threads=self._threads, kept_caches=0)
+        lm = LanguageModel(mixture, threads=self._threads, prefix_caches=0)
         divergences = []
         for chunk, wanted in zip(self._chunks, self._wanted, strict=True):
             measured = log_softmax(lm.logits(chunk.tolist())[len(chunk) // 2 :])
@@ -249,7 +249,7 @@ class _Pair:
         all_chunks = make_chunks(read_text(None), Tokenizer.open(self._folder), size=size).tokens
         apart = max(1, len(all_chunks) // _CHUNKS)
         chunks = list(all_chunks[::apart][:_CHUNKS])
-        reference = Reference(weights_of(prepared, turned=False), threads=self._threads)
+        reference = Reference(weights_of(prepared, rotated=False), threads=self._threads)
         reference.open(chunks)
         wanted = [
             log_softmax(reference.logits(i)[len(chunk) // 2 :]).astype(np.float32)

@@ -44,7 +44,7 @@ class Outline:
     an element type, or int8 with the kind of its scales. ``adapter_bytes`` is the size of each adapter's file, by
     name; ``merged_adapter`` the folder of the one that was added to the weights. ``recipe`` says in words which
     weights are stored how, ``recipe_name`` where that comes from; ``calibration`` is None if nothing is read.
-    ``rotated``: the residual stream was turned before. ``pictures``: the model sees pictures. ``notes``: what the
+    ``rotated``: the residual stream was turned before. ``images``: the model sees images. ``notes``: what the
     checkpoint asks for and the build passes over, a sentence each.
     """
 
@@ -67,7 +67,7 @@ class Outline:
     recipe_name: str | None = None
     rotated: bool = False
     calibration: CalibrationPlan | None = None
-    pictures: bool = False
+    images: bool = False
     notes: tuple[str, ...] = ()
     seconds: float | None = None
 
@@ -124,7 +124,7 @@ def make_outline(
         output_bytes=data_bytes + other_bytes + adapters + decoders * _graph_bytes(spec, kv_cache) + 100_000,
         bits_per_weight=round(8 * data_bytes / count, 3),
         # Python with its libraries, and a few copies of the rows that each core holds; an adapter's file is made
-        # in memory, by ONNX Runtime. An int8 cache is measured on the model itself, loaded and packed anew.
+        # in memory, by ONNX Runtime. An int8 cache is measured on the model itself, loaded and packed again.
         peak_memory_bytes=100_000_000
         + 20_000_000 * (physical_cores() or os.cpu_count() or 1)
         + (0 if kv_cache == "none" else 100_000_000 + 3 * data_bytes // 2)
@@ -140,7 +140,7 @@ def make_outline(
         recipe_name=recipe_name,
         rotated=rotated,
         calibration=calibration,
-        pictures=architecture.vision is not None,
+        images=architecture.vision is not None,
         notes=(*architecture.notes, *notes),
     )
 

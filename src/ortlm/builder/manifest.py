@@ -168,11 +168,11 @@ def plain_tokenizer_config(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _images(checkpoint: Checkpoint, vision: Vision | None) -> Images | None:
-    """Return how pictures are read: by the architecture, and the publisher's settings where they say more."""
+    """Return how images are read: by the architecture, and the publisher's settings where they say more."""
     if vision is None:
         return None
     path, found = checkpoint.folder / "preprocessor_config.json", checkpoint.json("preprocessor_config.json")
-    tower, join, prompt = vision.tower, vision.join, vision.prompt
+    encoder, projector, prompt = vision.encoder, vision.projector, vision.prompt
     mean, std = (
         _three(found.get(key, usual), f'{path}: "{key}"')
         for key, usual in (("image_mean", vision.mean), ("image_std", vision.std))
@@ -183,13 +183,13 @@ def _images(checkpoint: Checkpoint, vision: Vision | None) -> Images | None:
     if not isinstance(crops, int) or isinstance(crops, bool) or not 0 <= crops <= MOST_CROPS:
         raise BadCheckpoint(f'{path}: "num_crops" is {crops!r}, expected a number from 1 to {MOST_CROPS}.')
     return Images(
-        side=tower.side,
+        side=encoder.side,
         mean=mean,
         std=std,
         tag=prompt.tag,
         crops=crops,
-        merged=tower.grid // join.merge if isinstance(join, Tiles) else tower.grid,
-        tokens=0 if isinstance(join, Tiles) else join.tokens**2,
+        merged=encoder.grid // projector.merge if isinstance(projector, Tiles) else encoder.grid,
+        tokens=0 if isinstance(projector, Tiles) else projector.tokens**2,
         before=prompt.before,
         after=prompt.after,
         token=prompt.token,

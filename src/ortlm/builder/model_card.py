@@ -59,7 +59,7 @@ def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
     data = ModelCardData(
         license=licence,
         library_name="ortlm",
-        pipeline_tag="image-text-to-text" if outline.get("pictures") else "text-generation",
+        pipeline_tag="image-text-to-text" if outline.get("images") else "text-generation",
         base_model=source if on_hub else None,
         base_model_relation="quantized" if on_hub else None,
         tags=["onnx", "onnxruntime", "onnxruntime-genai", str(outline["precision"]), str(outline["target"])],
@@ -78,7 +78,7 @@ def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
             "size": readable_bytes(outline["output_bytes"]),
             "before": readable_bytes(outline["checkpoint_bytes"]),
             "how": _how(outline),
-            "example": '"What is shown?" --image FILE' if outline.get("pictures") else '"Once upon a time"',
+            "example": '"What is shown?" --image FILE' if outline.get("images") else '"Once upon a time"',
             "cache": outline["cache_bytes_per_token"] / 1e3,
             "licence": words,
         }
@@ -91,11 +91,11 @@ def _how(outline: Mapping[str, Any]) -> str:
     name, found = outline.get("recipe_name"), outline.get("calibration")
     if name is None:
         return "not quantized"
-    turned = ", residual stream rotated" if outline.get("rotated") else ""
+    rotated = ", residual stream rotated" if outline.get("rotated") else ""
     if found is None:
-        return f"{name}{turned}, not calibrated"
+        return f"{name}{rotated}, not calibrated"
     tokens = found["rows"] * found["length"]
-    return f"{name}{turned}, calibrated on {tokens:,} tokens of {found['source']}"
+    return f"{name}{rotated}, calibrated on {tokens:,} tokens of {found['source']}"
 
 
 def licence_of(checkpoint: Path) -> str | None:

@@ -24,7 +24,7 @@ class BuildOptions:
     Quantization: ``recipe`` is "fast", "balanced", "quality" or a file, by default balanced for int4 and fast for
     int8. ``block_size`` inputs share a scale; ``symmetric``; ``accuracy_level`` of MatMulNBits (4 is
     int8 activations); ``bits`` overrides the precision's (2, 4 or 8), ``head_bits``, ``embed_bits`` and
-    ``vision_bits`` those of head, embeddings and what sees pictures, 0 keeps them float; ``algorithm`` finds
+    ``vision_bits`` those of head, embeddings and what sees images, 0 keeps them float; ``algorithm`` finds
     the codes: "rtn", "clip_search", "importance", "awq", "gptq" or "awq_gptq"; ``bits8_roles`` are kept at 8
     bits, with ``mixed`` also queries, keys, values and down projections of the layers that suffer most;
     ``excluded_nodes`` keep float weights; ``rotate`` turns the residual stream. ``rules`` come last and win.
@@ -44,7 +44,7 @@ class BuildOptions:
     the context, and 4096 at most.
 
     ``fast_prompts`` stores each quantized matrix of the decoder a second time, with 8 bits, and lets prompts be
-    products of integers (pictures always are, with nothing stored twice): several times as fast on processors with
+    products of integers (images always are, with nothing stored twice): several times as fast on processors with
     instructions for them.
 
     ``kv_cache`` "int8_per_channel" (or "int8", which is the same) or "int8_per_tensor" keeps keys and values in 8

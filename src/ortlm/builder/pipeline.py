@@ -302,7 +302,7 @@ def _save_graph(emitted: Emitted, prepared: Prepared, folder: Path, filename: st
 
 
 def _quantize_cache(prepared: Prepared, folder: Path, threads: int) -> None:
-    """Measure the float cache of the finished model in ``folder``, and write its graphs anew with an int8 one.
+    """Measure the float cache of the finished model in ``folder``, and write its graphs again with an int8 one.
 
     The scales lie in the graphs' own files, so the weights stay as they are.
     """

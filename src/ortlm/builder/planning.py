@@ -291,10 +291,10 @@ def _manifest(model: _Model, choices: _Choices, graphs: _Graphs, outline: Outlin
     return replace(manifest, session_options=dict(choices.options.session_options))
 
 
-def weights_of(prepared: Prepared, *, turned: bool = True) -> Weights:
+def weights_of(prepared: Prepared, *, rotated: bool = True) -> Weights:
     """Return the weights that a build stores; unless ``turned``, as they were before their rotation."""
     deltas = prepared.merged.deltas if prepared.merged else None
-    rotation = Rotation(prepared.spec.hidden) if turned and prepared.outline.rotated else None
+    rotation = Rotation(prepared.spec.hidden) if rotated and prepared.outline.rotated else None
     return Weights(prepared.checkpoint, prepared.architecture, deltas, rotation)
 
 

@@ -35,11 +35,11 @@ def turn_ends(folder: Path, tokenizer: TokenizerFiles) -> list[int]:
             with contextlib.suppress(Error):
                 assert template is not None
                 text = template.render(conversation, name=name, add_generation_prompt=False)
-                found += _behind_answers(text, tokenizer)
+                found += _after_answers(text, tokenizer)
     return list(dict.fromkeys(found))
 
 
-def _behind_answers(text: str, tokenizer: TokenizerFiles) -> list[int]:
+def _after_answers(text: str, tokenizer: TokenizerFiles) -> list[int]:
     special, found = tokenizer.special_ids, []
     for behind in text.split(_ANSWER)[1:]:
         rest = behind.lstrip()

@@ -29,7 +29,7 @@ def check(prepared: Prepared, folder: Path, *, threads: int | None = None) -> Ch
         )
     if prepared.emitted.builder.dtype == "bf16":
         raise Unchecked("no processor here computes in bf16")
-    reference = Reference(weights_of(prepared, turned=False), threads=threads)
+    reference = Reference(weights_of(prepared, rotated=False), threads=threads)
     try:
         found = quick_check(folder, reference, threads=threads)
     except BadArtifact as error:

@@ -167,7 +167,7 @@ def write_rows(
     one, another begins. ``advance`` is told the tokens that have been written.
     Source of the idea: Liu et al. 2023 (LLM-QAT); Xu et al. 2024 (Magpie) for the user's side of chats.
     """
-    lm = LanguageModel(artifact, threads=threads, kept_caches=0)
+    lm = LanguageModel(artifact, threads=threads, prefix_caches=0)
     at_once = max(1, min(_MOST_ROWS, _CACHE_BYTES // max(1, lm.cache_bytes_per_token * length)))
     writer = _Writer(lm)
     rows: list[Row] = []

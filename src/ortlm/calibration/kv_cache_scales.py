@@ -38,7 +38,7 @@ def cache_scales(
         for m in (layer.mixer for layer in spec.layers)
         for _ in "kv"
     ]
-    lm = LanguageModel(artifact, threads=threads, kept_caches=0)
+    lm = LanguageModel(artifact, threads=threads, prefix_caches=0)
     for adapter in (None, *lm.adapters):
         for tokens in _prompts(lm):
             generator = lm.generator(adapter=adapter)

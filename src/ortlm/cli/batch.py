@@ -38,8 +38,8 @@ def run_batch(args: argparse.Namespace, settings: Settings) -> int:
     prompts = [_encode(number, found, lm, args) for number, found in lines]
     for at in range(0, len(prompts), size):
         group = prompts[at : at + size]
-        if lm.pictures is not None:
-            # Features of many pictures would not fit into memory; of those that were forgotten they come anew.
+        if lm.vision_encoder is not None:
+            # Features of many images would not fit into memory; of those that were forgotten they come again.
             group = [_encode(number, found, lm, args) for number, found in lines[at : at + size]]
         for ids, made in zip(group, lm.generate_batch(group, settings=settings), strict=True):
             usage = {"prompt_tokens": len(ids), "completion_tokens": _count(made)}

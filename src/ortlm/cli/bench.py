@@ -195,7 +195,7 @@ def _remarks(report: Mapping[str, Any]) -> list[str]:
         )
     switch = report["artifact"]["rope_switch_tokens"]
     lines += [
-        f"context {row['context']}: decoding crosses {switch} tokens, where everything is computed anew once"
+        f"context {row['context']}: decoding crosses {switch} tokens, where everything is computed again once"
         for row in report["results"]
         if row["recomputed"]
         and row["batch"] == options["batches"][0]

@@ -28,9 +28,9 @@ Messages = list[dict[str, Any]]
 
 _COMMANDS = {
     "/help": "show this list",
-    "/system": "TEXT: set the system message and begin anew; without a text, have none",
-    "/clear": "begin anew",
-    "/image": "FILE or URL: show a picture with the next message; without one, drop those that wait",
+    "/system": "TEXT: set the system message and begin again; without a text, have none",
+    "/clear": "begin again",
+    "/image": "FILE or URL: show an image with the next message; without one, drop those that wait",
     "/regen": "answer the last message again",
     "/undo": "take the last message and its answer back",
     "/set": "NAME VALUE: change a setting, such as temperature 0.7 or seed none; alone, show all",
@@ -128,7 +128,9 @@ class Talk:
             if pieces:
                 _end_line()
             hint = (
-                " /undo takes an exchange back, /clear begins anew." if isinstance(error, ContextFull) else ""
+                " /undo takes an exchange back, /clear begins again."
+                if isinstance(error, ContextFull)
+                else ""
             )
             tell(f"error: {error}{hint}")
             return False
@@ -160,14 +162,14 @@ class Talk:
         self.messages = [{"role": "system", "content": self._system}] if self._system else []
 
     def _show(self, rest: str) -> None:
-        if self._lm.pictures is None:
+        if self._lm.vision_encoder is None:
             raise BadOption("this is a model of text: it sees no images.")
         if not rest:
             self._waiting = []
             return
         # Told now rather than with the message, and seen before it is asked for.
         source = rest if rest.startswith(("http:", "https:", "data:")) else str(Path(rest).expanduser())
-        self._lm.pictures.read(source, self._num_crops)
+        self._lm.vision_encoder.read(source, self._num_crops)
         self._waiting.append(source)
         tell(
             f"({len(self._waiting)} {'image waits' if len(self._waiting) == 1 else 'images wait'} for a message)"
@@ -291,7 +293,7 @@ def _path(command: str, rest: str) -> Path:
 
 
 def _content(found: Any) -> Any:
-    """Return a message's content: a text, or a list of parts that are texts and pictures."""
+    """Return a message's content: a text, or a list of parts that are texts and images."""
     if isinstance(found, list) and all(isinstance(part, dict) and "type" in part for part in found):
         return found
     return str(found or "")

@@ -32,8 +32,8 @@ def prompt_of(text: str, args: argparse.Namespace) -> str | list[dict[str, Any]]
     return [*head, {"role": "user", "content": content_of(text, args.image if shown else ())}]
 
 
-def content_of(text: str, pictures: Sequence[str] | None) -> Any:
-    """Return a message's content: ``text``, behind ``pictures`` if there are some."""
-    if not pictures:
+def content_of(text: str, images: Sequence[str] | None) -> Any:
+    """Return a message's content: ``text``, behind ``images`` if there are some."""
+    if not images:
         return text
-    return [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": text}]
+    return [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]

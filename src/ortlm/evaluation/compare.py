@@ -22,9 +22,9 @@ _TOP = 5
 
 @dataclass(frozen=True, slots=True)
 class WorstToken:
-    """A scored token: after position ``at`` of chunk ``chunk``, with the likeliest tokens of both models.
+    """A scored token: after position ``at`` of chunk ``chunk``, with the most likely tokens of both models.
 
-    ``base_top`` and ``top`` are pairs of a token and its probability, from the likeliest.
+    ``base_top`` and ``top`` are pairs of a token and its probability, from the most likely.
     """
 
     chunk: int
@@ -108,8 +108,8 @@ def log_softmax(logits: Floats) -> Doubles:
     return x
 
 
-def likeliest(logits: Floats) -> tuple[tuple[int, float], ...]:
-    """Return the five likeliest tokens of ``logits`` [V] with their probabilities."""
+def most_likely(logits: Floats) -> tuple[tuple[int, float], ...]:
+    """Return the five most likely tokens of ``logits`` [V] with their probabilities."""
     count = min(_TOP, len(logits))
     tokens = np.flatnonzero(logits >= np.partition(logits, -count)[-count])
     # Equal logits in the order of their tokens, whatever the sorting does.
@@ -138,8 +138,8 @@ def _places(
             at=first + row,
             kld=float(scores.kld[row]),
             delta_p=float(scores.delta_p[row]),
-            base_top=likeliest(base_logits[row]),
-            top=likeliest(logits[row]),
+            base_top=most_likely(base_logits[row]),
+            top=most_likely(logits[row]),
         )
         for row in rows
         if scores.kld[row] > least

@@ -1,7 +1,7 @@
 """Whether a model still answers as its reference does: greedy answers to a small pack of prompts, compared.
 
 The reference need not be able to generate. It is shown a whole answer of the model in one go, and what it finds
-likeliest after each token is its own greedy answer up to the first token where they part. From there the model
+most likely after each token is its own greedy answer up to the first token where they part. From there the model
 goes on behind what the reference would have said, and the reference is asked again, until its answer is whole (the
 way in which drafts are checked; Leviathan et al. 2023).
 """
@@ -44,7 +44,7 @@ class ComparedAnswer:
 
     ``base_tokens`` grow while the reference is asked; ``complete`` says that they are whole. ``diverged`` is the
     index of the first token where they part, None if they never do. ``agreed`` counts the tokens of the model's
-    answer that the reference finds likeliest after the same tokens, ``self_agreed`` those that the model itself
+    answer that the reference finds most likely after the same tokens, ``self_agreed`` those that the model itself
     does when it reads its answer at once. ``opening`` is ln(probability by the model / by the reference) of the
     answer's first tokens.
     """
@@ -65,20 +65,20 @@ class ComparedAnswer:
         """What the reference has to read next."""
         return np.array([*self.ids, *self.base_tokens, *self.draft], np.int64)
 
-    def compare(self, logits: Floats, likeliest: Tokens) -> None:
+    def compare(self, logits: Floats, most_likely: Tokens) -> None:
         """Take what the reference says of the whole answer, as ``follow`` does, for the first time."""
-        same = likeliest == np.array(self.tokens)
+        same = most_likely == np.array(self.tokens)
         self.agreed = int(same.sum())
         self.diverged = None if same.all() else int(np.argmin(same))
         self.opening -= opening(logits, self.tokens)
 
-    def follow(self, likeliest: Tokens, ends: Collection[int]) -> None:
-        """Go on with the reference's answer, given what it finds likeliest for each token of the draft, [N]."""
-        same = likeliest == np.array(self.draft)
+    def follow(self, most_likely: Tokens, ends: Collection[int]) -> None:
+        """Go on with the reference's answer, given what it finds most likely for each token of the draft, [N]."""
+        same = most_likely == np.array(self.draft)
         match = len(same) if same.all() else int(np.argmin(same))
         self.base_tokens += self.draft[:match]
         if match < len(same):
-            self.base_tokens.append(int(likeliest[match]))
+            self.base_tokens.append(int(most_likely[match]))
         whole = match == len(same) or len(self.base_tokens) >= ANSWER_TOKENS
         self.complete = whole or self.base_tokens[-1] in ends
         self.draft = []
@@ -114,10 +114,10 @@ def drift(
         base.open([answer.row for answer in waiting])
         for at, answer in enumerate(waiting):
             logits = base.logits(at)[-1 - len(answer.draft) : -1]
-            likeliest = _likeliest(logits, unknown)
+            most_likely = _most_likely(logits, unknown)
             if number == 0:
-                answer.compare(logits, likeliest)
-            answer.follow(likeliest, lm.manifest.stop_token_ids)
+                answer.compare(logits, most_likely)
+            answer.follow(most_likely, lm.manifest.stop_token_ids)
         advance(1)
     return answers
 
@@ -208,7 +208,7 @@ def _continue(lm: LanguageModel, ids: Sequence[int], count: int) -> list[int]:
     return list(made.token_ids)
 
 
-def _likeliest(logits: Floats, unknown: Tokens) -> Tokens:
+def _most_likely(logits: Floats, unknown: Tokens) -> Tokens:
     """Return what greedy decoding would choose after each row of ``logits``: never an id without a token."""
     known = logits.copy()
     known[:, unknown] = -np.inf
@@ -222,7 +222,7 @@ def _read_again(model: Source, answers: Sequence[ComparedAnswer], unknown: Token
     for at, answer in enumerate(answers):
         logits = model.logits(at)[len(answer.ids) - 1 : -1]
         answer.opening = opening(logits, answer.tokens)
-        answer.self_agreed = int((_likeliest(logits, unknown) == np.array(answer.tokens)).sum())
+        answer.self_agreed = int((_most_likely(logits, unknown) == np.array(answer.tokens)).sum())
 
 
 def opening(logits: Floats, tokens: Sequence[int]) -> float:

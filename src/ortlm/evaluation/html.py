@@ -79,10 +79,14 @@ def _head(data: Mapping[str, Any]) -> str:
     figures = [
         ("mean KL divergence (nats)", _value(found["kld"], 5), f"± {_error(found['kld'], 5)}"),
         ("median KL divergence", f"{percent['median']:.5f}", f"99 %: {percent['p99']:.4f}"),
-        ("same likeliest token", f"{found['same_top']['value']:.2f} %", f"± {_error(found['same_top'], 2)}"),
+        (
+            "same most likely token",
+            f"{found['same_top']['value']:.2f} %",
+            f"± {_error(found['same_top'], 2)}",
+        ),
         ("perplexity ratio", _value(found["ppl_ratio"], 4), f"± {_error(found['ppl_ratio'], 4)}"),
         ("RMS Δp", f"{_value(found['delta_p_rms'], 2)} %", f"± {_error(found['delta_p_rms'], 2)}"),
-        ("size", readable_bytes(made["bytes"]), _size_beside(made, base)),
+        ("size", readable_bytes(made["bytes"]), _size_next_to(made, base)),
     ]
     cards = "".join(
         f'<div class="figure"><span>{escape(name)}</span><b>{escape(value)}</b><span>{escape(more)}</span></div>'
@@ -379,7 +383,7 @@ def _bytes(count: int | None) -> str:
     return _NONE if count is None else readable_bytes(count)
 
 
-def _size_beside(made: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+def _size_next_to(made: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     if base.get("bytes"):
         return f"{made['bytes'] / base['bytes']:.0%} of the reference"
     bits = made.get("bits_per_weight")

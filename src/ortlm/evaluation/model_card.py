@@ -34,7 +34,7 @@ def quality_section(data: Mapping[str, Any]) -> str:
             "Median, 99 %, maximum",
             ", ".join(f"{percent[key]:.5f}" for key in ("median", "p99", "maximum")),
         ),
-        ("Same likeliest token", f"{_number(found['same_top'], 2)} %"),
+        ("Same most likely token", f"{_number(found['same_top'], 2)} %"),
         ("RMS of Δp", f"{_number(found['delta_p_rms'], 2)} %"),
         ("Perplexity", f"{_number(found['ppl'], 3)} (reference: {_number(found['base_ppl'], 3)})"),
         ("Perplexity, ratio", _number(found["ppl_ratio"], 4)),

@@ -24,7 +24,7 @@ class ArtifactSource:
         providers: Sequence[str] | None = None,
     ) -> None:
         self.artifact = open_artifact(path)
-        self.lm = LanguageModel(self.artifact, threads=threads, providers=providers, kept_caches=0)
+        self.lm = LanguageModel(self.artifact, threads=threads, providers=providers, prefix_caches=0)
         graph = graph_named(self.artifact.manifest, "decoder")
         info = self.lm.session.outputs[graph.outputs["logits"]]
         # Of such a graph the decode loop asks one token after the other.

@@ -61,7 +61,7 @@ def _measure_here(wanted: dict[str, Any]) -> dict[str, Any]:
     from ortlm.runtime.language_model import load
 
     begun = time.perf_counter()
-    lm = load(wanted["path"], threads=wanted["threads"], providers=wanted["providers"], kept_caches=0)
+    lm = load(wanted["path"], threads=wanted["threads"], providers=wanted["providers"], prefix_caches=0)
     loaded = time.perf_counter() - begun
     runs = [_run(lm, wanted["prompt"], wanted["decode"]) for _ in range(RUNS + 1)][1:]
     prefill, first, decode = (statistics.median(run[i] for run in runs) for i in range(3))

@@ -47,7 +47,7 @@ class Scores:
 
     ``nll`` and ``base_nll`` are -ln of the probability that the evaluated model and the reference give the token,
     ``kld`` is the KL divergence of the evaluated model's distribution from the reference's, in nats, ``same_top``
-    whether both find the same token likeliest.
+    whether both find the same token most likely.
     """
 
     nll: Doubles

@@ -18,7 +18,7 @@ from ortlm.genai.grid import Grid, Ids
 from ortlm.genai.log import log, log_values, logs
 from ortlm.genai.model import Model
 from ortlm.genai.params import GeneratorParams
-from ortlm.genai.processor import pictures_of
+from ortlm.genai.processor import images_of
 from ortlm.genai.prompts import Prompts, as_prompts
 from ortlm.genai.speculation import CountedLookup, Rounds
 from ortlm.genai.tensors import NamedTensors, Tensor
@@ -264,15 +264,15 @@ class Generator:
         Another prompt with other images may follow later. Raises GenaiError if tokens and images do not fit,
         and for models of text.
         """
-        pictures = self._lm.pictures
-        if pictures is None:
+        encoder = self._lm.vision_encoder
+        if encoder is None:
             raise GenaiError(
                 f"a {self._model.type} model takes tokens; use append_tokens instead of set_inputs."
             )
         if self._beams and self._grid.width:
             raise GenaiError("beams end with their answers and cannot be continued; make a new Generator.")
         given = as_prompts(inputs["input_ids"], self._batch, self._lm.manifest.pad_token_id)
-        seen = [token for picture in pictures_of(inputs, pictures) for token in picture.ids]
+        seen = [token for image in images_of(inputs, encoder) for token in image.ids]
         places = int((given.tokens < 0).sum())
         if places != len(seen):
             raise GenaiError(f"input_ids have {places} places for images, whose tokens are {len(seen)}.")

@@ -1,4 +1,4 @@
-"""Prompts with pictures to the inputs of a Generator."""
+"""Prompts with images to the inputs of a Generator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ortlm.genai.tokenizer import Tokenizer, TokenizerStream
 from ortlm.runtime.multimodal.image_loading import open_image
 from ortlm.runtime.multimodal.image_processor import hd_crops
 from ortlm.runtime.multimodal.image_tags import split
-from ortlm.runtime.multimodal.vision_encoder import Picture, Pictures
+from ortlm.runtime.multimodal.vision_encoder import EncodedImage, VisionEncoder
 
 
 class MultiModalProcessor:
@@ -26,13 +26,13 @@ class MultiModalProcessor:
     @official
     def __init__(self, model: HasHandle) -> None:
         lm = model._handle.lm
-        pictures = lm.pictures
-        if pictures is None or not pictures.images.crops:
+        encoder = lm.vision_encoder
+        if encoder is None or not encoder.images.crops:
             raise GenaiError(
                 f"a {model._handle.config.model_type} model takes text only, so there is no processor for images "
                 "or sound. Use Tokenizer and Generator.append_tokens."
             )
-        self._tokenizer, self._pictures = Tokenizer(model), pictures
+        self._tokenizer, self._vision_encoder = Tokenizer(model), encoder
         self._encode = lm.tokenizer.encode
         self._pad = lm.manifest.pad_token_id or 0
 
@@ -59,12 +59,12 @@ class MultiModalProcessor:
         contents = images.contents if images is not None else []
         if len(texts) != 1 and contents:
             raise GenaiError(f"images go with one prompt, found {len(texts)}. Process one after the other.")
-        rule = self._pictures.images
+        rule = self._vision_encoder.images
         inputs = NamedTensors()
         seen = []
         for content in contents:
             image = open_image(content)
-            self._pictures.check_crops(*image.size, rule.crops)
+            self._vision_encoder.check_crops(*image.size, rule.crops)
             seen.append(hd_crops(image, most=rule.crops, side=rule.side, mean=rule.mean, std=rule.std))
         counts = [rule.tokens_of(*size) for _, size in seen]
         rows = []
@@ -96,15 +96,15 @@ class MultiModalProcessor:
         return self._tokenizer.create_stream()
 
 
-def pictures_of(inputs: NamedTensors, pictures: Pictures) -> list[Picture]:
-    """Return the pictures whose pixels are in ``inputs``. Raises GenaiError if something is missing."""
+def images_of(inputs: NamedTensors, encoder: VisionEncoder) -> list[EncodedImage]:
+    """Return the images whose pixels are in ``inputs``. Raises GenaiError if something is missing."""
     if "pixel_values" not in inputs:
         return []
     if "image_sizes" not in inputs:
         raise GenaiError("pixel_values need image_sizes beside them, int64 [images, 2].")
     pixels: NDArray[Any] = np.ascontiguousarray(inputs["pixel_values"].as_numpy(), np.float32)
     sizes = inputs["image_sizes"].as_numpy().reshape(-1, 2).astype(int).tolist()
-    side = pictures.images.side
+    side = encoder.images.side
     if pixels.ndim != 5 or pixels.shape[2:] != (3, side, side) or len(pixels) != len(sizes):
         raise GenaiError(
             f"pixel_values must be [images, views, 3, {side}, {side}] and image_sizes [images, 2]; found "
@@ -114,8 +114,8 @@ def pictures_of(inputs: NamedTensors, pictures: Pictures) -> list[Picture]:
     for views, (high, wide) in zip(pixels, sizes, strict=True):
         used = 1 + (high // side) * (wide // side)
         if high % side or wide % side or not 1 < used <= len(views):
-            raise GenaiError(f"{len(views)} views cannot be a picture of {wide} x {high} pixels.")
+            raise GenaiError(f"{len(views)} views cannot be an image of {wide} x {high} pixels.")
         own = np.ascontiguousarray(views[:used])
         key = f"{hashlib.blake2b(own.data).hexdigest()} {high} {wide}"
-        found.append(pictures.add(key, own[None], (high, wide)))
+        found.append(encoder.add(key, own[None], (high, wide)))
     return found

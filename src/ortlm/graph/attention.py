@@ -67,7 +67,7 @@ def attention(
     wide = spec.heads * spec.head_dim
     inputs = ("batch_size", "sequence_length", hidden)
     rope = spec.rope
-    mutual = step.shows_pictures()
+    mutual = step.same_image()
     # Queries are needed rotated where attention is computed in another way too.
     inside = (
         mutual is None
@@ -161,7 +161,7 @@ def attention(
 
 
 def _mutual(g: Builder, spec: Attention, q: Value, present: KeyValue, step: Step, path: str) -> Value:
-    """Attend rotated queries [B, S, N · D] to the cache, in which a picture's tokens see all of it."""
+    """Attend rotated queries [B, S, N · D] to the cache, in which an image's tokens see all of it."""
     path, heads, size = f"{path}/mutual", spec.heads, spec.head_dim
     shape = ("batch_size", "sequence_length", heads, size)
     q = g.op("Reshape", q, g.integers(0, 0, heads, size), shape=shape, name=path)

@@ -52,7 +52,7 @@ def emit_decoder(
     ``present.{i}.key|value`` [B, K, total, D]; with ``hidden_states`` also the final norm's output [B, S, H].
     With ``cache_scales``, one for each layer, the cache is int8 instead.
     With ``fast_prompts`` each quantized matrix is stored a second time, for prompts.
-    With ``mutual``, tokens of a picture attend to each other both ways, see Step.shows_pictures.
+    With ``mutual``, tokens of an image attend to each other both ways, see Step.same_image.
     The weights that ``adapted`` names get optional inputs for LoRA adapters, listed in ``builder.plan.low_rank``.
     """
     g = Builder(

@@ -1,4 +1,4 @@
-"""Token ids to embeddings, with those of pictures in the places that are theirs."""
+"""Token ids to embeddings, with those of images in the places that are theirs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PATH = "/embedding"
 
 
 def emit_embedding(spec: Decoder, *, token: int, target: Target, dtype: str, recipe: Recipe) -> Emitted:
-    """Return the graph that makes ``inputs_embeds`` [B, S, H] of token ids and features of pictures.
+    """Return the graph that makes ``inputs_embeds`` [B, S, H] of token ids and features of images.
 
     Inputs: ``input_ids`` int64 [B, S] and ``image_features`` [n, H]. Places whose id is negative take the
     features, one after the other, row by row; there must be no more than n of them, which may be 0. So do
@@ -57,8 +57,8 @@ def emit_embedding(spec: Decoder, *, token: int, target: Target, dtype: str, rec
     words = embeddings(g, spec, vocabulary, op("Where", theirs, g.integer(0), ids), shape)
     nothing = op("Expand", g.number(0.0), g.integers(1, spec.hidden), of=dtype, out=(1, spec.hidden))
     rows = op("Concat", features, nothing, of=dtype, out=("num_image_tokens_and_one", spec.hidden), axis=0)
-    pictures = op("Gather", rows, number, of=dtype, out=shape, axis=0)
+    images = op("Gather", rows, number, of=dtype, out=shape, axis=0)
     theirs = op("Unsqueeze", theirs, g.integers(2), of="bool", out=(*lead, 1))
-    g.output(op("Where", theirs, pictures, words, of=dtype, out=shape), "inputs_embeds", shape)
+    g.output(op("Where", theirs, images, words, of=dtype, out=shape), "inputs_embeds", shape)
     inputs = {"input_ids": "input_ids", "image_features": "image_features"}
     return Emitted(g, inputs, {"inputs_embeds": "inputs_embeds"}, {})

@@ -82,7 +82,7 @@ def _quantized_product(
     inputs = weights[0].shape[1]
     role = weights[0].role
     if g.fast_prompts and role == "vision":
-        # Pictures are always many rows: there is nothing to choose between.
+        # Images are always many rows: there is nothing to choose between.
         rows = as_rows(g, x, inputs, path)
         columns = g.columns(weights, module)
         return integer_products(g, x, rows, [columns], inputs=inputs, shapes=[out], path=path)

@@ -67,10 +67,10 @@ class Step:
                 "Where", absent, self._new, given, shape=("batch_size",), dtype="int32", name=f"{_PATH}/new"
             )
             self.query_lengths = self._new
-        self._pictures: Value | None = None
+        self._images: Value | None = None
         if mutual:
             nothing = np.zeros((1, 1), np.int64)
-            self._pictures = g.optional_input("picture_numbers", nothing, ("picture_rows", "picture_columns"))
+            self._images = g.optional_input("picture_numbers", nothing, ("picture_rows", "picture_columns"))
             self.optional["picture_numbers"] = "picture_numbers"
 
     def many(self) -> Value:
@@ -84,28 +84,28 @@ class Step:
             name=f"{_PATH}/many",
         )
 
-    def shows_pictures(self) -> Value | None:
-        """Return whether new tokens are pictures' that attend to each other both ways, bool []; None if none do.
+    def same_image(self) -> Value | None:
+        """Return whether new tokens are images' that attend to each other both ways, bool []; None if none do.
 
         The optional input ``picture_numbers`` int64 [B, S] says which: the same number above 0 for the tokens
-        of one picture, 0 for words.
+        of one image, 0 for words.
         """
-        if self._pictures is None:
+        if self._images is None:
             return None
         if "shows" not in self._made:
             self.positions()  # what is emitted within a branch cannot be seen outside, so it comes first
-            g, path = self._g, f"{_PATH}/pictures"
-            most = g.op("ReduceMax", self._pictures, shape=(), dtype="int64", name=path, keepdims=0)
+            g, path = self._g, f"{_PATH}/images"
+            most = g.op("ReduceMax", self._images, shape=(), dtype="int64", name=path, keepdims=0)
             self._made["shows"] = g.op("Greater", most, g.integer(0), shape=(), dtype="bool", name=path)
         return self._made["shows"]
 
     def mutual_mask(self, window: int | None) -> Value:
-        """Return what each new token sees, bool [B, 1, S, T]: what comes before it, and its whole picture.
+        """Return what each new token sees, bool [B, 1, S, T]: what comes before it, and its whole image.
 
         It is emitted where it is asked for.
         """
         g, path = self._g, f"{_PATH}/mutual"
-        assert self._pictures is not None
+        assert self._images is not None
         pair: Shape = ("batch_size", "sequence_length", "sequence_length")
         column: Shape = ("batch_size", "sequence_length", 1)
         row: Shape = ("batch_size", 1, "sequence_length")
@@ -114,8 +114,8 @@ class Step:
         def op(kind: str, *inputs: Value, of: str = "bool", shape: Shape = wide, **attributes: int) -> Value:
             return g.ops(kind, inputs, outputs=[(of, shape)], name=path, attributes=attributes)[0]
 
-        own = op("Unsqueeze", self._pictures, g.integers(2), of="int64", shape=column)
-        others = op("Unsqueeze", self._pictures, g.integers(1), of="int64", shape=row)
+        own = op("Unsqueeze", self._images, g.integers(2), of="int64", shape=column)
+        others = op("Unsqueeze", self._images, g.integers(1), of="int64", shape=row)
         same = op(
             "And",
             op("Equal", own, others, shape=pair),
@@ -124,7 +124,7 @@ class Step:
         )
         at = op("Unsqueeze", self.positions(), g.integers(2), of="int64", shape=column)
         places = op("Unsqueeze", self.positions(), g.integers(1), of="int64", shape=row)
-        # The first and the last place of each token's picture; of a word, places that no key has.
+        # The first and the last place of each token's image; of a word, places that no key has.
         last = op("Where", same, places, g.integer(-1), of="int64", shape=pair)
         last = op("ReduceMax", last, g.integers(2), of="int64", shape=column, keepdims=1)
         far = g.cast(self.total, "int64", (), path)
@@ -134,7 +134,7 @@ class Step:
         inside = op("And", op("GreaterOrEqual", keys, first), op("LessOrEqual", keys, last))
         seen = op("Or", op("LessOrEqual", keys, at), inside)
         if window is not None:
-            # A picture that is longer than the window is no exception to it.
+            # An image that is longer than the window is no exception to it.
             least = op("Sub", at, g.integer(window), of="int64", shape=column)
             seen = op("And", seen, op("Greater", keys, least))
         return op(

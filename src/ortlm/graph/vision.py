@@ -1,4 +1,4 @@
-"""Pictures to embeddings: a tower over patches, and what joins it to the decoder."""
+"""Images to embeddings: a vision encoder over patches, and what joins it to the decoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ortlm.graph.linear import Parameters, linear, node_path
 from ortlm.graph.mlp import activate
 from ortlm.graph.norm import Residual
 from ortlm.quant.recipe import Recipe
-from ortlm.spec import Pooled, Tiles, Tower, Vision, vision_parameters
+from ortlm.spec import Encoder, Pooled, Tiles, Vision, vision_parameters
 from ortlm.target import Target
 
 _PATH = "/vision"
@@ -17,44 +17,44 @@ _PATH = "/vision"
 def emit_vision(
     vision: Vision, *, hidden: int, target: Target, dtype: str, recipe: Recipe, fast_prompts: bool = False
 ) -> Emitted:
-    """Return the graph that turns pictures into embeddings of ``hidden`` channels.
+    """Return the graph that turns images into embeddings of ``hidden`` channels.
 
-    For ``Tiles``: ``pixel_values`` [pictures, crops, 3, side, side], the view of the whole first, padded with
-    crops of anything, which are left out before they cost time; ``image_sizes`` int64 [pictures, 2], height
-    and width of the crops side by side, in pixels. For ``Pooled``: ``pixel_values`` [pictures, 3, side, side].
-    Output: ``image_features`` [tokens of all pictures, hidden]. With ``fast_prompts``, quantized matrices have
+    For ``Tiles``: ``pixel_values`` [images, crops, 3, side, side], the view of the whole first, padded with
+    crops of anything, which are left out before they cost time; ``image_sizes`` int64 [images, 2], height
+    and width of the crops side by side, in pixels. For ``Pooled``: ``pixel_values`` [images, 3, side, side].
+    Output: ``image_features`` [tokens of all images, hidden]. With ``fast_prompts``, quantized matrices have
     8 bits by columns, for products of integers.
     """
-    tower, join = vision.tower, vision.join
+    encoder, projector = vision.encoder, vision.projector
     g = Builder(
         target=target,
         dtype=dtype,
         recipe=recipe,
-        layers=tower.layers,
+        layers=encoder.layers,
         name="vision",
         fast_prompts=fast_prompts,
     )
     weights: Parameters = {p.name: p for p in vision_parameters(vision, hidden)}
-    square = (3, tower.side, tower.side)
+    square = (3, encoder.side, encoder.side)
     inputs = {"pixel_values": "pixel_values"}
-    if isinstance(join, Tiles):
+    if isinstance(projector, Tiles):
         pixels = g.input("pixel_values", dtype, ("num_images", "max_num_crops", *square))
         sizes = g.input("image_sizes", "int64", ("num_images", 2))
         inputs["image_sizes"] = "image_sizes"
-        grid = _Grid(g, sizes, tower.side)
+        grid = _Grid(g, sizes, encoder.side)
         pixels = grid.used(pixels, square)
-        x = _tower(g, tower, pixels, weights)
-        features = _tiled(g, vision, join, x, grid, weights, hidden)
+        x = _encoder(g, encoder, pixels, weights)
+        features = _tiled(g, vision, projector, x, grid, weights, hidden)
     else:
         pixels = g.input("pixel_values", dtype, ("num_images", *square))
-        x = _tower(g, tower, pixels, weights)
-        features = _pooled(g, vision, join, x, weights, hidden)
+        x = _encoder(g, encoder, pixels, weights)
+        features = _pooled(g, vision, projector, x, weights, hidden)
     g.output(features, "image_features", ("num_image_tokens", hidden))
     return Emitted(g, inputs, {"image_features": "image_features"}, {})
 
 
-def _tower(g: Builder, spec: Tower, pixels: Value, weights: Parameters) -> Value:
-    """Return what the tower sees in ``pixels`` [n, 3, side, side]: [n, patches, hidden]."""
+def _encoder(g: Builder, spec: Encoder, pixels: Value, weights: Parameters) -> Value:
+    """Return what the vision encoder sees in ``pixels`` [n, 3, side, side]: [n, patches, hidden]."""
     grid, patch, wide = spec.grid, spec.patch, spec.hidden
     shape: Shape = ("views", 3, grid, patch, grid, patch)
     x = g.op("Reshape", pixels, g.integers(-1, 3, grid, patch, grid, patch), shape=shape, name=_PATH)
@@ -95,7 +95,7 @@ def _tower(g: Builder, spec: Tower, pixels: Value, weights: Parameters) -> Value
     return x
 
 
-def _layer(g: Builder, spec: Tower, stream: Residual, i: int, weights: Parameters) -> None:
+def _layer(g: Builder, spec: Encoder, stream: Residual, i: int, weights: Parameters) -> None:
     at, shape = f"vision.layers.{i}", stream.shape
     path = node_path(f"{at}.attn")
     x = stream.normed(spec.norm, f"{at}.mixer_pre", module=f"{at}.mixer_pre")
@@ -116,8 +116,8 @@ def _layer(g: Builder, spec: Tower, stream: Residual, i: int, weights: Parameter
 
 def _pooled(g: Builder, vision: Vision, spec: Pooled, x: Value, weights: Parameters, hidden: int) -> Value:
     """Return the features of views ``x`` [n, patches, wide]: [n · tokens · tokens, hidden]."""
-    grid, wide, n = vision.tower.grid, vision.tower.hidden, spec.tokens
-    path, size = f"{_PATH}/join", vision.tower.grid // spec.tokens
+    grid, wide, n = vision.encoder.grid, vision.encoder.hidden, spec.tokens
+    path, size = f"{_PATH}/join", vision.encoder.grid // spec.tokens
     x = g.op(
         "Reshape",
         x,
@@ -134,14 +134,14 @@ def _pooled(g: Builder, vision: Vision, spec: Pooled, x: Value, weights: Paramet
     return y
 
 
-# --- pictures in crops --------------------------------------------------------------------------------------
+# --- images in crops --------------------------------------------------------------------------------------
 
 
 class _Grid:
-    """How each picture is cut: numbers of crops, and which views there are. All int64, [pictures] each.
+    """How each image is cut: numbers of crops, and which views there are. All int64, [images] each.
 
     ``high`` and ``wide`` are crops from top to bottom and from left to right; ``first`` is the number of a
-    picture's first view, that of the whole, among the views that are used.
+    image's first view, that of the whole, among the views that are used.
     """
 
     def __init__(self, g: Builder, sizes: Value, side: int) -> None:
@@ -156,7 +156,7 @@ class _Grid:
         self.first = self._whole("CumSum", self._views, g.integer(0), exclusive=1)
 
     def used(self, pixels: Value, square: tuple[int, int, int]) -> Value:
-        """Return the views [n, 3, side, side] of all pictures that are no padding."""
+        """Return the views [n, 3, side, side] of all images that are no padding."""
         g, path = self._g, f"{_PATH}/used"
         every = g.op("Shape", pixels, shape=(1,), dtype="int64", name=path, start=1, end=2)
         every = g.op("Squeeze", every, shape=(), dtype="int64", name=path)
@@ -184,10 +184,10 @@ def _tiled(
 ) -> Value:
     """Return the features of views ``x`` [n, patches, wide], in the order of the text: [tokens, hidden].
 
-    Every merged patch goes through the join once, and so do the two separators; then all are put in order.
+    Every merged patch goes through the projector once, and so do the two separators; then all are put in order.
     """
-    path, merge, wide = f"{_PATH}/join", spec.merge, vision.tower.hidden
-    side = vision.tower.grid // merge
+    path, merge, wide = f"{_PATH}/join", spec.merge, vision.encoder.hidden
+    side = vision.encoder.grid // merge
     merged = merge * merge * wide
     shape: Shape = ("views", side, merge, side, merge, wide)
     x = g.op("Reshape", x, g.integers(-1, side, merge, side, merge, wide), shape=shape, name=path)
@@ -216,7 +216,7 @@ def _tiled(
 def _order(g: Builder, rows: Value, grid: _Grid, side: int) -> Value:
     """Return which of ``rows`` each token is, int64 [tokens].
 
-    ``rows`` are [merged patches of all views, end of a row, end of the crops]. Of a picture, rows of ``side ·
+    ``rows`` are [merged patches of all views, end of a row, end of the crops]. Of an image, rows of ``side ·
     wide`` patches and an end come first, ``side · high`` of them; then the end of the crops; then the view of
     the whole.
     """
@@ -241,7 +241,7 @@ def _order(g: Builder, rows: Value, grid: _Grid, side: int) -> Value:
     at = op("Range", g.integer(0), total, g.integer(1))
     column = op("Unsqueeze", at, g.integers(1), shape=("num_image_tokens", 1))
     behind = yes("GreaterOrEqual", column, ends, ("num_image_tokens", "num_images"))
-    picture = op(
+    image = op(
         "ReduceSum",
         g.cast(behind, "int64", ("num_image_tokens", "num_images"), path),
         g.integers(1),
@@ -249,7 +249,7 @@ def _order(g: Builder, rows: Value, grid: _Grid, side: int) -> Value:
     )
 
     def of(each: Value) -> Value:
-        return op("Gather", each, picture, axis=0)
+        return op("Gather", each, image, axis=0)
 
     count = op("Shape", rows, shape=(1,), start=0, end=1)
     count = op("Squeeze", count, shape=())

@@ -28,10 +28,10 @@ from ortlm.runtime.engine.contract import check_decoder
 from ortlm.runtime.engine.decode_loop import ACCELERATOR_CHUNK_TOKENS, CHUNK_TOKENS, Loop
 from ortlm.runtime.engine.kv_cache import Shapes, bytes_per_token, state_shapes
 from ortlm.runtime.engine.lora import Adapters
-from ortlm.runtime.engine.prefix_cache import KeptCaches
+from ortlm.runtime.engine.prefix_cache import PrefixCaches
 from ortlm.runtime.engine.prompt_cache import fingerprint, restore, save
 from ortlm.runtime.engine.session import Provider, Session, onnxruntime_version, provider_names
-from ortlm.runtime.engine.token_ids import FIRST_PICTURE
+from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.generator import Generator
 from ortlm.runtime.generation.rules import Rules
@@ -40,7 +40,7 @@ from ortlm.runtime.generation.stream import Generation, Step, Stream, Timings, a
 from ortlm.runtime.loading import open_embedding, open_session
 from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.multimodal.image_loading import ImageSource
-from ortlm.runtime.multimodal.vision_encoder import Embedder, Pictures
+from ortlm.runtime.multimodal.vision_encoder import Embedder, VisionEncoder
 from ortlm.runtime.prompts import Prompt, Prompts
 from ortlm.runtime.sampling.logprobs import TokenLogprob, token_logprob
 from ortlm.runtime.sampling.settings import Options, Settings
@@ -59,11 +59,11 @@ _LOGPROB_CHUNK = 64
 class LanguageModel:
     """An artifact that is loaded and ready to generate; ``load`` makes one, and describes the arguments.
 
-    May be used by several threads: every generation has a cache of its own. ``kept_caches`` of them are kept
+    May be used by several threads: every generation has a cache of its own. ``prefix_caches`` of them are kept
     for calls that begin with the same tokens.
 
     ``artifact`` is the folder that was opened, ``manifest`` what it says of the graphs that run here, ``session``
-    the decoder in ONNX Runtime, ``vocab_size`` the width V of its logits. ``pictures`` turns images into tokens,
+    the decoder in ONNX Runtime, ``vocab_size`` the width V of its logits. ``images`` turns images into tokens,
     None for a model of text.
     """
 
@@ -73,7 +73,7 @@ class LanguageModel:
         *,
         threads: int | None = None,
         providers: Sequence[Provider] | None = None,
-        kept_caches: int = 1,
+        prefix_caches: int = 1,
         allow_address: Allow | None = None,
     ) -> None:
         self.artifact = artifact
@@ -86,9 +86,9 @@ class LanguageModel:
         self.manifest = replace(self.manifest, graphs={**self.manifest.graphs, "decoder": self._graph})
         self._check_tensors()
         self._embedding: Session | None = None
-        self.pictures: Pictures | None = None
+        self.vision_encoder: VisionEncoder | None = None
         if "inputs_embeds" in self._graph.inputs:
-            self._embedding, self.pictures = open_embedding(artifact, threads, providers, allow_address)
+            self._embedding, self.vision_encoder = open_embedding(artifact, threads, providers, allow_address)
         elif "input_ids" not in self._graph.inputs:
             raise BadArtifact(f"{artifact.path} names no input for token ids.")
         if "attention_mask" not in self._graph.inputs:
@@ -101,8 +101,8 @@ class LanguageModel:
         self._last_logits_only = (
             self.session.outputs[logits].shape[1] == 1 and "logits_to_keep" not in self._graph.optional
         )
-        self._kept = KeptCaches(kept_caches)
-        self._prompts = Prompts(artifact.tokenizer_path, self.pictures)
+        self._kept = PrefixCaches(prefix_caches)
+        self._prompts = Prompts(artifact.tokenizer_path, self.vision_encoder)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -153,9 +153,9 @@ class LanguageModel:
         )
 
     def _embedder(self) -> Embedder | None:
-        if self._embedding is None or self.pictures is None:
+        if self._embedding is None or self.vision_encoder is None:
             return None
-        return Embedder(self._embedding, graph_named(self.manifest, "embedding"), self.pictures)
+        return Embedder(self._embedding, graph_named(self.manifest, "embedding"), self.vision_encoder)
 
     def encode(
         self,
@@ -259,7 +259,7 @@ class LanguageModel:
         timings = Timings() if timings is None else timings
         began = time.perf_counter()
         ids = self.encode(prompt, images=images, num_crops=num_crops)
-        timings.image_seconds = time.perf_counter() - began if max(ids) >= FIRST_PICTURE else 0.0
+        timings.image_seconds = time.perf_counter() - began if max(ids) >= FIRST_IMAGE_TOKEN else 0.0
         return self._stream([ids], settings, options, reuse_cache=reuse_cache, timings=timings)
 
     def astream(
@@ -463,7 +463,7 @@ class LanguageModel:
         if not self.vocab_size:
             return
         for at, token in enumerate(ids):
-            if not 0 <= token < self.vocab_size and not (self.pictures and token >= FIRST_PICTURE):
+            if not 0 <= token < self.vocab_size and not (self.vision_encoder and token >= FIRST_IMAGE_TOKEN):
                 raise BadOption(
                     f"token id {token} at index {at} is outside the vocabulary 0 … {self.vocab_size - 1}."
                 )
@@ -484,7 +484,7 @@ class LanguageModel:
             proposer=self._proposer,
             adapter=self._adapter_inputs,
             fingerprint=self._fingerprint,
-            pictures=self.pictures is not None,
+            images=self.vision_encoder is not None,
         )
 
     def _stream(
@@ -499,7 +499,7 @@ class LanguageModel:
         wanted = Settings.of(settings, options)
         for ids in prompts:
             self._check_length(ids)
-        if isinstance(wanted.draft, LanguageModel) and any(max(ids) >= FIRST_PICTURE for ids in prompts):
+        if isinstance(wanted.draft, LanguageModel) and any(max(ids) >= FIRST_IMAGE_TOKEN for ids in prompts):
             raise BadOption(
                 'the draft model cannot see the prompt\'s images. Use draft="lookup", or no draft.'
             )
@@ -535,8 +535,8 @@ class LanguageModel:
             part = ids[at : at + max(_LOGPROB_CHUNK, first - at)]
             logits = loop.append([part], keep=len(part))[0]
             for row, token in zip(logits, ids[at + 1 : at + len(part) + 1], strict=False):
-                # A picture's tokens are no words that the model could have chosen.
-                found.append(token_logprob(row, token, top) if token < FIRST_PICTURE else None)
+                # An image's tokens are no words that the model could have chosen.
+                found.append(token_logprob(row, token, top) if token < FIRST_IMAGE_TOKEN else None)
             at += len(part)
         return found
 
@@ -629,13 +629,13 @@ def load(
     *,
     threads: int | None = None,
     providers: Sequence[Provider] | None = None,
-    kept_caches: int = 1,
+    prefix_caches: int = 1,
     allow_address: Allow | None = None,
 ) -> LanguageModel:
     """Load the artifact in ``path``, ours or one made for onnxruntime-genai.
 
     ``threads``: for one operator; by default the physical cores. ``providers``: ONNX Runtime's execution
-    providers in order of preference, for example ["cuda"]; by default the CPU. ``kept_caches``: how many
+    providers in order of preference, for example ["cuda"]; by default the CPU. ``prefix_caches``: how many
     caches are kept for later calls that begin with the same tokens, 0 for none. ``allow_address``: for a server
     that opens its users' URLs of images, says of each address whether they may lead there, such as
     ``ortlm.public_address``; then a text is never the path of an image either.
@@ -645,6 +645,6 @@ def load(
         open_artifact(path),
         threads=threads,
         providers=providers,
-        kept_caches=kept_caches,
+        prefix_caches=prefix_caches,
         allow_address=allow_address,
     )

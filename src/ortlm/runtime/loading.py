@@ -8,7 +8,7 @@ from ortlm.artifact import Artifact, Manifest, graph_named
 from ortlm.errors import BadArtifact
 from ortlm.runtime.engine.session import Provider, Session
 from ortlm.runtime.multimodal.addresses import Allow
-from ortlm.runtime.multimodal.vision_encoder import Embedder, Pictures
+from ortlm.runtime.multimodal.vision_encoder import Embedder, VisionEncoder
 
 
 def open_embedder(
@@ -17,8 +17,8 @@ def open_embedder(
     """Return what makes embeddings of the ids of words for the decoder of ``artifact``; None if that reads ids."""
     if "inputs_embeds" not in graph_named(artifact.manifest, "decoder").inputs:
         return None
-    session, pictures = open_embedding(artifact, threads, providers)
-    return Embedder(session, graph_named(artifact.manifest, "embedding"), pictures)
+    session, encoder = open_embedding(artifact, threads, providers)
+    return Embedder(session, graph_named(artifact.manifest, "embedding"), encoder)
 
 
 def open_embedding(
@@ -26,21 +26,21 @@ def open_embedding(
     threads: int | None,
     providers: Sequence[Provider] | None,
     allow_address: Allow | None = None,
-) -> tuple[Session, Pictures]:
-    """Return what makes embeddings of ids, and what makes features of pictures."""
+) -> tuple[Session, VisionEncoder]:
+    """Return what makes embeddings of ids, and what makes features of images."""
     manifest = artifact.manifest
     if manifest.images is None:
         raise BadArtifact(
             f"{artifact.path} needs embeddings as input, and has no graph that makes them of token ids."
         )
-    pictures = Pictures(
+    encoder = VisionEncoder(
         manifest.images,
         graph_named(manifest, "vision"),
         lambda: open_session(artifact, "vision", threads, providers),
         allow_address,
         manifest.context_tokens,
     )
-    return open_session(artifact, "embedding", threads, providers), pictures
+    return open_session(artifact, "embedding", threads, providers), encoder
 
 
 def open_session(

@@ -1,4 +1,4 @@
-"""Prompts of all kinds to token ids: texts, chat messages, either with pictures, and ids themselves."""
+"""Prompts of all kinds to token ids: texts, chat messages, either with images, and ids themselves."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from ortlm.errors import BadOption
 from ortlm.runtime.multimodal.image_loading import ImageSource
-from ortlm.runtime.multimodal.image_tags import flatten, picture_of, split
-from ortlm.runtime.multimodal.vision_encoder import Pictures
+from ortlm.runtime.multimodal.image_tags import flatten, image_of, split
+from ortlm.runtime.multimodal.vision_encoder import VisionEncoder
 from ortlm.runtime.text.chat_template import ChatTemplate, Message
 from ortlm.runtime.text.tokenizer import Tokenizer
 
@@ -20,10 +20,10 @@ Prompt = Union[str, Sequence[Message], Sequence[int]]  # noqa: UP007 - evaluated
 
 
 class Prompts:
-    """Reads prompts for the artifact in ``folder``, which sees ``pictures`` if that is not None."""
+    """Reads prompts for the artifact in ``folder``, with images if it has a ``vision_encoder``."""
 
-    def __init__(self, folder: Path, pictures: Pictures | None) -> None:
-        self._folder, self._pictures = folder, pictures
+    def __init__(self, folder: Path, vision_encoder: VisionEncoder | None) -> None:
+        self._folder, self._vision_encoder = folder, vision_encoder
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -39,10 +39,10 @@ class Prompts:
         self, prompt: Prompt, images: Sequence[ImageSource] | None = None, num_crops: int | None = None
     ) -> list[int]:
         """Return the token ids of ``prompt``, of any size; see LanguageModel.encode."""
-        if self._pictures is not None and (isinstance(prompt, str) or _are_messages(prompt)):
-            ids = self._encode_seen(self._pictures, prompt, list(images or ()), num_crops)
+        if self._vision_encoder is not None and (isinstance(prompt, str) or _are_messages(prompt)):
+            ids = self._encode_seen(self._vision_encoder, prompt, list(images or ()), num_crops)
         elif images or (_are_messages(prompt) and any(map(_shows, cast("Sequence[Message]", prompt)))):
-            if self._pictures is not None:
+            if self._vision_encoder is not None:
                 raise BadOption("images go with a text that has their tags, or into messages; not with ids.")
             raise BadOption(f"{self._folder} is a model of text: it sees no images. Leave them out.")
         elif isinstance(prompt, str):
@@ -61,36 +61,36 @@ class Prompts:
         return ids
 
     def _encode_seen(
-        self, pictures: Pictures, prompt: Prompt, sources: list[ImageSource], num_crops: int | None
+        self, encoder: VisionEncoder, prompt: Prompt, sources: list[ImageSource], num_crops: int | None
     ) -> list[int]:
-        """Return the ids of a text or of messages for a model that sees ``pictures``."""
-        images = pictures.images
+        """Return the ids of a text or of messages for a model that reads images with ``encoder``."""
+        images = encoder.images
         special = True
         if isinstance(prompt, str):
             text = prompt
         else:
             messages, inside = flatten(cast("Sequence[Message]", prompt), images)
             if sources and inside:
-                raise BadOption("give images in the messages or beside them, not both.")
+                raise BadOption("give images in the messages or next to them, not both.")
             sources = sources or inside
             text, special = self.render(messages), images.separate
         texts = split(text, images, len(sources))
-        seen = [pictures.read(source, num_crops) for source in sources]
+        seen = [encoder.read(source, num_crops) for source in sources]
         ids: list[int] = []
         if images.separate:
-            for part, picture in zip(texts, [*seen, None], strict=True):
+            for part, image in zip(texts, [*seen, None], strict=True):
                 ids += self.tokenizer.encode(part, add_special_tokens=special)
-                ids += picture.ids if picture else []
+                ids += image.ids if image else []
             return ids
-        # One token of the tokenizer's marks the place of all of a picture's.
+        # One token of the tokenizer's marks the place of all of an image's.
         mark = f"{images.before}{images.token}{images.after}"
         left = iter(seen)
         place = self.tokenizer.token_id(images.token or "")
         for token in self.tokenizer.encode(mark.join(texts), add_special_tokens=special):
             if token != place:
                 ids.append(token)
-            elif (picture := next(left, None)) is not None:
-                ids += picture.ids
+            elif (image := next(left, None)) is not None:
+                ids += image.ids
             else:
                 raise BadOption(f"the prompt holds {images.token}, which stands for images; leave it out.")
         return ids
@@ -116,7 +116,7 @@ def _are_messages(prompt: Prompt) -> bool:
 
 def _shows(message: Message) -> bool:
     content = message.get("content") if isinstance(message, Mapping) else None
-    return isinstance(content, list) and any(picture_of(part) is not None for part in content)
+    return isinstance(content, list) and any(image_of(part) is not None for part in content)
 
 
 def _token_id(token: object) -> int:

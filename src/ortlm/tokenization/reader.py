@@ -51,7 +51,7 @@ def open_text(
 ) -> Opened:
     """Open the tokenizer.json ``text`` with ``settings``, objects by the name of their file.
 
-    ``defaults``, ``keeps`` and ``in_tokenizer`` are for tokenizers that are built anew (see
+    ``defaults``, ``keeps`` and ``in_tokenizer`` are for tokenizers that are built again (see
     ``read_special_tokens``); with ``restates`` special tokens then match exactly. ``where`` is the file's name in
     messages. Raises ``error`` for everything that is no tokenizer, or one that would exhaust memory.
     """

@@ -29,12 +29,12 @@ def open_adapter(
 ) -> Adapter:
     """Open the peft adapter in ``folder`` and match it to the weights of ``checkpoint``.
 
-    Only when ``merging`` may it change what sees pictures: a runtime has no inputs for that. Raises
+    Only when ``merging`` may it change what sees images: a runtime has no inputs for that. Raises
     BadCheckpoint if it is damaged or was made for another model, UnsupportedModel if it is more than a LoRA on
     the matrices of attention, feed-forward and head.
     """
     places = _places(architecture)
-    seeing = _seeing_places(architecture)
+    seeing = _vision_places(architecture)
     if merging:
         places |= seeing
     base = dict(checkpoint.weights)
@@ -47,10 +47,10 @@ def open_adapter(
     for tensor, delta in read_lora(folder, base).items():
         if tensor not in places:
             if any(fnmatch(tensor, pattern) for pattern in architecture.ignored):
-                continue  # of no part of the model, such as a tower's layer whose output nothing reads
+                continue  # of no part of the model, such as a vision encoder's layer whose output nothing reads
             if tensor in seeing:
                 raise UnsupportedModel(
-                    f"{file}: tensor {delta.a.name!r} changes {tensor!r}, which sees pictures, and cannot be "
+                    f"{file}: tensor {delta.a.name!r} changes {tensor!r}, which sees images, and cannot be "
                     "switched at run time. Make it a part of the weights: --merge-adapter."
                 )
             if tensor in {s.tensor for s in architecture.sources.values()}:
@@ -105,8 +105,8 @@ def _other_names(
     return found
 
 
-def _seeing_places(architecture: Architecture) -> dict[str, list[Parameter]]:
-    """Return the same for the matrices that see pictures."""
+def _vision_places(architecture: Architecture) -> dict[str, list[Parameter]]:
+    """Return the same for the matrices that see images."""
     if architecture.vision is None:
         return {}
     return {

@@ -151,7 +151,7 @@ def test_rope_switch_recomputes_once(caplog):
     assert backend.runs == [(1, 9)]
     loop.step(np.array([IDS[9]]))
     assert loop.recomputed == 1
-    assert caplog.text.count("computing 8 tokens anew") == 1
+    assert caplog.text.count("computing 8 tokens again") == 1
     fresh = loop_of(FakeBackend(switch=8), switch_tokens=8)
     fresh.start()
     assert np.allclose(crossing, fresh.append([IDS[:9]]))

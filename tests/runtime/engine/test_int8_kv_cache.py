@@ -205,8 +205,8 @@ def test_reach_holds_at_every_position(interleaved: bool) -> None:
     pairs = [(0, 1), (2, 3)] if interleaved else [(0, 2), (1, 3)]
     turns = np.exp(1j * np.linspace(0, 6.3, 200))
     for a, b in pairs:
-        turned = 1.5 * (keys[0, 0, :, a] + 1j * keys[0, 0, :, b])[:, None] * turns
-        assert reach[a] == reach[b] == pytest.approx(abs(turned.real).max(), rel=1e-3)
+        rotated = 1.5 * (keys[0, 0, :, a] + 1j * keys[0, 0, :, b])[:, None] * turns
+        assert reach[a] == reach[b] == pytest.approx(abs(rotated.real).max(), rel=1e-3)
     assert np.allclose(reach[4:], np.abs(keys[0, 0, :, 4:]).max(axis=0))
 
 

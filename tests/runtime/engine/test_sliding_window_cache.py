@@ -93,7 +93,7 @@ def test_every_length_can_be_repeated(lm):
     assert loop.recomputed == 0
 
 
-def test_rewinds_are_computed_anew_only_where_needed(lm, caplog):
+def test_rewinds_are_computed_again_only_where_needed(lm, caplog):
     caplog.set_level("INFO", logger="ortlm")
     ids = oracle.random_tokens(200)
     loop = loop_of(lm, [ids[:90]], chunk=4)
@@ -128,7 +128,7 @@ def test_prompt_caches_on_disk(lm, tmp_path):
     assert again.recomputed == before
 
 
-def test_a_run_that_ends_half_way_is_computed_anew(lm):
+def test_a_run_that_ends_half_way_is_computed_again(lm):
     """Layers before the place where it ended have evicted, those behind it have not."""
     loop = loop_of(lm, [oracle.random_tokens(60)])
     cache = window_part(loop)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from ortlm.runtime.engine.token_ids import FIRST_PICTURE, common_prefix_length
+from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN, common_prefix_length
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from ortlm.runtime.engine.token_ids import FIRST_PICTURE, common_prefix_length
         ([1, 2, 3], (1, 2), 2),
         ([1, 2, 3], [1, 5, 3], 1),
         # Such ids are beyond what a float64 tells apart.
-        ([FIRST_PICTURE, FIRST_PICTURE + 1], [FIRST_PICTURE, FIRST_PICTURE + 2], 1),
+        ([FIRST_IMAGE_TOKEN, FIRST_IMAGE_TOKEN + 1], [FIRST_IMAGE_TOKEN, FIRST_IMAGE_TOKEN + 2], 1),
     ],
 )
 def test_common_prefix(left: Sequence[int], right: Sequence[int], length: int) -> None:

@@ -120,7 +120,7 @@ def test_steps_and_the_reasons_for_their_end():
     assert generator.finish_reasons == ["stop", None]
 
 
-def test_the_conversation_goes_on_behind_a_stop_token():
+def test_the_conversation_goes_on_after_a_stop_token():
     stop = int(truth([1, 2, 3]).argmax())
     generator = generator_of(stop_token_ids=[stop], max_new_tokens=2)
     generator.append([1, 2, 3])

@@ -20,15 +20,15 @@ from ortlm.runtime.multimodal.image_loading import open_image
 from tests.runtime.multimodal.hostile import drip, hostile_server
 
 
-def picture() -> bytes:
+def image() -> bytes:
     with io.BytesIO() as file:
         Image.new("RGB", (4, 3), (200, 10, 10)).save(file, "PNG")
         return file.getvalue()
 
 
-PICTURE = picture()
+IMAGE = image()
 OK = b"HTTP/1.1 200 OK\r\n"
-WHOLE = [OK + b"Content-Length: %d\r\n\r\n" % len(PICTURE) + PICTURE]
+WHOLE = [OK + b"Content-Length: %d\r\n\r\n" % len(IMAGE) + IMAGE]
 FOREVER = 1000
 SLOW = {
     "nothing": [1e9],
@@ -93,7 +93,7 @@ FAULTY = {
     "endless header": (itertools.chain([OK + b"X: "], itertools.repeat(b"a" * (1 << 16), 1000)), "cannot be fetched"),
     "status": ([b"HTTP/1.1 418 \x1b[2J\r\nContent-Length: 0\r\n\r\n"], "the server answered 418|cannot be fetched"),
     "empty": ([OK + b"Content-Length: 0\r\n\r\n"], "is empty"),
-    "page": ([OK + b"Content-Type: image/png\r\nContent-Length: 6\r\n\r\n<html>"], "no picture that can be read"),
+    "page": ([OK + b"Content-Type: image/png\r\nContent-Length: 6\r\n\r\n<html>"], "no image that can be read"),
     "round": ([b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"], "redirected more than 10 times"),
     "other scheme": ([b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n"], "http:// and https:// only"),
     "data scheme": ([b"HTTP/1.1 302 Found\r\nLocation: data:image/png;base64,AAAA\r\n\r\n"], "http:// and https:// only"),
@@ -289,7 +289,7 @@ def test_proxies_of_the_environment(monkeypatch):
 
 
 def test_a_text_is_no_path_where_addresses_are_checked(tmp_path):
-    (tmp_path / "a.png").write_bytes(PICTURE)
+    (tmp_path / "a.png").write_bytes(IMAGE)
     assert open_image(str(tmp_path / "a.png")).size == (4, 3)
     assert open_image(tmp_path / "a.png", allow=public_address).size == (4, 3)
     for text in (str(tmp_path / "a.png"), "file:///etc/passwd", "/etc/passwd"):
@@ -299,6 +299,6 @@ def test_a_text_is_no_path_where_addresses_are_checked(tmp_path):
 
 def test_sizes():
     with hostile_server(lambda path: WHOLE) as url:
-        assert download(url, most_bytes=len(PICTURE), timeout=5, name="x") == PICTURE
+        assert download(url, most_bytes=len(IMAGE), timeout=5, name="x") == IMAGE
         with pytest.raises(BadOption, match=r"x has more than the"):
-            download(url, most_bytes=len(PICTURE) - 1, timeout=5, name="x")
+            download(url, most_bytes=len(IMAGE) - 1, timeout=5, name="x")

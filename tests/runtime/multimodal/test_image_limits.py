@@ -16,7 +16,7 @@ from PIL import Image
 from ortlm.artifact import Graph, Images
 from ortlm.errors import BadImage, BadOption, ContextFull
 from ortlm.runtime.multimodal.image_loading import open_image
-from ortlm.runtime.multimodal.vision_encoder import Pictures
+from ortlm.runtime.multimodal.vision_encoder import VisionEncoder
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -85,15 +85,15 @@ def test_refused_soon(name):
     assert time.monotonic() - began < 10
 
 
-def test_large_pictures_are_no_attack():
+def test_large_images_are_no_attack():
     # Encoders write small pieces: 8 kB each.
-    picture = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
     for form in ("PNG", "TIFF", "BMP"):
-        data = saved(form, Image.fromarray(picture), **({"compress_level": 0} if form == "PNG" else {}))
-        assert np.array_equal(np.asarray(open_image(data)), picture)
+        data = saved(form, Image.fromarray(image), **({"compress_level": 0} if form == "PNG" else {}))
+        assert np.array_equal(np.asarray(open_image(data)), image)
     # Pillow 10 writes a single strip.
     with contextlib.suppress(NotImplementedError):
-        strips = saved("TIFF", Image.fromarray(picture), tiffinfo={278: 1})
+        strips = saved("TIFF", Image.fromarray(image), tiffinfo={278: 1})
         assert open_image(strips).size == (1500, 1500)
     assert open_image(saved("JPEG", NOISE, progressive=True)).size == (2000, 2000)
     assert open_image(saved("GIF", NOISE)).size == (2000, 2000)
@@ -116,7 +116,7 @@ def test_large_pictures_are_no_attack():
     ],
     ids=lambda a: f"{a.dtype} {a.shape[:3]}",
 )
-def test_arrays_that_are_no_pictures(array):
+def test_arrays_that_are_no_images(array):
     with pytest.raises(BadOption):
         open_image(array)
 
@@ -127,11 +127,11 @@ def test_crops_are_checked_before_they_are_cut():
     def opened():
         raise AssertionError("nothing is computed")
 
-    pictures = Pictures(images, Graph("vision", "vision.onnx", {}, {}), opened, context_tokens=4096)
-    picture = np.zeros((999, 999, 3), np.uint8)
+    encoder = VisionEncoder(images, Graph("vision", "vision.onnx", {}, {}), opened, context_tokens=4096)
+    image = np.zeros((999, 999, 3), np.uint8)
     with pytest.raises(
         ContextFull, match=r"has \d+ tokens if it is cut into up to 256 crops.*fewer than 4096.*num_crops"
     ):
-        pictures.read(picture, 256)
+        encoder.read(image, 256)
     with pytest.raises(ContextFull, match="fewer than 16384"):
-        Pictures(images, Graph("vision", "vision.onnx", {}, {}), opened).read(picture, 256)
+        VisionEncoder(images, Graph("vision", "vision.onnx", {}, {}), opened).read(image, 256)

@@ -1,4 +1,4 @@
-"""Pictures against Pillow and torch, which do what the processors of Phi-3.5-vision and Gemma 3 do."""
+"""Images against Pillow and torch, which do what the processors of Phi-3.5-vision and Gemma 3 do."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from PIL import Image, ImageOps, features
 from ortlm._version import __version__
 from ortlm.errors import BadImage, BadOption
 from ortlm.runtime.multimodal import image_loading as images
+from ortlm.runtime.multimodal import image_processor
 from ortlm.runtime.multimodal.image_loading import image_key, open_image
 from ortlm.runtime.multimodal.image_processor import hd_crops, hd_size, whole_pixels
 
@@ -33,7 +34,7 @@ HALF = [0.5, 0.5, 0.5]
 
 
 def photo(width, height, seed=0):
-    """Return an RGB picture with smooth areas, edges and noise."""
+    """Return an RGB image with smooth areas, edges and noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     waves = [127 + 100 * np.sin((x * (k + 1) + y * (3 - k)) / 17 + k) for k in range(3)]
@@ -42,29 +43,27 @@ def photo(width, height, seed=0):
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def saved(picture, form="PNG", **options):
+def saved(image, form="PNG", **options):
     stream = io.BytesIO()
-    picture.save(stream, form, **options)
+    image.save(stream, form, **options)
     return stream.getvalue()
 
 
-def turned(orientation, form="JPEG"):
+def rotated(orientation, form="JPEG"):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return saved(photo(90, 60), form, exif=exif)
 
 
 def with_alpha(mode, width=70, height=50):
-    picture = photo(width, height).convert(mode)
-    picture.putalpha(
-        Image.fromarray((np.arange(width * height) % 256).astype(np.uint8).reshape(height, width))
-    )
-    return picture
+    image = photo(width, height).convert(mode)
+    image.putalpha(Image.fromarray((np.arange(width * height) % 256).astype(np.uint8).reshape(height, width)))
+    return image
 
 
 def palette(transparency=None):
-    picture = photo(80, 64).quantize(200)
-    return saved(picture) if transparency is None else saved(picture, transparency=transparency)
+    image = photo(80, 64).quantize(200)
+    return saved(image) if transparency is None else saved(image, transparency=transparency)
 
 
 def animation(form):
@@ -98,8 +97,8 @@ FILES = {
     "jpeg": lambda: saved(photo(333, 222), "JPEG"),
     "cmyk jpeg": lambda: saved(photo(111, 77).convert("CMYK"), "JPEG"),
     "cmyk tiff": lambda: saved(photo(77, 111).convert("CMYK"), "TIFF"),
-    "turned jpeg": lambda: turned(6),
-    "turned tiff": lambda: turned(8, "TIFF"),
+    "turned jpeg": lambda: rotated(6),
+    "turned tiff": lambda: rotated(8, "TIFF"),
     "gif": lambda: animation("GIF"),
     "apng": lambda: animation("PNG"),
     "bmp": lambda: saved(photo(65, 31), "BMP"),
@@ -111,19 +110,19 @@ if features.check("webp"):
     FILES["animated webp"] = lambda: animation("WEBP")
 
 
-def reference_picture(data):
-    with Image.open(io.BytesIO(data)) as picture, warnings.catch_warnings():
+def reference_image(data):
+    with Image.open(io.BytesIO(data)) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def reference_crops(picture, most, mean=MEAN, std=STD):
+def reference_crops(image, most, mean=MEAN, std=STD):
     """Do what the processor of Phi-3.5-vision does, in its order."""
-    width, height = picture.size
+    width, height = image.size
     on_its_side = width < height
     if on_its_side:
-        picture = picture.transpose(Image.Transpose.TRANSPOSE)
-        width, height = picture.size
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+        width, height = image.size
     ratio = width / height
     scale = 1
     while scale * np.ceil(scale / ratio) <= most:
@@ -131,16 +130,16 @@ def reference_crops(picture, most, mean=MEAN, std=STD):
     scale -= 1
     new_width = int(scale * 336)
     new_height = max(1, int(new_width / ratio))
-    picture = picture.resize((new_width, new_height), Image.Resampling.BILINEAR)
+    image = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
     target = int(np.ceil(new_height / 336) * 336)
-    picture = ImageOps.expand(
-        picture,
+    image = ImageOps.expand(
+        image,
         (0, int((target - new_height) / 2), 0, target - new_height - int((target - new_height) / 2)),
         fill=(255, 255, 255),
     )
     if on_its_side:
-        picture = picture.transpose(Image.Transpose.TRANSPOSE)
-    whole = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+    whole = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     whole = (whole - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     height, width = whole.shape[1:]
     view = torch.nn.functional.interpolate(whole[None], size=(336, 336), mode="bicubic", align_corners=False)
@@ -151,17 +150,17 @@ def reference_crops(picture, most, mean=MEAN, std=STD):
 @pytest.mark.parametrize("name", FILES)
 def test_pixels_are_those_of_the_reference(name, tmp_path):
     data = FILES[name]()
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(data)
-    picture = open_image(path)
-    assert picture.mode == "RGB"
-    want = reference_picture(data)
-    assert picture.size == want.size
-    assert picture.tobytes() == want.tobytes()
+    image = open_image(path)
+    assert image.mode == "RGB"
+    want = reference_image(data)
+    assert image.size == want.size
+    assert image.tobytes() == want.tobytes()
     for most in (1, 4, 16):
-        got, size = hd_crops(picture, most=most, mean=MEAN, std=STD)
+        got, size = hd_crops(image, most=most, mean=MEAN, std=STD)
         expected, expected_size = reference_crops(want, most)
-        assert size == expected_size == hd_size(*picture.size, most=most)
+        assert size == expected_size == hd_size(*image.size, most=most)
         assert got.dtype == np.float32
         assert got.shape == expected.shape
         assert np.array_equal(got[1:], expected[1:])
@@ -176,7 +175,7 @@ def test_the_whole_view_is_that_of_torch_for_any_size():
             torch.from_numpy(whole)[None], size=(side, side), mode="bicubic", align_corners=False
         )[0]
         # torch finds its places in float32, which is exact for the multiples that hd_crops makes.
-        np.testing.assert_allclose(images._bicubic(whole, side), want.numpy(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(image_processor._bicubic(whole, side), want.numpy(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -219,9 +218,9 @@ def test_no_shape_has_more_crops_than_allowed():
 
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1)])
 def test_a_line_of_pixels_is_cut_as_anything_else(size):
-    picture = photo(*size)
-    got, _ = hd_crops(picture, most=4, mean=MEAN, std=STD)
-    want, _ = reference_crops(picture, 4)
+    image = photo(*size)
+    got, _ = hd_crops(image, most=4, mean=MEAN, std=STD)
+    want, _ = reference_crops(image, 4)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
@@ -234,17 +233,17 @@ def test_other_sides():
 @pytest.mark.parametrize("size", [(300, 200), (97, 411), (1, 1), (1500, 30)])
 def test_whole_pixels_are_those_of_gemma3(size):
     gemma3 = pytest.importorskip("transformers.models.gemma3.image_processing_pil_gemma3")
-    picture = photo(*size)
+    image = photo(*size)
     processor = gemma3.Gemma3ImageProcessorPil(size={"height": 224, "width": 224})
-    want = processor(picture, return_tensors="np")["pixel_values"]
-    got = whole_pixels(picture, side=224, mean=HALF, std=HALF)
+    want = processor(image, return_tensors="np")["pixel_values"]
+    got = whole_pixels(image, side=224, mean=HALF, std=HALF)
     assert got.dtype == np.float32
     assert got.shape == (1, 3, 224, 224)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
 
 
 def pgm(values):
-    """Return uint16 [height, width] as a grey picture of 16 bits; older Pillow cannot write one."""
+    """Return uint16 [height, width] as a grey image of 16 bits; older Pillow cannot write one."""
     return b"P5 %d %d 65535\n" % values.shape[::-1] + values.astype(">u2").tobytes()
 
 
@@ -252,9 +251,9 @@ def pgm(values):
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bits_keep_their_high_byte(form, step):
     values = (np.arange(40 * 50) * step).astype(np.uint16).reshape(40, 50)
-    picture = open_image(pgm(values) if form == "PPM" else saved(Image.fromarray(values), form))
-    assert picture.mode == "RGB"
-    assert np.array_equal(np.asarray(picture)[..., 1], values >> 8)
+    image = open_image(pgm(values) if form == "PPM" else saved(Image.fromarray(values), form))
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image)[..., 1], values >> 8)
 
 
 def test_integers_and_floats_of_pillow():
@@ -269,27 +268,27 @@ def test_integers_and_floats_of_pillow():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
-def test_pictures_stand_upright(orientation, form):
-    data = turned(orientation, form)
-    picture = open_image(data)
-    assert picture.tobytes() == reference_picture(data).tobytes()
-    assert open_image(picture).tobytes() == picture.tobytes()
+def test_images_stand_upright(orientation, form):
+    data = rotated(orientation, form)
+    image = open_image(data)
+    assert image.tobytes() == reference_image(data).tobytes()
+    assert open_image(image).tobytes() == image.tobytes()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_notes_leave_the_picture():
+def test_damaged_notes_leave_the_image():
     plain = saved(photo(20, 10), "JPEG")
     damaged = saved(photo(20, 10), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert image_key(open_image(damaged)) == image_key(open_image(plain))
 
 
-def test_every_source_gives_the_same_picture(tmp_path):
-    picture = photo(31, 17)
-    data = saved(picture)
-    path = tmp_path / "a picture.png"
+def test_every_source_gives_the_same_image(tmp_path):
+    image = photo(31, 17)
+    data = saved(image)
+    path = tmp_path / "an image.png"
     path.write_bytes(data)
     encoded = base64.b64encode(data).decode()
-    array = np.asarray(picture)
+    array = np.asarray(image)
     opaque = np.concatenate([array, np.full((17, 31, 1), 255, np.uint8)], axis=-1)
     lazy = Image.open(path)
     sources = {
@@ -307,16 +306,16 @@ def test_every_source_gives_the_same_picture(tmp_path):
         "of URLs": "data:image/png;base64," + encoded.replace("+", "-").replace("/", "_"),
         "quoted": "data:image/png;base64," + quote(encoded, safe=""),
         "percent": f"data:application/octet-stream,{quote(data)}",
-        "PIL": picture,
+        "PIL": image,
         "lazy PIL": lazy,
         "array": array,
         "array, 4": opaque,
         "array, other strides": np.asfortranarray(array),
     }
     keys = {name: image_key(open_image(source)) for name, source in sources.items()}
-    assert set(keys.values()) == {image_key(picture)}, keys
+    assert set(keys.values()) == {image_key(image)}, keys
     # Neither changed nor closed.
-    assert lazy.getpixel((0, 0)) == picture.getpixel((0, 0))
+    assert lazy.getpixel((0, 0)) == image.getpixel((0, 0))
     lazy.close()
 
 
@@ -326,25 +325,25 @@ def test_grey_arrays():
     assert image_key(open_image(grey)) == image_key(open_image(grey[..., None])) == want
 
 
-def test_keys_tell_pictures_apart(monkeypatch):
+def test_keys_tell_images_apart(monkeypatch):
     monkeypatch.setattr(images, "_KEY_TILE", 8)
-    picture = photo(20, 30)
-    other = picture.copy()
+    image = photo(20, 30)
+    other = image.copy()
     other.putpixel((19, 29), (1, 2, 3))
     blank = [Image.new("RGB", size) for size in ((20, 30), (30, 20), (10, 60), (600, 1))]
-    keys = {image_key(image) for image in (picture, other, *blank)}
+    keys = {image_key(image) for image in (image, other, *blank)}
     assert len(keys) == 6
-    assert image_key(picture.copy()) == image_key(picture)
+    assert image_key(image.copy()) == image_key(image)
 
 
-def test_a_picture_of_the_caller_stays_as_it_is():
-    picture = photo(20, 30).quantize(16)
-    picture.info["transparency"] = bytes(range(16))
-    before = picture.tobytes()
-    open_image(picture)
-    assert picture.mode == "P"
-    assert picture.tobytes() == before
-    assert picture.info["transparency"] == bytes(range(16))
+def test_an_image_of_the_caller_stays_as_it_is():
+    image = photo(20, 30).quantize(16)
+    image.info["transparency"] = bytes(range(16))
+    before = image.tobytes()
+    open_image(image)
+    assert image.mode == "P"
+    assert image.tobytes() == before
+    assert image.info["transparency"] == bytes(range(16))
     rgb = photo(5, 5)
     opened = open_image(rgb)
     opened.putpixel((0, 0), (9, 9, 9))
@@ -368,11 +367,11 @@ BROKEN = {
     "nothing": (lambda: b"", "is empty: 0 bytes"),
     "text": (
         lambda: b"<html>Not found</html>",
-        r"no picture that can be read: it begins with b'<html>No'.*JPEG, PNG",
+        r"no image that can be read: it begins with b'<html>No'.*JPEG, PNG",
     ),
-    "a letter": (lambda: b"P", "no picture that can be read|header cannot be read"),
-    "eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture that can be read"),
-    "svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture that can be read"),
+    "a letter": (lambda: b"P", "no image that can be read|header cannot be read"),
+    "eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image that can be read"),
+    "svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image that can be read"),
     "cut jpeg": (lambda: FILES["jpeg"]()[:3000], "damaged or cut off: its JPEG data cannot be decoded"),
     "cut png": (lambda: FILES["landscape"]()[:3000], "damaged or cut off: its PNG data cannot be decoded"),
     "cut gif": (lambda: FILES["gif"]()[:1000], "damaged or cut off: its GIF data"),
@@ -413,8 +412,8 @@ def test_limits(tmp_path):
     data = saved(photo(20, 10))
     path = tmp_path / "p.png"
     path.write_bytes(data)
-    picture = photo(20, 10)
-    for source in (path, data, picture, np.asarray(picture)):
+    image = photo(20, 10)
+    for source in (path, data, image, np.asarray(image)):
         assert open_image(source, most_pixels=200).size == (20, 10)
         with pytest.raises(
             BadImage, match=r"20 x 10 pixels, more than the 0.000199 million .*most_pixels=199"
@@ -427,13 +426,13 @@ def test_limits(tmp_path):
             open_image(source, most_bytes=len(data) - 1)
 
 
-def test_places_without_a_picture(tmp_path, monkeypatch):
-    with pytest.raises(BadImage, match=r"nowhere.png does not exist. A picture must be a path, an http"):
+def test_places_without_an_image(tmp_path, monkeypatch):
+    with pytest.raises(BadImage, match=r"nowhere.png does not exist. An image must be a path, an http"):
         open_image(tmp_path / "nowhere.png")
     with pytest.raises(BadImage, match="is a folder"):
         open_image(str(tmp_path))
     with pytest.raises(
-        BadImage, match=r"\(20000 characters\) cannot be read as a picture: File name too long"
+        BadImage, match=r"\(20000 characters\) cannot be read as an image: File name too long"
     ):
         open_image("A" * 20_000)
     with pytest.raises(BadImage, match=r"does not exist|null"):
@@ -450,7 +449,7 @@ def test_places_without_a_picture(tmp_path, monkeypatch):
 
     # Permissions do not bind the user that tests often run as.
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(BadImage, match=r"locked.png cannot be read as a picture: Permission denied"):
+    with pytest.raises(BadImage, match=r"locked.png cannot be read as an image: Permission denied"):
         open_image(path)
 
 
@@ -460,17 +459,17 @@ def test_places_without_a_picture(tmp_path, monkeypatch):
         (np.zeros((4, 4, 3), np.float32), r"type float32. Allowed is uint8 .* convert values to 0\.\.255"),
         (np.zeros((4, 4), np.uint16), r"type uint16. Allowed is uint8"),
         (np.zeros((3, 5, 6), np.uint8), r"shape \[3, 5, 6\].*channels come last"),
-        (np.zeros((1, 4, 4, 3), np.uint8), r"shape \[1, 4, 4, 3\].*one picture at a time"),
+        (np.zeros((1, 4, 4, 3), np.uint8), r"shape \[1, 4, 4, 3\].*one image at a time"),
         (np.zeros((4, 4, 2), np.uint8), r"shape \[4, 4, 2\]"),
         (np.zeros((0, 4, 3), np.uint8), "4 x 0 pixels"),
         (Image.new("RGB", (0, 3)), "0 x 3 pixels"),
-        (None, "a picture must be a path, .*found NoneType"),
+        (None, "an image must be a path, .*found NoneType"),
         (7, "found int"),
         ("file:///etc/passwd", "not from file://"),
         ("ftp://example.org/a.png", "not from ftp://"),
         ("s3://bucket/a.png", "not from s3://"),
         ("data:image/png;base64", "has no comma"),
-        ("data:text/html,hello", "holds 'text/html', not a picture"),
+        ("data:text/html,hello", "holds 'text/html', not an image"),
         ("data:image/png;base64,@@@@", "damaged base64"),
         ("data:image/png;base64,AAAAA", "damaged base64"),
         ("data:image/png;base64,", "the data: URL is empty"),
@@ -479,19 +478,19 @@ def test_places_without_a_picture(tmp_path, monkeypatch):
         ("http://127.0.0.1:x/a.png", "cannot be fetched"),
     ],
 )
-def test_what_is_no_picture(source, message):
+def test_what_is_no_image(source, message):
     with pytest.raises(BadOption, match=message):
         open_image(source)
 
 
-def test_a_closed_picture(tmp_path):
+def test_a_closed_image(tmp_path):
     path = tmp_path / "p.png"
     path.write_bytes(saved(photo(9, 9)))
-    with Image.open(path) as picture:
-        picture.load()
-    picture.close()
+    with Image.open(path) as image:
+        image.load()
+    image.close()
     with pytest.raises(BadImage, match="the PIL image is damaged or cut off"):
-        open_image(picture)
+        open_image(image)
 
 
 def test_bad_arguments():
@@ -514,7 +513,7 @@ def test_bad_arguments():
             call()
 
 
-PICTURE = saved(photo(40, 30))
+IMAGE = saved(photo(40, 30))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -531,19 +530,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
 
-    def get_picture(self):
+    def get_image(self):
         if self.headers["User-Agent"] == f"ortlm/{__version__}":
-            self.begin(Content_Length=len(PICTURE))
-            self.wfile.write(PICTURE)
+            self.begin(Content_Length=len(IMAGE))
+            self.wfile.write(IMAGE)
 
-    get_ein_bär = get_picture
+    get_ein_bär = get_image
 
     def get_unsized(self):
         self.begin()
-        self.wfile.write(PICTURE)
+        self.wfile.write(IMAGE)
 
     def get_moved(self):
-        self.begin(302, Location="/picture")
+        self.begin(302, Location="/image")
 
     def get_to_a_file(self):
         self.begin(302, Location="file:///etc/passwd")
@@ -574,8 +573,8 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"x")
 
     def get_broken_off(self):
-        self.begin(Content_Length=len(PICTURE))
-        self.wfile.write(PICTURE[:100])
+        self.begin(Content_Length=len(IMAGE))
+        self.wfile.write(IMAGE[:100])
 
     def get_page(self):
         self.begin(Content_Type="text/html")
@@ -603,8 +602,8 @@ def server():
         thread.join()
 
 
-@pytest.mark.parametrize("path", ["picture", "unsized", "moved", "picture?size=1&x=%20", "ein bär"])
-def test_pictures_from_the_web(server, path):
+@pytest.mark.parametrize("path", ["image", "unsized", "moved", "image?size=1&x=%20", "ein bär"])
+def test_images_from_the_web(server, path):
     assert image_key(open_image(f"{server}/{path}")) == image_key(photo(40, 30))
 
 
@@ -616,17 +615,17 @@ def test_pictures_from_the_web(server, path):
         ("to ftp", {}, "leads to 'ftp://127.0.0.1/a.png', which is not fetched"),
         ("round", {}, "redirected more than 10 times"),
         ("stated", {}, r"more than the 67.1 MB that are allowed"),
-        ("picture", {"most_bytes": 99}, "more than the 99 B"),
+        ("image", {"most_bytes": 99}, "more than the 99 B"),
         ("endless", {"most_bytes": 1 << 20}, "more than the 1.0 MB"),
         ("slow", {"timeout": 0.2}, r"did not arrive within 0.2 s"),
         ("drip", {"timeout": 0.3}, r"did not arrive within 0.3 s"),
         ("broken off", {}, "broke off after 100 B of"),
-        ("page", {}, "no picture that can be read"),
-        ("picture", {"most_pixels": 1}, "40 x 30 pixels"),
-        ("picture", {"timeout": 0}, "timeout must be more than 0"),
+        ("page", {}, "no image that can be read"),
+        ("image", {"most_pixels": 1}, "40 x 30 pixels"),
+        ("image", {"timeout": 0}, "timeout must be more than 0"),
     ],
 )
-def test_the_web_without_pictures(server, path, options, message):
+def test_the_web_without_images(server, path, options, message):
     with pytest.raises(BadOption, match=message):
         open_image(f"{server}/{path}", **options)
 

@@ -107,7 +107,7 @@ def test_what_is_drawn_follows_the_guidance(made, case):
 @pytest.mark.parametrize("case", CASES)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_going_anywhere_equals_starting_anew(made, case, data):
+def test_going_anywhere_equals_starting_again(made, case, data):
     tokenizer, vocabulary = made
     guidance = CASES[case][0]
     stop = [tokenizer.token_id("<|end|>")]

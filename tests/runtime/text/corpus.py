@@ -188,7 +188,7 @@ PARTS_IN_MACRO = """
             {%- if part.type == 'text' %}{{ part.text }}
             {%- elif part.type == 'thinking' %}{{ '[THINK]' + part.thinking + '[/THINK]' }}
             {%- elif part.type in ['image', 'image_url'] %}
-                {%- set counter.images = counter.images + 1 %}{{ 'Picture %d: <img>' % counter.images }}
+                {%- set counter.images = counter.images + 1 %}{{ 'Image %d: <img>' % counter.images }}
             {%- endif %}
         {%- endfor %}
     {%- endif %}

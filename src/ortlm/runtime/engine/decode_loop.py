@@ -19,10 +19,10 @@ from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull, near
 from ortlm.runtime.engine.backend import Backend, DeviceTensor
 from ortlm.runtime.engine.kv_cache import RowIndices, Shapes, StateInfo, make_cache, state_shapes
 from ortlm.runtime.engine.token_ids import (
-    begun_picture,
-    between_pictures,
+    begun_image,
+    between_images,
     common_prefix_length,
-    picture_numbers,
+    image_numbers,
 )
 from ortlm.runtime.engine.types import Logits, TokenEmbedder
 
@@ -41,7 +41,7 @@ class Loop:
 
     ``switch_tokens``: see Manifest.rope_switch_tokens. ``shapes``: what ``state_shapes`` found, if known.
     ``embedder`` makes the embeddings that the graph reads, if it reads no ids.
-    ``recomputed`` counts how often the whole history was computed anew: because of the switch, or because a
+    ``recomputed`` counts how often the whole history was computed again: because of the switch, or because a
     window's cache could not go back as far as was asked.
     """
 
@@ -67,8 +67,8 @@ class Loop:
         self._windows = any(state.kind == "window" for state in graph.states)
         # Attention that evicts takes no padding, unless it is told the lengths.
         self._whole_rows = self._windows and "query_lengths" not in graph.optional
-        # A picture whose tokens attend to each other both ways has to be fed as a whole.
-        self._whole_pictures = "picture_numbers" in graph.optional
+        # An image whose tokens attend to each other both ways has to be fed as a whole.
+        self._whole_images = "picture_numbers" in graph.optional
         # Elsewhere, what is written to memory that is bound is never seen.
         self._in_place = backend.memory.is_host
         self._bound: dict[str, DeviceTensor] = {}
@@ -114,7 +114,7 @@ class Loop:
         self._extra[group] = dict(inputs)
         if gone:
             # A binding cannot let go of a single input.
-            self._bind_anew()
+            self._rebind()
         for name, tensor in inputs.items():
             self._binding.input(name, tensor)
 
@@ -137,7 +137,7 @@ class Loop:
         self._check(rows)
         if self._embedder is not None:
             self._embedder.hold((*self.history, *rows))
-        if self._whole_pictures:
+        if self._whole_images:
             rows = self._with_begun(rows)
         total = max(len(old) + len(new) for old, new in zip(self.history, rows, strict=True))
         long = self._switch is not None and total > self._switch
@@ -166,7 +166,7 @@ class Loop:
         return self.append([[int(token)] for token in tokens])
 
     def _step_on(self, token: int, total: int) -> Logits:
-        """Feed one row's next token behind a run that did the same: only what changes is bound anew."""
+        """Feed one row's next token behind a run that did the same: only what changes is bound again."""
         inputs = self._graph.inputs
         if self._embedder is None:
             if self._in_place:
@@ -258,7 +258,7 @@ class Loop:
         usual = self._binding, self._bound
         try:
             # A binding cannot let go of an output.
-            self._bind_anew()
+            self._rebind()
             self._binding.output(name, None, to_host=True)
             self._feed(rows, first=fed if once else 0, keep=1, after=take)
         finally:
@@ -269,7 +269,7 @@ class Loop:
         last = found[-1]
         return last[:, -longest:] if last.ndim > 1 and last.shape[1] == fed else last
 
-    def _bind_anew(self) -> None:
+    def _rebind(self) -> None:
         """Let go of whatever is bound, but for what ``use`` was given."""
         self._binding, self._bound, self._steady = self._backend.binding(), {}, False
         for given in self._extra.values():
@@ -279,7 +279,7 @@ class Loop:
     def trim(self, lengths: int | Sequence[int]) -> None:
         """Go back to at most so many tokens, in every row or row by row.
 
-        If the cache of a window no longer holds what that needs, the next ``append`` computes everything anew.
+        If the cache of a window no longer holds what that needs, the next ``append`` computes everything again.
         """
         self._steady = False
         each = [lengths] * len(self.history) if isinstance(lengths, int) else lengths
@@ -346,12 +346,12 @@ class Loop:
             if len(old) + len(new) > self._context:
                 raise ContextFull(
                     f"the context holds {self._context} tokens; {len(old)} are in it and {len(new)} more "
-                    "do not fit. Shorten the prompt or start anew."
+                    "do not fit. Shorten the prompt or start again."
                 )
 
     def _with_begun(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """Return ``rows`` with the beginnings of pictures that end the history, which is cut there."""
-        begun = [begun_picture(old) for old in self.history]
+        """Return ``rows`` with the beginnings of images that end the history, which is cut there."""
+        begun = [begun_image(old) for old in self.history]
         if not any(begun):
             return rows
         more = [[*old[len(old) - n :], *new] for old, new, n in zip(self.history, rows, begun, strict=True)]
@@ -373,7 +373,7 @@ class Loop:
         """Empty the cache and return all that is to be fed then, the history and ``rows``."""
         _log.log(
             logging.DEBUG if self.recomputed else logging.INFO,
-            "%s; computing %s tokens anew",
+            "%s; computing %s tokens again",
             why,
             self.length,
         )
@@ -402,8 +402,8 @@ class Loop:
         at = 0
         while True:
             end = min(at + max(size, first - at), max(longest, 1))
-            if self._whole_pictures:
-                end = between_pictures(rows, end)
+            if self._whole_images:
+                end = between_images(rows, end)
             # A row that has nothing left gives its last token again, at its old place: that changes nothing.
             parts = [row[at:end] or [old.pop()] for row, old in zip(rows, self.history, strict=True)]
             if keep == 1:
@@ -465,7 +465,7 @@ class Loop:
         if "position_ids" in self._graph.inputs:
             self._input("position_ids", starts[:, None] + np.arange(new, dtype=np.int64))
         if "picture_numbers" in optional:
-            self._input("picture_numbers", picture_numbers(ids, counts), of=optional)
+            self._input("picture_numbers", image_numbers(ids, counts), of=optional)
         if "logits_to_keep" in optional:
             self._input("logits_to_keep", np.array(keep, dtype=np.int64), of=optional)
         if "columns_to_keep" in optional:

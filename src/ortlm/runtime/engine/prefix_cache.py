@@ -9,7 +9,7 @@ from ortlm.runtime.engine.decode_loop import Loop
 from ortlm.runtime.engine.token_ids import common_prefix_length
 
 
-class KeptCaches:
+class PrefixCaches:
     """At most ``limit`` decode loops of one row, each with the adapter that it was computed with.
 
     May be used by several threads, and has no lock: a stream that nobody holds ends while memory is collected, in

@@ -83,11 +83,11 @@ def restore(loop: Loop, path: Path, *, model: str) -> None:
         if isinstance(error, BadOption):
             raise
         raise BadArtifact(
-            f"{path} cannot be read as a prompt cache: {one_line(error)}. Write it anew."
+            f"{path} cannot be read as a prompt cache: {one_line(error)}. Write it again."
         ) from error
     if _checksum(metadata["tokens"], [state.name for state in loop.states], states) != metadata.get("sha256"):
         raise BadArtifact(
-            f"{path} is damaged: its contents do not have the checksum that it names. Write it anew."
+            f"{path} is damaged: its contents do not have the checksum that it names. Write it again."
         )
     longest = max(map(len, history))
     if longest > loop.context_tokens:
@@ -98,7 +98,7 @@ def restore(loop: Loop, path: Path, *, model: str) -> None:
         if found.shape != shape or found.dtype != _plain_dtype(wanted.dtype):
             raise BadArtifact(
                 f"{path}: {wanted.name} is {found.dtype} {list(found.shape)}, but the model's is "
-                f"{wanted.dtype.name} {list(shape)}. Write it anew with this model."
+                f"{wanted.dtype.name} {list(shape)}. Write it again with this model."
             )
     loop.adopt(
         history, [found.view(state.dtype.numpy) for found, state in zip(states, loop.states, strict=True)]
@@ -137,11 +137,11 @@ def _check(metadata: dict[str, str], path: Path, *, model: str) -> None:
             if found is None
             else f"has format {found!r}, and this ortlm reads {_FORMAT!r}"
         )
-        raise BadArtifact(f"{path} {what}. Write it anew with Generator.save.")
+        raise BadArtifact(f"{path} {what}. Write it again with Generator.save.")
     if metadata.get("model") != model:
         raise BadArtifact(
             f"{path} was written by another model (or another build, or with another adapter). Its cache means "
-            "nothing to this one; write it anew."
+            "nothing to this one; write it again."
         )
 
 
@@ -150,9 +150,9 @@ def _history(metadata: dict[str, str], path: Path) -> list[list[int]]:
         found = parse(metadata["tokens"], where=path, error=BadArtifact)
         rows: list[list[int]] = check_value(found, _ROWS, file=path, error=BadArtifact, at="tokens")
     except (KeyError, BadArtifact) as error:
-        raise BadArtifact(f"{path} is damaged: its tokens cannot be read. Write it anew.") from error
+        raise BadArtifact(f"{path} is damaged: its tokens cannot be read. Write it again.") from error
     if not rows or not all(rows):
-        raise BadArtifact(f"{path} is damaged: it holds no tokens. Write it anew.")
+        raise BadArtifact(f"{path} is damaged: it holds no tokens. Write it again.")
     return rows
 
 

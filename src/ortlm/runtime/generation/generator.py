@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ortlm.errors import BadOption, CannotRewind, ContextFull
 from ortlm.runtime.engine.decode_loop import Loop
 from ortlm.runtime.engine.prompt_cache import restore, save
-from ortlm.runtime.engine.token_ids import FIRST_PICTURE, common_prefix_length
+from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN, common_prefix_length
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.batch import TokenRows, as_lengths, as_rows
 from ortlm.runtime.generation.decoding import (
@@ -403,7 +403,7 @@ class Generator:
                 raise ContextFull(f"{what} tokens, but the model's context holds {context}.")
             for at, token in enumerate(more):
                 if not 0 <= token < (vocab or token + 1) and not (
-                    self._rules.pictures and token >= FIRST_PICTURE
+                    self._rules.images and token >= FIRST_IMAGE_TOKEN
                 ):
                     raise BadOption(
                         f"token id {token} at index {at} is outside the vocabulary 0 … {vocab - 1}."

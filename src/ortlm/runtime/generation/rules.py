@@ -24,7 +24,7 @@ class Rules:
     there are none. ``guide`` makes a matcher of a Guidance, the stop tokens and the prompt; ``words`` turns a text
     into the token sequences that write it; ``proposer`` makes what drafts tokens for some settings; ``adapter``
     returns the tensors of an adapter by input, those of none for None; ``fingerprint`` tells the model with an
-    adapter from any other. ``pictures``: prompts may hold tokens of images.
+    adapter from any other. ``images``: prompts may hold tokens of images.
     """
 
     context_tokens: int
@@ -37,4 +37,4 @@ class Rules:
     proposer: Callable[[Settings], Proposer | None] | None = None
     adapter: Callable[[str | None], Mapping[str, DeviceTensor]] | None = None
     fingerprint: Callable[[str | None], str] | None = None
-    pictures: bool = False
+    images: bool = False

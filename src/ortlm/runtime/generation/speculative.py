@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.runtime.engine.decode_loop import Loop
-from ortlm.runtime.engine.token_ids import common_prefix_length, words_only
+from ortlm.runtime.engine.token_ids import common_prefix_length, text_tokens_only
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.sampling.logits_processors import from_settings
 from ortlm.runtime.sampling.sampler import multinomial, probabilities
@@ -127,7 +127,7 @@ class Lookup:
         # The latest place may be so near that little follows it; an earlier one then says more.
         enough = places[places < len(tokens) - size]
         at = int((enough if len(enough) else places)[-1]) + 1
-        return words_only(tokens[at : at + size].tolist())
+        return text_tokens_only(tokens[at : at + size].tolist())
 
 
 class DraftModel:

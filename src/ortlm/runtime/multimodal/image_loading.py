@@ -1,6 +1,6 @@
-"""Pictures to the arrays that a vision encoder takes.
+"""Images to the arrays that a vision encoder takes.
 
-``open_image`` reads a picture from wherever it is; ``hd_crops`` and ``whole_pixels`` are the two ways in which
+``open_image`` reads an image from wherever it is; ``hd_crops`` and ``whole_pixels`` are the two ways in which
 models look at it. Source of the semantics: the processors of Phi-3.5-vision and Gemma 3.
 """
 
@@ -32,16 +32,16 @@ ImageSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | Image.Im
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 _KINDS = "JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 and AVIF"
 _SOURCES = (
-    "a path, an http(s):// or data: URL, the bytes of a picture's file, a PIL image, "
+    "a path, an http(s):// or data: URL, the bytes of an image's file, a PIL image, "
     "or an array of uint8 with the shape [height, width] or [height, width, 1, 3 or 4]"
 )
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _NO_URL = re.compile(r"https?:", re.IGNORECASE)
-# Beside these, servers that do not know better call pictures so.
+# Beside these, servers that do not know better call images so.
 _MEDIA = ("image/", "application/octet-stream", "binary/octet-stream")
 _ORIENTATION = 0x0112
 _KEY_TILE = 4096
-# No picture is longer; Pillow needs memory for pointers to every line of it.
+# No image is longer; Pillow needs memory for pointers to every line of it.
 _MOST_SIDE = 65_535
 # How many pieces of a file may be read, and one more for so many of its bytes. Encoders write 8 kB at a time,
 # which take three reads.
@@ -60,12 +60,12 @@ def open_image(
     timeout: float = 20.0,
     allow: Allow | None = None,
 ) -> Image.Image:
-    """Return the picture that ``source`` is or names, as a new PIL image in mode RGB.
+    """Return the image that ``source`` is or names, as a new PIL image in mode RGB.
 
     A ``str`` is a path or a URL (http, https, data); bytes are those of a file. Of an animation the first frame is
     taken; the orientation that EXIF names is applied, transparency is dropped. ``timeout`` is in seconds, for all
     of a download. ``allow`` is for servers: it says of every address of the network whether a URL may lead there
-    (``public_address``), and with it a ``str`` is never a path. Raises BadImage if there is no picture or it is
+    (``public_address``), and with it a ``str`` is never a path. Raises BadImage if there is no image or it is
     larger than allowed, which is known before it is decoded; BadOption if ``source`` is nothing of the kind.
     """
     from PIL import Image
@@ -75,7 +75,7 @@ def open_image(
     if isinstance(source, np.ndarray):
         return _as_rgb(_from_array(source, most_pixels), "the array", most_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
-        name, size = "the picture in bytes", memoryview(source).nbytes
+        name, size = "the image in bytes", memoryview(source).nbytes
         _check_bytes(size, most_bytes, name)
         return _decode(bytes(source), name, most_pixels)
     if isinstance(source, str):
@@ -88,7 +88,7 @@ def open_image(
             name = shown_url(source)
             if scheme[1].lower() not in ("http", "https"):
                 raise BadImage(
-                    f"{name} cannot be opened: pictures come from http://, https:// and data: URLs and from "
+                    f"{name} cannot be opened: images come from http://, https:// and data: URLs and from "
                     f"paths, not from {scheme[1]}://. Give the path itself if it is a file here."
                 )
             if not timeout > 0:
@@ -107,7 +107,7 @@ def open_image(
         path = Path(source)
         name = _short(str(path))
         return _decode(_read(path, most_bytes, name), name, most_pixels)
-    raise BadOption(f"a picture must be {_SOURCES}; found {type(source).__name__}.")
+    raise BadOption(f"an image must be {_SOURCES}; found {type(source).__name__}.")
 
 
 def image_key(image: Image.Image) -> str:
@@ -136,16 +136,16 @@ def _read(path: Path, most_bytes: int, name: str) -> bytes:
             raise
         reason = error.strerror if isinstance(error, OSError) else error
         raise BadImage(
-            f"{name} cannot be read as a picture: {reason}. A picture must be {_SOURCES}."
+            f"{name} cannot be read as an image: {reason}. An image must be {_SOURCES}."
         ) from error
 
 
 def _not_a_file(path: Path, name: str) -> str:
     if path.is_dir():
-        return f"{name} is a folder; give the path of one picture in it."
+        return f"{name} is a folder; give the path of one image in it."
     if path.exists():
-        return f"{name} is no ordinary file; give the path of a picture, or its bytes."
-    return f"{name} does not exist. A picture must be {_SOURCES}."
+        return f"{name} is no ordinary file; give the path of an image, or its bytes."
+    return f"{name} does not exist. An image must be {_SOURCES}."
 
 
 def _from_data_url(url: str, most_bytes: int, name: str) -> bytes:
@@ -161,16 +161,14 @@ def _from_data_url(url: str, most_bytes: int, name: str) -> bytes:
     _check_bytes(len(body) // 4, most_bytes, name)
     media, *flags = (part.strip().lower() for part in head.split(";"))
     if media and not media.startswith(_MEDIA):
-        raise BadImage(f"{name} holds {media!r}, not a picture; its type must be like image/png.")
+        raise BadImage(f"{name} holds {media!r}, not an image; its type must be like image/png.")
     data = unquote_to_bytes(body)
     if "base64" in flags:
         plain = b"".join(data.split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
         try:
             data = base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
         except binascii.Error as error:
-            raise BadImage(
-                f"{name} holds damaged base64: {error}. Encode the picture's file again."
-            ) from error
+            raise BadImage(f"{name} holds damaged base64: {error}. Encode the image's file again.") from error
     _check_bytes(len(data), most_bytes, name)
     return data
 
@@ -178,7 +176,7 @@ def _from_data_url(url: str, most_bytes: int, name: str) -> bytes:
 def _decode(data: bytes, name: str, most_pixels: int) -> Image.Image:
     """Return the first frame of the file whose bytes are ``data``. Raises BadImage."""
     if not data:
-        raise BadImage(f"{name} is empty: 0 bytes. Give a picture's file; {_KINDS} can be read.")
+        raise BadImage(f"{name} is empty: 0 bytes. Give an image's file; {_KINDS} can be read.")
     with _Counted(data) as stream:
         stream.name, stream.left = name, _READS + len(data) // _READS_BYTES
         header = _open_header(stream, name)
@@ -190,7 +188,7 @@ class _Counted(io.BytesIO):
     """Bytes of a file that may be read in so many pieces.
 
     Formats are lists of pieces, and Pillow looks at each of them. A file of a million empty ones would keep it
-    busy for longer than any picture.
+    busy for longer than any image.
     """
 
     name = ""
@@ -226,9 +224,9 @@ def _check_work(data: bytes, header: Image.Image, name: str) -> None:
 
 
 def _open_header(stream: io.BytesIO, name: str) -> Image.Image:
-    """Return a picture of which only the header is read.
+    """Return an image of which only the header is read.
 
-    ``PIL.Image.open`` would do the same, and then warn of large pictures by a limit that is global.
+    ``PIL.Image.open`` would do the same, and then warn of large images by a limit that is global.
     """
     from PIL import Image
 
@@ -255,13 +253,13 @@ def _open_header(stream: io.BytesIO, name: str) -> Image.Image:
                 f"{name} is damaged: its {form} header cannot be read ({_said(error)}). Make the file again."
             ) from error
     raise BadImage(
-        f"{name} is no picture that can be read: it begins with {prefix[:8]!r}. "
+        f"{name} is no image that can be read: it begins with {prefix[:8]!r}. "
         f"{_KINDS} can be read; convert it to one of them."
     )
 
 
 def _from_array(array: NDArray[Any], most_pixels: int) -> Image.Image:
-    """Return an array of pixels as a picture. Raises BadOption."""
+    """Return an array of pixels as an image. Raises BadOption."""
     from PIL import Image
 
     allowed = "Allowed is uint8 with the shape [height, width] or [height, width, 1, 3 or 4]"
@@ -271,21 +269,21 @@ def _from_array(array: NDArray[Any], most_pixels: int) -> Image.Image:
             if array.dtype.kind == "f"
             else "convert it with .astype(numpy.uint8) if its values are within 0..255"
         )
-        raise BadOption(f"a picture's array has the type {array.dtype}. {allowed}; {hint}.")
+        raise BadOption(f"an image's array has the type {array.dtype}. {allowed}; {hint}.")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         hint = (
             "; channels come last: use array.transpose(1, 2, 0)."
             if array.ndim == 3 and array.shape[0] in (1, 3, 4)
-            else "; give one picture at a time."
+            else "; give one image at a time."
         )
-        raise BadOption(f"a picture's array has the shape {list(array.shape)}. {allowed}{hint}")
+        raise BadOption(f"an image's array has the shape {list(array.shape)}. {allowed}{hint}")
     height, width = array.shape[:2]
     _check_pixels(width, height, most_pixels, "the array")
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
 
 
 def _as_rgb(image: Image.Image, name: str, most_pixels: int) -> Image.Image:
-    """Return a new picture in mode RGB, upright, with nothing but its pixels. Raises BadImage."""
+    """Return a new image in mode RGB, upright, with nothing but its pixels. Raises BadImage."""
     _check_pixels(*image.size, most_pixels, name)
     try:
         _load(image)
@@ -310,7 +308,7 @@ def _as_rgb(image: Image.Image, name: str, most_pixels: int) -> Image.Image:
             f"{name} is damaged or cut off: its {image.format or image.mode} data cannot be decoded "
             f"({_said(error)}). Make the file again."
         ) from error
-    # A picture that is opened twice must not be turned twice.
+    # An image that is opened twice must not be turned twice.
     rgb.info = {}
     return rgb
 
@@ -334,7 +332,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    # Notes on a picture may be damaged where its pixels are not.
+    # Notes on an image may be damaged where its pixels are not.
     except Exception:
         return None
     turns = {
@@ -378,7 +376,7 @@ def _check_bytes(count: int, most_bytes: int, name: str) -> None:
     if count > most_bytes:
         raise BadImage(
             f"{name} has more than the {readable_bytes(most_bytes)} that are allowed (most_bytes={most_bytes}); "
-            "make the picture smaller or allow more."
+            "make the image smaller or allow more."
         )
 
 
@@ -399,7 +397,7 @@ def _check_pixels(width: int, height: int, most_pixels: int, name: str) -> None:
 def _check_rgb(image: Image.Image) -> None:
     if image.mode != "RGB":
         raise BadOption(
-            f"a picture has the mode {image.mode!r} where 'RGB' is needed; use open_image on it first."
+            f"an image has the mode {image.mode!r} where 'RGB' is needed; use open_image on it first."
         )
 
 

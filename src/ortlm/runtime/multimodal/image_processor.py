@@ -34,10 +34,10 @@ def hd_crops(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> tuple[NDArray[np.float32], tuple[int, int]]:
-    """Return what Phi-3.5-vision sees of an RGB ``image``, and (height, width) of the picture it was cut from.
+    """Return what Phi-3.5-vision sees of an RGB ``image``, and (height, width) of the image it was cut from.
 
     Pixels are float32 [1 + n, 3, side, side] with n = (height / side) * (width / side) <= ``most``: the whole
-    picture first, then the crops row by row. The picture is made as large as ``most`` crops allow and gets white
+    image first, then the crops row by row. The image is made as large as ``most`` crops allow and gets white
     bands on the sides that do not fill a crop. ``mean`` and ``std`` are those of the three channels. Raises
     BadOption if ``most`` or ``side`` is below 1.
     """
@@ -77,7 +77,7 @@ def whole_pixels(
 
 
 def _fitted(width: int, height: int, side: int, most: int) -> tuple[int, int]:
-    """Return (width, height) in pixels to which a picture is resized; bands then fill up the shorter side."""
+    """Return (width, height) in pixels to which an image is resized; bands then fill up the shorter side."""
     if min(width, height, side, most) < 1:
         raise BadOption(
             f"width, height, side and most must be at least 1; found {width}, {height}, {side}, {most}."
@@ -101,12 +101,12 @@ def _normalised(image: Image.Image, mean: Sequence[float], std: Sequence[float])
     return np.stack([tables[channel][pixels[..., channel]] for channel in range(3)])
 
 
-def _bicubic(picture: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+def _bicubic(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """Return float32 [3, height, width] as [3, side, side], by torch's bicubic interpolation without antialias."""
-    index, weights = _taps(picture.shape[1], side)
-    lines = sum(w[:, None] * picture[:, at] for at, w in zip(index, weights, strict=True))
+    index, weights = _taps(image.shape[1], side)
+    lines = sum(w[:, None] * image[:, at] for at, w in zip(index, weights, strict=True))
     assert isinstance(lines, np.ndarray)
-    index, weights = _taps(picture.shape[2], side)
+    index, weights = _taps(image.shape[2], side)
     found: NDArray[np.float32] = sum(w * lines[:, :, at] for at, w in zip(index, weights, strict=True))
     return found
 

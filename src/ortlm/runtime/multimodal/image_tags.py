@@ -14,13 +14,13 @@ from ortlm.runtime.multimodal.image_loading import (
 
 
 def tag_pattern(images: Images) -> re.Pattern[str]:
-    """Return what finds the tags of pictures in a text; its group is the number, if tags have numbers."""
+    """Return what finds the tags of images in a text; its group is the number, if tags have numbers."""
     before, numbered, after = images.tag.partition("{}")
     return re.compile(re.escape(before) + (r"(\d+)" if numbered else "") + re.escape(after))
 
 
 def split(text: str, images: Images, count: int) -> list[str]:
-    """Return the texts around ``count`` pictures whose tags stand in ``text``, one more than there are pictures.
+    """Return the texts around ``count`` images whose tags stand in ``text``, one more than there are images.
 
     Raises BadOption unless there are so many tags, with the numbers 1, 2, 3 … in this order.
     """
@@ -48,11 +48,11 @@ def split(text: str, images: Images, count: int) -> list[str]:
 _KINDS = ("image", "image_url", "input_image")
 
 
-def picture_of(part: Any) -> ImageSource | None:
-    """Return the picture in a part of a message's content, None if it is something else.
+def image_of(part: Any) -> ImageSource | None:
+    """Return the image in a part of a message's content, None if it is something else.
 
     Parts are {"type": "image", "image": …} or, as in OpenAI's API, {"type": "image_url", "image_url": {"url": …}}.
-    Raises BadOption for one without a picture.
+    Raises BadOption for one without an image.
     """
     if not isinstance(part, dict) or part.get("type") not in _KINDS:
         return None
@@ -64,15 +64,15 @@ def picture_of(part: Any) -> ImageSource | None:
             source: ImageSource = found
             return source
     raise BadOption(
-        'a content part of type "image" needs the picture: {"type": "image", "image": PATH, URL, bytes, Pillow '
+        'a content part of type "image" needs the image: {"type": "image", "image": PATH, URL, bytes, Pillow '
         "image or numpy array}."
     )
 
 
 def flatten(messages: Sequence[Any], images: Images) -> tuple[list[Any], list[ImageSource]]:
-    """Return ``messages`` with their pictures taken out, and those, in order.
+    """Return ``messages`` with their images taken out, and those, in order.
 
-    Where tags have numbers, a tag and a line break take a picture's place, and contents become texts; else the
+    Where tags have numbers, a tag and a line break take an image's place, and contents become texts; else the
     template writes the tag for {"type": "image"}.
     """
     sources: list[ImageSource] = []
@@ -85,7 +85,7 @@ def flatten(messages: Sequence[Any], images: Images) -> tuple[list[Any], list[Im
             continue
         parts: list[Any] = []
         for part in content:
-            source = picture_of(part)
+            source = image_of(part)
             if source is None:
                 parts.append(part)
                 continue

@@ -1,7 +1,7 @@
-"""Pictures in prompts: what they become, and how a decoder that reads embeddings gets them.
+"""Images in prompts: what they become, and how a decoder that reads embeddings gets them.
 
-A picture's tokens are numbers far above any vocabulary that follow from its content. So a history of ids says all
-that a text with pictures is made of: prompts agree as far as their pictures do, and whatever is fed anew finds
+An image's tokens are numbers far above any vocabulary that follow from its content. So a history of ids says all
+that a text with images is made of: prompts agree as far as their images do, and whatever is fed again finds
 them.
 """
 
@@ -21,23 +21,23 @@ from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact, BadImage, BadOption, ContextFull
 from ortlm.runtime.engine.backend import Backend, DeviceTensor
 from ortlm.runtime.engine.token_ids import (
-    FIRST_PICTURE,
+    FIRST_IMAGE_TOKEN,
     TOKEN_BITS,
     TOKEN_MASK,
-    picture_number,
-    picture_of_token,
+    image_number,
+    image_of_token,
 )
 from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.multimodal.image_loading import ImageSource, image_key, open_image
 from ortlm.runtime.multimodal.image_processor import hd_crops, hd_size, whole_pixels
 
-# Features of pictures that nobody uses at the moment.
+# Features of images that nobody uses at the moment.
 _KEPT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """The embeddings ``features`` [tokens, H] that stand for a picture; ``number`` follows from its content."""
+class EncodedImage:
+    """The embeddings ``features`` [tokens, H] that stand for an image; ``number`` follows from its content."""
 
     number: int
     features: Array
@@ -45,15 +45,15 @@ class Picture:
     @property
     def ids(self) -> list[int]:
         """The ids of its tokens."""
-        first = FIRST_PICTURE | self.number << TOKEN_BITS
+        first = FIRST_IMAGE_TOKEN | self.number << TOKEN_BITS
         return list(range(first, first + len(self.features)))
 
 
-class Pictures:
-    """Turns pictures into tokens, by the graph ``vision``, and remembers what it has computed.
+class VisionEncoder:
+    """Turns images into tokens, by the graph ``vision``, and remembers what it has computed.
 
-    ``open_session`` loads that graph when the first picture comes. ``allow_address``: see ``open_image``.
-    A picture of more than ``context_tokens`` is refused before it is cut up.
+    ``open_session`` loads that graph when the first image comes. ``allow_address``: see ``open_image``.
+    An image of more than ``context_tokens`` is refused before it is cut up.
     """
 
     def __init__(
@@ -70,24 +70,24 @@ class Pictures:
         self._graph = graph
         self._open = open_session
         self._session: Backend | None = None
-        self._known: OrderedDict[int, Picture] = OrderedDict()
+        self._known: OrderedDict[int, EncodedImage] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def read(self, source: ImageSource, crops: int | None = None) -> Picture:
+    def read(self, source: ImageSource, crops: int | None = None) -> EncodedImage:
         """Return what the model sees in ``source``, cut into at most ``crops`` crops.
 
         Raises BadImage if it cannot be read, BadOption for a number of crops that cannot be.
         """
         images = self.images
         if crops is not None and not images.crops:
-            raise BadOption("num_crops does not apply: this model sees pictures as a whole.")
+            raise BadOption("num_crops does not apply: this model sees images as a whole.")
         if crops is not None and not 1 <= crops <= MOST_CROPS:
             raise BadOption(f"num_crops must be 1 to {MOST_CROPS}; got {crops}.")
         most = images.crops if crops is None else crops
         image = open_image(source, allow=self._allow)
         key = f"{image_key(image)} {most}"
-        known = self.known(picture_number(key))
+        known = self.known(image_number(key))
         if known is not None:
             return known
         if images.crops:
@@ -97,7 +97,7 @@ class Pictures:
         return self.add(key, whole_pixels(image, side=images.side, mean=images.mean, std=images.std), None)
 
     def check_crops(self, width: int, height: int, most: int) -> None:
-        """Refuse a picture of ``width`` by ``height`` pixels that, cut into ``most`` crops, fits into no prompt.
+        """Refuse an image of ``width`` by ``height`` pixels that, cut into ``most`` crops, fits into no prompt.
 
         Raises ContextFull.
         """
@@ -109,32 +109,32 @@ class Pictures:
                 f"than {limit}. Allow fewer crops with num_crops."
             )
 
-    def add(self, key: str, pixels: NDArray[np.float32], size: tuple[int, int] | None) -> Picture:
+    def add(self, key: str, pixels: NDArray[np.float32], size: tuple[int, int] | None) -> EncodedImage:
         """Return what the model sees in ``pixels`` of ``size`` (height, width); ``key`` names the contents.
 
-        ``pixels`` are [1, 1 + crops, 3, side, side], or [1, 3, side, side] where pictures are not cut.
+        ``pixels`` are [1, 1 + crops, 3, side, side], or [1, 3, side, side] where images are not cut.
         """
-        number = picture_number(key)
+        number = image_number(key)
         known = self.known(number)
         if known is not None:
             return known
         features = self._features(pixels, size)
         if len(features) >= 1 << TOKEN_BITS:
             raise BadImage(
-                f"the picture has {len(features)} tokens; at most {(1 << TOKEN_BITS) - 1} are possible."
+                f"the image has {len(features)} tokens; at most {(1 << TOKEN_BITS) - 1} are possible."
             )
-        picture = Picture(number, features)
+        image = EncodedImage(number, features)
         with self._lock:
             if number not in self._known:
                 self._bytes += features.nbytes
-            self._known[number] = picture
+            self._known[number] = image
             while self._bytes > _KEPT_BYTES and len(self._known) > 1:
                 _, oldest = self._known.popitem(last=False)
                 self._bytes -= oldest.features.nbytes
-        return picture
+        return image
 
-    def known(self, number: int) -> Picture | None:
-        """Return the picture ``number`` if it is remembered."""
+    def known(self, number: int) -> EncodedImage | None:
+        """Return the image ``number`` if it is remembered."""
         with self._lock:
             found = self._known.get(number)
             if found is not None:
@@ -160,10 +160,10 @@ class Pictures:
 
 
 class Embedder:
-    """Token ids to embeddings, by the graph ``embedding``; holds the pictures of one decode loop."""
+    """Token ids to embeddings, by the graph ``embedding``; holds the images of one decode loop."""
 
-    def __init__(self, session: Backend, graph: Graph, pictures: Pictures) -> None:
-        self._session, self._pictures = session, pictures
+    def __init__(self, session: Backend, graph: Graph, images: VisionEncoder) -> None:
+        self._session, self._vision_encoder = session, images
         self._ids, self._features = graph.inputs["input_ids"], graph.inputs["image_features"]
         self._output = graph.outputs["inputs_embeds"]
         self._binding = session.binding()
@@ -174,27 +174,27 @@ class Embedder:
         if width is None:
             raise BadArtifact("the graph that embeds tokens does not say how wide its embeddings are.")
         self._none = np.zeros((0, width), self._kind)
-        self._held: dict[int, Picture] = {}
+        self._held: dict[int, EncodedImage] = {}
 
     def hold(self, rows: Iterable[Sequence[int]]) -> None:
-        """Keep the pictures that ``rows`` hold from being forgotten, and no others."""
+        """Keep the images that ``rows`` hold from being forgotten, and no others."""
         wanted: set[int] = set()
         for row in rows:
-            wanted |= {picture_of_token(token) for token in row if token >= FIRST_PICTURE}
+            wanted |= {image_of_token(token) for token in row if token >= FIRST_IMAGE_TOKEN}
         held = {}
         for number in wanted:
-            picture = self._held.get(number) or self._pictures.known(number)
-            if picture is not None:  # else it may never be asked for, as in a prompt that was saved
-                held[number] = picture
+            image = self._held.get(number) or self._vision_encoder.known(number)
+            if image is not None:  # else it may never be asked for, as in a prompt that was saved
+                held[number] = image
         self._held = held
 
     def embed(self, ids: NDArray[np.int64]) -> DeviceTensor:
         """Return the embeddings [B, S, H] of ``ids`` int64 [B, S].
 
-        Raises BadOption for a picture that is no longer known.
+        Raises BadOption for an image that is no longer known.
         """
         features = self._none
-        places = ids >= FIRST_PICTURE
+        places = ids >= FIRST_IMAGE_TOKEN
         if places.any():
             features = np.stack([self._row(int(token)) for token in ids[places]])
             ids = np.where(places, -1, ids)
@@ -205,17 +205,17 @@ class Embedder:
         return self._binding.result(self._output)
 
     def _row(self, token: int) -> Array:
-        picture = self._held.get(picture_of_token(token))
-        if picture is None:
+        image = self._held.get(image_of_token(token))
+        if image is None:
             raise BadOption(
-                "the prompt holds a picture that the model no longer knows. Encode the prompt again, with the "
-                "picture."
+                "the prompt holds an image that the model no longer knows. Encode the prompt again, with the "
+                "image."
             )
-        row: Array = picture.features[token & TOKEN_MASK]
+        row: Array = image.features[token & TOKEN_MASK]
         return row
 
 
 # --- prompts ------------------------------------------------------------------------------------------------
 
 
-# --- pictures that are fed as a whole -----------------------------------------------------------------------
+# --- images that are fed as a whole -----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest whole continuations, several kept side by side.
+"""Beam search: the most likely whole continuations, several kept side by side.
 
 Rules are those of ``transformers.generate``. Processors work on log-probabilities, a beam's score is the sum of
 what they return, and a finished continuation ranks by its score / length ** length_penalty.

@@ -1,6 +1,6 @@
 """Logits processors: pure functions from history and logits to logits.
 
-History is int64 [B, T], rows that are shorter padded on the right with -1; tokens of pictures are 2**62 and more.
+History is int64 [B, T], rows that are shorter padded on the right with -1; tokens of images are 2**62 and more.
 Logits are float32 [B, V]. A processor never changes what it is given. -inf means that a token cannot be taken,
 and stays -inf. A row without a possible token, or with NaN, is passed on for the sampler to refuse.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.errors import BadOption
-from ortlm.runtime.engine.token_ids import FIRST_PICTURE
+from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN
 from ortlm.runtime.engine.types import History, Logits, Processor
 from ortlm.runtime.sampling.settings import Settings
 from ortlm.runtime.sampling.top_k import Ids, Row, largest, possible
@@ -288,7 +288,7 @@ def temperature(value: float) -> Processor:
     def process(history: History, logits: Logits) -> Logits:
         if value >= _TINY:
             return logits / np.float32(min(value, _HUGE))
-        # The limit of ever smaller temperatures: only the likeliest are left, and nothing overflows.
+        # The limit of ever smaller temperatures: only the most likely are left, and nothing overflows.
         most = np.maximum(logits.max(axis=1, keepdims=True), _LOWEST)
         return np.where(logits >= most, np.float32(0), _NEVER)
 
@@ -305,10 +305,10 @@ def top_k(k: int) -> Processor:
 
 
 def top_p(p: float) -> Processor:
-    """Keep the smallest set of likeliest tokens whose probabilities reach ``p``; at least one token.
+    """Keep the smallest set of most likely tokens whose probabilities reach ``p``; at least one token.
 
     Exact for any vocabulary: a token stays if those likelier than it hold less than ``p`` together, and the
-    lowest id counts as the likeliest among equals. Source: https://arxiv.org/abs/1904.09751.
+    lowest id counts as the most likely among equals. Source: https://arxiv.org/abs/1904.09751.
     """
 
     def process(history: History, logits: Logits) -> Logits:
@@ -318,7 +318,7 @@ def top_p(p: float) -> Processor:
 
 
 def min_p(p: float) -> Processor:
-    """Keep the tokens whose probability is at least ``p`` times that of the likeliest.
+    """Keep the tokens whose probability is at least ``p`` times that of the most likely.
 
     Source: https://arxiv.org/abs/2407.01082.
     """
@@ -396,10 +396,10 @@ def _tokens(past: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _words(past: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the tokens in one row of history that are words: neither padding nor pictures."""
+    """Return the tokens in one row of history that are words: neither padding nor images."""
     tokens = _tokens(past)
-    if len(tokens) and tokens.max() >= FIRST_PICTURE:
-        return tokens[tokens < FIRST_PICTURE]
+    if len(tokens) and tokens.max() >= FIRST_IMAGE_TOKEN:
+        return tokens[tokens < FIRST_IMAGE_TOKEN]
     return tokens
 
 

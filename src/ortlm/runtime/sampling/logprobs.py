@@ -25,7 +25,7 @@ class TokenLogprob:
 
 
 def token_logprob(logits: NDArray[np.float32], token_id: int, top: int = 0) -> TokenLogprob:
-    """Return the log-probability of ``token_id`` and of the ``top`` likeliest tokens, by raw logits [V].
+    """Return the log-probability of ``token_id`` and of the ``top`` most likely tokens, by raw logits [V].
 
     Computed in float64. Among equals the lowest id comes first. ``top`` above V gives all V.
     Raises BadOption for an id outside the vocabulary, Error for logits that hold NaN or +inf.
@@ -39,7 +39,7 @@ def token_logprob(logits: NDArray[np.float32], token_id: int, top: int = 0) -> T
     weights = logits.astype(np.float64)
     weights -= peak
     np.exp(weights, out=weights)
-    # The likeliest apart, whose weight is 1: beside it, the digits of a sharp distribution would be lost.
+    # The most likely apart, whose weight is 1: beside it, the digits of a sharp distribution would be lost.
     weights[at] = 0
     total = math.log1p(float(weights.sum()))
 

@@ -21,7 +21,7 @@ _BLOCK = 512
 
 
 def greedy(logits: Logits, randoms: Randoms = (), *, forbidden: NDArray[np.bool_] | None = None) -> Tokens:
-    """Return the likeliest token of every row, int64 [B]; the lowest id among equals.
+    """Return the most likely token of every row, int64 [B]; the lowest id among equals.
 
     ``forbidden`` bool [V] are tokens that are never taken.
     """
@@ -53,7 +53,7 @@ def draw_among(
     warpers: Sequence[Processor],
     forbidden: NDArray[np.bool_] | None = None,
 ) -> Tokens:
-    """Draw a token of every row among its ``count`` likeliest after ``warpers``, int64 [B].
+    """Draw a token of every row among its ``count`` most likely after ``warpers``, int64 [B].
 
     That is what top_k, the warpers and ``multinomial`` do one after the other, but the warpers see those few
     tokens only: with a large vocabulary, each pass over all of it takes longer than all the rest.

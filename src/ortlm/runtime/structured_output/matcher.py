@@ -1,4 +1,4 @@
-"""Which tokens keep an answer within its guidance, asked anew for every token.
+"""Which tokens keep an answer within its guidance, asked again for every token.
 
     vocabulary = Vocabulary(lm.tokenizer, lm.vocab_size)
     guide = vocabulary.guide(Guidance.regex("[0-9]{4}"), stop_ids=lm.manifest.stop_token_ids, prompt=ids)
@@ -251,7 +251,7 @@ class Guide:
         return 0 <= token < self._vocabulary.size and bool(self._vocabulary.known[token])
 
     def _check(self) -> None:
-        """Raise Error if the matcher gave up; it cannot go on, so the next question begins anew."""
+        """Raise Error if the matcher gave up; it cannot go on, so the next question begins again."""
         if not self._matcher.is_error():
             return
         error = self._stuck()

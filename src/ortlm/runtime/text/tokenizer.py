@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ortlm._utils.checked_json import read_bytes
 from ortlm.artifact import read_json
 from ortlm.errors import BadArtifact, BadOption
-from ortlm.runtime.engine.token_ids import words_only
+from ortlm.runtime.engine.token_ids import text_tokens_only
 from ortlm.tokenization.growth import MOST_TOKEN_CHARACTERS
 from ortlm.tokenization.guard import as_error
 from ortlm.tokenization.reader import MOST_BYTES, SETTINGS_FILES, TOKENIZER_FILE, Opened, clean_up, open_text
@@ -90,14 +90,14 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of ``ids``, to which tokens of pictures add nothing."""
+        """Return the text of ``ids``, to which tokens of images add nothing."""
         text = self.decode_raw(ids, skip_special_tokens=skip_special_tokens)
         return clean_up(text) if self._cleans else text
 
     def decode_raw(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of ``ids`` as it is before spaces are cleaned up."""
         try:
-            return str(self._inner.decode(words_only(ids), skip_special_tokens=skip_special_tokens))
+            return str(self._inner.decode(text_tokens_only(ids), skip_special_tokens=skip_special_tokens))
         except BaseException as error:
             raise as_error(error, "the tokenizer cannot write the tokens", BadArtifact) from error
 
@@ -237,7 +237,7 @@ class TextStream:
             return ""
         for at in range(len(self._window) - 1, len(self._window) - 4, -1):
             before, after = self._decode(self._window[:at]), self._decode(self._window[at:])
-            # What does not change a text's end now begins anew, so what follows it does not either.
+            # What does not change a text's end now begins again, so what follows it does not either.
             if after and before + after == text:
                 piece = before[len(self._shown_text) :]
                 self._window, self._shown, self._shown_text = self._window[at:], 0, ""
