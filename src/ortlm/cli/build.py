@@ -237,7 +237,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         # They end a build as Ctrl-C does, so that nothing half-written stays.
         with interrupting("SIGTERM", "SIGHUP", "SIGQUIT"):
-            return _run(args)
+            request = _request(args)
+            return _dry_run(args, request) if args.dry_run else _build(args, request)
     except KeyboardInterrupt as interrupt:
         interrupt.args = (f"interrupted: {_left(out, before)}.",)
         raise
@@ -257,10 +258,12 @@ def _left(out: Path, before: tuple[int, int] | None) -> str:
     return f"{left}; {kept[1]} layers are calibrated and kept in {kept[0]}, where the same command goes on"
 
 
-def _run(args: argparse.Namespace) -> int:
+def _request(args: argparse.Namespace) -> BuildRequest:
+    """Return what ``args`` ask for. Raises BadOption and BadCheckpoint for what is wrong at first sight."""
     from ortlm._utils.limits import MOST_THREADS
     from ortlm.builder.extra_options import parse_extra_options
     from ortlm.builder.options import parse_adapters, with_activations, with_cache, with_recipe
+    from ortlm.builder.request import BuildRequest
     from ortlm.cli.settings import check_count
     from ortlm.errors import BadOption
     from ortlm.target import check_precision, find_target
@@ -292,21 +295,7 @@ def _run(args: argparse.Namespace) -> int:
     options = with_recipe(options, args.recipe, args.calibration, args.calibration_tokens)
     options = replace(options, max_length=args.max_length)
     with_activations(target, args.precision, options)
-    adapters = parse_adapters(args.adapter)
-    out = Path(args.output)
-
-    # onnx-ir takes most of a second to import, so usage errors come first.
-    from ortlm._utils.formatting import readable_count
-    from ortlm.builder import estimate, pipeline, planning
-    from ortlm.builder.output_dir import check_output, recover
-    from ortlm.builder.request import BuildRequest
-
-    console = output.console(stderr=True, quiet=args.quiet or args.json)
-    if not args.dry_run:
-        recover(out)
-        check_output(out, force=args.force, source=args.input or args.model_name)
-    began = time.monotonic()
-    request = BuildRequest(
+    return BuildRequest(
         args.input or args.model_name,
         precision=args.precision,
         target=args.execution_provider,
@@ -314,24 +303,45 @@ def _run(args: argparse.Namespace) -> int:
         # With both, the weights are local and the name says what they are.
         name=args.model_name if args.input else None,
         cache=args.cache_dir,
-        adapters=adapters,
+        adapters=parse_adapters(args.adapter),
         merge_adapter=args.merge_adapter,
     )
-    prepared = planning.prepare(request)
+
+
+def _dry_run(args: argparse.Namespace, request: BuildRequest) -> int:
+    """Show what would be built."""
+    # They import onnx-ir, which takes most of a second: usage errors have come before.
+    from ortlm.builder.estimate import measure_seconds
+    from ortlm.builder.planning import prepare
+
+    prepared = prepare(request)
+    outline = replace(prepared.outline, seconds=measure_seconds(prepared.outline, prepared.plan))
+    if args.json:
+        facts = {"schema": 1, "dry_run": True, "output": str(Path(args.output)), **asdict(outline)}
+        say(json.dumps(facts, indent=2))
+    else:
+        build_report.show_outline(output.console(), outline, Path(args.output))
+    return DONE
+
+
+def _build(args: argparse.Namespace, request: BuildRequest) -> int:
+    """Build, check and report."""
+    from ortlm._utils.formatting import readable_count
+    from ortlm.builder.output_dir import check_output, recover
+    from ortlm.builder.pipeline import write
+    from ortlm.builder.planning import prepare
+
+    out = Path(args.output)
+    console = output.console(stderr=True, quiet=args.quiet or args.json)
+    recover(out)
+    check_output(out, force=args.force, source=request.source)
+    began = time.monotonic()
+    # Before a search, which takes long: what is wrong shows now.
+    prepared = prepare(request)
     frontier = None
-    if not args.dry_run and (args.target_kld is not None or args.target_size is not None):
+    if args.target_kld is not None or args.target_size is not None:
         request, frontier = _search(args, console, request, out)
-        prepared = planning.prepare(request)
-    if args.dry_run:
-        outline = replace(
-            prepared.outline,
-            seconds=estimate.measure_seconds(prepared.outline, prepared.plan),
-        )
-        if args.json:
-            say(json.dumps({"schema": 1, "dry_run": True, "output": str(out), **asdict(outline)}, indent=2))
-        else:
-            build_report.show_outline(output.console(), outline, out)
-        return 0
+        prepared = prepare(request)
     outline = prepared.outline
     console.print(
         f"{outline.source}: {outline.model_type}, {readable_count(outline.parameters)} parameters, "
@@ -352,11 +362,10 @@ def _run(args: argparse.Namespace) -> int:
                 facts["frontier"] = [point.to_dict() for point in frontier]
             return facts
 
-        artifact = pipeline.write(
+        artifact = write(
             prepared, out, force=args.force, threads=args.threads, progress=progress, verify=verify
         )
-    seconds = time.monotonic() - began
-    result = build_report.Result(artifact, outline, seconds, checked)
+    result = build_report.Result(artifact, outline, time.monotonic() - began, checked)
     if args.json:
         say(json.dumps(result.to_dict(), indent=2))
     else:
