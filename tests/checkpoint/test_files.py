@@ -160,7 +160,7 @@ def test_only_regular_files(folder: Path, tmp_path: Path, name: str, make: Calla
     (folder / name).unlink(missing_ok=True)
     make(folder / name)
     if make is Path.mkdir and name.startswith(("LICENSE", "NOTICE", "USE_POLICY")):
-        ortlm.build(folder, tmp_path / "out")  # some have a folder of licences, which is left where it is
+        ortlm.build(folder, tmp_path / "out")  # some have a folder of licenses, which is left where it is
         return
     with pytest.raises(BadCheckpoint, match="safetensors" if name == "model.safetensors" else name):
         ortlm.build(folder, tmp_path / "out")

@@ -95,6 +95,9 @@ def test_page_needs_nothing_else(report: Report) -> None:
     assert not re.search(r"<script|<link|<img|@import|url\(|src=", html)
     assert set(re.findall(r"https?://[^\s\"'<]+", html)) <= {"http://www.w3.org/2000/svg"}
     assert html.count("<svg") == 3
+    # Colors come from the page's two sets, for light and for dark.
+    assert not re.search(r'(fill|stroke)="#', html)
+    assert "prefers-color-scheme: dark" in html
     assert f"{report.statistics.kld.value:.5f}" in html
 
 

@@ -1,4 +1,4 @@
-"""The files of a checkpoint beside its configuration: index, card, licence, and links between them."""
+"""The files of a checkpoint beside its configuration: index, card, license, and links between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from ortlm.builder.model_card import licence_of
+from ortlm.builder.model_card import license_of
 from ortlm.checkpoint import files
 from ortlm.checkpoint.reader import open_checkpoint
 from tests.fuzz.harness import damaged_bytes, damaged_json, fuzz
@@ -37,7 +37,7 @@ def test_index(tmp_path, found):
 @fuzz(damaged_bytes(CARD))
 def test_card(tmp_path, raw):
     (tmp_path / "README.md").write_bytes(raw)
-    found = licence_of(tmp_path)
+    found = license_of(tmp_path)
     assert found is None or (len(found) <= 200 and "\n" not in found)
 
 

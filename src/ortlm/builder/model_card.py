@@ -15,7 +15,7 @@ from ortlm.checkpoint import files
 _CARD_BYTES, _STATEMENT = 256 << 10, 500
 # The front matter, which may go on behind what is looked at.
 _FRONT = re.compile(r"\s*---[ \t]*\r?\n(.*?)(?:^---[ \t]*\r?$|\Z)", re.DOTALL | re.MULTILINE)
-# The licence and the lines that belong to it.
+# The license and the lines that belong to it.
 _STATED = re.compile(r"^(license|license_name)[ \t]*:((?:.*)(?:\r?\n(?:[ \t]+|-[ \t]).*)*)", re.MULTILINE)
 
 _BODY = """\
@@ -29,8 +29,8 @@ Built by ortlm from `{source}` ({model_type}). Runs in ortlm and, unchanged, in 
 | Weights | {recipe} |
 | Recipe | {how} |
 | Bits per weight | {bits_per_weight:.2f} |
-| Size | {size} (checkpoint: {before}) |
-| Context | {context_tokens:,} tokens, {cache:.1f} kB of cache each |
+| Model size | {size} (checkpoint size: {before}) |
+| Context | {context_tokens:,} tokens, {cache:.1f} kB of KV cache each |
 
 ## Use
 
@@ -41,12 +41,12 @@ ortlm chat FOLDER
 
 ## Limits
 
-Quantization changes what a model says, a little everywhere and sometimes a lot: test this model on your own
+Quantization changes a model's output, a little everywhere and sometimes a lot: test this model on your own
 task before you rely on it. All limits and biases of the base model remain.
 
-## Licence
+## License
 
-{licence}
+{terms}
 """
 
 
@@ -54,10 +54,10 @@ def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
     """Return the text of README.md: metadata for the hub, and the facts of ``outline``."""
     from huggingface_hub import ModelCardData
 
-    licence, source = licence_of(checkpoint), public_name(str(outline["source"]))
+    terms, source = license_of(checkpoint), public_name(str(outline["source"]))
     name, on_hub = source.rsplit("/", 1)[-1], "/" in source
     data = ModelCardData(
-        license=licence,
+        license=terms,
         library_name="ortlm",
         pipeline_tag="image-text-to-text" if outline.get("images") else "text-generation",
         base_model=source if on_hub else None,
@@ -66,9 +66,9 @@ def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
         ignore_metadata_errors=True,
     )
     words = (
-        f"The base model's licence applies: {licence}."
-        if licence
-        else "The checkpoint does not state a licence. Find the base model's before you share this."
+        f"The base model's license applies: {terms}."
+        if terms
+        else "The checkpoint does not state a license. Find the base model's before you share this."
     )
     body = _BODY.format_map(
         {
@@ -80,7 +80,7 @@ def model_card(outline: Mapping[str, Any], checkpoint: Path) -> str:
             "how": _how(outline),
             "example": '"What is shown?" --image FILE' if outline.get("images") else '"Once upon a time"',
             "cache": outline["cache_bytes_per_token"] / 1e3,
-            "licence": words,
+            "terms": words,
         }
     )
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
@@ -98,8 +98,8 @@ def _how(outline: Mapping[str, Any]) -> str:
     return f"{name}{rotated}, calibrated on {tokens:,} tokens of {found['source']}"
 
 
-def licence_of(checkpoint: Path) -> str | None:
-    """Return the licence that the checkpoint's own model card states, at most 200 characters, or None."""
+def license_of(checkpoint: Path) -> str | None:
+    """Return the license that the checkpoint's own model card states, at most 200 characters, or None."""
     import yaml
 
     if not files.present(checkpoint, "README.md"):
@@ -112,9 +112,9 @@ def licence_of(checkpoint: Path) -> str | None:
     for key, value in _STATED.findall(front[1]):
         try:
             # Of this key alone: the whole of other people's front matter is often broken, and can be a trap.
-            found = yaml.safe_load(f"licence: {value[:_STATEMENT]}")["licence"]
+            found = yaml.safe_load(f"license: {value[:_STATEMENT]}")["license"]
         except (ValueError, TypeError, RecursionError, yaml.YAMLError):
-            continue  # the card then says that no licence is stated
+            continue  # the card then says that no license is stated
         names = found if isinstance(found, list) else [found]
         words = " ".join(" ".join(str(name) for name in names if isinstance(name, str | int | float)).split())
         stated[key] = printable(words)[:200]

@@ -343,7 +343,7 @@ def _calibration(options: BuildOptions, preset: Preset, spec: Decoder) -> Calibr
 
 
 def files_along(folder: Path) -> list[str]:
-    """Return the files of a checkpoint that an artifact takes along: tokenizer, templates, defaults, licence."""
+    """Return the files of a checkpoint that an artifact takes along: tokenizer, templates, defaults, license."""
     names = [name for name in TOKENIZER_FILES if files.present(folder, name)]
     names += files.listed(folder, f"{TEMPLATE_FOLDER}/*.jinja")
     for pattern in _TAKEN_ALONG:

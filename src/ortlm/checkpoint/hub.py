@@ -172,7 +172,7 @@ def download(
         return fetch([*small, *chosen])
     except GatedRepoError as error:
         raise BadCheckpoint(
-            f"{name} is gated: accept its licence on its page on the hub, then give a token with "
+            f"{name} is gated: accept its license on its page on the hub, then give a token with "
             "--extra_options hf_token=TOKEN, the variable HF_TOKEN, or `hf auth login`."
         ) from error
     except RepositoryNotFoundError as error:

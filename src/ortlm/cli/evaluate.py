@@ -156,10 +156,10 @@ def _show(console: Console, report: Report) -> None:
             (name, "no difference" if value is None else f"{value:.2f} dB", "")
             for name, value in zip(names, snr, strict=True)
         ]
-        _print_rows(console, "Signal to noise", rows)
+        _print_rows(console, "Signal-to-noise ratio", rows)
     if data["drift"] is not None:
-        table = Table(title="Change of answers", title_justify="left", title_style="bold", box=None)
-        for name in ("prompts", "number", "same answer", "agreement", "with itself", "same beginning"):
+        table = Table(title="Drift", title_justify="left", title_style="bold", box=None)
+        for name in ("prompts", "number", "same answer", "agreement", "self-agreement", "shared prefix"):
             table.add_column(name, justify="left" if name == "prompts" else "right")
         for name, found in [*data["drift"]["categories"].items(), ("all", data["drift"]["all"])]:
             table.add_row(

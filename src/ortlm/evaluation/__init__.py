@@ -1,1 +1,1 @@
-"""How far a built model is from its reference, and what it costs: figures, a report, a gate."""
+"""How far a built model is from its reference, and what it needs: figures, a report, a quality threshold."""

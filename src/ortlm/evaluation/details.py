@@ -51,7 +51,7 @@ def identity(artifact: Artifact) -> dict[str, Any]:
 def text(read: Text, chunks: Chunks) -> dict[str, Any]:
     """Return what was read, and how."""
     prefix = (
-        f", behind {len(chunks.prefix)} that the tokenizer puts before every text" if chunks.prefix else ""
+        f", after {len(chunks.prefix)} that the tokenizer puts before every text" if chunks.prefix else ""
     )
     return {
         "name": read.name,
@@ -63,9 +63,9 @@ def text(read: Text, chunks: Chunks) -> dict[str, Any]:
         "scored_tokens": chunks.scored,
         "left_out_tokens": chunks.left_out,
         "prefix_tokens": list(chunks.prefix),
-        "how": f"The text is cut into chunks of {chunks.size} tokens, each read on its own{prefix}. The second "
-        f"half of each is scored: {chunks.size - 1 - chunks.first} tokens, each by what both models expect after "
-        f"all before it. {chunks.left_out:,} of {chunks.text_tokens:,} tokens were not read.",
+        "how": f"The text is cut into chunks of {chunks.size} tokens, each independent{prefix}. The second "
+        f"half of each is scored: {chunks.size - 1 - chunks.first} tokens, by both models' predictions after all "
+        f"before it. {chunks.left_out:,} of {chunks.text_tokens:,} tokens were left out.",
     }
 
 
@@ -145,14 +145,14 @@ def frontier(artifact: Artifact, size: int, kld: float) -> list[dict[str, Any]]:
 
 
 def notes(*, one_by_one: bool, ours: bool) -> list[str]:
-    """Return what a reader must know beside the figures."""
+    """Return what a reader must know in addition to the figures."""
     found = [
-        "Standard errors take tokens for independent. Neighbours are not quite, so true errors are larger."
+        "Standard errors treat tokens as independent. Neighbors are not quite, so true errors are larger."
     ]
     if one_by_one:
         found.append(
-            "The graph gives the logits of the last token only, so the artifact was fed token by token: what is "
-            "compared is how it decodes."
+            "The graph gives the logits of the last token only, so the artifact was fed token by token: the "
+            "figures are those of decode, not of prefill."
         )
     if not ours:
         found.append("Another tool built this artifact; its own files were left as they are.")

@@ -21,20 +21,19 @@ from ortlm.evaluation.types import Source, Tokens
 from ortlm.runtime.language_model import LanguageModel
 
 ANSWER_TOKENS = 64
-# After so many partings the reference's answer stays a beginning.
+# After this many divergences the reference's answer stays a beginning.
 _ROUNDS = 8
 _OPENING = 8
 _GRAM = 4
 ABOUT = (
-    f"Both models answer {len(PROMPTS)} prompts of the project's own writing greedily, with at most "
-    f"{ANSWER_TOKENS} tokens. This shows change, not quality or safety: it is no certificate of either. "
-    "The reference reads answers at once, and kernels that multiply many rows round otherwise than those for one: "
-    "the agreement of the model with itself, read so, shows how much of the change comes from that. "
-    "An answer counts as a refusal if a usual phrase of refusing stands at its beginning, as valid if it has "
-    "exactly the form that was asked for, and as kept in its language if most of its letters are of the right "
-    "script, which does not tell apart languages that share one. Repetition is the share of groups of "
-    f"{_GRAM} tokens that occurred before in the same answer. The opening compares the probabilities that both "
-    f"models give to the first {_OPENING} tokens of the evaluated model's answer."
+    f"Both models answer {len(PROMPTS)} prompts that ship with ortlm greedily, with at most {ANSWER_TOKENS} "
+    "tokens. This shows change; it is no certificate of quality or safety. The reference scores an answer in one "
+    "pass, and kernels for many rows round differently from those for one: self-agreement, the model's own answer "
+    "scored this way, shows how much of the change comes from that. An answer counts as a refusal if it begins "
+    "with a usual phrase of refusal, as valid if it has exactly the requested format, and as kept in its language "
+    "if most of its letters are of the right script, which does not tell apart languages that share one. "
+    f"Repetition is the share of {_GRAM}-grams that occurred before in the same answer. First tokens compares the "
+    f"probabilities that both models give to the first {_OPENING} tokens of the evaluated model's answer."
 )
 
 
@@ -43,10 +42,10 @@ class ComparedAnswer:
     """Answers of both models to one prompt, as tokens.
 
     ``base_tokens`` grow while the reference is asked; ``complete`` says that they are whole. ``diverged`` is the
-    index of the first token where they part, None if they never do. ``agreed`` counts the tokens of the model's
-    answer that the reference finds most likely after the same tokens, ``self_agreed`` those that the model itself
-    does when it reads its answer at once. ``opening`` is ln(probability by the model / by the reference) of the
-    answer's first tokens.
+    index of the first token where they diverge, None if they never do. ``agreed`` counts the tokens of the model's
+    answer that are the reference's most likely ones after the same tokens, ``self_agreed`` those that are the
+    model's own when it scores its answer in one pass. ``opening`` is ln(probability by the model / by the
+    reference) of the answer's first tokens.
     """
 
     prompt: Prompt

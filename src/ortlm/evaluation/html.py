@@ -11,40 +11,49 @@ from ortlm.evaluation import plots
 from ortlm.evaluation.statistics import percentile_name
 
 _NONE = "-"
+# Of the largest differences, so many are seen at once.
+_SHOWN = 6
 
 _STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: light dark; --page: #f5f7f9; --box: #fff; --text: #1e2733; --ink: #3d4654; --quiet: #566271;
+  --line: #dfe4ea; --soft: #edf0f3; --fill: #3b76c4; --mark: #b4472f; --hit: #ffe7a3; }
+@media (prefers-color-scheme: dark) { :root { --page: #14181d; --box: #1d232a; --text: #e4e9ef; --ink: #c3ccd6;
+  --quiet: #98a5b3; --line: #37404b; --soft: #2a323b; --fill: #6ea3e8; --mark: #f0916f; --hit: #6b5516; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: #f5f7f9; color: #1e2733;
+body { margin: 0; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 main { max-width: 1120px; margin: 0 auto; padding: 24px 16px 48px; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 36px 0 8px; }
 h3 { font-size: 1rem; margin: 16px 0 6px; }
 p { margin: 6px 0; max-width: 76ch; }
-.quiet { color: #566271; font-size: .92rem; overflow-wrap: anywhere; }
+.quiet { color: var(--quiet); font-size: .92rem; overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 18px 0; }
-.figure, .box { background: #fff; border: 1px solid #dfe4ea; border-radius: 8px; padding: 10px 12px; }
+.figure, .box { background: var(--box); border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; }
 .figure b { display: block; font-size: 1.3rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
-.figure span { color: #566271; font-size: .85rem; }
+.figure span { color: var(--quiet); font-size: .85rem; }
+.box > :first-child { margin-top: 0; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 12px;
   align-items: start; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 12px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 12px;
+  align-items: start; }
 .wide { overflow-x: auto; }
 .tall { overflow-y: auto; max-height: 330px; }
+.narrow { max-width: 640px; }
 svg { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th, td { padding: 3px 6px; text-align: left; vertical-align: top; border-bottom: 1px solid #edf0f3; }
-th { font-weight: 600; color: #3d4654; }
+th, td { padding: 3px 6px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--soft); }
+tr:last-child > td { border-bottom: 0; }
+th { font-weight: 600; color: var(--ink); vertical-align: bottom; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 td.n { white-space: nowrap; }
 code, .tokens { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .85rem; }
-.context { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f7f9; border-radius: 6px;
+.context { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--page); border-radius: 6px;
   padding: 6px 8px; margin: 6px 0; }
-mark { background: #ffe7a3; color: inherit; border-radius: 3px; padding: 0 2px; }
-details { margin: 8px 0; } summary { cursor: pointer; }
-.hash { overflow-wrap: anywhere; }
+mark { background: var(--hit); color: inherit; border-radius: 3px; padding: 0 2px; }
+details { margin: 8px 0; } summary { cursor: pointer; } details > .plots, details > .box { margin-top: 8px; }
+.hash { overflow-wrap: anywhere; min-width: 20ch; }
 @media (max-width: 480px) { table { font-size: .8rem; } th, td { padding: 3px 4px; } .box { padding: 8px; } }
 """
 
@@ -78,12 +87,8 @@ def _head(data: Mapping[str, Any]) -> str:
     percent = found["kld_percentiles"]
     figures = [
         ("mean KL divergence (nats)", _value(found["kld"], 5), f"± {_error(found['kld'], 5)}"),
-        ("median KL divergence", f"{percent['median']:.5f}", f"99 %: {percent['p99']:.4f}"),
-        (
-            "same most likely token",
-            f"{found['same_top']['value']:.2f} %",
-            f"± {_error(found['same_top'], 2)}",
-        ),
+        ("median KL divergence", f"{percent['median']:.5f}", f"p99: {percent['p99']:.4f}"),
+        ("top-1 agreement", f"{found['same_top']['value']:.2f} %", f"± {_error(found['same_top'], 2)}"),
         ("perplexity ratio", _value(found["ppl_ratio"], 4), f"± {_error(found['ppl_ratio'], 4)}"),
         ("RMS Δp", f"{_value(found['delta_p_rms'], 2)} %", f"± {_error(found['delta_p_rms'], 2)}"),
         ("size", readable_bytes(made["bytes"]), _size_next_to(made, base)),
@@ -119,8 +124,8 @@ def _distribution(data: Mapping[str, Any]) -> str:
     if len(data["frontier"]) > 1:
         drawn.append(plots.frontier(data["frontier"]))
     return (
-        "<h2>How far apart</h2><p class='quiet'>KL divergence of the artifact's distribution over the next token "
-        "from the reference's: 0 where both expect the same.</p>"
+        "<h2>KL divergence</h2><p class='quiet'>Of the artifact's next-token distribution from the reference's: 0 "
+        "where both are the same.</p>"
         f'<div class="plots">{"".join(_box(drawing) for drawing in drawn)}</div>'
     )
 
@@ -149,9 +154,9 @@ def _statistics(data: Mapping[str, Any]) -> str:
     ]
     boxes = "".join(_box(f"<h3>{escape(title)}</h3>{table}") for title, table in tables)
     return (
-        "<h2>Statistics</h2><p class='quiet'>± is one standard error; both models read the same tokens, which the "
-        "errors of ratios and differences take into account. Δp is how much more probable the artifact finds the "
-        f"token that came.</p><div class='grid'>{boxes}</div>"
+        "<h2>Statistics</h2><p class='quiet'>± is one standard error; both models process the same tokens, which "
+        "the errors of ratios and differences take into account. Δp is the change in the probability of the "
+        f"actual next token, Same top p the top-1 agreement.</p><div class='grid'>{boxes}</div>"
     )
 
 
@@ -161,8 +166,8 @@ def _kinds(kinds: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (row["kind"], f"{row['tokens']:,}", _pair(row["kld"], 4), f"{row['same_top']:.1f}") for row in kinds
     ]
-    table = _table(["kind of text", "tokens", "mean KLD", "same top, %"], rows)
-    return f"<h2>By kind of text</h2>{_box(table)}"
+    table = _table(["text", "tokens", "mean KLD", "top-1, %"], rows)
+    return f"<h2>By type of text</h2>{_box(table, 'narrow')}"
 
 
 def _layers(layers: Mapping[str, Any] | None) -> str:
@@ -171,7 +176,11 @@ def _layers(layers: Mapping[str, Any] | None) -> str:
     snr = layers["snr"]
     names = [*(str(i) for i in range(len(snr) - 1)), "head"]
     drawing = plots.bars(
-        snr, names, title="Signal-to-noise ratio by layer", x_label="layer", y_label="signal to noise (dB)"
+        snr,
+        names,
+        title="Signal-to-noise ratio by layer",
+        x_label="layer",
+        y_label="signal-to-noise ratio (dB)",
     )
     rows = [
         (name, "no difference" if value is None else f"{value:.2f}")
@@ -179,9 +188,9 @@ def _layers(layers: Mapping[str, Any] | None) -> str:
     ]
     table = _table(["input of layer", "dB"], rows)
     return (
-        "<h2>Error by layer</h2><p class='quiet'>10 log₁₀(Σ ref² / Σ (ref - q)²) of the normalized states that "
-        f"each layer's attention reads, and the head, on the first {layers['chunks']} chunks. Each holds the "
-        "error of all layers before it; 6 dB less is an error twice as large.</p>"
+        "<h2>Error by layer</h2><p class='quiet'>10 log₁₀(Σ ref² / Σ (ref - q)²) of the normalized hidden states "
+        f"that go into each layer's attention, and into the head, on the first {layers['chunks']} chunks. Each "
+        "accumulates the error of all layers before it; 6 dB less is an error twice as large.</p>"
         f"<div class='plots'>{_box(drawing)}<div class='box tall'>{table}</div></div>"
     )
 
@@ -200,12 +209,13 @@ def _speed(speed: Mapping[str, Any] | None) -> str:
         row("first token, ms", lambda f: f"{1e3 * f['first_token_seconds']:,.1f}"),
         row("decode, tokens/s", lambda f: f"{f['decode_tokens_per_second']:,.1f}"),
         row("load, s", lambda f: f"{f['load_seconds']:.2f}"),
-        row("memory at the end", lambda f: _bytes(f["resident_bytes"])),
-        row("memory at most", lambda f: _bytes(f["peak_bytes"])),
+        row("resident memory", lambda f: _bytes(f["resident_bytes"])),
+        row("peak memory", lambda f: _bytes(f["peak_bytes"])),
         row("threads", lambda f: str(f["threads"])),
     ]
     table = _table(["", *(name for name, _ in columns)], rows)
-    return f"<h2>Speed and memory</h2>{_box(table)}<p class='quiet'>{escape(speed['artifact']['how'])}</p>"
+    how = escape(speed["artifact"]["how"])
+    return f"<h2>Speed and memory</h2>{_box(table, 'narrow')}<p class='quiet'>{how}</p>"
 
 
 def _drift(drift: Mapping[str, Any] | None) -> str:
@@ -231,24 +241,24 @@ def _drift(drift: Mapping[str, Any] | None) -> str:
             )
         )
     titles = [
-        "prompts", "number", "same answer", "agreement, %", "with itself, %", "first divergent token, median",
-        "same beginning, %", "opening, |ln ratio|", "repetition, % (ref.)", "refused", "form kept",
+        "prompts", "number", "same answer", "agreement, %", "self-agreement, %", "first divergent token, median",
+        "shared prefix, %", "first tokens, |ln ratio|", "repetition, % (ref.)", "refusals", "format kept",
         "language kept",
     ]  # fmt: skip
     table = _table(titles, rows)
     answers = "".join(_answer(answer) for answer in drift["answers"])
     left = f" {drift['left_out']} prompts do not fit into the context." if drift.get("left_out") else ""
     return (
-        f"<h2>Change of answers</h2><p>{escape(drift['about'])}{left}</p>{_box(table)}"
-        "<p class='quiet'>Counts are: both / artifact only / reference only / neither.</p>"
+        f"<h2>Drift</h2><p class='quiet'>{escape(drift['about'])}{left}</p>{_box(table)}"
+        "<p class='quiet'>Counts: both / artifact only / reference only / neither.</p>"
         f"<details><summary>All answers</summary>{answers}</details>"
     )
 
 
 def _answer(answer: Mapping[str, Any]) -> str:
     at = answer["first_divergent_token"]
-    where = "the same answer" if at is None else f"they part at token {at}"
-    rest = "" if answer["base_complete"] else " (its beginning)"
+    where = "the same answer" if at is None else f"diverges at token {at}"
+    rest = "" if answer["base_complete"] else " (beginning)"
     return _box(
         f"<p><b>{escape(answer['category'])}</b>: {escape(answer['prompt'])} "
         f"<span class='quiet'>{where}</span></p>"
@@ -266,14 +276,14 @@ def _worst(places: Sequence[Mapping[str, Any]]) -> str:
     boxes = []
     for place in places:
         tops = "".join(
-            f"<div><h3>{name} would say</h3>"
+            f"<div><h3>{name}</h3>"
             + _table(
                 ["token", "%"],
                 [(_visible(top["token"]), f"{100 * top['p']:.2f}") for top in place[key]],
                 code=True,
             )
             + "</div>"
-            for name, key in (("The reference", "base_top"), ("The artifact", "top"))
+            for name, key in (("Reference, top 5", "base_top"), ("Artifact, top 5", "top"))
         )
         boxes.append(
             _box(
@@ -283,9 +293,12 @@ def _worst(places: Sequence[Mapping[str, Any]]) -> str:
                 f"<mark>{escape(_visible(place['next']))}</mark></div><div class='pair'>{tops}</div>"
             )
         )
+    first, more = boxes[:_SHOWN], boxes[_SHOWN:]
+    rest = f"<details><summary>{len(more)} more</summary><div class='plots'>{''.join(more)}</div></details>"
     return (
-        "<h2>Where they differ most</h2><p class='quiet'>The end of what both models had read, and, marked, the "
-        f"token that came.</p><div class='plots'>{''.join(boxes)}</div>"
+        "<h2>Largest differences</h2><p class='quiet'>The end of the context, with the actual next token "
+        "marked.</p>"
+        f"<div class='plots'>{''.join(first)}</div>{rest if more else ''}"
     )
 
 
@@ -304,7 +317,7 @@ def _origin(data: Mapping[str, Any]) -> str:
     notes = "".join(f"<p>{escape(note)}</p>" for note in [text["how"], *data["notes"]])
     return (
         f"<h2>How it was measured</h2>{notes}<p class='quiet'>{escape(data['created'])}</p>"
-        + _box(_table(["", ""], environment, right=False))
+        + _box(_table(["", ""], environment, right=False), "narrow")
         + "<h3>Files</h3>"
         + _box(f"<table><tr><th>file</th><th class='n'>size</th><th>SHA-256</th></tr>{hashes}</table>")
     )
@@ -313,8 +326,8 @@ def _origin(data: Mapping[str, Any]) -> str:
 # --- pieces -------------------------------------------------------------------------------------------------
 
 
-def _box(inner: str) -> str:
-    return f'<div class="box wide">{inner}</div>'
+def _box(inner: str, more: str = "") -> str:
+    return f'<div class="{f"box wide {more}".strip()}">{inner}</div>'
 
 
 def _table(
@@ -375,7 +388,7 @@ def _counts(found: Mapping[str, int] | None) -> str:
 
 
 def _visible(token: str) -> str:
-    """Return a token's text so that spaces and line ends can be seen."""
+    """Return a token's text so that spaces and line ends are visible."""
     return token.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥") or "(nothing)"
 
 
@@ -391,4 +404,4 @@ def _size_next_to(made: Mapping[str, Any], base: Mapping[str, Any]) -> str:
 
 
 def _a_kind(kind: str) -> str:
-    return "another artifact" if kind == "artifact" else "the checkpoint, computed in float"
+    return "another artifact" if kind == "artifact" else "the checkpoint, computed in fp32"

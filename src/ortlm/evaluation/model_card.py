@@ -31,13 +31,13 @@ def quality_section(data: Mapping[str, Any]) -> str:
     rows = [
         ("Mean KL divergence", f"{_number(kld, 5)} nats"),
         (
-            "Median, 99 %, maximum",
+            "Median, 99th percentile, maximum",
             ", ".join(f"{percent[key]:.5f}" for key in ("median", "p99", "maximum")),
         ),
-        ("Same most likely token", f"{_number(found['same_top'], 2)} %"),
-        ("RMS of Δp", f"{_number(found['delta_p_rms'], 2)} %"),
+        ("Top-1 agreement", f"{_number(found['same_top'], 2)} %"),
+        ("RMS Δp", f"{_number(found['delta_p_rms'], 2)} %"),
         ("Perplexity", f"{_number(found['ppl'], 3)} (reference: {_number(found['base_ppl'], 3)})"),
-        ("Perplexity, ratio", _number(found["ppl_ratio"], 4)),
+        ("Perplexity ratio", _number(found["ppl_ratio"], 4)),
     ]
     speed = (data.get("speed") or {}).get("artifact")
     if speed:
@@ -61,11 +61,11 @@ Compared with `{data["reference"]["name"]}` on {found["scored_tokens"]:,} tokens
 |---|---|
 {table}
 
-Made by `ortlm evaluate`. Figures of other texts differ; compare only those of the same text and chunks.
+Written by `ortlm evaluate`. Compare only figures of the same text and chunks.
 """
 
 
 def _number(figure: Mapping[str, Any], digits: int) -> str:
     if figure["value"] is None:
-        return "beyond measure"
+        return "not finite"
     return f"{figure['value']:.{digits}f} ± {figure['standard_error'] or 0:.{digits}f}"

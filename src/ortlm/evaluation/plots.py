@@ -1,4 +1,4 @@
-"""Plots as inline SVG: axes, labels, one colour, no script."""
+"""Plots as inline SVG: axes, labels, no script. Colors are variables of the page, light or dark."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-# Small enough that letters stay readable on a telephone, where a plot is 340 pixels wide.
+# Small enough that letters stay readable on a phone, where a plot is 340 pixels wide.
 _WIDTH, _HEIGHT = 480, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 14, 50
-_INK, _GRID, _FILL, _MARK = "#3d4654", "#dfe4ea", "#3b76c4", "#b4472f"
+_INK, _GRID, _FILL, _MARK = "var(--ink)", "var(--line)", "var(--fill)", "var(--mark)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def histogram(data: Mapping[str, Any], marks: Mapping[str, float]) -> str:
         parts.append(
             f'<line x1="{place:.1f}" x2="{place:.1f}" y1="{_TOP}" y2="{y(0):.1f}" stroke="{_MARK}" '
             f'stroke-width="1.5" stroke-dasharray="4 3"/>'
-            + _text(place + shift, _TOP + 11, name, anchor=anchor, colour=_MARK)
+            + _text(place + shift, _TOP + 11, name, anchor=anchor, color=_MARK)
         )
     return _svg("Distribution of KL divergence", parts, "KL divergence of a token (nats)", "tokens")
 
@@ -166,18 +166,16 @@ def _line(places: Sequence[tuple[float, float]]) -> str:
 
 
 def _dot(x: float, y: float, title: str, *, mark: bool = False) -> str:
-    colour = _MARK if mark else _FILL
+    color = _MARK if mark else _FILL
     return (
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5 if mark else 4}" fill="{colour}">'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5 if mark else 4}" fill="{color}">'
         f"<title>{escape(title)}</title></circle>"
     )
 
 
-def _text(
-    x: float, y: float, text: str, *, anchor: str = "middle", size: int = 13, colour: str = _INK
-) -> str:
+def _text(x: float, y: float, text: str, *, anchor: str = "middle", size: int = 13, color: str = _INK) -> str:
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}">'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{color}">'
         f"{escape(text)}</text>"
     )
 

@@ -1,4 +1,4 @@
-"""How fast a model is and how much memory it takes, measured in a process of its own.
+"""How fast a model is and how much memory it takes, measured in a separate process.
 
 Run as a module, it measures what the JSON object on stdin names and prints what it found as JSON.
 """
@@ -19,9 +19,9 @@ from ortlm.errors import BadArtifact, Error
 
 PREFILL_TOKENS, DECODE_TOKENS, RUNS = 128, 32, 3
 HOW = (
-    "Median of {runs} runs after one that does not count, in a process of its own: {prefill} tokens of the text "
-    "as prompt, then {decode} greedy tokens, one sequence. Loading is timed once, with files that may be in the "
-    "system's cache already. Memory is what the process held at the end, and at most."
+    "Median of {runs} runs after a warm-up, in a separate process: prefill of {prefill} tokens of the text, then "
+    "{decode} greedy tokens, batch size 1. Load time is measured once, with files that may be in the page cache "
+    "already. Resident memory is that of the process at the end."
 )
 
 
