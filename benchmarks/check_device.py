@@ -17,7 +17,6 @@ once. Exit code 1: something failed, or is further off than the precision explai
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import platform
 import shutil
@@ -257,9 +256,7 @@ def load(folder: Path, device: str) -> Any:
     """Load a built model on ``device``."""
     import ortlm
 
-    if "device" in inspect.signature(ortlm.load).parameters:
-        return ortlm.load(folder, device=device)
-    return ortlm.load(folder, providers=[device])
+    return ortlm.load(folder, device=device)
 
 
 def machine() -> dict[str, Any]:

@@ -26,6 +26,8 @@ UNIVERSAL = ["--universal", "--python-version", "3.10"]
 RUNNER = ["hypothesis", "psutil", "pytest", "pytest-xdist"]
 # The harness and the official runtime are not in the lowest: they ask for much newer versions of what users need.
 ORACLE = [*RUNNER, "onnx", "peft", "torch", "transformers"]
+# Extras that bring other builds of ONNX Runtime, or plugins for it.
+DEVICES = ("cuda", "openvino", "webgpu")
 LATEST_ORACLE = [*ORACLE, "lm-eval", "onnxruntime-genai; python_version >= '3.11'"]
 
 NOTE = """\
@@ -41,6 +43,12 @@ LOWEST_ORACLE = "The lowest versions that pyproject.toml and the tests' oracle a
 def normalized(requirement: str) -> str:
     """Return the name in a requirement, as locks spell it."""
     return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
+
+
+def extras() -> list[str]:
+    """Return the options of uv for all extras but those for devices, whose packages replace each other."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [f"--extra={name}" for name in sorted(project["optional-dependencies"]) if name not in DEVICES]
 
 
 def users() -> set[str]:
@@ -96,7 +104,7 @@ def main(options: list[str]) -> None:
         resolve_end(folder / "latest-oracle.txt", head, LATEST_ORACLE, ["--upgrade"])
         return
     every = ["pyproject.toml", "requirements/tools.in"]
-    resolve(REQUIREMENTS / "lock.txt", LOCK, every, [*UNIVERSAL, "--all-extras", *options])
+    resolve(REQUIREMENTS / "lock.txt", LOCK, every, [*UNIVERSAL, *extras(), *options])
     lowest = [*UNIVERSAL, "--resolution", "lowest-direct", *options]
     resolve_end(REQUIREMENTS / "lowest.txt", LOWEST, RUNNER, lowest)
     resolve_end(REQUIREMENTS / "lowest-oracle.txt", LOWEST_ORACLE, ORACLE, lowest)

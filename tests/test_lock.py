@@ -18,6 +18,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
+# Extras that are not locked: their packages replace each other.
+DEVICES = {"cuda", "openvino", "webgpu"}
 LOCKS = ["lock", "lowest", "lowest-oracle"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSIONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
@@ -52,7 +54,12 @@ def declared() -> list[Requirement]:
     tools = (ROOT / "requirements/tools.in").read_text(encoding="utf-8").splitlines()
     texts = [
         *project["dependencies"],
-        *(text for extra in project["optional-dependencies"].values() for text in extra),
+        *(
+            text
+            for name, extra in project["optional-dependencies"].items()
+            if name not in DEVICES
+            for text in extra
+        ),
         *PROJECT["build-system"]["requires"],
         *(line for line in tools if not line.startswith("#")),
     ]

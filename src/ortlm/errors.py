@@ -6,6 +6,7 @@ Error:
      ├── UnsupportedModel  config.json names an architecture that is not known
      ├── BadCheckpoint     the Hugging Face folder is incomplete, damaged or contradicts itself
      ├── BadArtifact       an ONNX model folder is incomplete or damaged
+     ├── NoDevice          this machine lacks the device that a model is to run on
      ├── NotEnoughSpace    the disk cannot hold what would be written
      ├── ContextFull       a sequence reached the model's context length
      ├── CannotRewind      a cache cannot go back to a shorter length
@@ -44,6 +45,10 @@ class BadCheckpoint(Error):
 
 class BadArtifact(Error):
     """An ONNX model folder is incomplete or damaged."""
+
+
+class NoDevice(Error):
+    """The machine lacks the device that a model is to run on, or what drives it."""
 
 
 class NotEnoughSpace(Error):

@@ -6,9 +6,10 @@ with ortlm registers this one and then is the harness's own. Programs call ``reg
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
     from ortlm.runtime.engine.decode_loop import Loop
     from ortlm.runtime.engine.types import Logits
 
+_log = logging.getLogger(__name__)
+
 NAME = "ortlm"
 _MISSING = "lm-evaluation-harness is not installed. Install it with: pip install 'ortlm[eval]'"
 _DEFAULT_NEW_TOKENS = 256
+# What the harness names to every model unless somebody says --device.
+_HARNESS_DEVICE = "cuda:0"
 
 
 def main() -> int:
@@ -83,8 +88,9 @@ class ArtifactModel:
     """What the harness asks of a model, answered by an artifact: its own base class only has to stand after this.
 
     ``path`` (or ``pretrained``) is the artifact's folder; ``batch_size`` prompts are answered at once;
-    ``max_length`` tokens at most, by default the model's context; ``threads``, by default the physical cores. The
-    harness names a ``device`` to every model, by default a GPU, and a ``max_batch_size``; they mean nothing here.
+    ``max_length`` tokens at most, by default the model's context; ``threads``, by default the physical cores;
+    ``device``, by default the one that the artifact was built for. The harness's --device counts too, but for
+    "cuda:0", which it names to every model when nobody asked for one; its ``max_batch_size`` means nothing here.
     Raises BadOption for anything else, BadArtifact if the folder holds no artifact.
     """
 
@@ -105,17 +111,33 @@ class ArtifactModel:
         super().__init__()
         if unknown:
             raise BadOption(
-                f"--model_args {sorted(unknown)[0]} is not known; there are path, batch_size, max_length and "
-                "threads."
+                f"--model_args {sorted(unknown)[0]} is not known; there are path, batch_size, max_length, "
+                "threads and device."
             )
         if not (path or pretrained):
             raise BadOption("--model_args needs path=FOLDER, the folder of an artifact.")
         from ortlm.runtime.language_model import load
 
-        self.lm = load(path or pretrained, threads=threads)
+        self.lm = load(path or pretrained, threads=threads, device=device)
+        _log.info("%s runs on %s", self.lm.artifact.path, self.lm.device.name)
         context = self.lm.manifest.context_tokens
         self.max_length = min(int(max_length or context), context)
         self.batch_size = 1 if batch_size in ("auto", None) else int(str(batch_size).split(":")[0])
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Any = None) -> ArtifactModel:
+        """Return a model of --model_args and of what the harness adds."""
+        more = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        if more.get("device") == _HARNESS_DEVICE or "device" in arg_dict:
+            more.pop("device", None)
+        return cls(**arg_dict, **more)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Any = None) -> ArtifactModel:
+        """Return a model of --model_args as the command line writes them."""
+        from lm_eval.utils import simple_parse_args_string
+
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @property
     def eot_token_id(self) -> int:

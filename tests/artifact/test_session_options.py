@@ -13,7 +13,7 @@ import ortlm
 import ortlm.genai
 from ortlm.artifact import open_artifact
 from ortlm.cli import main
-from ortlm.errors import BadArtifact, BadOption
+from ortlm.errors import BadArtifact, BadOption, NoDevice
 from ortlm.runtime.engine.session import Session
 
 WEIGHTS = "session.model_external_initializers_file_folder_path"
@@ -104,7 +104,14 @@ def test_what_the_official_builder_writes(changed):
         "graph_optimization_level",
         "enable_mem_pattern",
     }
-    assert len(ortlm.load(folder, threads=1).generate([5, 6, 7], max_new_tokens=2).token_ids) == 2
+    assert (manifest.device, manifest.device_options) == ("cuda", {"enable_cuda_graph": "0"})
+    with pytest.raises(
+        NoDevice, match=r"was built for cuda, and this machine cannot run that: .*--device cpu"
+    ):
+        ortlm.load(folder, threads=1)
+    assert (
+        len(ortlm.load(folder, threads=1, device="cpu").generate([5, 6, 7], max_new_tokens=2).token_ids) == 2
+    )
     ortlm.genai.Config(str(folder))
 
 

@@ -31,7 +31,6 @@ knows_lengths = pytest.mark.skipif(
     tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32),
     reason=f"ONNX Runtime {onnxruntime.__version__} knows no lengths per row",
 )
-CUDA = ["CUDAExecutionProvider", "cpu"]
 
 
 def manifest(onnxruntime: str | None = "1.23") -> Manifest:
@@ -41,20 +40,20 @@ def manifest(onnxruntime: str | None = "1.23") -> Manifest:
 
 
 @pytest.mark.parametrize(
-    ("version", "providers", "file"),
+    ("version", "provider", "file"),
     [
-        ("1.23.0", ["cpu"], "plain.onnx"),
-        ("1.31.1", ["cpu"], "plain.onnx"),
-        ("1.32.0", ["cpu"], "ragged.onnx"),
-        ("1.32.0.dev20261101+cu13", ["cpu"], "ragged.onnx"),
-        ("1.100.0", ["CPUExecutionProvider"], "ragged.onnx"),
-        ("2.0", CUDA, "ragged.onnx"),
-        ("1.32.0", ["WebGpuExecutionProvider", "cpu"], "plain.onnx"),
-        ("1.32.0", ["dml"], "plain.onnx"),
+        ("1.23.0", "cpu", "plain.onnx"),
+        ("1.31.1", "cpu", "plain.onnx"),
+        ("1.32.0", "cpu", "ragged.onnx"),
+        ("1.32.0.dev20261101+cu13", "cpu", "ragged.onnx"),
+        ("1.100.0", "CPUExecutionProvider", "ragged.onnx"),
+        ("2.0", "CUDAExecutionProvider", "ragged.onnx"),
+        ("1.32.0", "WebGpuExecutionProvider", "plain.onnx"),
+        ("1.32.0", "dml", "plain.onnx"),
     ],
 )
-def test_what_runs(version: str, providers: list[str], file: str) -> None:
-    found = runnable(manifest(), onnxruntime=version, providers=providers).graphs["decoder"]
+def test_what_runs(version: str, provider: str, file: str) -> None:
+    found = runnable(manifest(), onnxruntime=version, provider=provider).graphs["decoder"]
     assert (found.file, found.variants) == (file, ())
     more = {"query_lengths": "lengths"} if file == "ragged.onnx" else {}
     assert found.optional == {"logits_to_keep": "keep", **more}
@@ -64,10 +63,8 @@ def test_what_is_too_old() -> None:
     with pytest.raises(
         BadArtifact, match=r"plain\.onnx needs ONNX Runtime 1\.29 or later, found 1\.28\.2\. Update"
     ):
-        runnable(manifest("1.29"), onnxruntime="1.28.2", providers=["cpu"])
-    assert (
-        runnable(manifest(None), onnxruntime="1.2", providers=["cpu"]).graphs["decoder"].file == "plain.onnx"
-    )
+        runnable(manifest("1.29"), onnxruntime="1.28.2", provider="cpu")
+    assert runnable(manifest(None), onnxruntime="1.2", provider="cpu").graphs["decoder"].file == "plain.onnx"
 
 
 def test_portable() -> None:

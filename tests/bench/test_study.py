@@ -31,11 +31,6 @@ def test_shapes_grow():
     assert Study(batches=(4, 1), contexts=(512, 128)).shapes == [(1, 128), (1, 512), (4, 128), (4, 512)]
 
 
-@pytest.mark.parametrize(("providers", "on_cpu"), [(None, True), (("CPU",), True), (("cuda", "cpu"), False)])
-def test_shares_are_of_the_processor(providers, on_cpu):
-    assert Study(providers=providers).on_cpu == on_cpu
-
-
 def test_spread():
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "samples": [3.0, 1.0, 2.0]}
     assert spread([1.0, None]) is None
@@ -77,7 +72,8 @@ def test_cache_sizes(text, size):
 
 
 def test_what_a_process_raises_comes_back(tmp_path):
-    job = {"kind": "model", "path": str(tmp_path), "threads": 1, "providers": None, "shapes": [], "new": 1}
+    job = {"kind": "model", "path": str(tmp_path), "threads": 1, "device": None, "device_options": {}}
+    job |= {"shapes": [], "new": 1}
     with pytest.raises(BadArtifact, match=r"holds neither ortlm\.json nor"):
         in_process(job)
 

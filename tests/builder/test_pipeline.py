@@ -96,7 +96,7 @@ def test_webgpu_without_fp16(name: str, precision: str, saved: Any, tmp_path: Pa
     assert provider["provider_options"] == [{"webgpu": {}}]
     tokens = oracle.random_tokens(40)
     got, want = (
-        ortlm.load(out.path, threads=1).logits(tokens),
+        ortlm.load(out.path, threads=1, device="cpu").logits(tokens),
         oracle.prompt_logits(saved(name).model, tokens),
     )
     assert oracle.relative_error(got, want) < {"fp32": 1e-4, "int8": 0.12, "int4": 0.9}[precision]

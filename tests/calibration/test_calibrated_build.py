@@ -83,7 +83,7 @@ def test_better_than_rounding(
 def test_every_target(target: str, tiny: Path, tmp_path: Path, text: Path) -> None:
     options = calibrated(calibration=str(text))
     built = ortlm.build(tiny, tmp_path / "out", target=target, options=options)
-    logits = ortlm.load(built.path, threads=1).logits([1, 2, 3, 4])
+    logits = ortlm.load(built.path, threads=1, device="cpu").logits([1, 2, 3, 4])
     assert np.isfinite(logits).all()
 
 

@@ -63,8 +63,8 @@ def test_the_table_of_a_folder_without_manifest(phi, capsys, tmp_path):
         (["--runs", "0"], "--runs must be at least 1"),
         (["--context", "500", "--new", "20"], "need a context of 520, but that of"),
         (
-            ["--provider", "gpu", *SMALL, "--context", "8"],
-            "execution provider 'gpu' is not in this onnxruntime",
+            ["--device", "gpu", *SMALL, "--context", "8"],
+            "there is no device 'gpu'. Did you mean: cuda?",
         ),
     ],
 )

@@ -19,6 +19,8 @@ PAGES = pages("CONTRIBUTING.md", "SECURITY.md", "AGENTS.md", "benchmarks/README.
 OTHERS = {
     "--model": "lm_eval",
     "--fix": "ruff",
+    "--force-reinstall": "pip",
+    "--no-deps": "pip",
     "--apply_chat_template": "lm_eval",
     "--batch_size": "lm_eval",
     "--model_args": "lm_eval",

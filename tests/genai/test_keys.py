@@ -179,7 +179,7 @@ def test_both_modules_refuse_the_same(base, tmp_path, key, value):
         with pytest.raises(RuntimeError) as found:
             run(pytest.importorskip(name), folder)
     last = next(iter(value)) if isinstance(value, dict) else key.rpartition(".")[2]
-    names = {"provider_options": "provider", "filename": "model.onnx"}
+    names = {"provider_options": "", "filename": "model.onnx"}
     assert names.get(last, last) in str(found.value)
     assert "\n" not in str(found.value)
 
@@ -293,11 +293,13 @@ def test_a_configuration_of_the_first_versions(base, tmp_path):
             "cpu",
             "arena_extend_strategy",
             "kSameAsRequested",
-            "the CPU has no options, found arena_extend_strategy",
+            "the CPU has no options, found 'arena_extend_strategy'",
         ),
-        ("cuda", "device_id", "0", "'cuda' is not in this onnxruntime"),
-        ("cuda", "enable_cuda_graph", "1", "enable_cuda_graph=1"),
-        ("webgpu", "enableGraphCapture", "1", "enableGraphCapture=1"),
+        ("cuda", "device_id", "0", "has no cuda; it has cpu. Install it with: pip install 'onnxruntime-gpu"),
+        ("cuda", "device_idd", "0", "Did you mean: device_id"),
+        ("cuda", "gpu_mem_limit", "many", "takes a whole number from 1 on, found 'many'"),
+        ("cuda", "enable_cuda_graph", "1", "option enable_cuda_graph='1' of device cuda is not supported"),
+        ("webgpu", "enableGraphCapture", "1", "option enableGraphCapture='1' of"),
     ],
 )
 def test_provider_options_are_never_dropped(base, provider, key, value, message):
@@ -309,7 +311,7 @@ def test_provider_options_are_never_dropped(base, provider, key, value, message)
 
 
 def test_provider_options_reach_onnx_runtime(base, monkeypatch):
-    from ortlm.runtime.engine import session
+    from ortlm.runtime.engine import devices, session
 
     seen = {}
     real = session.onnxruntime.InferenceSession
@@ -321,6 +323,7 @@ def test_provider_options_reach_onnx_runtime(base, monkeypatch):
     there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(session.onnxruntime, "get_available_providers", lambda: there)
     monkeypatch.setattr(session.onnxruntime, "InferenceSession", watched)
+    monkeypatch.setattr(devices, "cuda_gpus", lambda: (devices.CudaGpu("GPU", 1),) * 2)
     config = og.Config(base)
     config.clear_providers()
     config.append_provider("cuda")

@@ -89,7 +89,7 @@ def test_the_process():
     og.enable_telemetry_events()
     og.disable_telemetry_events()
     for call in (
-        lambda: og.set_current_gpu_device_id(1),
+        lambda: og.set_current_gpu_device_id(-1),
         lambda: og.register_execution_provider_library("Nothing", "/nothing.so"),
         lambda: og.unregister_execution_provider_library("Nothing"),
     ):

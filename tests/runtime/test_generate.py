@@ -198,6 +198,6 @@ def test_a_damaged_graph_is_named(official, tmp_path):
 def test_options_of_the_machine_are_checked(official):
     with pytest.raises(BadOption, match="threads must be at least 1"):
         ortlm.load(official[0], threads=0)
-    with pytest.raises(BadOption, match="execution provider 'coda'"):
-        ortlm.load(official[0], providers=["coda"])
+    with pytest.raises(BadOption, match=r"no device 'coda'.*Did you mean: cuda"):
+        ortlm.load(official[0], device="coda")
     assert ortlm.load(official[0]).session.threads >= 1

@@ -1,14 +1,47 @@
-"""How many threads a model should compute with on this machine."""
+"""The processor of this machine: its name, what it can do, and how many threads a model should compute with."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 import sys
 from pathlib import Path
 
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
+# Instructions that decide which int8 kernels ONNX Runtime has.
+_INT8_FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+def cpu_name() -> str:
+    """Return the processor's name as its maker writes it, as far as the system tells."""
+    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    if sys.platform == "darwin":
+        import subprocess
+
+        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """Return which of the instructions for int8 the processor has, as far as the system tells."""
+    lines = (_read(Path("/proc/cpuinfo")) or "").splitlines()
+    flags = next(
+        (line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), []
+    )
+    return [flag for flag in _INT8_FLAGS if flag in flags]
+
+
+def memory_bytes() -> int | None:
+    """Return the size of the main memory, None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def physical_cores() -> int:
@@ -66,6 +99,6 @@ def _v1_limit(folder: Path) -> float | None:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="ascii").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None

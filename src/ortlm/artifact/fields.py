@@ -87,6 +87,8 @@ _MANIFEST: Mapping[str, Field] = {
     "info": object_of(anything(default=None), default={}),
     "images": table(_IMAGES, unknown="refuse", default=None),
     "prompt_tokens": integer(1, MOST_TOKENS, default=None),
+    "device": text(longest=100, default=None),
+    "device_options": object_of(anything(default=None), default={}),
 }
 
 

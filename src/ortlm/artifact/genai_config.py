@@ -130,6 +130,7 @@ def _from_genai(found: Mapping[str, Any], path: Path, *, own: bool) -> Manifest:
             f"{path} has model.{parts[0]}: a model of type {kind!r} that reads images or embeddings. Of those "
             f"that others built, {', '.join(_GENAI_IMAGES)} is supported; build the model with ortlm instead."
         )
+    device, options = next(iter(named_providers(found).items()), ("cpu", {}))
     names_in, names_out = decoder.get("inputs", {}), decoder.get("outputs", {})
     inputs = {role: names_in[role] for role in _GENAI_INPUTS if role in names_in}
     outputs = {role: names_out[role] for role in _GENAI_OUTPUTS if role in names_out}
@@ -172,6 +173,8 @@ def _from_genai(found: Mapping[str, Any], path: Path, *, own: bool) -> Manifest:
         },
         session_options=_genai_session_options(decoder, path),
         info={"model_type": kind or None},
+        device=device,
+        device_options=options,
     )
 
 
@@ -244,10 +247,34 @@ def _genai_windows(decoder: Mapping[str, Any]) -> dict[int, int]:
     if window.get("slide_key_value_cache") is not False or "cache_slack" not in window:
         return {}
     options = mapping(decoder.get("session_options")).get("provider_options") or []
-    if not {name.lower() for entry in options for name in mapping(entry)} <= {"cpu", "cuda"}:
+    if not {short_provider(name) for entry in options for name in mapping(entry)} <= {"cpu", "cuda"}:
         return {}
     size = int(window["window_size"])
     return dict.fromkeys(map(int, window.get("layers", ())), size) if size > 0 else {}
+
+
+def named_providers(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the execution providers that a configuration names, with their options, in order of preference.
+
+    The CPU, which takes what others do not, is left out unless it is alone.
+    """
+    decoder = mapping(mapping(found.get("model")).get("decoder"))
+    listed = mapping(decoder.get("session_options")).get("provider_options") or []
+    out: dict[str, dict[str, str]] = {}
+    for entry in listed:
+        for name, values in mapping(entry).items():
+            texts = {
+                key: str(int(value)) if isinstance(value, bool) else str(value)
+                for key, value in mapping(values).items()
+            }
+            out.setdefault(name, {}).update(texts)
+    others = {name: values for name, values in out.items() if short_provider(name) != "cpu"}
+    return others or out
+
+
+def short_provider(name: str) -> str:
+    """Return "cuda" for "cuda", "CUDA" or "CUDAExecutionProvider"."""
+    return name.lower().removesuffix("executionprovider")
 
 
 def _genai_reach(decoder: Mapping[str, Any], context: int, *, shared: bool) -> int:

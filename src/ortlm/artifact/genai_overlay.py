@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ortlm._utils.checked_json import Field
-from ortlm.artifact.genai_config import from_genai, read_genai_config, tokenizer_folder
+from ortlm.artifact.genai_config import from_genai, named_providers, read_genai_config, tokenizer_folder
 from ortlm.artifact.genai_keys import FIELDS, GENAI_SEARCH, GENAI_SPECULATIVE, checked_genai
-from ortlm.artifact.json_values import WRONG, mapping, read_json
+from ortlm.artifact.json_values import WRONG, read_json
 from ortlm.artifact.manifest import GENAI_FILE, MANIFEST_FILE, Artifact, graph_named
 from ortlm.artifact.reader import check_files, read_manifest
 from ortlm.errors import BadArtifact, BadOption, nearest
-
-# Options of providers that capture a run and repeat it: only the speed is another.
-_CAPTURE = frozenset(("enable_cuda_graph", "enable_graph_capture", "enableGraphCapture"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,36 +67,11 @@ def genai_facts(found: Mapping[str, Any], path: Path) -> GenaiFacts:
             search=_filled(GENAI_SEARCH, checked.get("search", {})),
             speculative=_filled(GENAI_SPECULATIVE, checked.get("speculative", {})),
             marks={name: model[name] for name in marks if name in model},
-            providers=tuple(_genai_providers(found).items()),
+            providers=tuple(named_providers(found).items()),
             context_tokens=int(model["context_length"]),
         )
     except WRONG as error:
         raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
-
-
-def genai_providers(facts: GenaiFacts, published: GenaiFacts) -> list[tuple[str, dict[str, str]]]:
-    """Return the execution providers to use, in order of preference, with the options for ONNX Runtime.
-
-    ``published`` are the facts as the file says them; whatever else ``facts`` hold, a program asked for.
-    Raises BadOption, by name, for an option that a program asks for and ortlm cannot obey.
-    """
-    known = {_short(name): options for name, options in published.providers}
-    out = []
-    for name, options in facts.providers:
-        kept = dict(options)
-        for key in _CAPTURE & kept.keys():
-            value = kept.pop(key)
-            if value.lower() not in ("0", "false", "") and known.get(_short(name), {}).get(key) != value:
-                raise BadOption(
-                    f"{key}={value} of execution provider {name!r} is not supported: runs are not captured as "
-                    'graphs, since their shapes change. Leave it out, or set "0".'
-                )
-        out.append((name, kept))
-    return out
-
-
-def _short(provider: str) -> str:
-    return provider.lower().removesuffix("executionprovider")
 
 
 def with_genai_providers(
@@ -139,6 +111,8 @@ def genai_artifact(folder: Path, found: dict[str, Any]) -> Artifact:
             stop_token_ids=manifest.stop_token_ids,
             pad_token_id=manifest.pad_token_id,
             bos_token_id=manifest.bos_token_id,
+            device=manifest.device,
+            device_options=manifest.device_options,
         )
     if not (folder / theirs.file).is_file():
         raise BadArtifact(f"{folder / theirs.file} is missing, but {path} names it.")
@@ -193,13 +167,3 @@ def _filled(
 ) -> dict[str, bool | int | float]:
     """Return ``defaults`` with the values of ``found``, each of the kind of its default."""
     return {**defaults, **{key: type(defaults[key])(value) for key, value in found.items()}}
-
-
-def _genai_providers(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    decoder = mapping(mapping(found.get("model")).get("decoder"))
-    listed = mapping(decoder.get("session_options")).get("provider_options") or []
-    out: dict[str, dict[str, str]] = {}
-    for entry in listed:
-        for name, values in mapping(entry).items():
-            out.setdefault(name, {}).update({key: str(value) for key, value in mapping(values).items()})
-    return out

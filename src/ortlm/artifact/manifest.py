@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,8 @@ class Manifest:
     that a cache filled below it has to be computed again once (Phi-3's longrope); None if there is none.
     ``adapters`` are files of LoRA adapters within the folder, by name. ``images`` is None for models of text.
     ``prompt_tokens``: so many new tokens of a row, or more, are computed with other weights than single ones;
-    None if there is one kind.
+    None if there is one kind. ``device`` is the kind of device that the graphs were made for ("cpu", "cuda"), and
+    ``device_options`` are the options that its execution provider is to get.
     ``generation`` holds the publisher's sampling defaults under Hugging Face's names.
     ``info`` is for people: source, recipe, sizes, target, provenance. A runtime ignores it.
     """
@@ -145,6 +146,8 @@ class Manifest:
     info: Mapping[str, Any] = field(default_factory=dict)
     images: Images | None = None
     prompt_tokens: int | None = None
+    device: str = "cpu"
+    device_options: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the text of ``ortlm.json``."""
@@ -177,14 +180,14 @@ def portable(manifest: Manifest) -> Manifest:
     return replace(manifest, graphs={n: replace(g, variants=()) for n, g in manifest.graphs.items()})
 
 
-def runnable(manifest: Manifest, *, onnxruntime: str, providers: Sequence[str]) -> Manifest:
-    """Return ``manifest`` with the graphs that the ONNX Runtime of this version runs with ``providers``.
+def runnable(manifest: Manifest, *, onnxruntime: str, provider: str) -> Manifest:
+    """Return ``manifest`` with the graphs that the ONNX Runtime of this version runs with ``provider``.
 
     A variant takes the place of its graph where it loads and may run. Raises BadArtifact, naming the ONNX Runtime
     that is needed, if a graph does not load.
     """
     there = _release(onnxruntime)
-    wanted = {name.lower().removesuffix("executionprovider") for name in providers}
+    wanted = provider.lower().removesuffix("executionprovider")
     graphs = {}
     for name, graph in manifest.graphs.items():
         if graph.onnxruntime is not None and there < _release(graph.onnxruntime):
@@ -194,7 +197,7 @@ def runnable(manifest: Manifest, *, onnxruntime: str, providers: Sequence[str]) 
             )
         graphs[name] = replace(graph, variants=())
         for variant in graph.variants:
-            if there >= _release(variant.onnxruntime) and wanted <= set(variant.providers):
+            if there >= _release(variant.onnxruntime) and wanted in variant.providers:
                 graphs[name] = replace(
                     graph,
                     file=variant.file,

@@ -21,7 +21,7 @@ from ortlm.artifact.manifest import (
     State,
     Variant,
 )
-from ortlm.artifact.session_options import session_options
+from ortlm.artifact.session_options import check_device, device_options, session_options
 from ortlm.errors import BadArtifact
 
 
@@ -73,6 +73,7 @@ def read_manifest(found: dict[str, Any], path: Path) -> Manifest:
             "Build the model again, or use the ortlm version that built it."
         )
     found = check_manifest(found, path)
+    device = check_device(found["device"] or _built_for(found["info"]), path, "device")
     try:
         graphs = {
             name: Graph(
@@ -103,9 +104,17 @@ def read_manifest(found: dict[str, Any], path: Path) -> Manifest:
             info=found["info"],
             images=_images(found["images"]),
             prompt_tokens=found["prompt_tokens"],
+            device=device,
+            device_options=device_options(found["device_options"], device, path, "device_options"),
         )
     except WRONG as error:
         raise BadArtifact(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _built_for(info: dict[str, Any]) -> str:
+    """Return the kind of device of a folder that was built before it said so: its target, or the processor."""
+    target = info.get("target")
+    return target if isinstance(target, str) and target in ("cuda", "dml", "webgpu") else "cpu"
 
 
 def _images(found: dict[str, Any] | None) -> Images | None:

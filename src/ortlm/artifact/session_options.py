@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 _SWITCH = one_of("0", "1", 0, 1, True, False)
 _NAMES = re.compile(r"[A-Za-z0-9_;]{0,1000}")
+_DEVICE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,60}")
 _LEVELS = (
     "ORT_DISABLE_ALL",
     "ORT_ENABLE_BASIC",
@@ -60,6 +61,10 @@ _PROVIDERS: Mapping[str, Mapping[str, Field]] = {
     "webgpu": {
         "enableGraphCapture": _SWITCH,
         "validationMode": one_of("disabled", "wgpuOnly", "basic", "full"),
+        # Where the second table of rotations begins, in graphs that have both in one.
+        "multiRotaryCacheConcatOffset": Field(
+            lambda v: re.fullmatch(r"[0-9]{1,8}", str(v)) is not None, "a whole number"
+        ),
     },
     "nvtensorrtrtx": {"enable_cuda_graph": _SWITCH},
 }
@@ -109,6 +114,7 @@ def _provider_options(found: Any, file: object, at: str) -> list[dict[str, dict[
             raise wrong
         checked = {}
         for name, given in entry.items():
+            check_device(name, file, at)
             fields = _PROVIDERS.get(name.lower().removesuffix("executionprovider"), {})
             values = {key: value for key, value in (given or {}).items() if value is not None}
             for key in values:
@@ -121,6 +127,19 @@ def _provider_options(found: Any, file: object, at: str) -> list[dict[str, dict[
             checked[name] = check(values, wanted, file=file, error=BadArtifact, at=place(at, name))
         out.append(checked)
     return out
+
+
+def check_device(name: str, file: object, at: str) -> str:
+    """Return ``name``, the kind of device or provider that a folder names. Raises BadArtifact for a path, say."""
+    if not _DEVICE.fullmatch(name):
+        raise BadArtifact(f"{file}: {at} is {shown(name)}, expected a kind of device such as cuda.")
+    return name
+
+
+def device_options(found: Mapping[str, Any], device: str, file: object, at: str) -> dict[str, str]:
+    """Return the options that an artifact gives to the execution provider of its ``device``, as texts."""
+    checked = _provider_options([{device: dict(found)}], file, at)[0][device]
+    return {key: str(int(value)) if isinstance(value, bool) else str(value) for key, value in checked.items()}
 
 
 def _field(key: str, file: object, at: str) -> Field:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +14,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ortlm._utils.cpu import physical_cores
+from ortlm._utils.cpu import cpu_name, instruction_sets, physical_cores
 from ortlm._version import __version__
 from ortlm.dtypes import Array
-from ortlm.runtime.engine.session import Session, available_providers, onnxruntime_version
+from ortlm.runtime.engine.devices import available_providers, onnxruntime_version
+from ortlm.runtime.engine.session import Session
 
 _CPU = Path("/sys/devices/system/cpu/cpu0/cache")
 _CGROUP = Path("/sys/fs/cgroup")
 _SMALLEST_BUFFER, _UNKNOWN_FREE = 1_000_000_000, 4_000_000_000
 _PASSES = 5
 _ROWS, _SIDE, _BLOCK = 512, 2048, 128
-# Instructions that decide which int8 kernels ONNX Runtime has.
-_INT8_FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +42,9 @@ class Bandwidth:
 
 def environment() -> dict[str, Any]:
     """Return what a reader of figures has to know of machine and software."""
-    lines = _lines("/proc/cpuinfo")
-    flags = next(
-        (line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), []
-    )
     return {
         "cpu": cpu_name(),
-        "int8_instructions": [flag for flag in _INT8_FLAGS if flag in flags],
+        "int8_instructions": instruction_sets(),
         "physical_cores": physical_cores() or None,
         "logical_processors": os.cpu_count(),
         "last_cache_bytes": last_cache_bytes(),
@@ -63,17 +56,6 @@ def environment() -> dict[str, Any]:
         "providers": available_providers(),
         "ortlm": __version__,
     }
-
-
-def cpu_name() -> str:
-    """Return the processor's name as its maker writes it, as far as the system tells."""
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    if sys.platform == "darwin":
-        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    return platform.processor() or platform.machine()
 
 
 def last_cache_bytes() -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ def measure_model(
     path: str,
     *,
     threads: int,
-    providers: Sequence[str] | None,
+    device: str | None,
+    device_options: Mapping[str, str],
     shapes: Sequence[tuple[int, int]],
     new: int,
 ) -> dict[str, Any]:
@@ -31,10 +32,11 @@ def measure_model(
     tell; ``peak_bytes`` is the process's largest resident memory so far, mapped files included.
     """
     began = time.perf_counter()
-    lm = load(path, threads=threads, providers=providers)
+    lm = load(path, threads=threads, device=device, device_options=device_options)
     loaded = time.perf_counter() - began
     private = _status_bytes("RssAnon")
     return {
+        "device": lm.device.name,
         "load_seconds": loaded,
         "private_bytes": private,
         "states": [

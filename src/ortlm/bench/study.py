@@ -44,7 +44,8 @@ class Study:
     threads: tuple[int, ...] = field(default_factory=lambda: (physical_cores() or os.cpu_count() or 1,))
     new: int = 32
     runs: int = 5
-    providers: tuple[str, ...] | None = None
+    device: str | None = None
+    device_options: tuple[tuple[str, str], ...] = ()
     buffer: int | None = None
 
     def __post_init__(self) -> None:
@@ -62,11 +63,6 @@ class Study:
     def shapes(self) -> list[tuple[int, int]]:
         """Every batch and context, small ones first: a process's peak memory is then that of its last shape."""
         return sorted(((b, c) for b in self.batches for c in self.contexts), key=lambda s: (math.prod(s), s))
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether the processor computes, whose rates are measured."""
-        return not self.providers or self.providers[0].lower().startswith("cpu")
 
 
 @dataclass(slots=True)
@@ -126,7 +122,8 @@ def _job(artifact: Artifact, study: Study, threads: int) -> dict[str, Any]:
         "kind": "model",
         "path": str(artifact.path),
         "threads": threads,
-        "providers": study.providers,
+        "device": study.device,
+        "device_options": dict(study.device_options),
         "shapes": study.shapes,
         "new": study.new,
     }
@@ -185,7 +182,7 @@ def _result(study: Study, traffic: Traffic, threads: int, at: int, samples: _Sam
         "decode_int8_share": 2 * traffic.multiplications * decode["median"] / peak,
         "prefill_int8_share": prompt_operations * prefill["median"] / peak,
     }
-    if not study.on_cpu:
+    if samples.model[0]["device"] != "cpu":
         # What was measured is main memory and the processor.
         shares = dict.fromkeys(shares)
     return {

@@ -99,6 +99,7 @@ def make_manifest(
         rope_switch_tokens=min(switches) if switches else None,
         generation=_generation_defaults(checkpoint, spec.vocab),
         adapters={name: f"{ADAPTER_FOLDER}/{name}.onnx_adapter" for name in adapters},
+        device=emitted.builder.target.provider or "cpu",
         info={
             "built_with": f"ortlm {__version__}",
             **asdict(outline),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ortlm._utils.checked_json import loads, shown
 from ortlm._utils.limits import MOST_ROWS
+from ortlm.cli.machine import device_of
 from ortlm.cli.output import say, tell
 from ortlm.cli.prompts import prompt_of
 from ortlm.cli.report import answer
@@ -32,7 +33,7 @@ def run_batch(args: argparse.Namespace, settings: Settings) -> int:
         raise BadOption(f"--batch {args.batch} holds no prompt. Write one on each line, as JSON.")
     from ortlm.runtime.language_model import load
 
-    lm = load(args.model, threads=args.threads, providers=args.provider)
+    lm = load(args.model, threads=args.threads, **device_of(args))
     settings = with_model(settings, lm, args)
     # All at once, so that a prompt that cannot be used is told before hours of work.
     prompts = [_encode(number, found, lm, args) for number, found in lines]

@@ -11,6 +11,7 @@ from typing import Any
 from ortlm._utils.formatting import readable_bytes, readable_count
 from ortlm._utils.limits import MOST_ROWS, MOST_THREADS
 from ortlm.cli import output
+from ortlm.cli.machine import add_device, device_of
 from ortlm.cli.output import say, tell
 from ortlm.cli.settings import check_count
 from ortlm.errors import BadOption
@@ -49,9 +50,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--threads", metavar="N,…", help="threads (default: physical cores)")
-    machine.add_argument(
-        "--provider", action="append", metavar="NAME", help="execution provider, such as cuda (default: cpu)"
-    )
+    add_device(machine)
     machine.add_argument(
         "--buffer-mb",
         type=int,
@@ -72,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     check_count("--new", args.new, MOST_TOKENS)
     check_count("--runs", args.runs, 10_000)
     check_count("--buffer-mb", args.buffer_mb, 1_000_000)
+    where = device_of(args)
     artifact = open_artifact(args.model)
     from ortlm.bench.study import Study, conduct
 
@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
         contexts=contexts,
         new=args.new,
         runs=args.runs,
-        providers=None if args.provider is None else tuple(args.provider),
+        device=where["device"],
+        device_options=tuple(where["device_options"].items()),
         buffer=None if args.buffer_mb is None else args.buffer_mb * 1_000_000,
         **({} if threads is None else {"threads": threads}),
     )

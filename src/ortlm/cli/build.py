@@ -425,14 +425,24 @@ def _evaluate(args: argparse.Namespace, console: Console, out: Path) -> int:
     """Write the report that --evaluate and --max-kld ask for; returns the exit code."""
     if args.evaluate is None and args.max_kld is None:
         return DONE
+    from ortlm.artifact import open_artifact
     from ortlm.cli.evaluate import gate
+    from ortlm.errors import NoDevice
     from ortlm.evaluation.evaluate import evaluate
+    from ortlm.runtime.loading import device_for
 
+    device = None
+    try:
+        device_for(open_artifact(out))
+    except NoDevice as error:
+        device = "cpu"
+        tell(f"evaluated on the CPU: {error}")
     with console.status("evaluating") as status:
         report = evaluate(
             out,
             text=args.evaluate or None,
             threads=args.threads,
+            device=device,
             progress=StatusLine(status),
         )
     written = report.write()

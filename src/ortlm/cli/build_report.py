@@ -66,7 +66,7 @@ def show_result(console: Console, result: Result) -> None:
         table.add_row(
             "check",
             f"KL divergence {check.kld:.4f}, top-1 agreement {check.same_top:.1f} % "
-            f"({check.scored_tokens} tokens, against fp32)",
+            f"({check.scored_tokens} tokens, against fp32{_where(artifact)})",
         )
         table.add_row("sample output", f"{check.prompt} | {_one_line(check.continuation)}")
     console.print(table)
@@ -143,3 +143,8 @@ def _peak_memory_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _where(artifact: Artifact) -> str:
+    """Return where a model was checked, if that is not the device that it was built for."""
+    return "" if artifact.manifest.device == "cpu" else f", on the CPU, not on {artifact.manifest.device}"

@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from ortlm.cli.conversation import Talk
-from ortlm.cli.generate import add_images, add_machine
+from ortlm.cli.generate import add_images
+from ortlm.cli.machine import add_machine, device_of
 from ortlm.cli.output import tell
 from ortlm.cli.settings import add_settings, settings_of, with_model
 from ortlm.errors import BadOption
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     from ortlm.runtime.language_model import load
 
-    lm = load(args.model, threads=args.threads, providers=args.provider)
+    lm = load(args.model, threads=args.threads, **device_of(args))
     if lm.chat_template is None:
         raise BadOption(
             f"{args.model} has no chat template. Use `ortlm generate`, or put the publisher's "

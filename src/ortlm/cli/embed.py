@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ortlm._utils.limits import MOST_ROWS
-from ortlm.cli.generate import add_machine
+from ortlm.cli.machine import add_machine, device_of
 from ortlm.cli.output import say
 from ortlm.cli.settings import check_count, read_file, read_stdin, refuse
 from ortlm.errors import BadOption
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             raise BadOption(f"text {number} is empty, and has no embedding. Remove that line.")
     from ortlm.runtime.language_model import load
 
-    lm = load(args.model, threads=args.threads, providers=args.provider)
+    lm = load(args.model, threads=args.threads, **device_of(args))
     for at in range(0, len(texts), args.batch_size):
         group = texts[at : at + args.batch_size]
         found = lm.embed(group, pooling=args.pooling, normalize=not args.no_normalize, batch=args.batch_size)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact import MANIFEST_FILE
 from ortlm.cli import ABOVE_THRESHOLD, DONE, output
-from ortlm.cli.generate import add_machine
+from ortlm.cli.machine import add_machine, device_of
 from ortlm.cli.progress import StatusLine
 from ortlm.cli.settings import check_count
 from ortlm.errors import BadOption
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             drift=args.drift,
             speed=not args.no_speed,
             threads=args.threads,
-            providers=args.provider,
+            **device_of(args),
             progress=StatusLine(status),
         )
     written = report.write(args.output)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ortlm.cli.interrupt import stoppable
+from ortlm.cli.machine import add_machine, device_of
 from ortlm.cli.output import say, tell, write_generated
 from ortlm.cli.prompts import prompt_of, read_prompt
 from ortlm.cli.settings import add_settings, refuse, settings_of, with_model
@@ -97,15 +98,6 @@ def add_images(group: Any) -> None:
     )
 
 
-def add_machine(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where to compute."""
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--threads", type=int, metavar="N", help="threads (default: physical cores)")
-    machine.add_argument(
-        "--provider", action="append", metavar="NAME", help="execution provider, such as cuda (default: cpu)"
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     """Generate."""
     _check(args)
@@ -118,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     text = read_prompt(args)
     from ortlm.runtime.language_model import load
 
-    lm = load(args.model, threads=args.threads, providers=args.provider)
+    lm = load(args.model, threads=args.threads, **device_of(args))
     settings = with_model(settings, lm, args)
     kept = args.cache is not None and Path(args.cache).exists()
     if kept:

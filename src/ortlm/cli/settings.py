@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ortlm._utils.limits import MOST_TEXT_BYTES
+from ortlm.cli.machine import device_of
 from ortlm.errors import BadOption
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def with_model(settings: Settings, lm: LanguageModel, args: argparse.Namespace) 
 
     from ortlm.runtime.language_model import load
 
-    return replace(settings, draft=load(args.draft, threads=args.threads, providers=args.provider))
+    return replace(settings, draft=load(args.draft, threads=args.threads, **device_of(args)))
 
 
 def read_file(path: str, flag: str) -> str:

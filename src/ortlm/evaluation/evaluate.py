@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,6 +22,7 @@ from ortlm.evaluation.sources import ArtifactSource, find_reference, is_artifact
 from ortlm.evaluation.speed import measure
 from ortlm.evaluation.statistics import statistics
 from ortlm.evaluation.types import Source
+from ortlm.runtime.engine.devices import DeviceRequest
 from ortlm.runtime.text.tokenizer import Tokenizer
 
 
@@ -36,7 +37,8 @@ def evaluate(
     drift: bool = False,
     speed: bool = True,
     threads: int | None = None,
-    providers: Sequence[str] | None = None,
+    device: str | None = None,
+    device_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare ``artifact`` with its reference on a text, and return what was found; nothing is written.
@@ -44,7 +46,8 @@ def evaluate(
     ``reference`` is another artifact, or a checkpoint's folder or name on the hub, by default that which the
     artifact was built from. ``text`` is a file, by default the project's own corpus, of which at most ``tokens``
     tokens are read in chunks of ``chunk`` (512, or the context if that is smaller). ``layers`` measures the noise
-    in each layer, ``drift`` compares answers to prompts, ``speed`` times the artifact.
+    in each layer, ``drift`` compares answers to prompts, ``speed`` times the artifact. ``device`` runs
+    both, by default each what it was built for; ``device_options`` as for ``ortlm.load``.
     Raises BadOption, BadArtifact and BadCheckpoint.
     """
     built = open_artifact(artifact)
@@ -55,7 +58,8 @@ def evaluate(
     read = read_text(text)
     context = min(a.manifest.context_tokens for a in (built, base_artifact) if a is not None)
     chunks = make_chunks(read, tokenizer, size=chunk_size(chunk, context), tokens=tokens)
-    pair = _Pair(built, base_artifact, base, chunks, threads, providers, progress or NullProgress())
+    where = DeviceRequest(device, device_options or {})
+    pair = _Pair(built, base_artifact, base, chunks, threads, where, progress or NullProgress())
     # Before anything is loaded here, so that it has the machine for itself.
     timed = pair.speeds() if speed else None
     run = pair.run(layers=layers, drift=drift)
@@ -105,7 +109,7 @@ class _Pair:
     base: Origin
     chunks: Chunks
     threads: int | None
-    providers: Sequence[str] | None
+    where: DeviceRequest
     progress: Progress
 
     def speeds(self) -> dict[str, Any]:
@@ -116,7 +120,12 @@ class _Pair:
             self.progress.start(f"measuring the speed of {artifact.path.name}", 0, "runs")
             context = artifact.manifest.context_tokens
             return measure(
-                artifact.path, prompt, context=context, threads=self.threads, providers=self.providers
+                artifact.path,
+                prompt,
+                context=context,
+                threads=self.threads,
+                device=self.where.name,
+                device_options=self.where.options,
             )
 
         base = self.base_artifact
@@ -136,7 +145,7 @@ class _Pair:
         # First: while it streams its layers, the artifact need not be in memory.
         reference.open(tokens, noise.reference if noise is not None else None)
         self.progress.start("loading the artifact", 0, "models")
-        model = ArtifactSource(self.built.path, self.threads, self.providers)
+        model = ArtifactSource(self.built.path, self.threads, self.where)
         model.open(tokens, noise.model if noise is not None else None)
         self.progress.start("comparing", total, "chunks")
         comparison = compare(model, reference, self.chunks, self.progress.advance)
@@ -150,7 +159,7 @@ class _Pair:
     def _reference(self) -> Source:
         if self.base_artifact is None:
             return open_checkpoint(self.base, threads=self.threads)
-        return ArtifactSource(self.base_artifact.path, self.threads, self.providers)
+        return ArtifactSource(self.base_artifact.path, self.threads, self.where)
 
 
 def _check_same(built: Artifact, base: Artifact | None, tokenizer: Tokenizer) -> None:

@@ -16,6 +16,7 @@ from ortlm.errors import BadArtifact, BadOption
 from ortlm.layerwise.types import Observe
 from ortlm.runtime.engine.backend import DeviceTensor, Memory, TensorInfo
 from ortlm.runtime.engine.decode_loop import CHUNK_TOKENS, Loop
+from ortlm.runtime.engine.devices import CPU, Device
 from ortlm.runtime.engine.session import OrtBinding, Session
 from ortlm.runtime.loading import open_embedder
 
@@ -66,7 +67,7 @@ def observe_artifact(
     observe: Observe,
     *,
     threads: int | None = None,
-    providers: Sequence[str] | None = None,
+    device: Device = CPU,
 ) -> None:
     """Run ``artifact`` on ``chunks`` and hand the inputs of each layer's attention and of the head to ``observe``.
 
@@ -75,9 +76,7 @@ def observe_artifact(
     manifest, graph = artifact.manifest, graph_named(artifact.manifest, "decoder")
     path = artifact.graph_path("decoder")
     model, names = tapped_graph(path)
-    session = Session(
-        path, threads=threads, providers=providers, options=manifest.session_options, model=model
-    )
+    session = Session(path, threads=threads, device=device, options=manifest.session_options, model=model)
     tapped = _Tapped(session, names)
     loop = Loop(
         tapped,
@@ -85,7 +84,7 @@ def observe_artifact(
         context_tokens=manifest.context_tokens,
         switch_tokens=manifest.rope_switch_tokens,
         chunk_tokens=(manifest.prompt_tokens or CHUNK_TOKENS + 1) - 1,
-        embedder=open_embedder(artifact, threads=threads, providers=providers),
+        embedder=open_embedder(artifact, threads=threads, device=device),
     )
     for number, ids in enumerate(chunks):
         loop.start()

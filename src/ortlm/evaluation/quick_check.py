@@ -55,7 +55,8 @@ def quick_check(
 
     Both read ``tokens`` tokens of the project's own corpus, in two chunks of which the second half is scored.
     """
-    source = _Watched(ArtifactSource(artifact, threads))
+    # On the processor whatever it was built for: no other device is needed for a look.
+    source = _Watched(ArtifactSource(artifact, threads, "cpu"))
     lm = source.inner.lm
     chunks = _chunks(source.inner, tokens)
     source.open(chunks.tokens)

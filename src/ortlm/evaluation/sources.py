@@ -11,6 +11,7 @@ from ortlm.dtypes import Floats
 from ortlm.errors import BadOption
 from ortlm.evaluation.types import Source, Tokens
 from ortlm.layerwise.types import Observe
+from ortlm.runtime.engine.devices import DeviceRequest
 from ortlm.runtime.language_model import LanguageModel
 
 
@@ -21,15 +22,15 @@ class ArtifactSource:
         self,
         path: str | Path,
         threads: int | None = None,
-        providers: Sequence[str] | None = None,
+        device: DeviceRequest | str | None = None,
     ) -> None:
         self.artifact = open_artifact(path)
-        self.lm = LanguageModel(self.artifact, threads=threads, providers=providers, prefix_caches=0)
+        self.lm = LanguageModel(self.artifact, threads=threads, device=device, prefix_caches=0)
         graph = graph_named(self.artifact.manifest, "decoder")
         info = self.lm.session.outputs[graph.outputs["logits"]]
         # Of such a graph the decode loop asks one token after the other.
         self.one_by_one = info.shape[1] == 1 and "logits_to_keep" not in graph.optional
-        self._threads, self._providers = threads, providers
+        self._threads = threads
         self._chunks: list[list[int]] = []
 
     @property
@@ -44,7 +45,7 @@ class ArtifactSource:
             from ortlm.evaluation.layers import observe_artifact
 
             observe_artifact(
-                self.artifact, self._chunks[:2], observe, threads=self._threads, providers=self._providers
+                self.artifact, self._chunks[:2], observe, threads=self._threads, device=self.lm.device
             )
 
     def logits(self, chunk: int) -> Floats:

@@ -9,7 +9,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def measure(
     *,
     context: int,
     threads: int | None = None,
-    providers: Sequence[str] | None = None,
+    device: str | None = None,
+    device_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return speeds (seconds, tokens per second) and memory (bytes) of the artifact in ``path``.
 
@@ -45,7 +46,8 @@ def measure(
         "prompt": list(prompt[:prefill]),
         "decode": decode,
         "threads": threads,
-        "providers": None if providers is None else list(providers),
+        "device": device,
+        "device_options": dict(device_options or {}),
     }
     try:
         found = in_process("ortlm.evaluation.speed", wanted)
@@ -61,7 +63,13 @@ def _measure_here(wanted: dict[str, Any]) -> dict[str, Any]:
     from ortlm.runtime.language_model import load
 
     begun = time.perf_counter()
-    lm = load(wanted["path"], threads=wanted["threads"], providers=wanted["providers"], prefix_caches=0)
+    lm = load(
+        wanted["path"],
+        threads=wanted["threads"],
+        device=wanted["device"],
+        device_options=wanted["device_options"],
+        prefix_caches=0,
+    )
     loaded = time.perf_counter() - begun
     runs = [_run(lm, wanted["prompt"], wanted["decode"]) for _ in range(RUNS + 1)][1:]
     prefill, first, decode = (statistics.median(run[i] for run in runs) for i in range(3))

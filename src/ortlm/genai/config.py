@@ -24,7 +24,10 @@ from ortlm.artifact import (
     with_genai_providers,
 )
 from ortlm.errors import BadOption, nearest
-from ortlm.genai.errors import GenaiError, official, text
+from ortlm.genai.errors import GenaiError, official, text, whole
+from ortlm.genai.providers import get_current_gpu_device_id
+from ortlm.runtime.engine.device_kinds import DEVICE_TYPES, short_name
+from ortlm.runtime.engine.devices import DeviceRequest
 
 
 class Config:
@@ -39,6 +42,8 @@ class Config:
         self._found = read_genai(self._folder)
         self._data: dict[str, bytes] = {}
         self._published = self._facts()
+        # What devices have to be, by provider.
+        self._filters: dict[str, dict[str, str | int]] = {}
         # Search options that the program set, which are not to be changed.
         self._asked: set[str] = set()
 
@@ -46,6 +51,7 @@ class Config:
     def clear_providers(self) -> None:
         """Name no execution provider any more, so that the CPU is used."""
         self._set_providers({})
+        self._filters = {}
 
     @official
     def append_provider(self, provider: str) -> None:
@@ -99,26 +105,38 @@ class Config:
             f"variant for {ep or 'yours'} within {config_path} to Config."
         )
 
+    @official
     def set_decoder_provider_options_hardware_device_type(self, provider: str, device_type: str) -> None:
-        """Devices cannot be picked: raises GenaiError."""
-        raise _no_devices(provider)
+        """Use a device of the type "CPU", "GPU" or "NPU", of those that a plugin lists, and name the provider."""
+        kind = text(device_type, "a type of device").lower()
+        if kind not in DEVICE_TYPES:
+            raise GenaiError(f"there is no type of device {device_type!r}; there are CPU, GPU and NPU.")
+        self._filter(provider, "hardware_device_type", kind)
 
+    @official
     def set_decoder_provider_options_hardware_device_id(self, provider: str, device_id: int) -> None:
-        """Devices cannot be picked: raises GenaiError."""
-        raise _no_devices(provider)
+        """Use the device with this hardware id, of those that a plugin lists, and name the provider."""
+        self._filter(provider, "hardware_device_id", whole(device_id, "a device's id"))
 
+    @official
     def set_decoder_provider_options_hardware_vendor_id(self, provider: str, vendor_id: int) -> None:
-        """Devices cannot be picked: raises GenaiError."""
-        raise _no_devices(provider)
+        """Use a device of the vendor with this id, of those that a plugin lists, and name the provider."""
+        self._filter(provider, "hardware_vendor_id", whole(vendor_id, "a vendor's id"))
 
+    @official
     def clear_decoder_provider_options_hardware_device_type(self, provider: str) -> None:
-        """Nothing was set, so there is nothing to do."""
+        """Use a device of any type again."""
+        self._filter(provider, "hardware_device_type", None)
 
+    @official
     def clear_decoder_provider_options_hardware_device_id(self, provider: str) -> None:
-        """Nothing was set, so there is nothing to do."""
+        """Use a device with any id again."""
+        self._filter(provider, "hardware_device_id", None)
 
+    @official
     def clear_decoder_provider_options_hardware_vendor_id(self, provider: str) -> None:
-        """Nothing was set, so there is nothing to do."""
+        """Use a device of any vendor again."""
+        self._filter(provider, "hardware_vendor_id", None)
 
     # --- for the rest of this package -------------------------------------------------------------------
 
@@ -127,10 +145,39 @@ class Config:
 
     def _set_option(self, provider: str, options: dict[str, str]) -> None:
         providers = {name: dict(values) for name, values in self._facts().providers}
-        name = _short(text(provider, "an execution provider"))
-        same = next((known for known in providers if _short(known) == name), provider)
+        name = short_name(text(provider, "an execution provider"))
+        same = next((known for known in providers if short_name(known) == name), provider)
         providers.setdefault(same, {}).update(options)
         self._set_providers(providers)
+
+    def _filter(self, provider: str, key: str, value: str | int | None) -> None:
+        """Set or, with None, clear what a device of a provider has to be."""
+        wanted = self._filters.setdefault(short_name(text(provider, "an execution provider")), {})
+        if value is None:
+            wanted.pop(key, None)
+        else:
+            wanted[key] = value
+            self._set_option(provider, {})
+
+    def _device(self) -> DeviceRequest:
+        """Return the one device that the model is to run on, and what the program set for it.
+
+        Without a call of the program, that is the one which the folder names. Raises BadOption for several.
+        """
+        asked, published = self._facts().providers, self._published.providers
+        default = asked == published
+        if len(asked) > 1 and not default:
+            raise BadOption(
+                f"a model runs on one device, found {', '.join(name for name, _ in asked)}. Call "
+                "clear_providers() before you name another one."
+            )
+        name, options = asked[0] if asked else ("cpu", {})
+        short = short_name(name)
+        known = {short_name(other): values for other, values in published}.get(short, {})
+        changed = {key: value for key, value in options.items() if known.get(key) != value}
+        if short == "cuda" and "device_id" not in options and get_current_gpu_device_id():
+            return DeviceRequest(f"cuda:{get_current_gpu_device_id()}", changed)
+        return DeviceRequest(None if default else name, changed, self._filters.get(short, {}))
 
     def _set_providers(self, providers: dict[str, dict[str, str]]) -> None:
         self._found = with_genai_providers(self._found, providers)
@@ -165,13 +212,3 @@ def _place(source: Path, target: Path) -> None:
     except OSError:
         # Another file system. ONNX Runtime refuses weights behind a symbolic link that leads elsewhere.
         shutil.copyfile(source, target)
-
-
-def _short(provider: str) -> str:
-    return provider.lower().removesuffix("executionprovider")
-
-
-def _no_devices(provider: str) -> GenaiError:
-    return GenaiError(
-        f"devices of {provider} cannot be picked by type or id; ONNX Runtime's default device is used."
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ortlm.artifact import genai_providers
 from ortlm.genai.config import Config
 from ortlm.genai.errors import GenaiError, official
 from ortlm.genai.handle import HasHandle, ModelHandle
@@ -27,7 +26,7 @@ class Model(HasHandle):
             config = Config(config)
         found = config._facts()
         artifact, folder = config._artifact()
-        lm = LanguageModel(artifact, providers=genai_providers(found, config._published) or None)
+        lm = LanguageModel(artifact, device=config._device())
         self._handle = ModelHandle(lm, found, folder, frozenset(config._asked))
 
     @property
@@ -38,7 +37,7 @@ class Model(HasHandle):
     @property
     def device_type(self) -> str:
         """Where the model runs, such as "CPU" or "CUDA"."""
-        first = self._handle.lm.session.providers[0].removesuffix("ExecutionProvider")
+        first = self._handle.lm.device.provider.removesuffix("ExecutionProvider")
         return _DEVICES.get(first, first)
 
     def create_multimodal_processor(self) -> MultiModalProcessor:

@@ -3,50 +3,51 @@
 from __future__ import annotations
 
 from ortlm.genai.errors import GenaiError, official, text, whole
-from ortlm.runtime.engine.session import (
-    available_providers,
+from ortlm.runtime.engine.devices import (
+    has_device,
     register_provider_library,
     unregister_provider_library,
 )
 
+_gpu = 0
+
 
 def is_cuda_available() -> bool:
-    """Whether the installed onnxruntime runs on CUDA."""
+    """Whether this machine runs models on CUDA."""
     return _has("CUDA")
 
 
 def is_dml_available() -> bool:
-    """Whether the installed onnxruntime runs on DirectML."""
+    """Whether this machine runs models on DirectML."""
     return _has("Dml")
 
 
 def is_webgpu_available() -> bool:
-    """Whether the installed onnxruntime runs on WebGPU."""
+    """Whether this machine runs models on WebGPU."""
     return _has("WebGpu")
 
 
 def is_qnn_available() -> bool:
-    """Whether the installed onnxruntime runs on Qualcomm's processors."""
+    """Whether this machine runs models on Qualcomm's processors."""
     return _has("QNN")
 
 
 def is_openvino_available() -> bool:
-    """Whether the installed onnxruntime runs on OpenVINO."""
+    """Whether this machine runs models on OpenVINO."""
     return _has("OpenVINO")
 
 
 def get_current_gpu_device_id() -> int:
-    """Return the number of the GPU that models run on, always 0."""
-    return 0
+    """Return the number of the GPU that models for CUDA are loaded on, 0 unless it was set."""
+    return _gpu
 
 
 def set_current_gpu_device_id(device_id: int) -> None:
-    """Choose the GPU. Raises GenaiError for any but 0."""
-    if whole(device_id, "a GPU's number") != 0:
-        raise GenaiError(
-            f"models run on GPU 0 of those that the process sees, found {device_id}. Choose another one with the "
-            "environment variable CUDA_VISIBLE_DEVICES."
-        )
+    """Load models for CUDA on this GPU from now on, unless their option device_id says another one."""
+    global _gpu
+    if whole(device_id, "a GPU's number") < 0:
+        raise GenaiError(f"a GPU's number is 0 or more, found {device_id}.")
+    _gpu = device_id
 
 
 @official
@@ -70,4 +71,4 @@ def disable_telemetry_events() -> None:
 
 
 def _has(name: str) -> bool:
-    return f"{name}ExecutionProvider" in available_providers()
+    return has_device(name.lower())

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +26,19 @@ from ortlm.runtime.embeddings import Pooling, embed
 from ortlm.runtime.engine.backend import DeviceTensor
 from ortlm.runtime.engine.contract import check_decoder
 from ortlm.runtime.engine.decode_loop import ACCELERATOR_CHUNK_TOKENS, CHUNK_TOKENS, Loop
+from ortlm.runtime.engine.devices import DeviceRequest, onnxruntime_version
 from ortlm.runtime.engine.kv_cache import Shapes, bytes_per_token, state_shapes
 from ortlm.runtime.engine.lora import Adapters
 from ortlm.runtime.engine.prefix_cache import PrefixCaches
 from ortlm.runtime.engine.prompt_cache import fingerprint, restore, save
-from ortlm.runtime.engine.session import Provider, Session, onnxruntime_version, provider_names
+from ortlm.runtime.engine.session import Session
 from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.generator import Generator
 from ortlm.runtime.generation.rules import Rules
 from ortlm.runtime.generation.speculative import DraftModel, Lookup, Proposer
 from ortlm.runtime.generation.stream import Generation, Step, Stream, Timings, astream
-from ortlm.runtime.loading import open_embedding, open_session
+from ortlm.runtime.loading import device_for, open_embedding, open_session
 from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.multimodal.image_loading import ImageSource
 from ortlm.runtime.multimodal.vision_encoder import Embedder, VisionEncoder
@@ -72,15 +73,16 @@ class LanguageModel:
         artifact: Artifact,
         *,
         threads: int | None = None,
-        providers: Sequence[Provider] | None = None,
+        device: DeviceRequest | str | None = None,
         prefix_caches: int = 1,
         allow_address: Allow | None = None,
     ) -> None:
         self.artifact = artifact
+        self.device = device_for(artifact, device)
         self.manifest = runnable(
-            artifact.manifest, onnxruntime=onnxruntime_version(), providers=provider_names(providers)
+            artifact.manifest, onnxruntime=onnxruntime_version(), provider=self.device.provider
         )
-        self.session = open_session(artifact, "decoder", threads, providers, self.manifest)
+        self.session = open_session(artifact, "decoder", threads, self.device, self.manifest)
         there = {**self.session.inputs, **self.session.optional}
         self._graph = settled(graph_named(self.manifest, "decoder"), there, self.session.outputs)
         self.manifest = replace(self.manifest, graphs={**self.manifest.graphs, "decoder": self._graph})
@@ -88,7 +90,9 @@ class LanguageModel:
         self._embedding: Session | None = None
         self.vision_encoder: VisionEncoder | None = None
         if "inputs_embeds" in self._graph.inputs:
-            self._embedding, self.vision_encoder = open_embedding(artifact, threads, providers, allow_address)
+            self._embedding, self.vision_encoder = open_embedding(
+                artifact, threads, self.device, allow_address
+            )
         elif "input_ids" not in self._graph.inputs:
             raise BadArtifact(f"{artifact.path} names no input for token ids.")
         if "attention_mask" not in self._graph.inputs:
@@ -628,23 +632,25 @@ def load(
     path: str | Path,
     *,
     threads: int | None = None,
-    providers: Sequence[Provider] | None = None,
+    device: str | None = None,
+    device_options: Mapping[str, Any] | None = None,
     prefix_caches: int = 1,
     allow_address: Allow | None = None,
 ) -> LanguageModel:
     """Load the artifact in ``path``, ours or one made for onnxruntime-genai.
 
-    ``threads``: for one operator; by default the physical cores. ``providers``: ONNX Runtime's execution
-    providers in order of preference, for example ["cuda"]; by default the CPU. ``prefix_caches``: how many
-    caches are kept for later calls that begin with the same tokens, 0 for none. ``allow_address``: for a server
-    that opens its users' URLs of images, says of each address whether they may lead there, such as
-    ``ortlm.public_address``; then a text is never the path of an image either.
-    Raises BadArtifact if the folder is no artifact or is damaged.
+    ``threads``: for one operator; by default the physical cores. ``device``: where to compute, such as "cpu",
+    "cuda", "cuda:1" or "webgpu"; by default what the artifact was built for. ``device_options``: options of its
+    execution provider. ``prefix_caches``: how many caches are kept for later calls that begin with the same
+    tokens, 0 for none. ``allow_address``: for a server that opens its users' URLs of images, says of each address
+    whether they may lead there, as ``ortlm.public_address`` does; then a text is never an image's path either.
+    Raises BadArtifact if the folder is no artifact or is damaged, NoDevice if this machine lacks the device,
+    BadOption for a device or an option that does not exist.
     """
     return LanguageModel(
         open_artifact(path),
         threads=threads,
-        providers=providers,
+        device=DeviceRequest(device, device_options or {}),
         prefix_caches=prefix_caches,
         allow_address=allow_address,
     )

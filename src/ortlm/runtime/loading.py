@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ortlm.artifact import Artifact, Manifest, graph_named
 from ortlm.errors import BadArtifact
-from ortlm.runtime.engine.session import Provider, Session
+from ortlm.runtime.engine.devices import CPU, Device, DeviceRequest, choose_device
+from ortlm.runtime.engine.session import Session
 from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.multimodal.vision_encoder import Embedder, VisionEncoder
 
 
-def open_embedder(
-    artifact: Artifact, *, threads: int | None = None, providers: Sequence[Provider] | None = None
-) -> Embedder | None:
+def device_for(artifact: Artifact, request: DeviceRequest | str | None = None) -> Device:
+    """Return the device to run ``artifact`` on, by default the one that it was built for.
+
+    Raises BadOption for a device or an option that does not exist, NoDevice if this machine lacks the device.
+    """
+    manifest = artifact.manifest
+    return choose_device(
+        request, built_for=manifest.device, built_options=manifest.device_options, folder=artifact.path
+    )
+
+
+def open_embedder(artifact: Artifact, *, threads: int | None = None, device: Device = CPU) -> Embedder | None:
     """Return what makes embeddings of the ids of words for the decoder of ``artifact``; None if that reads ids."""
     if "inputs_embeds" not in graph_named(artifact.manifest, "decoder").inputs:
         return None
-    session, encoder = open_embedding(artifact, threads, providers)
+    session, encoder = open_embedding(artifact, threads, device)
     return Embedder(session, graph_named(artifact.manifest, "embedding"), encoder)
 
 
 def open_embedding(
     artifact: Artifact,
     threads: int | None,
-    providers: Sequence[Provider] | None,
+    device: Device,
     allow_address: Allow | None = None,
 ) -> tuple[Session, VisionEncoder]:
     """Return what makes embeddings of ids, and what makes features of images."""
@@ -36,18 +44,18 @@ def open_embedding(
     encoder = VisionEncoder(
         manifest.images,
         graph_named(manifest, "vision"),
-        lambda: open_session(artifact, "vision", threads, providers),
+        lambda: open_session(artifact, "vision", threads, device),
         allow_address,
         manifest.context_tokens,
     )
-    return open_session(artifact, "embedding", threads, providers), encoder
+    return open_session(artifact, "embedding", threads, device), encoder
 
 
 def open_session(
     artifact: Artifact,
     name: str,
     threads: int | None,
-    providers: Sequence[Provider] | None,
+    device: Device,
     manifest: Manifest | None = None,
 ) -> Session:
     """Load the graph ``name`` as ``manifest`` has it, by default as ``artifact`` does."""
@@ -55,7 +63,7 @@ def open_session(
     return Session(
         artifact.path / graph_named(manifest or artifact.manifest, name).file,
         threads=threads,
-        providers=providers,
+        device=device,
         options=artifact.manifest.session_options,
         weights_of=artifact.graph_path(name),
     )

@@ -56,7 +56,7 @@ def plain(folder, case):
 
 def through_ortlm(folder, case):
     """Return what ortlm's own runtime makes of it."""
-    lm = ortlm.load(folder, threads=1, prefix_caches=0)
+    lm = ortlm.load(folder, threads=1, prefix_caches=0, device="cpu")
     prompt, image = case["prompt"], case["image"]
     if image is not None:
         text = lm.tokenizer.decode(prompt)

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the protocols of ``backend``. The only file that imports onnxruntime."""
+"""ONNX Runtime behind the protocols of ``backend``. Only this file and ``devices`` import onnxruntime."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -19,9 +19,10 @@ from ortlm._utils.formatting import one_line
 from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact.external_data import check_external_data
 from ortlm.dtypes import BY_ORT, Array, DType, dtype
-from ortlm.errors import BadArtifact, BadOption, Cancelled, nearest
+from ortlm.errors import BadArtifact, BadOption, Cancelled, NoDevice
 from ortlm.runtime.engine.backend import Binding, DeviceTensor, Memory, TensorInfo
 from ortlm.runtime.engine.device_memory import DeviceMemory
+from ortlm.runtime.engine.devices import CPU, Device, not_started
 from ortlm.runtime.engine.host_memory import HostMemory
 from ortlm.runtime.engine.huge_pages import huge_pages, keep_freed_memory
 
@@ -33,9 +34,6 @@ _BF16 = dtype("bf16")
 Place = tuple[str, int]
 # The same by the beginning of what its memory is called.
 _DEVICES = {"cuda": "cuda", "dml": "dml", "webgpu": "gpu"}
-
-# An execution provider's name, alone or with its options.
-Provider = Union[str, tuple[str, Mapping[str, str]]]  # noqa: UP007 - evaluated at run time
 
 # All of ONNX Runtime's own, whichever version has which, and what its bindings raise: RuntimeError at runs,
 # ValueError and UnicodeDecodeError for what damaged graphs are called, IndexError and TypeError for odd shapes.
@@ -53,11 +51,11 @@ class Session:
     """One ONNX graph loaded by ONNX Runtime.
 
     ``threads`` is the number of threads for one operator, by default the physical cores this process may
-    use. ``providers`` are execution providers by name, with or without "ExecutionProvider", each alone or with its
-    options, by default the CPU. ``options`` are attributes of onnxruntime.SessionOptions or configuration entries.
-    ``model`` is the graph if that is another than ``path`` holds, with the same weights. ``weights_of`` is the
-    graph beside it after which the files of its weights are named, by default itself.
-    Raises BadArtifact if the graph cannot be loaded, BadOption for an unknown provider or a bad number.
+    use. ``device`` computes, by default the CPU. ``options`` are attributes of onnxruntime.SessionOptions or
+    configuration entries. ``model`` is the graph if that is another than ``path`` holds, with the same weights.
+    ``weights_of`` is the graph next to it after which the files of its weights are named, by default itself.
+    Raises BadArtifact if the graph cannot be loaded, NoDevice if the device does not start, BadOption for a bad
+    number.
     """
 
     def __init__(
@@ -65,7 +63,7 @@ class Session:
         path: Path,
         *,
         threads: int | None = None,
-        providers: Sequence[Provider] | None = None,
+        device: Device = CPU,
         options: Mapping[str, Any] | None = None,
         model: bytes | None = None,
         weights_of: Path | None = None,
@@ -73,8 +71,6 @@ class Session:
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise BadOption(f"threads must be at least 1, and at most {MOST_THREADS}, found {threads}.")
         self.path = path
-        chosen = _providers(providers)
-        self.providers = list(chosen)
         settings = _session_options(options or {}, threads)
         if model is not None:
             settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
@@ -82,14 +78,13 @@ class Session:
         # Small models live in the processor's caches and gain nothing from huge pages.
         named = path if weights_of is None else weights_of
         weights = sum(file.stat().st_size for file in named.parent.glob(f"{named.name}*"))
-        large = weights >= _LARGE_BYTES and self.providers[0].startswith("CPU")
+        large = weights >= _LARGE_BYTES and device.is_cpu
         try:
             with huge_pages(threads=settings.intra_op_num_threads or 1) if large else nullcontext():
                 self._session = onnxruntime.InferenceSession(
                     str(path) if model is None else model,
                     settings,
-                    providers=self.providers,
-                    provider_options=list(chosen.values()),
+                    **device.session_arguments(settings),
                 )
                 self._inputs = _infos(self._session.get_inputs(), path)
                 self._outputs = _infos(self._session.get_outputs(), path)
@@ -99,18 +94,14 @@ class Session:
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {one_line(error)} "
                 "If the folder was copied, check that it is complete; else build the model again."
             ) from error
-        absent = [name for name in self.providers if name not in self._session.get_providers()]
-        if absent:
+        if device.provider not in self._session.get_providers():
             # ONNX Runtime says so on stderr and goes on without it.
-            raise BadOption(
-                f"ONNX Runtime {onnxruntime.__version__} could not start {', '.join(absent)}; what it lacks is in "
-                "its lines above. Usual cause: a library or a driver that is missing or of another version."
-            )
+            raise NoDevice(not_started(device))
         self.threads = settings.intra_op_num_threads
         self._place = _place(self._session)
         self.memory: Memory = HostMemory(self.tensor)
         if self._place is not None:
-            self.memory = DeviceMemory(_Runner(self._place, self.providers, list(chosen.values())))
+            self.memory = DeviceMemory(_Runner(self._place, device))
         keep_freed_memory()
 
     @property
@@ -243,11 +234,10 @@ class OrtBinding:
 
 
 class _Runner:
-    """What a DeviceMemory asks of ONNX Runtime, for the device ``place`` of the first of ``providers``."""
+    """What a DeviceMemory asks of ONNX Runtime, for ``device``, whose memory is at ``place``."""
 
-    def __init__(self, place: Place, providers: Sequence[str], options: Sequence[Mapping[str, str]]) -> None:
-        self._place = place
-        self._providers, self._options = list(providers), [dict(values) for values in options]
+    def __init__(self, place: Place, device: Device) -> None:
+        self._place, self._device = place, device
 
     def allocate(self, shape: Sequence[int], kind: DType) -> DeviceTensor:
         """Return new memory on the device, whatever it holds."""
@@ -263,9 +253,7 @@ class _Runner:
         settings = _session_options({}, 1)
         # What looks alike is made once, which is not what several outputs are for.
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return onnxruntime.InferenceSession(
-            model, settings, providers=self._providers, provider_options=self._options
-        )
+        return onnxruntime.InferenceSession(model, settings, **self._device.session_arguments(settings))
 
     def run(
         self, session: Any, inputs: Mapping[str, DeviceTensor], outputs: Mapping[str, DeviceTensor]
@@ -323,61 +311,6 @@ def _infos(nodes: Sequence[Any], path: Path) -> dict[str, TensorInfo]:
         shape = tuple(d if isinstance(d, int) else None for d in node.shape)
         found[node.name] = TensorInfo(node.name, BY_ORT[node.type], shape)
     return found
-
-
-def onnxruntime_version() -> str:
-    """Return the version of the onnxruntime that runs the graphs."""
-    return str(onnxruntime.__version__)
-
-
-def available_providers() -> list[str]:
-    """Return the names of the execution providers that this onnxruntime has."""
-    return list(onnxruntime.get_available_providers())
-
-
-def register_provider_library(name: str, path: str) -> None:
-    """Let ONNX Runtime load the execution provider ``name`` from the library ``path``. Raises BadOption."""
-    try:
-        onnxruntime.register_execution_provider_library(name, path)
-    except _ORT_ERRORS as error:
-        raise BadOption(
-            f"ONNX Runtime cannot load the execution provider {name!r} from {path}: {error}"
-        ) from error
-
-
-def unregister_provider_library(name: str) -> None:
-    """Undo ``register_provider_library``. Raises BadOption if ``name`` was not registered."""
-    try:
-        onnxruntime.unregister_execution_provider_library(name)
-    except _ORT_ERRORS as error:
-        raise BadOption(f"ONNX Runtime has no library for {name!r} to unload: {error}") from error
-
-
-def provider_names(wanted: Sequence[Provider] | None) -> list[str]:
-    """Return the names of the execution providers ``wanted``, as they are spelled there; by default the CPU's."""
-    return [provider if isinstance(provider, str) else provider[0] for provider in wanted or ("cpu",)]
-
-
-def _providers(wanted: Sequence[Provider] | None) -> dict[str, dict[str, str]]:
-    """Return ``wanted`` under ONNX Runtime's names, with options; the CPU takes what no other provider does."""
-    available = onnxruntime.get_available_providers()
-    short = {name.lower().removesuffix("executionprovider"): name for name in available}
-    chosen: dict[str, dict[str, str]] = {}
-    for provider in wanted or ():
-        name, options = (provider, {}) if isinstance(provider, str) else provider
-        key = name.lower().removesuffix("executionprovider")
-        if key not in short:
-            raise BadOption(
-                f"execution provider {name!r} is not in this onnxruntime {onnxruntime.__version__}; "
-                f"it has {', '.join(short)}." + nearest(key, short)
-            )
-        if key == "cpu" and options:
-            raise BadOption(
-                f"the execution provider for the CPU has no options, found {', '.join(options)}. Leave them out."
-            )
-        chosen[short[key]] = dict(options)
-    chosen.setdefault(short["cpu"], {})
-    return chosen
 
 
 _ATTRIBUTES = (

@@ -1,0 +1,45 @@
+"""The options that say where a command computes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ortlm.errors import BadOption
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where to compute."""
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--threads", type=int, metavar="N", help="threads (default: physical cores)")
+    add_device(machine)
+
+
+def add_device(group: Any) -> None:
+    """Add the options that name a device."""
+    group.add_argument(
+        "--device",
+        metavar="NAME",
+        help="where to compute, such as cpu, cuda, cuda:1, webgpu; see ortlm devices (default: what the model was "
+        "built for)",
+    )
+    group.add_argument(
+        "--device-option",
+        action="append",
+        metavar="KEY=VALUE",
+        help="option of the device's execution provider; may be repeated",
+    )
+
+
+def device_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return --device and --device-option as arguments of ``ortlm.load``."""
+    options: dict[str, str] = {}
+    for given in args.device_option or ():
+        key, equals, value = given.partition("=")
+        if not (key and equals):
+            raise BadOption(f"--device-option takes KEY=VALUE, found {given!r}.")
+        if options.setdefault(key, value) != value:
+            raise BadOption(
+                f"--device-option {key} is both {options[key]} and {value}. Leave one of them out."
+            )
+    return {"device": args.device, "device_options": options}
