@@ -1,4 +1,4 @@
-"""Writes docs/compatibility.md: what every runtime makes of every kind of folder, as it was run.
+"""Writes docs/compatibility.md: what every runtime generates from every kind of folder, as it was run.
 
 python -m tests.runtimes.table
 """
@@ -19,46 +19,48 @@ from tests.runtimes.models import GROUPS, MODELS, STEPS, Model, make_cases
 
 OUT = ROOT / "docs" / "compatibility.md"
 NOT_RUN = "not run"
+SYSTEM, PYTHON = f"{platform.system()} {platform.machine()}", platform.python_version()
 
 HEAD = f"""# What runs where
 
-Written by `python -m tests.runtimes.table` on {platform.system()} {platform.machine()}, Python
-{platform.python_version()}; `make test-runtimes` checks the same. Every folder is built once, by ortlm
-{__version__}, and loaded in an environment of each runtime; every model then gives {STEPS} greedy tokens after a
-short prompt. They are compared with those of {NEWEST.name} through ortlm.
+Written by `python -m tests.runtimes.table` on {SYSTEM}, Python {PYTHON};
+`make test-runtimes` checks the same. Every folder is built once, by ortlm {__version__}, and loaded in an
+environment of each runtime; every model then generates {STEPS} greedy tokens after a short prompt. They are
+compared with those of {NEWEST.name} through ortlm.
 
 | cell | means |
 |---|---|
-| `=` | loads, all {STEPS} tokens are the same |
-| `12, 1.3 %` | loads, and the first 12 tokens are the same; logits of the prompt differ by 1.3 % of the largest |
-| `needs 1.28` | refused, by name: the manifest says which ONNX Runtime the graph needs |
+| `=` | loads, and all {STEPS} tokens are equal |
+| `12, 1.3 %` | loads, and the first 12 tokens are equal; the logits of the prompt differ by 1.3 % of the largest |
+| `needs 1.28` | refused with that reason: the manifest says which ONNX Runtime the graph needs |
 | `fails` | does not load, or does not run |
-| `{NOT_RUN}` | the runtime has no part for it, or could not be had |
+| `{NOT_RUN}` | the runtime does not support it, or could not be installed |
 
-Where weights are integers, `accuracy_level` 4 (the default of `cpu`, `mobile` and `webgpu`) rounds activations to
-8 bits on the way, each kernel in its own manner; models with random weights, whose best tokens are close to each
-other, show that as other tokens. The same weights with `accuracy_level=1` give the same tokens everywhere.
+With integer weights, `accuracy_level` 4 (the default of `cpu`, `mobile` and `webgpu`) quantizes activations to
+8 bits, and kernels round them differently. In models with random weights the most likely tokens have nearly equal
+logits, so that this changes tokens. The same weights with `accuracy_level=1` give equal tokens everywhere.
 
-onnxruntime stands for two runs: `model.onnx` in a plain loop, and the folder through ortlm, which takes
-`model_ragged.onnx` from 1.32 on; both have to agree, and rows of different lengths in a batch with each row alone.
+A column of onnxruntime is two runs: `model.onnx` in a plain loop, and the folder through ortlm, which uses
+`model_ragged.onnx` from 1.32 on. Both must agree, and so must a batch of rows of different lengths with each row
+alone.
 """
 GRAPH_ONLY = """\
-The model that ships with the project, with `--recipe fast`. Rows of `cuda`, `dml` and `webgpu` say that the
-**graph only** is right: it ran on the CPU provider, not on such a device. There are no kernels for bf16 there.
+The model that ships with the project, with `--recipe fast`. Rows of `cuda`, `dml` and `webgpu` show the
+**graph only**: it ran on the CPU provider, not on such a device. That provider has no kernels for bf16.
 """
 BY_HAND = """\
 ## Not run
 
 Not run at all: any GPU or NPU, DirectML, WebGPU in a browser, ARM, Windows, macOS. Run once by hand, not by the
-script: the folders for `webgpu` on the WebGPU provider over a software adapter without `shader-f16`
-(onnxruntime-ep-webgpu 0.4.0 with onnxruntime 1.31.1 and SwiftShader), against the CPU provider.
+script: the folders for `webgpu` on the WebGPU provider with a software adapter without `shader-f16`
+(onnxruntime-ep-webgpu 0.4.0 with onnxruntime 1.31.1 and SwiftShader), compared with the CPU provider.
 
 | folder | |
 |---|---|
-| webgpu int4, use_webgpu_fp32 | all 32 tokens the same, logits within 1.3 % |
-| webgpu int8, use_webgpu_fp32 | the first 8 tokens the same, a later one of 32 another; logits within 1.5 % |
-| webgpu fp32 | 12 of 12 tokens the same, logits within 0.0001 % |
-| webgpu int4 | does not run: it requires f16, which the device has not |
+| webgpu int4, use_webgpu_fp32 | all 32 tokens equal, logits within 1.3 % |
+| webgpu int8, use_webgpu_fp32 | the first 8 of 32 tokens equal, a later one differs; logits within 1.5 % |
+| webgpu fp32 | 12 of 12 tokens equal, logits within 0.0001 % |
+| webgpu int4 | does not run: it requires `shader-f16`, which the adapter does not have |
 """
 
 
