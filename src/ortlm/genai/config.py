@@ -69,11 +69,11 @@ class Config:
 
         Raises GenaiError for keys that are not known and for values of another kind; nothing has changed then.
         """
-        found = parse(text(changes, "an overlay"), where="the overlay", error=BadOption)
-        changed = overlay_genai(self._found, found)
+        given = parse(text(changes, "an overlay"), where="the overlay", error=BadOption)
+        changed = overlay_genai(self._found, given)
         genai_facts(changed, self._folder / GENAI_FILE)
         self._found = changed
-        self._asked |= (found.get("search") or {}).keys()
+        self._asked |= (given.get("search") or {}).keys()
 
     @official
     def add_model_data(self, filename: str, data: Any) -> None:
@@ -182,12 +182,12 @@ class Config:
     def _set_providers(self, providers: dict[str, dict[str, str]]) -> None:
         self._found = with_genai_providers(self._found, providers)
 
-    def _artifact(self) -> tuple[Artifact, _Copy | None]:
+    def _artifact(self) -> tuple[Artifact, TemporaryFolder | None]:
         """Return the artifact, and the temporary folder that it lies in if data was given."""
         if not self._data:
             return genai_artifact(self._folder, self._found), None
         # Weights lie beside their graph by name, so a graph from memory needs a folder where they are found.
-        copy = _Copy()
+        copy = TemporaryFolder()
         for path in self._folder.iterdir():
             if path.is_file() and path.name not in self._data:
                 _place((self._folder / inside(path.name, path)).resolve(), copy.path / path.name)
@@ -198,7 +198,7 @@ class Config:
         return replace(made, manifest=portable(made.manifest)), copy
 
 
-class _Copy:
+class TemporaryFolder:
     """A folder that lasts as long as this object."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ class GenaiTypeError(GenaiError, TypeError):
     """An argument of another kind, which is a TypeError in the official runtime."""
 
 
-def text(value: Any, what: str) -> str:
+def text(value: object, what: str) -> str:
     """Return ``value`` if it is text. Raises GenaiTypeError."""
     if not isinstance(value, str):
         raise GenaiTypeError(f"{what} must be text, found {type(value).__name__}.")
@@ -37,7 +37,7 @@ def whole(value: Any, what: str) -> int:
         raise GenaiTypeError(f"{what} must be a whole number, found {value!r}.") from None
 
 
-def instance(value: Any, kind: type[T], what: str) -> T:
+def instance(value: object, kind: type[T], what: str) -> T:
     """Return ``value`` if it is a ``kind``. Raises GenaiTypeError."""
     if not isinstance(value, kind):
         raise GenaiTypeError(f"{what} must be a {kind.__name__}, found {type(value).__name__}.")

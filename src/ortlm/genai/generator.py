@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -198,12 +198,12 @@ class Generator:
     def set_logits(self, logits: ArrayLike) -> None:
         """Let the next token be chosen by these logits, of the size that ``get_logits`` returns."""
         there = self._logits()
-        found = np.asarray(logits, dtype=np.float32)
-        if found.size != there.size:
+        values = np.asarray(logits, dtype=np.float32)
+        if values.size != there.size:
             raise GenaiError(
-                f"logits have {found.size} elements, but must have {there.size}: {list(there.shape)}."
+                f"logits have {values.size} elements, but must have {there.size}: {list(there.shape)}."
             )
-        self._inner.logits = found.reshape(there.shape)
+        self._inner.logits = values.reshape(there.shape)
 
     @official
     def get_input(self, name: str) -> NDArray[Any]:
@@ -253,9 +253,9 @@ class Generator:
         if place is not None:
             return self._state(place, behind=0)
         texts, counts = self._last_read()
-        found = self._run(lambda: self._inner.loop.again(name, texts, counts))
+        output = self._run(lambda: self._inner.loop.again(name, texts, counts))
         # numpy alone does not know bfloat16.
-        return found.astype(np.float32) if found.dtype.name == "bfloat16" else found
+        return output.astype(np.float32) if output.dtype.name == "bfloat16" else output
 
     @official
     def set_inputs(self, inputs: NamedTensors) -> None:
@@ -356,10 +356,10 @@ class Generator:
         return self._grid.width if self._fresh else max(self._read, self._grid.width - 1)
 
     def _logits(self) -> Logits:
-        found = self._run(lambda: self._inner.logits)
+        logits = self._run(lambda: self._inner.logits)
         if not self._fresh:
             self._read, self._fresh = 1, True
-        return found
+        return logits
 
     def _last_read(self) -> tuple[list[list[int]], list[int]]:
         """Return the tokens of each row as far as the model read them, and how many of them it read last."""
@@ -375,13 +375,15 @@ class Generator:
         texts, _ = self._last_read()
         # Drafts that were fed along are not part of the text yet.
         loop.trim([min(len(old), len(text)) for old, text in zip(loop.history, texts, strict=True)])
-        found = self._run(loop.filled)[place]
+        filled = self._run(loop.filled)[place]
         if state.kind == "grow":
             # The official runtime has room for max_length at once.
-            room = np.zeros((*found.shape[:2], int(self._search["max_length"]), found.shape[3]), found.dtype)
-            room[:, :, : found.shape[2]] = found
+            room = np.zeros(
+                (*filled.shape[:2], int(self._search["max_length"]), filled.shape[3]), filled.dtype
+            )
+            room[:, :, : filled.shape[2]] = filled
             return room
-        kept = found[:, :, : max(0, found.shape[2] - behind)] if state.kind == "append" else found
+        kept = filled[:, :, : max(0, filled.shape[2] - behind)] if state.kind == "append" else filled
         if state.axis == 3:
             return kept.reshape(len(kept), 2, -1, *kept.shape[2:]).swapaxes(0, 1).copy()
         return kept.copy()
@@ -452,7 +454,7 @@ class Generator:
             log("hit_max_length", str(self._search["max_length"]))
 
 
-def _no_tensor(kind: str, name: str, known: Any) -> GenaiError:
+def _no_tensor(kind: str, name: str, known: Collection[str]) -> GenaiError:
     there = f"there is {', '.join(known)}" if known else "there is none now"
     return GenaiError(f"{kind} {name!r} was not found; {there}." + nearest(name, known))
 

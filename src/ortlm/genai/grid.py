@@ -37,8 +37,8 @@ class Grid:
 
     def lengths(self, width: int) -> list[int]:
         """Return how many tokens of each row lie in the first ``width`` columns."""
-        found: list[int] = self._real[:, :width].sum(axis=1).tolist()
-        return found
+        counts: list[int] = self._real[:, :width].sum(axis=1).tolist()
+        return counts
 
     def row(self, row: int, width: int) -> Ids:
         """Return a copy of a row's first ``width`` tokens."""

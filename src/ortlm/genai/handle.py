@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ortlm.artifact import GenaiFacts
+from ortlm.genai.config import TemporaryFolder
 from ortlm.runtime.language_model import LanguageModel
 
 
@@ -19,7 +19,7 @@ class ModelHandle:
 
     lm: LanguageModel
     config: GenaiFacts
-    folder: Any
+    folder: TemporaryFolder | None
     asked: frozenset[str]
 
 

@@ -29,7 +29,7 @@ _DEFAULTS = {
     "value_stats": True,
 }
 _options = dict(_DEFAULTS)
-_write: Callable[[str], Any] | None = None
+_write: Callable[[str], object] | None = None
 
 
 @official
@@ -52,7 +52,7 @@ def set_log_options(**options: bool | str) -> None:
     _options.update({name: bool(value) for name, value in options.items()})
 
 
-def set_log_callback(callback: Callable[[str], Any] | None) -> None:
+def set_log_callback(callback: Callable[[str], object] | None) -> None:
     """Hand lines to ``callback`` instead of writing them to stderr or a file; None writes to stderr."""
     global _write
     if callback is not None and not callable(callback):
@@ -89,7 +89,7 @@ def log_values(name: str, tensor: str, values: NDArray[Any], *, only_shape: bool
         log("value_stats", stats)
 
 
-def _to_file(filename: str) -> Callable[[str], Any]:
+def _to_file(filename: str) -> Callable[[str], object]:
     def write(text: str) -> None:
         with Path(filename).open("a", encoding="utf-8") as file:
             file.write(text)

@@ -24,10 +24,10 @@ class Model(HasHandle):
     def __init__(self, config: Config | str | Path) -> None:
         if not isinstance(config, Config):
             config = Config(config)
-        found = config._facts()
+        facts = config._facts()
         artifact, folder = config._artifact()
         lm = LanguageModel(artifact, device=config._device())
-        self._handle = ModelHandle(lm, found, folder, frozenset(config._asked))
+        self._handle = ModelHandle(lm, facts, folder, frozenset(config._asked))
 
     @property
     def type(self) -> str:

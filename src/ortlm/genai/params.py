@@ -159,7 +159,7 @@ def _checked(
     what: str, options: Mapping[str, Any], known: Mapping[str, bool | int | float]
 ) -> dict[str, bool | int | float]:
     """Return ``options`` as Python's own numbers. Raises GenaiError for unknown names and other kinds."""
-    found: dict[str, bool | int | float] = {}
+    checked: dict[str, bool | int | float] = {}
     for name, given in options.items():
         if name not in known:
             raise GenaiError(f"there is no {what} {name!r}." + nearest(name, known))
@@ -173,8 +173,8 @@ def _checked(
             value = int(value) if fits else value
         if not fits:
             raise GenaiError(f"{name} must be {wanted}, found {given!r}.")
-        found[name] = value
-    return found
+        checked[name] = value
+    return checked
 
 
 def _shown(options: Mapping[str, bool | int | float]) -> dict[str, bool | float]:

@@ -110,12 +110,12 @@ def images_of(inputs: NamedTensors, encoder: VisionEncoder) -> list[EncodedImage
             f"pixel_values must be [images, views, 3, {side}, {side}] and image_sizes [images, 2]; found "
             f"{list(pixels.shape)} and {len(sizes)} sizes."
         )
-    found = []
+    ids = []
     for views, (high, wide) in zip(pixels, sizes, strict=True):
         used = 1 + (high // side) * (wide // side)
         if high % side or wide % side or not 1 < used <= len(views):
             raise GenaiError(f"{len(views)} views cannot be an image of {wide} x {high} pixels.")
         own = np.ascontiguousarray(views[:used])
         key = f"{hashlib.blake2b(own.data).hexdigest()} {high} {wide}"
-        found.append(encoder.add(key, own[None], (high, wide)))
-    return found
+        ids.append(encoder.add(key, own[None], (high, wide)))
+    return ids

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ortlm.genai.errors import GenaiError, GenaiTypeError
 from ortlm.genai.grid import Ids
@@ -32,7 +32,7 @@ class Prompts:
         return [row[: int(real.sum())].tolist() for row, real in zip(self.tokens, self.real, strict=True)]
 
 
-def as_prompts(given: Any, batch: int, pad: int | None) -> Prompts:
+def as_prompts(given: Tensor | ArrayLike, batch: int, pad: int | None) -> Prompts:
     """Return ``given`` as ``batch`` rows, of which trailing ``pad`` is cut off where lengths are not known.
 
     A single row is taken as it is. Raises GenaiError for other shapes and for what is no token id.

@@ -40,17 +40,17 @@ class CountedLookup(Lookup):
     ) -> Draft | None:
         """Return what may follow ``tokens``; see Lookup."""
         began, self._links = time.perf_counter(), 0
-        found = super().propose(row, tokens, room, random)
+        draft = super().propose(row, tokens, room, random)
         self.seconds += time.perf_counter() - began
-        self.hits += found is not None
-        self.misses += found is None
-        return found
+        self.hits += draft is not None
+        self.misses += draft is None
+        return draft
 
     def _following(self, tokens: NDArray[np.int64], size: int) -> list[int]:
-        found = super()._following(tokens, size)
-        self.chained += len(found) if self._links else 0
+        following = super()._following(tokens, size)
+        self.chained += len(following) if self._links else 0
         self._links += 1
-        return found
+        return following
 
 
 class Rounds:

@@ -133,8 +133,8 @@ class Tokenizer:
     @official
     def to_token_id(self, token: str) -> int:
         """Return the id of one token by its text, -1 if there is none."""
-        found = self._inner.token_id(text(token, "a token"))
-        return -1 if found is None else found
+        number = self._inner.token_id(text(token, "a token"))
+        return -1 if number is None else number
 
     @official
     def apply_chat_template(
@@ -203,10 +203,10 @@ class Tokenizer:
         return bos, eos
 
     def _mark(self, name: str) -> int:
-        found = self._facts.marks.get(name)
+        mark = self._facts.marks.get(name)
         texts = (self._inner.token_id(text) for text in _MARKS[name])
         return _known(
-            name, found if found is not None else next((id_ for id_ in texts if id_ is not None), None)
+            name, mark if mark is not None else next((id_ for id_ in texts if id_ is not None), None)
         )
 
 
@@ -222,28 +222,28 @@ class TokenizerStream:
         return self._inner.push(_ids(whole(token, "a token"))[0])
 
 
-def _known(name: str, found: int | None) -> int:
-    if found is None:
+def _known(name: str, id_: int | None) -> int:
+    if id_ is None:
         raise GenaiError(f"{name} is not defined for this model.")
-    return found
+    return id_
 
 
-def _ids(tokens: Any) -> list[int]:
+def _ids(tokens: ArrayLike) -> list[int]:
     array = np.asarray(tokens)
     if array.dtype.kind not in "iufb":
         raise GenaiTypeError(f"token ids are whole numbers, found {type(tokens).__name__}.")
     if array.size and (array.dtype.kind not in "iu" or int(array.min()) < 0):
         raise GenaiError(f"token ids are whole numbers, 0 or more; found {tokens!r}.")
-    found: list[int] = array.ravel().tolist()
-    return found
+    ids: list[int] = array.ravel().tolist()
+    return ids
 
 
-def _listed(name: str, given: Any) -> list[Any]:
+def _listed(name: str, given: object) -> list[Any]:
     """Return JSON, or what it stands for, as a list."""
     try:
-        found = json.loads(given) if isinstance(given, str) else given
+        value = json.loads(given) if isinstance(given, str) else given
     except ValueError as error:
         raise GenaiError(f"{name} is no JSON: {error}") from error
-    if isinstance(found, (str, dict)) or not isinstance(found, Sequence):
-        raise GenaiError(f"{name} must be a list, found {type(found).__name__}.")
-    return list(found)
+    if isinstance(value, (str, dict)) or not isinstance(value, Sequence):
+        raise GenaiError(f"{name} must be a list, found {type(value).__name__}.")
+    return list(value)

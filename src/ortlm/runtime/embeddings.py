@@ -25,7 +25,7 @@ def embed(
         raise BadOption(f"batch must be at least 1, found {batch}.")
     if not rows:
         raise BadOption("there is nothing to embed.")
-    found: dict[int, NDArray[np.float32]] = {}
+    pooled: dict[int, NDArray[np.float32]] = {}
     # Rows of like length together, so that little is padded.
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     for at in range(0, len(order), batch):
@@ -33,8 +33,8 @@ def embed(
         loop.start(len(numbers))
         states = loop.hidden_states([rows[number] for number in numbers])
         for number, state in zip(numbers, states, strict=True):
-            found[number] = _pooled(state[: len(rows[number])], pooling)
-    vectors = np.stack([found[number] for number in range(len(rows))])
+            pooled[number] = _pooled(state[: len(rows[number])], pooling)
+    vectors = np.stack([pooled[number] for number in range(len(rows))])
     if normalize:
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     return vectors

@@ -401,8 +401,8 @@ class LanguageModel:
         """
         loop = self.loop()
         loop.start()
-        found: NDArray[np.float32] = loop.hidden_states([self.encode(prompt)])[0]
-        return found
+        states: NDArray[np.float32] = loop.hidden_states([self.encode(prompt)])[0]
+        return states
 
     def embed(
         self, prompts: Sequence[Prompt], *, pooling: Pooling = "mean", normalize: bool = True, batch: int = 8
@@ -423,8 +423,8 @@ class LanguageModel:
         tokens = self.encode(ids)
         loop = self.loop(as_answers=as_answers)
         loop.start()
-        found: Logits = loop.append([tokens], keep=len(tokens))[0]
-        return found
+        logits: Logits = loop.append([tokens], keep=len(tokens))[0]
+        return logits
 
     def logits_batch(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]] | None = None
@@ -443,9 +443,9 @@ class LanguageModel:
             self._check_ids(row)
         loop = self.loop()
         loop.start(len(rows))
-        found = [loop.append(rows).copy()]
-        found += [loop.step(tokens).copy() for tokens in zip(*more, strict=True)]
-        return np.stack(found, axis=1)
+        steps = [loop.append(rows).copy()]
+        steps += [loop.step(tokens).copy() for tokens in zip(*more, strict=True)]
+        return np.stack(steps, axis=1)
 
     def _check_tensors(self) -> None:
         """Raise BadArtifact if the configuration names a tensor that the graph has not."""
@@ -530,7 +530,7 @@ class LanguageModel:
         return stream
 
     def _prompt_logprobs(self, loop: Loop, ids: list[int], top: int) -> list[TokenLogprob | None]:
-        found: list[TokenLogprob | None] = [None]
+        logprobs: list[TokenLogprob | None] = [None]
         switch = self.manifest.rope_switch_tokens
         # All positions are rotated by the table of the whole length, from the first chunk on.
         first = switch + 1 if switch is not None and len(ids) > switch else 0
@@ -540,9 +540,9 @@ class LanguageModel:
             logits = loop.append([part], keep=len(part))[0]
             for row, token in zip(logits, ids[at + 1 : at + len(part) + 1], strict=False):
                 # An image's tokens are no words that the model could have chosen.
-                found.append(token_logprob(row, token, top) if token < FIRST_IMAGE_TOKEN else None)
+                logprobs.append(token_logprob(row, token, top) if token < FIRST_IMAGE_TOKEN else None)
             at += len(part)
-        return found
+        return logprobs
 
     def _take_loop(self, ids: Sequence[int], adapter: str | None) -> Loop:
         """Return the kept loop that agrees most with ``ids``, or a new one."""
@@ -585,12 +585,12 @@ class LanguageModel:
     def _word_ids(self, word: str) -> list[tuple[int, ...]]:
         """Return the token sequences that write ``word``: at a text's beginning, after a space, within a word."""
         encode = self.tokenizer.encode
-        found = {tuple(encode(text, add_special_tokens=False)) for text in (word, f" {word}")}
+        spellings = {tuple(encode(text, add_special_tokens=False)) for text in (word, f" {word}")}
         before = encode("\n", add_special_tokens=False)
         after = encode(f"\n{word}", add_special_tokens=False)
         if after[: len(before)] == before:
-            found.add(tuple(after[len(before) :]))
-        return sorted(ids for ids in found if ids)
+            spellings.add(tuple(after[len(before) :]))
+        return sorted(ids for ids in spellings if ids)
 
     def _proposer(self, settings: Settings) -> Proposer | None:
         if settings.draft is None:

@@ -93,7 +93,7 @@ def _large_regions() -> set[tuple[int, int]]:
         maps = _MAPS.read_text(encoding="utf-8")
     except OSError:
         return set()
-    found = set()
+    spans = set()
     for line in maps.splitlines():
         fields = line.split()
         if fields[5:] not in ([], ["[heap]"]) or fields[1] != "rw-p":
@@ -101,5 +101,5 @@ def _large_regions() -> set[tuple[int, int]]:
         low, high = (int(number, 16) for number in fields[0].split("-"))
         low, high = -(-low // _HUGE) * _HUGE, high // _HUGE * _HUGE
         if high - low >= _SMALLEST_BYTES:
-            found.add((low, high))
-    return found
+            spans.add((low, high))
+    return spans

@@ -105,14 +105,14 @@ class Adapters:
                 f"{self._session.path} has no inputs for adapters, so {path} cannot be used. Build the model with "
                 "--adapter NAME=PATH."
             )
-        found = read_adapter(path)
-        for name, (info, _) in found.items():
+        tensors = read_adapter(path)
+        for name, (info, _) in tensors.items():
             self._check_tensor(info, path)
             if name.endswith(".lora_A"):
-                _check_pair(info, found.get(name.removesuffix("A") + "B"), path)
-            elif name.endswith(".lora_B") and name.removesuffix("B") + "A" not in found:
+                _check_pair(info, tensors.get(name.removesuffix("A") + "B"), path)
+            elif name.endswith(".lora_B") and name.removesuffix("B") + "A" not in tensors:
                 raise BadArtifact(f"{path} holds {name!r} without its lora_A. Make the adapter again.")
-        return {name: tensor for name, (_, tensor) in found.items()}
+        return {name: tensor for name, (_, tensor) in tensors.items()}
 
     def _check_tensor(self, info: TensorInfo, path: Path) -> None:
         if info.name not in self._infos:
@@ -136,7 +136,7 @@ class Adapters:
 def _check_pair(a: TensorInfo, b: tuple[TensorInfo, DeviceTensor] | None, path: Path) -> None:
     """Raise BadArtifact if the factors A [in, r] and B [r, out] have no rank in common."""
     if b is None or a.shape[-1:] != b[0].shape[:1]:
-        found = "is missing" if b is None else f"is {list(b[0].shape)}"
+        shown = "is missing" if b is None else f"is {list(b[0].shape)}"
         raise BadArtifact(
-            f"{path}: {a.name!r} is {list(a.shape)}, but its lora_B {found}. Make the adapter again."
+            f"{path}: {a.name!r} is {list(a.shape)}, but its lora_B {shown}. Make the adapter again."
         )

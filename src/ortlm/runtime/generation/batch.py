@@ -37,13 +37,13 @@ class TokenRows:
 
     def prompt(self, row: int) -> list[int]:
         """Return the tokens before a row's answer."""
-        found: list[int] = self._tokens[row, : self.starts[row]].tolist()
-        return found
+        ids: list[int] = self._tokens[row, : self.starts[row]].tolist()
+        return ids
 
     def answer(self, row: int) -> list[int]:
         """Return the tokens of a row's answer so far."""
-        found: list[int] = self._tokens[row, self.starts[row] : self.lengths[row]].tolist()
-        return found
+        ids: list[int] = self._tokens[row, self.starts[row] : self.lengths[row]].tolist()
+        return ids
 
     def answer_length(self, row: int) -> int:
         """Return how many tokens the answer of ``row`` has so far."""
@@ -57,7 +57,7 @@ class TokenRows:
         self.lengths[row] = at + 1
 
     def prompt_with(self, row: int, tokens: Sequence[int]) -> None:
-        """Add tokens to a row and let its answer begin behind them."""
+        """Add tokens to a row and let its answer begin after them."""
         at = int(self.lengths[row])
         self._reach(at + len(tokens))
         self._tokens[row, at : at + len(tokens)] = tokens

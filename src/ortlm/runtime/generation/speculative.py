@@ -101,17 +101,17 @@ class Lookup:
         """Return what followed the longest earlier occurrence of the last tokens, the latest among equals."""
         pace = self._paces.setdefault(row, _Pace(4))
         size = min(room, max(pace.room(tokens), self._least_tokens))
-        found: list[int] = []
-        while len(found) < size:
-            text = np.concatenate([tokens, np.array(found, tokens.dtype)]) if found else tokens
-            more = self._following(text, size - len(found))
-            found += more
+        drafted: list[int] = []
+        while len(drafted) < size:
+            text = np.concatenate([tokens, np.array(drafted, tokens.dtype)]) if drafted else tokens
+            more = self._following(text, size - len(drafted))
+            drafted += more
             if not more or not self._chained:
                 break
-        if not found:
+        if not drafted:
             return None
-        pace.remember(len(tokens), found)
-        return Draft(found)
+        pace.remember(len(tokens), drafted)
+        return Draft(drafted)
 
     def _following(self, tokens: NDArray[np.int64], size: int) -> list[int]:
         places = np.flatnonzero(tokens[:-1] == tokens[-1])
@@ -167,7 +167,7 @@ class DraftModel:
             return None
         history = tokens.tolist()
         logits = self._logits(history)
-        found: list[int] = []
+        drafted: list[int] = []
         drawn: list[NDArray[np.float64]] = []
         while True:
             processed = logits
@@ -178,13 +178,13 @@ class DraftModel:
                 drawn.append(probabilities(processed[0]))
             else:
                 token = int(np.argmax(processed[0]))
-            found.append(token)
+            drafted.append(token)
             history.append(token)
-            if len(found) == size:
+            if len(drafted) == size:
                 break
             logits = self._fit(self.loop.append([[token]]))
-        pace.remember(len(tokens), found)
-        return Draft(found, drawn)
+        pace.remember(len(tokens), drafted)
+        return Draft(drafted, drawn)
 
     def _logits(self, history: list[int]) -> Logits:
         """Return the small model's logits after ``history``; only what is new to it is fed."""

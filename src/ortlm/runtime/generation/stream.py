@@ -144,8 +144,8 @@ class Stream:
         steps = list(self)
         each = self._settings.num_return_sequences
         scores: dict[int, float | None] = {}
-        for number, found in enumerate(self.generator.answers() if self.generator.rows else ()):
-            scores |= {number * each + i: answer.score for i, answer in enumerate(found)}
+        for number, answers in enumerate(self.generator.answers() if self.generator.rows else ()):
+            scores |= {number * each + i: answer.score for i, answer in enumerate(answers)}
         made = [
             self._generation(index, steps, scores.get(index)) for index in range(len(self._prompts) * each)
         ]

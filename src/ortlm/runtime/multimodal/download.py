@@ -137,10 +137,10 @@ class _Fetch:
             if parts.username is not None:
                 secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
                 credentials = origin, b64encode(secret.encode()).decode()
-            found = self._get(parts, credentials[1] if credentials and credentials[0] == origin else None)
-            if isinstance(found, bytes):
-                return found
-            url = urljoin(url, found)
+            answer = self._get(parts, credentials[1] if credentials and credentials[0] == origin else None)
+            if isinstance(answer, bytes):
+                return answer
+            url = urljoin(url, answer)
         raise _Refused(f"is redirected more than {_MOST_REDIRECTS} times. Check the address.")
 
     def _get(self, parts: SplitResult, secret: str | None) -> bytes | str:
@@ -187,7 +187,7 @@ class _Fetch:
                 raise _Refused(self._too_large())
             return self._body(answer, length)
 
-    def _body(self, answer: Any, length: int | None) -> bytes:
+    def _body(self, answer: httpcore.Response, length: int | None) -> bytes:
         data = bytearray()
         try:
             for piece in answer.iter_stream():
@@ -262,9 +262,9 @@ class _Stream(httpcore.NetworkStream):
         self._fetch, self._inner = fetch, inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        found: bytes = self._inner.read(max_bytes, timeout=self._fetch.left())
-        self._fetch.count(len(found))
-        return found
+        data: bytes = self._inner.read(max_bytes, timeout=self._fetch.left())
+        self._fetch.count(len(data))
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._inner.write(buffer, timeout=self._fetch.left())
@@ -291,22 +291,22 @@ def _resolve(host: str, port: int, seconds: float) -> list[str]:
 
     def ask() -> None:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            records = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         # Names that cannot be encoded are refused with other errors than unknown ones.
         except Exception as error:
             answers.put(error if isinstance(error, OSError) else OSError("its server has no valid name"))
         else:
-            answers.put(list(dict.fromkeys(str(item[4][0]) for item in found)))
+            answers.put(list(dict.fromkeys(str(item[4][0]) for item in records)))
 
     # The system's resolver has no limit of time, so it is left behind if it takes longer.
     threading.Thread(target=ask, daemon=True, name="ortlm-resolve").start()
     try:
-        found = answers.get(timeout=seconds)
+        answer = answers.get(timeout=seconds)
     except queue.Empty:
         raise _Late from None
-    if isinstance(found, OSError):
-        raise found
-    return found
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
 
 
 def _parsed(address: str) -> Address:

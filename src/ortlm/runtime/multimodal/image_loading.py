@@ -93,8 +93,8 @@ def open_image(
                 )
             if not timeout > 0:
                 raise BadOption(f"timeout must be more than 0 seconds, found {timeout}.")
-            found = download(source, most_bytes=most_bytes, timeout=timeout, name=name, allow=allow)
-            return _decode(found, name, most_pixels)
+            content = download(source, most_bytes=most_bytes, timeout=timeout, name=name, allow=allow)
+            return _decode(content, name, most_pixels)
         if _NO_URL.match(source):
             from ortlm.runtime.multimodal.download import shown_url
 

@@ -107,8 +107,8 @@ def _bicubic(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     lines = sum(w[:, None] * image[:, at] for at, w in zip(index, weights, strict=True))
     assert isinstance(lines, np.ndarray)
     index, weights = _taps(image.shape[2], side)
-    found: NDArray[np.float32] = sum(w * lines[:, :, at] for at, w in zip(index, weights, strict=True))
-    return found
+    resized: NDArray[np.float32] = sum(w * lines[:, :, at] for at, w in zip(index, weights, strict=True))
+    return resized
 
 
 def _taps(size: int, side: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

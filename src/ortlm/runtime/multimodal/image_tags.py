@@ -25,21 +25,21 @@ def split(text: str, images: Images, count: int) -> list[str]:
     Raises BadOption unless there are so many tags, with the numbers 1, 2, 3 … in this order.
     """
     pattern = tag_pattern(images)
-    found = list(pattern.finditer(text))
-    if len(found) != count:
+    tags = list(pattern.finditer(text))
+    if len(tags) != count:
         raise BadOption(
-            f"the prompt has {len(found)} image tags, but {count} images were given. Each image needs one tag, "
+            f"the prompt has {len(tags)} image tags, but {count} images were given. Each image needs one tag, "
             f"{' '.join(images.tag.format(i) for i in (1, 2))} … in this order, or give messages without any."
         )
     if pattern.groups:
-        numbers = [int(match[1]) for match in found]
+        numbers = [int(match[1]) for match in tags]
         if numbers != list(range(1, count + 1)):
             raise BadOption(
                 f"the prompt's image tags have the numbers {', '.join(map(str, numbers))}; they must be 1 to "
                 f"{count}, in this order: the model takes images in the order of the text."
             )
     texts, at = [], 0
-    for match in found:
+    for match in tags:
         texts.append(text[at : match.start()])
         at = match.end()
     return [*texts, text[at:]]
@@ -57,11 +57,11 @@ def image_of(part: Any) -> ImageSource | None:
     if not isinstance(part, dict) or part.get("type") not in _KINDS:
         return None
     for key in ("image", "image_url", "url", "path"):
-        found = part.get(key)
-        if isinstance(found, dict):
-            found = found.get("url")
-        if found is not None:
-            source: ImageSource = found
+        named = part.get(key)
+        if isinstance(named, dict):
+            named = named.get("url")
+        if named is not None:
+            source: ImageSource = named
             return source
     raise BadOption(
         'a content part of type "image" needs the image: {"type": "image", "image": PATH, URL, bytes, Pillow '

@@ -136,10 +136,10 @@ class VisionEncoder:
     def known(self, number: int) -> EncodedImage | None:
         """Return the image ``number`` if it is remembered."""
         with self._lock:
-            found = self._known.get(number)
-            if found is not None:
+            known = self._known.get(number)
+            if known is not None:
                 self._known.move_to_end(number)
-            return found
+            return known
 
     def _features(self, pixels: NDArray[np.float32], size: tuple[int, int] | None) -> Array:
         with self._lock:
@@ -155,8 +155,8 @@ class VisionEncoder:
             binding.input_array(inputs["image_sizes"], sizes)
         binding.output(output, None, to_host=True)
         session.run(binding)
-        found = binding.result(output).numpy()
-        return found.reshape(-1, found.shape[-1])
+        features = binding.result(output).numpy()
+        return features.reshape(-1, features.shape[-1])
 
 
 class Embedder:

@@ -112,7 +112,7 @@ class Beams:
         """
         count = self._settings.num_return_sequences
         return [
-            _ranked((found for search in searches for found in search.best()), count)
+            _ranked((hypothesis for search in searches for hypothesis in search.best()), count)
             for searches in self._searches
         ]
 
@@ -170,29 +170,29 @@ class _Search:
 
     def step(self, history: History, scores: Logits) -> tuple[Tokens, Tokens]:
         """Return every beam's next token and the beam that it continues, both int64 [beams]."""
-        found = self._candidates(scores)
-        stops, spent = np.isin(found.tokens, self._ends), self._length + 1 >= self._limit
+        candidates = self._candidates(scores)
+        stops, spent = np.isin(candidates.tokens, self._ends), self._length + 1 >= self._limit
         past = history[:, self._start : self._start + self._length]
         self._length += 1
         # Candidates behind as many as there are beams only replace beams that end.
         ending = (stops if self._grouped or not spent else np.ones_like(stops))[: self._size]
-        sequences = np.column_stack([past[found.beams], found.tokens])
-        self._end(sequences[: self._size][ending], found.scores[: self._size][ending])
+        sequences = np.column_stack([past[candidates.beams], candidates.tokens])
+        self._end(sequences[: self._size][ending], candidates.scores[: self._size][ending])
 
         going = np.flatnonzero(~stops)
-        going = going[np.argsort(-found.scores[going], kind="stable")][: self._size]
+        going = going[np.argsort(-candidates.scores[going], kind="stable")][: self._size]
         # Where too few tokens are allowed, the first beam fills up; its copies are never continued.
         kept = np.zeros(self._size, dtype=np.int64)
         kept[: len(going)], kept[len(going) :] = going, going[0] if len(going) else 0
         self._scores = np.full(self._size, _NEVER)
-        self._scores[: len(going)] = found.scores[going]
+        self._scores[: len(going)] = candidates.scores[going]
         self._tokens = sequences[kept]
 
-        best = found.scores[0] if self._grouped else self._scores[0]
+        best = candidates.scores[0] if self._grouped else self._scores[0]
         self.done = not len(going) or not self._can_improve(best)
         if spent and not self.done:
             self._close()
-        return found.tokens[kept], found.beams[kept]
+        return candidates.tokens[kept], candidates.beams[kept]
 
     def best(self) -> list[Hypothesis]:
         """Return the best of what has ended and, unless the search is over, of what runs."""

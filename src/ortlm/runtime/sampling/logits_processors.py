@@ -266,14 +266,16 @@ def custom(function: Processor) -> Processor:
         given = history.view()
         given.flags.writeable = False
         # A copy, because functions that change their input in place are common.
-        found: Any = function(given, logits.copy())
+        returned: object = function(given, logits.copy())
         name = getattr(function, "__qualname__", type(function).__name__)
         rule = f"must return float logits as a numpy array of shape {logits.shape}"
-        if not isinstance(found, np.ndarray):
-            raise BadOption(f"the processor {name} {rule}, but it returned {type(found).__name__}.")
-        if found.shape != logits.shape or not np.issubdtype(found.dtype, np.floating):
-            raise BadOption(f"the processor {name} {rule}, but it returned {found.dtype} {found.shape}.")
-        return _narrow(found)
+        if not isinstance(returned, np.ndarray):
+            raise BadOption(f"the processor {name} {rule}, but it returned {type(returned).__name__}.")
+        if returned.shape != logits.shape or not np.issubdtype(returned.dtype, np.floating):
+            raise BadOption(
+                f"the processor {name} {rule}, but it returned {returned.dtype} {returned.shape}."
+            )
+        return _narrow(returned)
 
     return process
 
@@ -360,11 +362,11 @@ def _nucleus(row: NDArray[np.float32], p: float) -> Ids:
     weights = kept - kept.max()
     np.exp(weights, out=weights)
     count, least = _cut(kept, weights, p * float(weights.sum(dtype=np.float64)))
-    found = np.flatnonzero(kept >= least)
-    if len(found) > count:
-        equal = found[kept[found] == least]
-        found = np.setdiff1d(found, equal[count - len(found) :], assume_unique=True)
-    return found if ids is None else ids[found]
+    positions = np.flatnonzero(kept >= least)
+    if len(positions) > count:
+        equal = positions[kept[positions] == least]
+        positions = np.setdiff1d(positions, equal[count - len(positions) :], assume_unique=True)
+    return positions if ids is None else ids[positions]
 
 
 def _typical(row: NDArray[np.float32], mass: float) -> Ids:
@@ -373,8 +375,8 @@ def _typical(row: NDArray[np.float32], mass: float) -> Ids:
     information += np.log(np.exp(-information).sum())
     weights = np.exp(-information)
     near = -np.abs(information - weights @ information)
-    found: Ids = ids[near >= _cut(near, weights, mass)[1]]
-    return found
+    kept: Ids = ids[near >= _cut(near, weights, mass)[1]]
+    return kept
 
 
 def _cut(values: Row, weights: Row, mass: float) -> tuple[int, float]:
@@ -386,8 +388,8 @@ def _cut(values: Row, weights: Row, mass: float) -> tuple[int, float]:
             break
     order = top[np.argsort(-values[top])]
     reached = np.cumsum(weights[order], dtype=np.float64)
-    found = min(int(np.searchsorted(reached, mass, side="left")) + 1, len(order))
-    return found, float(values[order[found - 1]])
+    fewest = min(int(np.searchsorted(reached, mass, side="left")) + 1, len(order))
+    return fewest, float(values[order[fewest - 1]])
 
 
 def _tokens(past: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -59,5 +59,5 @@ def prompt_logprobs(logits: Logits, ids: Sequence[int], top: int = 0) -> list[To
     if len(logits) not in (len(ids), len(ids) - 1):
         raise BadOption(f"{len(ids)} tokens need as many rows of logits, or one fewer; found {len(logits)}.")
     after = zip(logits[: max(len(ids) - 1, 0)], ids[1:], strict=True)
-    found: list[TokenLogprob | None] = [token_logprob(row, int(token), top) for row, token in after]
-    return [None, *found] if len(ids) else []
+    logprobs: list[TokenLogprob | None] = [token_logprob(row, int(token), top) for row, token in after]
+    return [None, *logprobs] if len(ids) else []

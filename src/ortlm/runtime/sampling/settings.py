@@ -195,19 +195,19 @@ class Settings:
 
         Values that make no sense are passed over: packages exist with ``top_p: 0.0``.
         """
-        found: dict[str, Any] = {"do_sample": self.samples}
+        filled: dict[str, Any] = {"do_sample": self.samples}
         keys = ("temperature", "top_k", "top_p", "min_p", "typical_p") if self.samples else ()
         for key in (*keys, "repetition_penalty"):
             value = published.get(key)
             if getattr(self, key) is None and _usable(key, value):
-                found[key] = value
+                filled[key] = value
         for key, (name, off) in _PRESCRIBED.items():
             if getattr(self, key) is None:
                 value = published.get(name)
-                found[key] = off if value is None else value
-        if isinstance(found.get("sequence_bias"), list):
-            found["sequence_bias"] = {tuple(tokens): bias for tokens, bias in found["sequence_bias"]}
-        return replace(self, **found)
+                filled[key] = off if value is None else value
+        if isinstance(filled.get("sequence_bias"), list):
+            filled["sequence_bias"] = {tuple(tokens): bias for tokens, bias in filled["sequence_bias"]}
+        return replace(self, **filled)
 
     def seeds(self, rows: int) -> list[int | None]:
         """Return the seed of every one of ``rows`` answers. Raises BadOption for another number of seeds."""
@@ -331,11 +331,11 @@ def _bad_word(word: object) -> str | tuple[int, ...]:
     raise BadOption(f"bad_words must hold texts or lists of token ids, none of them empty; found {word!r}.")
 
 
-def _sequence_bias(found: object) -> dict[tuple[int, ...], float]:
-    if not isinstance(found, Mapping):
-        raise BadOption(f"sequence_bias must map token ids, as tuples, to numbers; found {found!r}.")
+def _sequence_bias(biases: object) -> dict[tuple[int, ...], float]:
+    if not isinstance(biases, Mapping):
+        raise BadOption(f"sequence_bias must map token ids, as tuples, to numbers; found {biases!r}.")
     result = {}
-    for tokens, bias in found.items():
+    for tokens, bias in biases.items():
         ids = tuple(_token(token) for token in _listed("sequence_bias", tokens))
         if not ids:
             raise BadOption("sequence_bias must map token ids to numbers; found none.")
@@ -356,10 +356,10 @@ _PRESCRIBED: dict[str, tuple[str, Any]] = {
 }
 
 
-def _token(found: object) -> int:
-    token = _plain(found)
+def _token(given: object) -> int:
+    token = _plain(given)
     if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-        raise BadOption(f"a token id must be a whole number, 0 or more, found {found!r}.")
+        raise BadOption(f"a token id must be a whole number, 0 or more, found {given!r}.")
     return token
 
 

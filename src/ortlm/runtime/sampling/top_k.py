@@ -38,8 +38,8 @@ def largest(row: Row, count: int) -> Ids:
         return np.arange(len(row))
     values = row[ids]
     least = np.partition(values, len(values) - count)[len(values) - count]
-    found: Ids = ids[values >= least]
-    return found
+    positions: Ids = ids[values >= least]
+    return positions
 
 
 def descending(row: Row, ids: Ids) -> Ids:
@@ -56,5 +56,5 @@ def _floor(row: Row, count: int) -> np.floating[Any]:
     columns = max(8 * count, min(1024, len(row) // 8))
     rows = len(row) // columns
     maxima = row[: rows * columns].reshape(rows, columns).max(axis=0)
-    found: np.floating[Any] = np.partition(maxima, columns - count)[columns - count]
-    return found
+    floor: np.floating[Any] = np.partition(maxima, columns - count)[columns - count]
+    return floor

@@ -127,9 +127,9 @@ class Guidance:
         # The compiler would take it for its own description of several grammars.
         if text.lstrip().startswith("{"):
             raise refused("lark", "it begins with {; a grammar holds rules such as start: /[0-9]+/")
-        if found := _NOT_OBEYED.search(text):
+        if attribute := _NOT_OBEYED.search(text):
             raise refused(
-                "lark", f"{found[0].strip()} … : this attribute cannot be obeyed; see suffix and lazy"
+                "lark", f"{attribute[0].strip()} … : this attribute cannot be obeyed; see suffix and lazy"
             )
         return cls("lark", text, text)
 

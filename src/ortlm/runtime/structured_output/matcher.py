@@ -165,12 +165,12 @@ class Guide:
         # Where a text begins there are always two spellings, and which one a model prefers is not known.
         if self._move(tokens) or (self._bare and not self._taken):
             return []
-        found: list[int] = []
+        ids: list[int] = []
         for token in self._matcher.compute_ff_tokens():
             if token in self._stop_ids or not self._known(token):
                 break
-            found.append(token)
-        return found
+            ids.append(token)
+        return ids
 
     def _here(self) -> Allowed:
         """Return which tokens may follow where the matcher stands."""

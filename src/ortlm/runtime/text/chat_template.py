@@ -138,15 +138,15 @@ class ChatTemplate:
         if not continued:
             return render(compiled.template, names | {"messages": messages}, self.seconds)
         text = _marked(messages)
-        found = render(compiled.template, names | {"messages": messages}, self.seconds)
-        if _END_MARK not in found or text.strip() not in found:
+        rendered = render(compiled.template, names | {"messages": messages}, self.seconds)
+        if _END_MARK not in rendered or text.strip() not in rendered:
             raise BadOption(
                 "the last message cannot be continued: the model's chat template leaves out or changes its text."
             )
-        end = found.rindex(_END_MARK)
-        # Without the space behind it the template trims, so the text itself has to be trimmed too.
-        trimmed = not found.startswith(f"{_END_MARK} ", end)
-        return found[:end].rstrip() if trimmed else found[:end]
+        end = rendered.rindex(_END_MARK)
+        # Without the space after it the template trims, so the text itself has to be trimmed too.
+        trimmed = not rendered.startswith(f"{_END_MARK} ", end)
+        return rendered[:end].rstrip() if trimmed else rendered[:end]
 
     def facts(self, name: str = "default") -> TemplateFacts:
         """Return what the template ``name`` reads of messages. Raises BadArtifact if it is damaged."""

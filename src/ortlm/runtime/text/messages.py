@@ -89,8 +89,8 @@ def _part_text(value: Any) -> str | None:
         return value
     if isinstance(value, list):
         texts = [_part_text(item) for item in value]
-        found = [text for text in texts if text is not None]
-        return "".join(found) if found else None
+        shown_texts = [text for text in texts if text is not None]
+        return "".join(shown_texts) if shown_texts else None
     if isinstance(value, Mapping):
         for name in ("text", *_REASONING_PARTS, "content", "summary"):
             text = _part_text(value.get(name))

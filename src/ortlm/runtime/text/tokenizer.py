@@ -104,10 +104,10 @@ class Tokenizer:
     def token_id(self, token: str) -> int | None:
         """Return the id of one token by its text, or None."""
         try:
-            found: int | None = self._inner.token_to_id(token)
+            number: int | None = self._inner.token_to_id(token)
         except UnicodeEncodeError:
             return None
-        return found
+        return number
 
     def unknown_ids(self, vocab_size: int) -> NDArray[np.int64]:
         """Return the ids below ``vocab_size`` that have no token: models round their vocabulary up."""
