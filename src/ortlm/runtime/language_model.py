@@ -64,8 +64,8 @@ class LanguageModel:
     for calls that begin with the same tokens.
 
     ``artifact`` is the folder that was opened, ``manifest`` what it says of the graphs that run here, ``session``
-    the decoder in ONNX Runtime, ``vocab_size`` the width V of its logits. ``images`` turns images into tokens,
-    None for a model of text.
+    the decoder in ONNX Runtime, ``vocab_size`` the width V of its logits. ``vision_encoder`` turns images into
+    tokens, None for a model of text.
     """
 
     def __init__(
