@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import re
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ortlm
+from ortlm.builder.extra_options import parse_extra_options
 from ortlm.cli import COMMANDS
+from ortlm.evaluation.evaluate import evaluate
+from ortlm.runtime.text.chat_template import ChatTemplate
+from ortlm.target import find_target
 from tests.docs.pages import ROOT, Page, pages
 
 SOURCE = Path(ortlm.__file__).parent
@@ -28,6 +36,12 @@ OTHERS = {
     "--kl-divergence": "llama-perplexity",
     "--unlocked": "pytest, see tests/conftest.py",
     "--upgrade-package": "uv",
+}
+OTHER_KEYWORDS = {
+    "ORTLM_EVERY_KEY": "an environment variable of the tests",
+    "add_special_tokens": "ortlm.genai",
+    "enable_thinking": "a variable of chat templates",
+    "windowed_kv_cache": "an extra option",
 }
 SCRIPTS = ("benchmarks/README.md",)
 BUILT = {"dist/"}  # folders that git ignores
@@ -86,6 +100,29 @@ def test_paths_and_modules(page: Page) -> None:
         for dotted in re.findall(r"(?<![\w./-])(?:ortlm|tests)(?:\.\w+)+(?![\w/-])", code):
             if dotted not in {"ortlm.json"}:
                 assert _is_there(dotted), f"{page.name} names {dotted}, which is not there"
+
+
+def keywords() -> set[str]:
+    """Return the keyword arguments of what users call."""
+    calls: list[Callable[..., Any]] = [ortlm.load, ortlm.build, evaluate, ChatTemplate, ChatTemplate.render]
+    for kind in (ortlm.LanguageModel, ortlm.Generator):
+        calls += [call for name, call in inspect.getmembers(kind, callable) if not name.startswith("_")]
+    found = {field.name for kind in (ortlm.Settings, ortlm.BuildOptions) for field in fields(kind)}
+    return found.union(*(inspect.signature(call).parameters for call in calls))
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_arguments_and_attributes(page: Page) -> None:
+    """`name=value`, `lm.name` and `--extra_options KEY=VALUE`."""
+    known = keywords() | set(OTHER_KEYWORDS)
+    for code in page.inline:
+        if found := re.match(r"(\w+)=(?!=)", code):
+            assert found[1] in known, f"{page.name} names the argument {code}, which nothing has"
+        for name in re.findall(r"\blm\.(\w+)", code):
+            assert hasattr(ortlm.LanguageModel, name), f"{page.name} names {code}, which a model has not"
+        if found := re.search(r"--extra_options ([a-z]\w*=\S+)", code):
+            # A name for one of several values stands in capitals.
+            parse_extra_options([found[1].replace("NAME", "gptq")], target=find_target("cpu"))
 
 
 def _is_there(dotted: str) -> bool:
