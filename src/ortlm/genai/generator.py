@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from ortlm.errors import Cancelled, Error, nearest
 from ortlm.genai.adapters import Adapters
 from ortlm.genai.errors import GenaiError, GenaiTypeError, instance, official, text, whole
-from ortlm.genai.grid import Grid, Ids
+from ortlm.genai.grid import Grid, Int32Ids
 from ortlm.genai.log import log, log_values, logs
 from ortlm.genai.model import Model
 from ortlm.genai.params import GeneratorParams
@@ -53,7 +53,7 @@ class Generator:
         self._hidden = 0
         self._prompt_width = 0
         self._steps = 0
-        self._chosen: Ids | None = None
+        self._chosen: Int32Ids | None = None
         # How many columns the model read last, and whether none has come since.
         self._read = 0
         self._fresh = False

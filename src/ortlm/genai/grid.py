@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Ids = NDArray[np.int32]
+Int32Ids = NDArray[np.int32]
 
 
 class Grid:
     """Token ids int32 [B, T], some of them padding: the rows that the model has are without it."""
 
     def __init__(self, rows: int) -> None:
-        self._tokens: Ids = np.zeros((rows, 64), dtype=np.int32)
+        self._tokens: Int32Ids = np.zeros((rows, 64), dtype=np.int32)
         self._real: NDArray[np.bool_] = np.zeros((rows, 64), dtype=np.bool_)
         self.width = 0
 
-    def put(self, tokens: Ids, real: NDArray[np.bool_]) -> None:
+    def put(self, tokens: Int32Ids, real: NDArray[np.bool_]) -> None:
         """Add columns [B, S]; ``real`` says which tokens are no padding."""
         end = self.width + tokens.shape[1]
         if end > self._tokens.shape[1]:
@@ -40,15 +40,15 @@ class Grid:
         counts: list[int] = self._real[:, :width].sum(axis=1).tolist()
         return counts
 
-    def row(self, row: int, width: int) -> Ids:
+    def row(self, row: int, width: int) -> Int32Ids:
         """Return a copy of a row's first ``width`` tokens."""
         return self._tokens[row, :width].copy()
 
-    def column(self, at: int) -> Ids:
+    def column(self, at: int) -> Int32Ids:
         """Return a copy of one column."""
         return self._tokens[:, at].copy()
 
-    def tokens(self, width: int) -> Ids:
+    def tokens(self, width: int) -> Int32Ids:
         """Return the first ``width`` columns."""
         return self._tokens[:, :width]
 

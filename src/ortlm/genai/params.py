@@ -42,7 +42,7 @@ class GeneratorParams:
         self._guidance: Guidance | None = None
 
     @official
-    def set_search_options(self, **options: Any) -> None:
+    def set_search_options(self, **options: bool | int | float) -> None:
         """Set options by name, all of them or, after an error, none."""
         self._search.update(_checked("search option", options, GENAI_SEARCH))
         self._asked |= options.keys()
@@ -52,7 +52,7 @@ class GeneratorParams:
         return _shown(self._search)
 
     @official
-    def set_speculative_options(self, **options: Any) -> None:
+    def set_speculative_options(self, **options: bool | int | float) -> None:
         """Set options of speculative decoding; ``ngram_size`` above 0 proposes what followed the same tokens."""
         self._speculative.update(_checked("speculative option", options, GENAI_SPECULATIVE))
 
@@ -156,7 +156,7 @@ class GeneratorParams:
 
 
 def _checked(
-    what: str, options: Mapping[str, Any], known: Mapping[str, bool | int | float]
+    what: str, options: Mapping[str, bool | int | float], known: Mapping[str, bool | int | float]
 ) -> dict[str, bool | int | float]:
     """Return ``options`` as Python's own numbers. Raises GenaiError for unknown names and other kinds."""
     checked: dict[str, bool | int | float] = {}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ortlm.genai.errors import GenaiError, GenaiTypeError
-from ortlm.genai.grid import Ids
+from ortlm.genai.grid import Int32Ids
 from ortlm.genai.tensors import Tensor
 
 
@@ -17,7 +17,7 @@ from ortlm.genai.tensors import Tensor
 class Prompts:
     """Token ids int32 [B, S] and which of them are no padding; ``fed`` is what the model gets if that differs."""
 
-    tokens: Ids
+    tokens: Int32Ids
     real: NDArray[np.bool_]
     fed: list[list[int]] | None = None
 

@@ -36,7 +36,7 @@ class Tensor:
     Raises GenaiError for an array whose elements are no numbers.
     """
 
-    def __init__(self, array: Any, *, lengths: Sequence[int] | None = None) -> None:
+    def __init__(self, array: NDArray[Any], *, lengths: Sequence[int] | None = None) -> None:
         self._array: NDArray[Any] = np.array(instance(array, np.ndarray, "what a Tensor holds"))
         self.lengths = None if lengths is None else tuple(lengths)
         if self._array.dtype.name not in ElementType.__members__:
@@ -56,7 +56,7 @@ class Tensor:
         """Return a copy of the contents."""
         return self._array.copy()
 
-    def data(self) -> Any:
+    def data(self) -> object:
         """Return a PyCapsule around the address of the contents, which the tensor must outlive."""
         capsule = ctypes.pythonapi.PyCapsule_New
         capsule.restype, capsule.argtypes = (

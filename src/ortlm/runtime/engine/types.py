@@ -12,6 +12,8 @@ from ortlm.runtime.engine.backend import DeviceTensor
 
 # The token ids of one row so far, int64 [T].
 History = NDArray[np.int64]
+# One token of each row, int64 [B].
+Tokens = NDArray[np.int64]
 # Scores before softmax, float32 [V] for one row, [B, V] for a batch.
 Logits = NDArray[np.float32]
 # From a row's history and logits to new logits.

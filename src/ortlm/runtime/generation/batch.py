@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ortlm.errors import BadOption, CannotRewind
 from ortlm.runtime.engine.types import History
@@ -100,9 +100,10 @@ def as_rows(tokens: Any) -> list[list[int]]:
     return [[int(token) for token in row] for row in rows]
 
 
-def as_lengths(lengths: Any, rows: TokenRows) -> list[int]:
+def as_lengths(lengths: ArrayLike, rows: TokenRows) -> list[int]:
     """Return the lengths to go back to, row by row. Raises CannotRewind for those that are not there."""
-    each = [int(lengths)] * len(rows) if np.ndim(lengths) == 0 else [int(length) for length in lengths]
+    array = np.asarray(lengths)
+    each = [int(array)] * len(rows) if array.ndim == 0 else [int(length) for length in array]
     if len(each) != len(rows):
         raise BadOption(f"there are {len(rows)} rows, but {len(each)} lengths were given.")
     for row, length in enumerate(each):

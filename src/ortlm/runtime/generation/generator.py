@@ -20,7 +20,7 @@ from ortlm.errors import BadOption, CannotRewind, ContextFull
 from ortlm.runtime.engine.decode_loop import Loop
 from ortlm.runtime.engine.prompt_cache import restore, save
 from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN, common_prefix_length
-from ortlm.runtime.engine.types import Logits
+from ortlm.runtime.engine.types import Logits, Tokens
 from ortlm.runtime.generation.batch import TokenRows, as_lengths, as_rows
 from ortlm.runtime.generation.decoding import (
     Decoding,
@@ -38,7 +38,7 @@ from ortlm.runtime.generation.speculative import Draft, Proposer
 from ortlm.runtime.generation.verification import Verification, draft_room
 from ortlm.runtime.sampling.beam_search import Beams
 from ortlm.runtime.sampling.logprobs import TokenLogprob, token_logprob
-from ortlm.runtime.sampling.sampler import Tokens, draw_among, greedy, multinomial
+from ortlm.runtime.sampling.sampler import draw_among, greedy, multinomial
 from ortlm.runtime.sampling.settings import Options, Settings
 from ortlm.runtime.structured_output.guidance import Guidance
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.runtime.engine.types import Logits
+from ortlm.runtime.engine.types import Logits, Tokens
 from ortlm.runtime.generation.speculative import Draft, Proposer
-from ortlm.runtime.sampling.sampler import Tokens, accept
+from ortlm.runtime.sampling.sampler import accept
 
 
 @dataclass(frozen=True, slots=True)

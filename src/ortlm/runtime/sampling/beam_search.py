@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.errors import Error
-from ortlm.runtime.engine.types import History, Logits, Processor
-from ortlm.runtime.sampling.sampler import Tokens
+from ortlm.runtime.engine.types import History, Logits, Processor, Tokens
 from ortlm.runtime.sampling.settings import Settings
 
 Scores = NDArray[np.float32]

@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.errors import BadOption, Error
-from ortlm.runtime.engine.types import Logits, Processor
+from ortlm.runtime.engine.types import Logits, Processor, Tokens
 from ortlm.runtime.sampling.top_k import largest, possible
 
-Tokens = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 Randoms = Sequence[np.random.Generator]
 Sampler = Callable[[Logits, Randoms], Tokens]
