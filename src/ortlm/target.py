@@ -24,6 +24,8 @@ class Target:
     ``int8_cache``: GroupQueryAttention keeps keys and values in 8 bits here.
     ``packed_mlp``: the same for gate and up alone, if they differ from queries, keys and values.
     ``window_cache``: GroupQueryAttention can keep a window's positions only (``sliding_window_cache``).
+    ``attention_ignores``: what its GroupQueryAttention passes over without a word: "softcap", "window", or
+    "positions" (those that it is to rotate at, instead of counting from the cache).
     ``without_fp16``: ``precisions`` for devices of this kind that do not compute in fp16 (use_webgpu_fp32).
     """
 
@@ -46,6 +48,7 @@ class Target:
     int8_cache: bool = False
     window_cache: bool = False
     packed_mlp: bool | None = None
+    attention_ignores: frozenset[str] = frozenset()
     without_fp16: dict[str, str] = field(default_factory=dict)
 
 
@@ -103,6 +106,8 @@ _TARGETS = (
         embed_bits=4,
         vision_bits=4,
         weight_bits=(4,),
+        # Read in onnxruntime-directml 1.24.4's source, not run.
+        attention_ignores=frozenset({"softcap", "window"}),
     ),
     Target(
         name="webgpu",
@@ -121,6 +126,8 @@ _TARGETS = (
         embed_bits=4,
         vision_bits=8,
         weight_bits=(4, 8),
+        # Found by running onnxruntime-ep-webgpu 0.4.0 against the CPU.
+        attention_ignores=frozenset({"softcap", "positions"}),
     ),
     Target(
         name="mobile",

@@ -218,10 +218,25 @@ def _load(request: BuildRequest, choices: _Choices) -> _Model:
         architecture = untied(architecture, architecture.sources["embed.weight"])
     if options.layers is not None:
         architecture = _first_layers(architecture, options.layers)
+    if "window" in choices.target.attention_ignores:
+        architecture = _within_window(architecture, choices.target)
     _check_model(architecture, options)
     if choices.preset is not None:
         architecture = _rotatable(architecture, choices.preset, options, adapters)
     return _Model(checkpoint, architecture, tokenizer, adapters, merged)
+
+
+def _within_window(architecture: Architecture, target: Target) -> Architecture:
+    """Return ``architecture`` with a context that no window of its layers is shorter than, and say so."""
+    spec = architecture.decoder
+    window = min((layer.mixer.window for layer in spec.layers if layer.mixer.window), default=spec.max_tokens)
+    if window >= spec.max_tokens:
+        return architecture
+    note = (
+        f"attention on {target.name} ignores the model's window of {window:,} tokens, so that the context ends "
+        f"there ({spec.max_tokens:,} before)."
+    )
+    return replace(architecture, decoder=replace(spec, max_tokens=window), notes=(*architecture.notes, note))
 
 
 def _emit(model: _Model, choices: _Choices) -> _Graphs:

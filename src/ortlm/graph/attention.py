@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ortlm.dtypes import Array
-from ortlm.errors import UnsupportedModel
+from ortlm.errors import BadOption, UnsupportedModel
 from ortlm.graph.builder import MICROSOFT, Builder, Value
 from ortlm.graph.linear import Parameters, linear, node_path
 from ortlm.graph.norm import norm
@@ -62,17 +62,24 @@ def attention(
         raise UnsupportedModel(
             f"attention heads of size {spec.head_dim} cannot run: GroupQueryAttention needs a multiple of 8."
         )
+    if spec.softcap and "softcap" in g.target.attention_ignores:
+        raise BadOption(
+            f"this model caps attention scores (at {spec.softcap:g}), which attention on {g.target.name} ignores "
+            "without a word, so that the output would be wrong. Build it with -e cpu, cuda or mobile."
+        )
     at, module = f"layers.{layer}", f"layers.{layer}.attn"
     path = node_path(module)
     wide = spec.heads * spec.head_dim
     inputs = ("batch_size", "sequence_length", hidden)
     rope = spec.rope
     mutual = step.same_image()
-    # Queries are needed rotated where attention is computed in another way too.
+    # Queries are needed rotated where attention is computed in another way too. Tables of which positions choose
+    # the part need attention that looks at positions.
     inside = (
         mutual is None
         and rope is not None
         and g.target.rotary_inside
+        and (rope.long_inv_freq is None or "positions" not in g.target.attention_ignores)
         and spec.head_dim % 16 == 0
         and (rope.dims // 2) % 8 == 0
     )

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ortlm.artifact import Artifact, graph_named, open_artifact, runnable, settled
 from ortlm.errors import BadArtifact, BadOption, ContextFull, nearest
 from ortlm.runtime.embeddings import Pooling, embed
+from ortlm.runtime.engine.attention_check import check_attention
 from ortlm.runtime.engine.backend import DeviceTensor
 from ortlm.runtime.engine.contract import check_decoder
 from ortlm.runtime.engine.decode_loop import ACCELERATOR_CHUNK_TOKENS, CHUNK_TOKENS, Loop
@@ -81,6 +82,11 @@ class LanguageModel:
         self.device = device_for(artifact, device)
         self.manifest = runnable(
             artifact.manifest, onnxruntime=onnxruntime_version(), provider=self.device.provider
+        )
+        check_attention(
+            artifact.path / graph_named(self.manifest, "decoder").file,
+            self.device,
+            self.manifest.context_tokens,
         )
         self.session = open_session(artifact, "decoder", threads, self.device, self.manifest)
         there = {**self.session.inputs, **self.session.optional}
@@ -154,6 +160,7 @@ class LanguageModel:
             shapes=self._shapes,
             embedder=self._embedder(),
             chunk_tokens=chunk if few is None else few - 1,
+            appends_one=self.device.appends_one,
         )
 
     def _embedder(self) -> Embedder | None:

@@ -52,6 +52,20 @@ def test_long_prompts_are_fed_in_chunks(kind, backend_options):
     assert backend.runs == [(1, 64), (1, 64), (1, 22)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_devices_that_take_the_cache_of_several_tokens_for_empty(kind):
+    """A whole prompt at once, whatever its length; later tokens of a row one by one, drafts too."""
+    backend = FakeBackend(kind)
+    loop = loop_of(backend, chunk_tokens=4, appends_one=True)
+    loop.start()
+    assert np.allclose(loop.append([IDS[:9]])[0], truth(IDS[:9])[-1])
+    got = loop.append([IDS[9:12]], keep=3)[0]
+    assert np.allclose(got, truth(IDS[:12])[-3:])
+    loop.trim(5)
+    assert np.allclose(loop.append([IDS[5:7]])[0], truth(IDS[:7])[-1])
+    assert backend.runs == [(1, 9), *[(1, 1)] * 5]
+
+
 def test_a_graph_with_last_logits_only_is_asked_token_by_token():
     backend = FakeBackend(optional=False)
     backend.outputs["logits"] = type(backend.outputs["logits"])(

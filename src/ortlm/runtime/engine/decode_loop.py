@@ -40,7 +40,8 @@ class Loop:
     """Feeds a decoder graph and owns what goes from step to step: cache, lengths and history.
 
     ``switch_tokens``: see Manifest.rope_switch_tokens. ``shapes``: what ``state_shapes`` found, if known.
-    ``embedder`` makes the embeddings that the graph reads, if it reads no ids.
+    ``embedder`` makes the embeddings that the graph reads, if it reads no ids. ``appends_one``: the device takes
+    several tokens of a row at once in an empty cache only.
     ``recomputed`` counts how often the whole history was computed again: because of the switch, or because a
     window's cache could not go back as far as was asked.
     """
@@ -55,12 +56,14 @@ class Loop:
         shapes: Shapes | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
         embedder: TokenEmbedder | None = None,
+        appends_one: bool = False,
     ) -> None:
         self._backend = backend
         self._graph = graph
         self._context = context_tokens
         self._switch = switch_tokens
         self._chunk = chunk_tokens
+        self._appends_one = appends_one
         self._embedder = embedder
         self._binding = backend.binding()
         self._appends = any(state.kind == "append" for state in graph.states)
@@ -435,11 +438,12 @@ class Loop:
         optional, batch = self._graph.optional, len(counts)
         if keep > 1 and self._last_only and "logits_to_keep" not in optional:
             return 1
-        if batch == 1:
+        if batch == 1 and not self._appends_one:
             return self._chunk
-        if "query_lengths" in optional and not self._appends:
+        if "query_lengths" in optional and not self._appends and not self._appends_one:
             return max(32, self._chunk // batch)
-        # Such a graph takes several tokens of several rows while the cache is empty, and else one of each.
+        # Such a graph takes several tokens of several rows, or on some devices of one, while the cache is empty,
+        # and else one of each.
         return 1 if any(self.history) or self._whole_rows else max(counts)
 
     def _forward(self, rows: Sequence[Sequence[int]], *, room: int, keep: int) -> Logits:

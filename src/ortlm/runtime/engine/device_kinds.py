@@ -55,6 +55,8 @@ class DeviceKind:
     ``options`` are those that are known; further ones go through unchecked if ``open_options``. ``refused`` are
     options that would break a run here, with the reason. ``picks_itself``: the provider chooses among the
     machine's GPUs by itself, so that none can be named. ``systems``: where it exists, as ``sys.platform`` says.
+    ``attention_ignores`` is what its GroupQueryAttention passes over without a word, by the names in
+    ``check_attention``. ``appends_one``: several tokens of a row at once are right in an empty cache only.
     """
 
     name: str
@@ -68,6 +70,8 @@ class DeviceKind:
     open_options: bool = False
     picks_itself: bool = False
     systems: tuple[str, ...] = ()
+    attention_ignores: frozenset[str] = frozenset()
+    appends_one: bool = False
 
 
 # Harmless when off.
@@ -121,6 +125,9 @@ KINDS: Mapping[str, DeviceKind] = {
             install="onnxruntime-directml",
             number="device_id",
             systems=("win32",),
+            # Read in the source of 1.24.4: of more than one token, it takes the cache for empty.
+            attention_ignores=frozenset({"softcap", "window", "rotation", "eviction"}),
+            appends_one=True,
             options={
                 "device_id": _integer(),
                 "disable_metacommands": _flag(),
@@ -137,6 +144,7 @@ KINDS: Mapping[str, DeviceKind] = {
             install="onnxruntime-ep-webgpu",
             module="onnxruntime_ep_webgpu",
             picks_itself=True,
+            attention_ignores=frozenset({"softcap", "positions", "eviction"}),
             options={
                 "dawnBackendType": _one_of("D3D12", "Vulkan"),
                 "defaultBufferCacheMode": _CACHE_MODE,

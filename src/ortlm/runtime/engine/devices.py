@@ -68,6 +68,16 @@ class Device:
         """Whether this is ONNX Runtime's own provider for the processor."""
         return self.provider == CPU_PROVIDER
 
+    @property
+    def attention_ignores(self) -> frozenset[str]:
+        """What attention passes over here without a word, see ``check_attention``."""
+        return KINDS[self.kind].attention_ignores if self.kind in KINDS else frozenset()
+
+    @property
+    def appends_one(self) -> bool:
+        """Whether attention takes several tokens of a row at once in an empty cache only."""
+        return self.kind in KINDS and KINDS[self.kind].appends_one
+
     def session_arguments(self, settings: Any) -> dict[str, Any]:
         """Choose the device in ``settings``, onnxruntime.SessionOptions, and return arguments for the session.
 
