@@ -12,6 +12,7 @@ import numpy as np
 from ortlm.runtime.engine import session as engine
 from ortlm.runtime.engine.backend import DeviceTensor
 from ortlm.runtime.engine.device_memory import DeviceMemory
+from ortlm.runtime.engine.devices import CPU
 
 PLACE = ("cpu", 0)
 
@@ -56,7 +57,7 @@ class DeviceLikeSession(engine.Session):
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         self._place = PLACE
-        self.memory = DeviceMemory(Runner(PLACE, ["CPUExecutionProvider"], [{}]))
+        self.memory = DeviceMemory(Runner(PLACE, CPU))
 
     def binding(self):
         return Binding(self._session.io_binding())

@@ -196,6 +196,22 @@ def test_a_step_binds_nothing_but_the_mask():
     assert loop._binding.bound == before + (2 if loop._backend.memory.is_host else 3)
 
 
+def test_what_is_written_behind_a_binding_is_noticed():
+    """The fakes' devices fail if the runtime relies on memory that they have copied."""
+    backend = FakeBackend()
+    if backend.memory.is_host:
+        return
+    loop = loop_of(backend)
+    loop._in_place = True
+    loop.start()
+    loop.append([IDS[:3]])
+    loop.step(np.array([1]))
+    with pytest.raises(AssertionError, match="input_ids was written to after it was bound"):
+        loop.step(np.array([2]))
+    with pytest.raises(TypeError, match="lies on a device"):
+        loop.cache._tensors[0].numpy()
+
+
 def test_refusals():
     loop = loop_of(FakeBackend(), context=8)
     loop.start()

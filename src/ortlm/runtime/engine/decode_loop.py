@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 # Bounds the activations and logits of a long prompt. On a CPU the larger pieces are slower: attention computes
 # what its mask hides within a piece, and more memory is new when it is first written.
 CHUNK_TOKENS = 256
-ACCELERATOR_CHUNK_TOKENS = 512
+ACCELERATOR_CHUNK_TOKENS = 2048
 _UNKNOWN = np.array([-1])
 _GONE = "the text went back beyond what the cache of a window holds"
 
