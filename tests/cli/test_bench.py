@@ -47,7 +47,7 @@ def test_the_table_of_a_folder_without_manifest(phi, capsys, tmp_path):
     Path(tmp_path / "m" / "ortlm.json").unlink()
     out, err = run(capsys, "bench", tmp_path / "m", "--context", "8", *SMALL, "-q")
     assert err == ""
-    assert "weights in products" in out
+    assert "weights in matmuls" in out
     assert "median (min-max) of 2 runs, 2 new tokens" in out
 
 

@@ -113,7 +113,7 @@ def test_a_setting_is_taken(chat, line, shown):
         (f"/save {__file__}", "holds no conversation"),
         ("/load /nowhere", "/nowhere: No such file"),
         (f"/load {__file__}", "holds no conversation"),
-        ("word " * 600, "/undo takes an exchange back"),
+        ("word " * 600, "/undo takes the last exchange back"),
     ],
 )
 def test_a_mistake_changes_nothing(chat, line, message):

@@ -134,5 +134,5 @@ def test_inspect(model, capsys):
     assert found["cache_bytes_per_token"] == 3 * 2 * 2 * 16 * 4
     assert found["total_bytes"] == sum(found["file_bytes"].values())
     assert main(["inspect", model]) == 0
-    assert "cache: 768 B for each token" in capsys.readouterr().out
+    assert "KV cache: 768 B per token" in capsys.readouterr().out
     assert main(["inspect", "/nowhere"]) == 1

@@ -224,7 +224,7 @@ def test_a_model_of_text(tiny: Path, build: Any) -> None:
         lambda: lm.generate(question(noise(9, 9))),
         lambda: lm.generate("x", images=[noise(9, 9)]),
     ):
-        with pytest.raises(BadOption, match="model of text: it sees no images"):
+        with pytest.raises(BadOption, match="text model: it takes no images"):
             call()
 
 

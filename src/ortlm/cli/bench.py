@@ -119,8 +119,8 @@ def _show(report: Mapping[str, Any]) -> None:
         console.print(Text(line), soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in (
-        "threads", "batch", "context", "prompt\ntokens/s", "of int8\npeak", "first token\ns",
-        "decode\ntokens/s", "step\nms", "read for\na token", "of band-\nwidth", "peak\nmemory",
+        "threads", "batch", "context", "prefill\ntokens/s", "of int8\npeak", "first token\ns",
+        "decode\ntokens/s", "step\nms", "bytes per\ntoken", "of band-\nwidth", "peak\nmemory",
     ):  # fmt: skip
         table.add_column(name, justify="right")
     for row in report["results"]:
@@ -140,7 +140,7 @@ def _heading(report: Mapping[str, Any]) -> list[str]:
     )
     count = readable_count(artifact["weights"])
     lines = [
-        f"{artifact['name']}: {count} weights in products, {weights} in memory; cache {cache} a token",
+        f"{artifact['name']}: {count} weights in matmuls, {weights} in memory; KV cache {cache} per token",
         f"{machine['cpu']}, {cores} cores; onnxruntime {machine['onnxruntime']}",
     ]
     for row in report["threads"]:
@@ -151,7 +151,7 @@ def _heading(report: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"threads {row['threads']}: bandwidth {_spread(row['bandwidth_bytes_per_second'], 1e9)} GB/s; "
             f"int8 peak {_spread(rates[peak], 1e12, 2)} TOPS ({peak}{others}); "
-            f"loading {_spread(row['load_seconds'], 1, 2)} s{memory}"
+            f"load {_spread(row['load_seconds'], 1, 2)} s{memory}"
         )
     return lines
 
@@ -177,7 +177,7 @@ def _share(found: float | None) -> str:
 
 
 def _remarks(report: Mapping[str, Any]) -> list[str]:
-    """Return what a reader might stumble over."""
+    """Return what needs an explanation."""
     options, machine = report["options"], report["threads"][0]
     buffer = readable_bytes(machine["bandwidth_buffer_bytes"])
     lines = [
@@ -186,17 +186,18 @@ def _remarks(report: Mapping[str, Any]) -> list[str]:
     cache = machine["last_cache_bytes"]
     if cache and machine["bandwidth_buffer_bytes"] < 2 * cache:
         lines.append(
-            f"the buffer is not much larger than the last cache ({readable_bytes(cache)}), so the bandwidth may "
-            "be the cache's; --buffer-mb and free memory decide its size"
+            f"the buffer is not much larger than the last-level cache ({readable_bytes(cache)}), so the bandwidth "
+            "may be the cache's; --buffer-mb and free memory decide its size"
         )
     if cache and report["artifact"]["weight_bytes"] < cache:
         lines.append(
-            f"the weights fit into the last cache ({readable_bytes(cache)}), so steps may read them faster than "
-            "memory gives them: shares above 100 % are possible"
+            f"the weights fit into the last-level cache ({readable_bytes(cache)}), so steps may read them faster "
+            "than from memory: shares above 100 % are possible"
         )
     switch = report["artifact"]["rope_switch_tokens"]
     lines += [
-        f"context {row['context']}: decoding crosses {switch} tokens, where everything is computed again once"
+        f"context {row['context']}: decode crosses {switch} tokens (longrope short/long switch), where everything "
+        "is recomputed once"
         for row in report["results"]
         if row["recomputed"]
         and row["batch"] == options["batches"][0]

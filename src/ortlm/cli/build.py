@@ -255,7 +255,9 @@ def _left(out: Path, before: tuple[int, int] | None) -> str:
     kept = resumable_layers(out)
     if kept is None:
         return left
-    return f"{left}; {kept[1]} layers are calibrated and kept in {kept[0]}, where the same command goes on"
+    return (
+        f"{left}; {kept[1]} layers are calibrated and kept in {kept[0]}, from where the same command resumes"
+    )
 
 
 def _request(args: argparse.Namespace) -> BuildRequest:

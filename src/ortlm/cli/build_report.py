@@ -96,12 +96,12 @@ def show_outline(console: Console, outline: Outline, out: Path) -> None:
         ("merged adapter", outline.merged_adapter or ""),
         ("adapters", "\n".join(f"{n}, {readable_bytes(b)}" for n, b in outline.adapter_bytes.items())),
         (
-            "size",
+            "checkpoint and model size",
             f"{readable_bytes(outline.checkpoint_bytes)} to about {readable_bytes(outline.output_bytes)}",
         ),
         (
             "context",
-            f"{outline.context_tokens:,} tokens, {cache} of {outline.kv_cache} cache each",
+            f"{outline.context_tokens:,} tokens, {cache} of {outline.kv_cache} KV cache per token",
         ),
         ("peak memory", f"about {readable_bytes(outline.peak_memory_bytes)}"),
         ("notes", "\n".join(outline.notes)),

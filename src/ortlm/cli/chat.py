@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     # Told now rather than at every answer: an unknown adapter, a token that the model has not.
     lm.generator(settings)
     if args.num_crops is not None and lm.vision_encoder is None:
-        raise BadOption(f"--num-crops does not apply: {args.model} is a model of text.")
+        raise BadOption(f"--num-crops does not apply: {args.model} is a text model.")
     talk = Talk(lm, settings, system=args.system, verbose=args.verbose, num_crops=args.num_crops)
     tell("/help lists commands, /bye or Ctrl-D leaves.")
     leaving = False

@@ -28,15 +28,15 @@ Messages = list[dict[str, Any]]
 
 _COMMANDS = {
     "/help": "show this list",
-    "/system": "TEXT: set the system message and begin again; without a text, have none",
-    "/clear": "begin again",
-    "/image": "FILE or URL: show an image with the next message; without one, drop those that wait",
+    "/system": "TEXT: set the system message and start over; alone, remove it",
+    "/clear": "start over",
+    "/image": "FILE or URL: attach an image to the next message; alone, detach all",
     "/regen": "answer the last message again",
-    "/undo": "take the last message and its answer back",
+    "/undo": "take back the last message and its answer",
     "/set": "NAME VALUE: change a setting, such as temperature 0.7 or seed none; alone, show all",
-    "/stats": "show what the last answer cost",
+    "/stats": "show speed and tokens of the last answer",
     "/save": "FILE: write the conversation as JSON",
-    "/load": "FILE: go on with a conversation that was saved",
+    "/load": "FILE: resume a conversation that /save wrote",
     "/bye": "leave",
 }
 _LEAVE = ("/bye", "/exit", "/quit")
@@ -128,7 +128,7 @@ class Talk:
             if pieces:
                 _end_line()
             hint = (
-                " /undo takes an exchange back, /clear begins again."
+                " /undo takes the last exchange back, /clear starts over."
                 if isinstance(error, ContextFull)
                 else ""
             )
@@ -150,7 +150,7 @@ class Talk:
         if reason is None:
             tell("(stopped)")
         elif reason == "length" and (on_terminal or self._verbose):
-            tell("(cut off: the limit of tokens is reached)", dim=True)
+            tell("(cut off at the token limit)", dim=True)
         if self._verbose:
             tell(summary(self._timings))
         elif on_terminal:
@@ -163,7 +163,7 @@ class Talk:
 
     def _show(self, rest: str) -> None:
         if self._lm.vision_encoder is None:
-            raise BadOption("this is a model of text: it sees no images.")
+            raise BadOption("this is a text model: it takes no images.")
         if not rest:
             self._waiting = []
             return
@@ -171,9 +171,8 @@ class Talk:
         source = rest if rest.startswith(("http:", "https:", "data:")) else str(Path(rest).expanduser())
         self._lm.vision_encoder.read(source, self._num_crops)
         self._waiting.append(source)
-        tell(
-            f"({len(self._waiting)} {'image waits' if len(self._waiting) == 1 else 'images wait'} for a message)"
-        )
+        count = len(self._waiting)
+        tell(f"({count} {'image' if count == 1 else 'images'} attached to the next message)")
 
     def _begin_with(self, rest: str) -> None:
         self._system = rest or None

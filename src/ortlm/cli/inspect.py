@@ -128,7 +128,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             info.get(key, "unknown") for key in ("precision", "target", "activations")
         )
         cache = info.get("kv_cache", activations)
-        yield "target", f"{precision} for {target}, {activations} activations, {cache} cache"
+        yield "target", f"{precision} for {target}, {activations} activations, {cache} KV cache"
         yield "weights", "\n".join(info["recipe"].split("; "))
         if "bits_per_weight" in info:
             yield "bits per weight", f"{info['bits_per_weight']:.2f}"
@@ -139,7 +139,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield "size", readable_bytes(found["total_bytes"])
     switch = found["rope_switch_tokens"]
-    switched = f", positions switch tables after {switch:,}" if switch else ""
+    switched = f", longrope short/long switch after {switch:,}" if switch else ""
     yield "context", f"{found['context_tokens']:,} tokens{switched}"
     bounded = "".join(
         f"; {graph['window_states']} of {graph['states']} tensors keep little more than the last "
@@ -147,8 +147,8 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for graph in found["graphs"].values()
         if graph["window_states"]
     )
-    yield "cache", f"{readable_bytes(found['cache_bytes_per_token'])} for each token{bounded}"
-    yield "vocabulary", f"{found['vocab_size']:,} tokens; {found['stop_token_ids']} end an answer"
+    yield "KV cache", f"{readable_bytes(found['cache_bytes_per_token'])} per token{bounded}"
+    yield "vocabulary", f"{found['vocab_size']:,} tokens; stop tokens {found['stop_token_ids']}"
     if found["generation"]:
         yield "defaults", ", ".join(f"{key} {value}" for key, value in found["generation"].items())
     for name, graph in found["graphs"].items():
@@ -160,7 +160,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             where = (
                 f"ONNX Runtime {variant['onnxruntime']} and later with {' or '.join(variant['providers'])}"
             )
-            yield f"{name} graph, too", f"{variant['file']}: {more}, {where}"
+            yield f"{name} variant", f"{variant['file']}: {more}, {where}"
     for name, file in found["adapters"].items():
         yield f"adapter {name}", file
     if info.get("merged_adapter"):

@@ -41,7 +41,7 @@ class Model(HasHandle):
         return _DEVICES.get(first, first)
 
     def create_multimodal_processor(self) -> MultiModalProcessor:
-        """Return what turns prompts with images into inputs. Raises GenaiError for a model of text."""
+        """Return what turns prompts with images into inputs. Raises GenaiError for a text model."""
         return MultiModalProcessor(self)
 
     def create_streaming_processor(self) -> None:

@@ -21,7 +21,7 @@ from ortlm.runtime.multimodal.vision_encoder import EncodedImage, VisionEncoder
 
 
 class MultiModalProcessor:
-    """What ``Model.create_multimodal_processor`` returns. Raises GenaiError for a model of text."""
+    """What ``Model.create_multimodal_processor`` returns. Raises GenaiError for a text model."""
 
     @official
     def __init__(self, model: HasHandle) -> None:

@@ -66,7 +66,7 @@ class LanguageModel:
 
     ``artifact`` is the folder that was opened, ``manifest`` what it says of the graphs that run here, ``session``
     the decoder in ONNX Runtime, ``vocab_size`` the width V of its logits. ``vision_encoder`` turns images into
-    tokens, None for a model of text. ``device`` is where it runs.
+    tokens, None for a text model. ``device`` is where it runs.
     """
 
     def __init__(

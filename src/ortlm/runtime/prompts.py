@@ -44,7 +44,7 @@ class Prompts:
         elif images or (_are_messages(prompt) and any(map(_shows, cast("Sequence[Message]", prompt)))):
             if self._vision_encoder is not None:
                 raise BadOption("images go with a text that has their tags, or into messages; not with ids.")
-            raise BadOption(f"{self._folder} is a model of text: it sees no images. Leave them out.")
+            raise BadOption(f"{self._folder} is a text model: it takes no images. Leave them out.")
         elif isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
         elif isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__len__"):
