@@ -143,7 +143,7 @@ class Manifest:
     generation: Mapping[str, Any] = field(default_factory=dict)
     session_options: Mapping[str, Any] = field(default_factory=dict)
     adapters: Mapping[str, str] = field(default_factory=dict)
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, object] = field(default_factory=dict)
     images: Images | None = None
     prompt_tokens: int | None = None
     device: str = "cpu"

@@ -102,8 +102,8 @@ def write_adapter(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def _distinct(adapter: Adapter, pair: LowRank) -> list[Delta]:
-    found = (adapter.deltas.get(p.name) for p in pair.parameters)
-    return list(dict.fromkeys(d for d in found if d is not None))
+    deltas = (adapter.deltas.get(p.name) for p in pair.parameters)
+    return list(dict.fromkeys(d for d in deltas if d is not None))
 
 
 def _narrow(data: Array, kind: str, name: str, adapter: Adapter) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeGuard
 
 from ortlm._version import __version__
 from ortlm.artifact import (
@@ -123,7 +123,7 @@ def stop_tokens(checkpoint: Checkpoint, vocab: int, tokenizer: TokenizerFiles) -
     several published configurations leave it out.
     Raises BadCheckpoint if there is none, or one that is not a token of the ``vocab``.
     """
-    found: list[int] = []
+    tokens: list[int] = []
     for name in ("generation_config.json", "config.json"):
         holder = checkpoint.config if name == "config.json" else checkpoint.json(name)
         ids = holder.get("eos_token_id")
@@ -135,14 +135,14 @@ def stop_tokens(checkpoint: Checkpoint, vocab: int, tokenizer: TokenizerFiles) -
                     f'{checkpoint.folder / name}: "eos_token_id" has {token!r}, '
                     f"expected numbers from 0 to {vocab - 1}."
                 )
-            found.append(token)
+            tokens.append(token)
     eos = tokenizer.ids.get(tokenizer.opened.special.names.get("eos_token", ""))
-    found += [
+    tokens += [
         token
         for token in (eos, *turn_ends(checkpoint.folder, tokenizer))
         if token is not None and _is_token(token, vocab)
     ]
-    unique = tuple(dict.fromkeys(found))
+    unique = tuple(dict.fromkeys(tokens))
     if not unique:
         raise BadCheckpoint(
             f"{checkpoint.folder}: neither config.json nor generation_config.json nor the tokenizer names a "
@@ -172,15 +172,16 @@ def _images(checkpoint: Checkpoint, vision: Vision | None) -> Images | None:
     """Return how images are read: by the architecture, and the publisher's settings where they say more."""
     if vision is None:
         return None
-    path, found = checkpoint.folder / "preprocessor_config.json", checkpoint.json("preprocessor_config.json")
+    path = checkpoint.folder / "preprocessor_config.json"
+    settings = checkpoint.json(path.name)
     encoder, projector, prompt = vision.encoder, vision.projector, vision.prompt
     mean, std = (
-        _three(found.get(key, usual), f'{path}: "{key}"')
+        _three(settings.get(key, usual), f'{path}: "{key}"')
         for key, usual in (("image_mean", vision.mean), ("image_std", vision.std))
     )
     if min(std) <= 0:
         raise BadCheckpoint(f'{path}: "image_std" is {list(std)}, expected numbers above 0.')
-    crops = found.get("num_crops", vision.crops) if vision.crops else 0
+    crops = settings.get("num_crops", vision.crops) if vision.crops else 0
     if not isinstance(crops, int) or isinstance(crops, bool) or not 0 <= crops <= MOST_CROPS:
         raise BadCheckpoint(f'{path}: "num_crops" is {crops!r}, expected a number from 1 to {MOST_CROPS}.')
     return Images(
@@ -198,22 +199,22 @@ def _images(checkpoint: Checkpoint, vision: Vision | None) -> Images | None:
     )
 
 
-def _three(found: Any, what: str) -> tuple[float, float, float]:
-    if isinstance(found, Sequence) and len(found) == 3:
+def _three(value: object, what: str) -> tuple[float, float, float]:
+    if isinstance(value, Sequence) and len(value) == 3:
         numbers = [
-            v for v in found if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+            v for v in value if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
         ]
         if len(numbers) == 3:
             return float(numbers[0]), float(numbers[1]), float(numbers[2])
-    raise BadCheckpoint(f"{what} is {found!r}, expected three numbers.")
+    raise BadCheckpoint(f"{what} is {value!r}, expected three numbers.")
 
 
-def _is_token(found: Any, vocab: int) -> bool:
-    return isinstance(found, int) and not isinstance(found, bool) and 0 <= found < vocab
+def _is_token(value: object, vocab: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab
 
 
-def _token_or_none(found: Any, vocab: int) -> int | None:
-    return found if _is_token(found, vocab) else None
+def _token_or_none(value: object, vocab: int) -> int | None:
+    return value if _is_token(value, vocab) else None
 
 
 def _generation_defaults(checkpoint: Checkpoint, vocab: int) -> dict[str, Any]:

@@ -285,16 +285,16 @@ def with_recipe(
 
 def parse_adapters(pairs: Sequence[str]) -> dict[str, str]:
     """Turn ``["NAME=PATH", …]`` into names and paths. Raises BadOption for what is none, or a name given twice."""
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for pair in pairs:
         name, sign, path = pair.partition("=")
         if not sign or not path:
             raise BadOption(f"--adapter takes NAME=PATH, for example french=./french-lora; got {pair!r}.")
-        if name in found:
-            raise BadOption(f"--adapter gives {name!r} twice: {found[name]} and {path}. Choose another name.")
-        found[name] = path
-    check_adapter_names(found)
-    return found
+        if name in paths:
+            raise BadOption(f"--adapter gives {name!r} twice: {paths[name]} and {path}. Choose another name.")
+        paths[name] = path
+    check_adapter_names(paths)
+    return paths
 
 
 def check_adapter_names(names: Iterable[str]) -> None:

@@ -50,19 +50,19 @@ def check_output(out: Path, *, force: bool, source: str | Path | None = None) ->
 
 def _check_replaceable(out: Path, *, force: bool) -> None:
     # An empty folder is somebody's too; those of an artifact hold files.
-    found = {
+    names = {
         p.relative_to(out).as_posix()
         for p in out.rglob("*")
         if p.is_symlink() or not p.is_dir() or not any(p.iterdir())
     }
-    if MANIFEST_FILE not in found:
-        what = "an artifact that another tool built" if GENAI_FILE in found else "other files"
+    if MANIFEST_FILE not in names:
+        what = "an artifact that another tool built" if GENAI_FILE in names else "other files"
         raise BadOption(f"{out} is a folder with {what}, which a build would replace. Choose a new folder.")
     try:
         written = set(json.loads((out / MANIFEST_FILE).read_text(encoding="utf-8"))["info"]["files"])
     except (ValueError, KeyError, TypeError, OSError):
         written = set()
-    others = sorted(found - written - {MANIFEST_FILE})
+    others = sorted(names - written - {MANIFEST_FILE})
     if others:
         raise BadOption(
             f"{out} holds {others[0]!r}{' and more' if others[1:] else ''}, which no build wrote and which "
@@ -200,10 +200,10 @@ def _exchange(one: Path, other: Path) -> bool:
 def identity(out: Path) -> tuple[int, int] | None:
     """Return what tells the folder ``out`` from one that takes its place later, None if there is none."""
     try:
-        found = out.stat()
+        status = out.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager
@@ -251,10 +251,10 @@ def recover(out: Path) -> None:
 def _is_ours(folder: Path) -> bool:
     """Whether ``folder`` is a folder, no link, and of the user who runs this."""
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and (sys.platform == "win32" or found.st_uid == os.geteuid())
+    return stat.S_ISDIR(status.st_mode) and (sys.platform == "win32" or status.st_uid == os.geteuid())
 
 
 if sys.platform == "win32":

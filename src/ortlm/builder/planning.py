@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -384,7 +384,7 @@ def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifes
             provider=choices.target.provider,
             max_length=choices.options.max_length,
         ),
-        "README.md": model_card(asdict(outline), checkpoint.folder),
+        "README.md": model_card(outline, checkpoint.folder),
     }
     if manifest.images is not None and manifest.images.crops:
         texts[PROCESSOR_FILE] = processor_config(manifest.images)

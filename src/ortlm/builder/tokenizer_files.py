@@ -153,8 +153,8 @@ def _settled(
 
 
 def _added_tokens(data: Mapping[str, Any], path: str) -> dict[int, AddedToken]:
-    found = {}
+    added = {}
     for entry in data.get("added_tokens") or ():
         with guarded(f"{path}: added_tokens has {shown(entry)}, which is no token", BadCheckpoint):
-            found[int(entry["id"])] = AddedToken(**{key: entry[key] for key in _FLAG_NAMES if key in entry})
-    return found
+            added[int(entry["id"])] = AddedToken(**{key: entry[key] for key in _FLAG_NAMES if key in entry})
+    return added

@@ -29,18 +29,18 @@ def turn_ends(folder: Path, tokenizer: TokenizerFiles) -> list[int]:
         template = ChatTemplate.open(folder, tokenizer.opened.special.names)
     except BadArtifact as error:
         raise BadCheckpoint(str(error)) from error
-    found: list[int] = []
+    endings: list[int] = []
     for name in template.templates if template else ():
         for conversation in _CONVERSATIONS:
             with contextlib.suppress(Error):
                 assert template is not None
                 text = template.render(conversation, name=name, add_generation_prompt=False)
-                found += _after_answers(text, tokenizer)
-    return list(dict.fromkeys(found))
+                endings += _after_answers(text, tokenizer)
+    return list(dict.fromkeys(endings))
 
 
 def _after_answers(text: str, tokenizer: TokenizerFiles) -> list[int]:
-    special, found = tokenizer.special_ids, []
+    special, endings = tokenizer.special_ids, []
     for behind in text.split(_ANSWER)[1:]:
         rest = behind.lstrip()
         matching = [
@@ -49,5 +49,5 @@ def _after_answers(text: str, tokenizer: TokenizerFiles) -> list[int]:
             if token.strip() and rest.startswith(token.strip()) and (at in special or _MARK.fullmatch(token))
         ]
         if matching:
-            found.append(tokenizer.ids[max(matching, key=len)])
-    return found
+            endings.append(tokenizer.ids[max(matching, key=len)])
+    return endings

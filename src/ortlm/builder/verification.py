@@ -31,19 +31,19 @@ def check(prepared: Prepared, folder: Path, *, threads: int | None = None) -> Ch
         raise Unchecked("no processor here computes in bf16")
     reference = Reference(weights_of(prepared, rotated=False), threads=threads)
     try:
-        found = quick_check(folder, reference, threads=threads)
+        result = quick_check(folder, reference, threads=threads)
     except BadArtifact as error:
         if prepared.target.provider is None:
             raise
         raise Unchecked(str(error)) from error
     finally:
         reference.close()
-    if not found.finite:
+    if not result.finite:
         raise BadArtifact(
             "its logits are not all numbers, so that it is of no use: weights or activations are beyond what "
             f"{prepared.outline.precision} holds on {prepared.outline.target}. Try another precision."
         )
-    return found
+    return result
 
 
 def _available_bytes() -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -73,21 +72,23 @@ def read_rows(path: Path, reader: Reader, *, count: int, length: int) -> list[Ro
 
 def _saved_ids(path: Path, vocab: int) -> list[int]:
     try:
-        found = np.load(path, allow_pickle=False, mmap_mode="r")
+        ids = np.load(path, allow_pickle=False, mmap_mode="r")
     except (ValueError, OSError, EOFError, MemoryError, RecursionError, SyntaxError, BadZipFile) as error:
         raise BadOption(f"{path} is not an array that numpy saved: {printable(str(error))}") from error
-    if not isinstance(found, np.ndarray):
+    if not isinstance(ids, np.ndarray):
         raise BadOption(f"{path} holds several arrays; give one, as numpy.save writes it.")
-    if not np.issubdtype(found.dtype, np.integer):
-        raise BadOption(f"{path} holds {found.dtype}, expected whole numbers, the ids of tokens.")
-    return _known(found.reshape(-1).tolist(), vocab, str(path))
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise BadOption(f"{path} holds {ids.dtype}, expected whole numbers, the ids of tokens.")
+    return _known(ids.reshape(-1).tolist(), vocab, str(path))
 
 
-def _known(ids: list[Any], vocab: int, where: str) -> list[int]:
+def _known(ids: list[object], vocab: int, where: str) -> list[int]:
+    known = []
     for token in ids:
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab:
             raise BadOption(f"{where} has {token!r}, which is no token id: those are 0 to {vocab - 1}.")
-    return ids
+        known.append(token)
+    return known
 
 
 def _text_ids(path: Path, reader: Reader, count: int, length: int) -> list[int]:
@@ -107,13 +108,13 @@ def _text_ids(path: Path, reader: Reader, count: int, length: int) -> list[int]:
             texts.append(piece.decode("utf-8", errors="strict" if len(pieces) == 1 else "ignore"))
         except UnicodeDecodeError as error:
             raise BadOption(f"{path} is not text in UTF-8: {error}.") from error
-    found = []
+    all_ids = []
     for text in texts:
         if text.strip():
             ids = reader.tokenizer.encode(text)
             # Each piece gives as much as the others, whatever it tokenizes to.
-            found += ids if len(texts) == 1 else ids[:length]
-    return found
+            all_ids += ids if len(texts) == 1 else ids[:length]
+    return all_ids
 
 
 def _documents(path: Path, reader: Reader) -> Iterator[list[int]]:
@@ -129,24 +130,24 @@ def _documents(path: Path, reader: Reader) -> Iterator[list[int]]:
 
 
 def _document(line: str, reader: Reader, where: str) -> list[int]:
-    found = parse(line, where=where, error=BadOption)
-    if isinstance(found, Mapping):
-        keys = [k for k in ("messages", "text", "input_ids", "tokens") if k in found]
+    value = parse(line, where=where, error=BadOption)
+    if isinstance(value, Mapping):
+        keys = [k for k in ("messages", "text", "input_ids", "tokens") if k in value]
         if not keys:
             raise BadOption(
-                f"{where} has none of messages, text, input_ids and tokens, but {', '.join(found)}."
+                f"{where} has none of messages, text, input_ids and tokens, but {', '.join(value)}."
             )
-        found = found[keys[0]]
-    if isinstance(found, str):
-        return reader.tokenizer.encode(found)
-    if not isinstance(found, list) or not found:
+        value = value[keys[0]]
+    if isinstance(value, str):
+        return reader.tokenizer.encode(value)
+    if not isinstance(value, list) or not value:
         raise BadOption(f"{where} is neither a text, nor token ids, nor chat messages.")
-    if isinstance(found[0], Mapping):
+    if isinstance(value[0], Mapping):
         if reader.template is None:
             raise BadOption(f"{where} has chat messages, but the model has no chat template; give texts.")
-        text = reader.template.render(found, add_generation_prompt=False)
+        text = reader.template.render(value, add_generation_prompt=False)
         return reader.tokenizer.encode(text, add_special_tokens=False)
-    return _known(found, reader.vocab, where)
+    return _known(value, reader.vocab, where)
 
 
 # --- what the model writes itself ---------------------------------------------------------------------------
@@ -252,5 +253,5 @@ def _draw(logits: NDArray[np.float32], random: np.random.Generator) -> NDArray[n
     """Draw a token of every row of ``logits`` [B, V] by its probability, all rows at once."""
     reached = np.exp(logits - logits.max(axis=1, keepdims=True)).cumsum(axis=1, dtype=np.float64)
     aim = random.random(len(logits)) * reached[:, -1]
-    found: NDArray[np.int64] = (reached <= aim[:, None]).sum(axis=1)
-    return found
+    drawn: NDArray[np.int64] = (reached <= aim[:, None]).sum(axis=1)
+    return drawn

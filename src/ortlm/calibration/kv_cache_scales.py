@@ -33,7 +33,7 @@ def cache_scales(
     Raises BadCheckpoint if the model computes something infinite.
     """
     # Twice for each layer: keys, values.
-    reach: list[Floats] = [
+    absmax: list[Floats] = [
         np.zeros((m.kv_heads, m.head_dim), np.float32)
         for m in (layer.mixer for layer in spec.layers)
         for _ in "kv"
@@ -45,19 +45,19 @@ def cache_scales(
             generator.append(tokens)
             for i, state in enumerate(generator.loop.cache.read()):
                 mixer = spec.layers[i // 2].mixer
-                found = np.abs(state).max(axis=(0, 2)) if i % 2 else key_reach(state, mixer)
-                reach[i] = np.maximum(reach[i], found)
-    for i, found in enumerate(reach):
-        if not np.isfinite(found).all():
+                seen = np.abs(state).max(axis=(0, 2)) if i % 2 else key_absmax(state, mixer)
+                absmax[i] = np.maximum(absmax[i], seen)
+    for i, largest in enumerate(absmax):
+        if not np.isfinite(largest).all():
             raise BadCheckpoint(
                 f"the {'values' if i % 2 else 'keys'} of layer {i // 2} become infinite while the model reads a "
                 "text, so an int8 cache has no scale: the checkpoint is damaged or training diverged."
             )
-    scales = [_scale(found, per_channel=per_channel) for found in reach]
+    scales = [_scale(largest, per_channel=per_channel) for largest in absmax]
     return [CacheScales(key, value) for key, value in zip(scales[::2], scales[1::2], strict=True)]
 
 
-def key_reach(keys: NDArray[np.floating], mixer: Attention) -> Floats:
+def key_absmax(keys: NDArray[np.floating], mixer: Attention) -> Floats:
     """Return how large each channel of rotated ``keys`` [B, K, length, D] may become at any position, [K, D].
 
     Rotation turns pairs of channels (Su et al. 2021, RoFormer), some so slowly that a short text sees a part of
@@ -71,8 +71,8 @@ def key_reach(keys: NDArray[np.floating], mixer: Attention) -> Floats:
         long = max(1.0, rope.long_factor / rope.factor) if rope.long_inv_freq is not None else 1.0
         radius = long * np.hypot(x[..., first], x[..., second])
         x[..., first] = x[..., second] = radius
-    found: Floats = np.abs(x).max(axis=(0, 2))
-    return found
+    absmax: Floats = np.abs(x).max(axis=(0, 2))
+    return absmax
 
 
 def _pairs(rope: Rope) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -58,16 +58,16 @@ class LayerQuantizer:
             weight = self._equalize(product, schemes[0], inputs, floats, weight)
         known: Moments | Feedback | None = None
         if any(methods):
-            found = moments(inputs, floats)
-            if not np.isfinite(np.diagonal(found.second)).all():
+            seen = moments(inputs, floats)
+            if not np.isfinite(np.diagonal(seen.second)).all():
                 raise BadCheckpoint(
                     f"what {product.parameters[0]} is multiplied by becomes infinite while the model reads the "
                     "calibration text: the checkpoint is damaged or training diverged."
                 )
-            known = found
+            known = seen
             if any(m is not None and m.feeds_back for m in methods):
-                known = feedback(found, damping=self._settings.damping)
-            del found
+                known = feedback(seen, damping=self._settings.damping)
+            del seen
         done = []
         for start, stop, item in self._parts(product):
             rows = weight[start:stop]
@@ -137,8 +137,8 @@ class LayerQuantizer:
 
     def _ranges(self, rows: Floats, scheme: Scheme, importance: Floats) -> tuple[Floats, Floats]:
         with ThreadPoolExecutor(self._threads) as pool:
-            found = list(pool.map(lambda part: clipped_range(part, scheme, importance), _pieces(rows)))
-        return np.concatenate([s for s, _ in found]), np.concatenate([z for _, z in found])
+            ranges = list(pool.map(lambda part: clipped_range(part, scheme, importance), _pieces(rows)))
+        return np.concatenate([s for s, _ in ranges]), np.concatenate([z for _, z in ranges])
 
     # --- equalization ---------------------------------------------------------------------------------------
 

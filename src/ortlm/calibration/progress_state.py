@@ -37,10 +37,10 @@ class CalibrationProgress:
     def open(cls, folder: Path, fingerprint: str) -> CalibrationProgress:
         """Open ``folder``; what another calibration left there is removed."""
         state = cls(folder, fingerprint)
-        found = _read(folder / _STATE)
-        if found.get("fingerprint") == fingerprint and (folder / "weights.data").is_file():
-            state.done, state.resumed = int(found["done"]), True
-            state.complete = found.get("complete") is True
+        record = _read(folder / _STATE)
+        if record.get("fingerprint") == fingerprint and (folder / "weights.data").is_file():
+            state.done, state.resumed = int(record["done"]), True
+            state.complete = record.get("complete") is True
             if not state.complete:
                 _own(state.data)
         else:
@@ -69,10 +69,10 @@ class CalibrationProgress:
 
     def streams(self) -> list[list[Floats]]:
         """Return what ``finish`` was given last."""
-        with np.load(self.folder / f"layer-{self.done}.npz") as found:
-            count = 1 + max(int(name.split(".")[0]) for name in found.files)
+        with np.load(self.folder / f"layer-{self.done}.npz") as arrays:
+            count = 1 + max(int(name.split(".")[0]) for name in arrays.files)
             return [
-                [found[f"{i}.{j}"] for j in range(sum(n.startswith(f"{i}.") for n in found.files))]
+                [arrays[f"{i}.{j}"] for j in range(sum(n.startswith(f"{i}.") for n in arrays.files))]
                 for i in range(count)
             ]
 
@@ -107,9 +107,9 @@ class CalibrationProgress:
         (self.folder / _STATE).unlink()
 
     def _write(self, done: int) -> None:
-        found = {"fingerprint": self.fingerprint, "done": done, "complete": self.complete}
+        record = {"fingerprint": self.fingerprint, "done": done, "complete": self.complete}
         with _replacing(self.folder / _STATE) as path:
-            path.write_text(json.dumps(found), encoding="utf-8")
+            path.write_text(json.dumps(record), encoding="utf-8")
 
 
 def _own(path: Path) -> None:
@@ -132,7 +132,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}

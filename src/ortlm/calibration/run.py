@@ -85,10 +85,10 @@ def _head(plan: Plan) -> Quantized | None:
 
 
 def _write(state: CalibrationProgress, layout: Layout, results: Results) -> None:
-    for item, found in results.items():
-        if isinstance(found, Packed):
+    for item, result in results.items():
+        if isinstance(result, Packed):
             assert isinstance(item, Quantized)
-            write_packed(state.data, item, layout, found, 0)
+            write_packed(state.data, item, layout, result, 0)
         else:
             assert not isinstance(item, Quantized)
-            write_values(state.data, item, layout, found)
+            write_values(state.data, item, layout, result)

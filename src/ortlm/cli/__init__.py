@@ -14,7 +14,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from ortlm._utils.formatting import system_error
 from ortlm._version import __version__
@@ -22,6 +22,8 @@ from ortlm.cli import output
 from ortlm.cli.signals import interrupting
 from ortlm.errors import BadOption, Error, is_panic, nearest
 
+# What ``add_parser`` of a command takes.
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DONE, FAILED, USAGE_ERROR, ABOVE_THRESHOLD, INTERRUPTED = 0, 1, 2, 3, 130
 
 # command -> (module, what it does)

@@ -36,12 +36,12 @@ def run_batch(args: argparse.Namespace, settings: Settings) -> int:
     lm = load(args.model, threads=args.threads, **device_of(args))
     settings = with_model(settings, lm, args)
     # All at once, so that a prompt that cannot be used is told before hours of work.
-    prompts = [_encode(number, found, lm, args) for number, found in lines]
+    prompts = [_encode(number, value, lm, args) for number, value in lines]
     for at in range(0, len(prompts), size):
         group = prompts[at : at + size]
         if lm.vision_encoder is not None:
             # Features of many images would not fit into memory; of those that were forgotten they come again.
-            group = [_encode(number, found, lm, args) for number, found in lines[at : at + size]]
+            group = [_encode(number, value, lm, args) for number, value in lines[at : at + size]]
         for ids, made in zip(group, lm.generate_batch(group, settings=settings), strict=True):
             usage = {"prompt_tokens": len(ids), "completion_tokens": _count(made)}
             say(json.dumps({**answer(made, lm), "usage": usage}, ensure_ascii=False))
@@ -50,10 +50,10 @@ def run_batch(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _read(path: str) -> list[tuple[int, Any]]:
+def _read(path: str) -> list[tuple[int, str | list[Any]]]:
     """Return the prompts with their line numbers; empty lines are passed over."""
     text = read_stdin() if path == "-" else read_file(path, "--batch")
-    found = []
+    prompts = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -67,11 +67,13 @@ def _read(path: str) -> list[tuple[int, Any]]:
                 f"line {number} of --batch {path} must be a text or an object with prompt, such as "
                 f'{{"prompt": "Hello"}}; found {shown(prompt)}'
             )
-        found.append((number, prompt))
-    return found
+        prompts.append((number, prompt))
+    return prompts
 
 
-def _encode(number: int, prompt: Any, lm: LanguageModel, args: argparse.Namespace) -> Sequence[int]:
+def _encode(
+    number: int, prompt: str | list[Any], lm: LanguageModel, args: argparse.Namespace
+) -> Sequence[int]:
     """Return a prompt's token ids; a list is messages or token ids already."""
     try:
         given = prompt_of(prompt, args) if isinstance(prompt, str) else prompt

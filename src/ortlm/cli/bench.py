@@ -10,7 +10,7 @@ from typing import Any
 
 from ortlm._utils.formatting import readable_bytes, readable_count
 from ortlm._utils.limits import MOST_ROWS, MOST_THREADS
-from ortlm.cli import output
+from ortlm.cli import Subparsers, output
 from ortlm.cli.machine import add_device, device_of
 from ortlm.cli.output import say, tell
 from ortlm.cli.settings import check_count
@@ -29,7 +29,7 @@ docs/bench.md explains each figure.
 _PIPE_WIDTH = 160
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "bench",
@@ -96,17 +96,17 @@ def run(args: argparse.Namespace) -> int:
 
 def numbers(text: str, flag: str) -> tuple[int, ...]:
     """Return the numbers that "1,2,4" lists. Raises BadOption unless each is at least 1 and comes once."""
-    found = []
+    listed = []
     for part in text.split(","):
         word = part.strip()
         if not (word.isascii() and word.isdigit() and len(word) < 19) or int(word) < 1:
             raise BadOption(
                 f"{flag} takes numbers from 1 on, with commas between them, as 1,2,4; got {text!r}."
             )
-        found.append(int(word))
-    if len(set(found)) < len(found):
+        listed.append(int(word))
+    if len(set(listed)) < len(listed):
         raise BadOption(f"{flag} names a number twice; got {text!r}.")
-    return tuple(found)
+    return tuple(listed)
 
 
 def _show(report: Mapping[str, Any]) -> None:
@@ -172,8 +172,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _share(found: float | None) -> str:
-    return "unknown" if found is None else f"{found:.0%}"
+def _share(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.0%}"
 
 
 def _remarks(report: Mapping[str, Any]) -> list[str]:
@@ -206,6 +206,6 @@ def _remarks(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _spread(found: Mapping[str, float], unit: float, digits: int = 1) -> str:
-    median, low, high = (f"{found[key] / unit:.{digits}f}" for key in ("median", "min", "max"))
+def _spread(figures: Mapping[str, float], unit: float, digits: int = 1) -> str:
+    median, low, high = (f"{figures[key] / unit:.{digits}f}" for key in ("median", "min", "max"))
     return f"{median} ({low}-{high})"

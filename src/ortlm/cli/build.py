@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ortlm.cli import DONE, build_report, output
+from ortlm.cli import DONE, Subparsers, build_report, output
 from ortlm.cli.output import say, tell
 from ortlm.cli.progress import Bars, StatusLine
 from ortlm.cli.signals import interrupting
@@ -73,7 +73,7 @@ kept next to it: the same command resumes from there.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command to the command line."""
     parser = subparsers.add_parser(
         "build",

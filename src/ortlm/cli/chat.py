@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import Any
 
+from ortlm.cli import Subparsers
 from ortlm.cli.conversation import Talk
 from ortlm.cli.generate import add_images
 from ortlm.cli.machine import add_machine, device_of
@@ -25,7 +25,7 @@ answer, Ctrl-D leaves.
 '''
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "chat",

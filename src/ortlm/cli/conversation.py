@@ -14,7 +14,7 @@ from ortlm._utils.formatting import system_error
 from ortlm._utils.whole_files import write_whole
 from ortlm.cli.interrupt import stoppable
 from ortlm.cli.output import tell, write_generated
-from ortlm.cli.prompts import content_of
+from ortlm.cli.prompts import Content, content_of
 from ortlm.cli.report import summary
 from ortlm.cli.settings import read_limited
 from ortlm.errors import BadOption, ContextFull, Error, nearest
@@ -108,7 +108,7 @@ class Talk:
             tell(f"error: {system_error(error)}")
         return True
 
-    def answer(self, content: Any) -> bool:
+    def answer(self, content: Content) -> bool:
         """Answer one message; return False for a failure, which leaves the conversation as it was."""
         asked = [*self.messages, {"role": "user", "content": content}]
         pieces: list[str] = []
@@ -192,11 +192,12 @@ class Talk:
         if not self.answer(content):
             self.messages = before
 
-    def _last(self) -> Any:
+    def _last(self) -> Content:
         """Return the last message of the user. Raises BadOption if there is none."""
         for message in reversed(self.messages):
             if message["role"] == "user":
-                return message["content"]
+                content: Content = message["content"]
+                return content
         raise BadOption("there is no message yet.")
 
     def _before_last(self) -> Messages:
@@ -248,7 +249,7 @@ def _end_line() -> None:
     sys.stdout.flush()
 
 
-def _defaults() -> dict[str, Any]:
+def _defaults() -> dict[str, object]:
     """Return what /set may change, with the values of a program that was told nothing."""
     from ortlm.runtime.sampling.settings import Settings
 
@@ -257,13 +258,13 @@ def _defaults() -> dict[str, Any]:
     }
 
 
-def _value(name: str, text: str, default: Any) -> Any:
+def _value(name: str, text: str, default: object) -> object:
     """Return what ``text`` means for a setting: a number, a truth value or a text; ``default`` for none."""
     if text.lower() in ("none", "default"):
         return default
     if name == "adapter":
         return text
-    value: Any = text
+    value: object = text
     # A stop text may well be a number.
     if name not in ("stop", "bad_words") or text.startswith("["):
         try:
@@ -276,7 +277,7 @@ def _value(name: str, text: str, default: Any) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, tuple):
@@ -291,20 +292,20 @@ def _path(command: str, rest: str) -> Path:
     return Path(rest).expanduser()
 
 
-def _content(found: Any) -> Any:
+def _content(content: object) -> Content:
     """Return a message's content: a text, or a list of parts that are texts and images."""
-    if isinstance(found, list) and all(isinstance(part, dict) and "type" in part for part in found):
-        return found
-    return str(found or "")
+    if isinstance(content, list) and all(isinstance(part, dict) and "type" in part for part in content):
+        return content
+    return str(content or "")
 
 
 def _conversation(path: Path) -> Messages:
     """Return the conversation in ``path``. Raises BadOption if it holds none."""
     try:
-        found = loads(read_limited(path))
-        messages = [{"role": str(m["role"]), "content": _content(m["content"])} for m in found]
+        saved = loads(read_limited(path))
+        messages = [{"role": str(m["role"]), "content": _content(m["content"])} for m in saved]
     except (ValueError, KeyError, TypeError) as error:
         raise BadOption(f"{path} holds no conversation that /save wrote.") from error
-    if not isinstance(found, list):
+    if not isinstance(saved, list):
         raise BadOption(f"{path} holds no conversation that /save wrote.")
     return messages

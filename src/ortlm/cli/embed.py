@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
 
 from ortlm._utils.limits import MOST_ROWS
+from ortlm.cli import Subparsers
 from ortlm.cli.machine import add_machine, device_of
 from ortlm.cli.output import say
 from ortlm.cli.settings import check_count, read_file, read_stdin, refuse
@@ -22,7 +22,7 @@ The model must be built with --extra_options include_hidden_states=true.
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "embed",
@@ -63,8 +63,10 @@ def run(args: argparse.Namespace) -> int:
     lm = load(args.model, threads=args.threads, **device_of(args))
     for at in range(0, len(texts), args.batch_size):
         group = texts[at : at + args.batch_size]
-        found = lm.embed(group, pooling=args.pooling, normalize=not args.no_normalize, batch=args.batch_size)
-        for vector in found:
+        vectors = lm.embed(
+            group, pooling=args.pooling, normalize=not args.no_normalize, batch=args.batch_size
+        )
+        for vector in vectors:
             say(json.dumps(vector.tolist()))
     return 0
 

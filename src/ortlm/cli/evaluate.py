@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact import MANIFEST_FILE
-from ortlm.cli import ABOVE_THRESHOLD, DONE, output
+from ortlm.cli import ABOVE_THRESHOLD, DONE, Subparsers, output
 from ortlm.cli.machine import add_machine, device_of
 from ortlm.cli.progress import StatusLine
 from ortlm.cli.settings import check_count
@@ -34,7 +35,7 @@ exit codes: 0 done, 1 failed, 2 usage error, 3 above --max-kld, 130 interrupted
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "evaluate",
@@ -124,10 +125,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def gate(report: Report, limit: float | None) -> int:
     """Return the exit code for a limit of the mean KL divergence, and say if it is missed."""
-    found = report.statistics.kld.value
-    if limit is None or found <= limit:
+    kld = report.statistics.kld.value
+    if limit is None or kld <= limit:
         return DONE
-    output.tell(f"the mean KL divergence is {found:.6f}, above the limit of {limit:g}.")
+    output.tell(f"the mean KL divergence is {kld:.6f}, above the limit of {limit:g}.")
     return ABOVE_THRESHOLD
 
 
@@ -161,21 +162,21 @@ def _show(console: Console, report: Report) -> None:
         table = Table(title="Drift", title_justify="left", title_style="bold", box=None)
         for name in ("prompts", "number", "same answer", "agreement", "self-agreement", "shared prefix"):
             table.add_column(name, justify="left" if name == "prompts" else "right")
-        for name, found in [*data["drift"]["categories"].items(), ("all", data["drift"]["all"])]:
+        for name, change in [*data["drift"]["categories"].items(), ("all", data["drift"]["all"])]:
             table.add_row(
                 name,
-                str(found["prompts"]),
-                str(found["same_answer"]),
-                f"{found['agreement']:.1%}",
-                f"{found['self_agreement']:.1%}",
-                f"{found['same_prefix_share']:.1%}",
+                str(change["prompts"]),
+                str(change["same_answer"]),
+                f"{change['agreement']:.1%}",
+                f"{change['self_agreement']:.1%}",
+                f"{change['same_prefix_share']:.1%}",
             )
         console.print(table)
     if data["speed"] is not None:
         _show_speed(console, data["speed"])
 
 
-def _show_speed(console: Console, speed: Any) -> None:
+def _show_speed(console: Console, speed: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     from ortlm._utils.formatting import readable_bytes
@@ -184,15 +185,15 @@ def _show_speed(console: Console, speed: Any) -> None:
     for name in ("", "prefill, tokens/s", "first token, ms", "decode, tokens/s", "load, s", "memory"):
         table.add_column(name, justify="right" if name else "left")
     for name in ("artifact", "reference"):
-        found = speed[name]
-        if found is not None:
-            memory = found["resident_bytes"]
+        figures = speed[name]
+        if figures is not None:
+            memory = figures["resident_bytes"]
             table.add_row(
                 name,
-                f"{found['prefill_tokens_per_second']:,.1f}",
-                f"{1e3 * found['first_token_seconds']:,.1f}",
-                f"{found['decode_tokens_per_second']:,.1f}",
-                f"{found['load_seconds']:.2f}",
+                f"{figures['prefill_tokens_per_second']:,.1f}",
+                f"{1e3 * figures['first_token_seconds']:,.1f}",
+                f"{figures['decode_tokens_per_second']:,.1f}",
+                f"{figures['load_seconds']:.2f}",
                 readable_bytes(memory) if memory else "unknown",
             )
     console.print(table)

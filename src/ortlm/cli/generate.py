@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ortlm.cli import Subparsers
 from ortlm.cli.interrupt import stoppable
 from ortlm.cli.machine import add_machine, device_of
 from ortlm.cli.output import say, tell, write_generated
@@ -37,7 +38,7 @@ exit codes: 0 done, 1 failed, 2 usage error, 130 interrupted
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "generate",
@@ -88,7 +89,7 @@ def add_parser(subparsers: Any) -> None:
     add_machine(parser)
 
 
-def add_images(group: Any) -> None:
+def add_images(group: argparse._ActionsContainer) -> None:
     """Add the option for the number of crops per image."""
     group.add_argument(
         "--num-crops",

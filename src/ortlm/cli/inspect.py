@@ -11,6 +11,7 @@ from typing import Any
 
 from ortlm._utils.checked_json import Field, integer, is_integer, number, text
 from ortlm._utils.formatting import readable_bytes, readable_count
+from ortlm.cli import Subparsers
 from ortlm.cli.output import console, say
 
 _text = text(longest=100_000)
@@ -29,7 +30,7 @@ examples:
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "inspect",
@@ -44,13 +45,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show."""
-    found = describe(args.model)
+    facts = describe(args.model)
     if args.json:
-        say(json.dumps(found, ensure_ascii=False, indent=1))
+        say(json.dumps(facts, ensure_ascii=False, indent=1))
     elif sys.stdout.isatty():
-        _show_table(found)
+        _show_table(facts)
     else:
-        for key, value in _rows(found):
+        for key, value in _rows(facts):
             say(f"{key}: {value}".replace("\n", "; "))
     return 0
 
@@ -115,10 +116,10 @@ def _of_known_kinds(info: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in info.items() if key in _INFO and _INFO[key].good(value)}
 
 
-def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield name and text of what people want to know first; ``--json`` has everything."""
-    info = _of_known_kinds(found["info"])
-    yield "path", str(found["path"])
+    info = _of_known_kinds(facts["info"])
+    yield "path", str(facts["path"])
     if info.get("model_type"):
         layers = f", {info['layers']} layers" if "layers" in info else ""
         count = f", {readable_count(info['parameters'])} parameters" if "parameters" in info else ""
@@ -134,24 +135,24 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "bits per weight", f"{info['bits_per_weight']:.2f}"
     if "checkpoint_bytes" in info:
         before = info["checkpoint_bytes"]
-        share = f"{found['total_bytes'] / before:.0%} of the checkpoint's {readable_bytes(before)}"
-        yield "size", f"{readable_bytes(found['total_bytes'])}, {share}"
+        share = f"{facts['total_bytes'] / before:.0%} of the checkpoint's {readable_bytes(before)}"
+        yield "size", f"{readable_bytes(facts['total_bytes'])}, {share}"
     else:
-        yield "size", readable_bytes(found["total_bytes"])
-    switch = found["rope_switch_tokens"]
+        yield "size", readable_bytes(facts["total_bytes"])
+    switch = facts["rope_switch_tokens"]
     switched = f", longrope short/long switch after {switch:,}" if switch else ""
-    yield "context", f"{found['context_tokens']:,} tokens{switched}"
+    yield "context", f"{facts['context_tokens']:,} tokens{switched}"
     bounded = "".join(
         f"; {graph['window_states']} of {graph['states']} tensors keep little more than the last "
         f"{graph['window_tokens']:,} tokens"
-        for graph in found["graphs"].values()
+        for graph in facts["graphs"].values()
         if graph["window_states"]
     )
-    yield "KV cache", f"{readable_bytes(found['cache_bytes_per_token'])} per token{bounded}"
-    yield "vocabulary", f"{found['vocab_size']:,} tokens; stop tokens {found['stop_token_ids']}"
-    if found["generation"]:
-        yield "defaults", ", ".join(f"{key} {value}" for key, value in found["generation"].items())
-    for name, graph in found["graphs"].items():
+    yield "KV cache", f"{readable_bytes(facts['cache_bytes_per_token'])} per token{bounded}"
+    yield "vocabulary", f"{facts['vocab_size']:,} tokens; stop tokens {facts['stop_token_ids']}"
+    if facts["generation"]:
+        yield "defaults", ", ".join(f"{key} {value}" for key, value in facts["generation"].items())
+    for name, graph in facts["graphs"].items():
         names = ", ".join([*graph["inputs"], *(f"[{name}]" for name in graph["optional_inputs"])])
         since = f", ONNX Runtime {graph['onnxruntime']} and later" if graph["onnxruntime"] else ""
         yield f"{name} graph", f"{graph['file']}: {names}, {graph['states']} cache tensors{since}"
@@ -161,25 +162,25 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 f"ONNX Runtime {variant['onnxruntime']} and later with {' or '.join(variant['providers'])}"
             )
             yield f"{name} variant", f"{variant['file']}: {more}, {where}"
-    for name, file in found["adapters"].items():
+    for name, file in facts["adapters"].items():
         yield f"adapter {name}", file
     if info.get("merged_adapter"):
         yield "merged adapter", str(info["merged_adapter"])
     if "source" in info:
         revision = f" at {info['revision']}" if info.get("revision") else ""
         yield "built from", f"{info['source']}{revision}, by {info.get('built_with', 'an unknown builder')}"
-    for name, size in found["file_bytes"].items():
+    for name, size in facts["file_bytes"].items():
         yield f"  {name}", readable_bytes(size)
 
 
-def _show_table(found: Mapping[str, Any]) -> None:
+def _show_table(facts: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for key, value in _rows(found):
+    for key, value in _rows(facts):
         # Text, so that brackets in a value are not taken for markup.
         table.add_row(key, Text(value))
     console().print(table)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from ortlm._utils.formatting import printable
 
@@ -50,8 +50,19 @@ def write_generated(text: str) -> None:
     sys.stdout.flush()
 
 
-def console(*, stderr: bool = False, **options: Any) -> Console:
-    """Return a console of rich whose texts hold no control characters but rich's own, and no markup."""
+def console(
+    *,
+    stderr: bool = False,
+    quiet: bool = False,
+    width: int | None = None,
+    file: IO[str] | None = None,
+    force_terminal: bool | None = None,
+) -> Console:
+    """Return a console of rich whose texts hold no control characters but rich's own, and no markup.
+
+    It is ``width`` columns wide, by default as wide as the terminal. It writes to ``file``, by default stdout or
+    stderr, which ``force_terminal`` takes for a terminal.
+    """
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
@@ -67,7 +78,15 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
                 else:
                     yield Segment(printable(segment.text), segment.style)
 
-    return Printable(stderr=stderr, markup=False, emoji=False, **options)
+    return Printable(
+        stderr=stderr,
+        quiet=quiet,
+        width=width,
+        file=file,
+        force_terminal=force_terminal,
+        markup=False,
+        emoji=False,
+    )
 
 
 class _Formatter(logging.Formatter):

@@ -10,6 +10,9 @@ from typing import Any
 from ortlm.cli.settings import read_file, read_stdin
 from ortlm.errors import BadOption
 
+# What a message says: a text, or parts that are texts and images.
+Content = str | list[dict[str, Any]]
+
 
 def read_prompt(args: argparse.Namespace) -> str:
     """Return the prompt that was given, that stands in a file, or in stdin."""
@@ -32,7 +35,7 @@ def prompt_of(text: str, args: argparse.Namespace) -> str | list[dict[str, Any]]
     return [*head, {"role": "user", "content": content_of(text, args.image if shown else ())}]
 
 
-def content_of(text: str, images: Sequence[str] | None) -> Any:
+def content_of(text: str, images: Sequence[str] | None) -> Content:
     """Return a message's content: ``text``, behind ``images`` if there are some."""
     if not images:
         return text

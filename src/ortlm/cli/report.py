@@ -45,16 +45,16 @@ def as_json(made: Generation, lm: LanguageModel) -> dict[str, Any]:
 
 def answer(made: Generation, lm: LanguageModel) -> dict[str, Any]:
     """Return an answer with its alternatives; keys of what was not asked for are left out."""
-    found: dict[str, Any] = {"text": made.text, "tokens": made.token_ids, "finish_reason": made.finish_reason}
+    data: dict[str, Any] = {"text": made.text, "tokens": made.token_ids, "finish_reason": made.finish_reason}
     if made.score is not None:
-        found["score"] = made.score
+        data["score"] = made.score
     if made.logprobs:
-        found["logprobs"] = [_entry(entry, lm) for entry in made.logprobs]
+        data["logprobs"] = [_entry(entry, lm) for entry in made.logprobs]
     if made.prompt_logprobs:
-        found["prompt_logprobs"] = [_entry(entry, lm) for entry in made.prompt_logprobs]
+        data["prompt_logprobs"] = [_entry(entry, lm) for entry in made.prompt_logprobs]
     if made.alternatives:
-        found["alternatives"] = [answer(other, lm) for other in made.alternatives]
-    return found
+        data["alternatives"] = [answer(other, lm) for other in made.alternatives]
+    return data
 
 
 def show(made: Generation, lm: LanguageModel) -> None:

@@ -149,7 +149,7 @@ def add_settings(parser: argparse.ArgumentParser, *, answers: bool = True) -> No
             report.add_argument(name, type=_count, nargs="?", const=0, metavar="N", help=text)
 
 
-def _add(group: Any, flags: _Flags) -> None:
+def _add(group: argparse._ActionsContainer, flags: _Flags) -> None:
     for names, field, kind, placeholder, what in flags:
         group.add_argument(*names.split(), dest=field, type=kind, metavar=placeholder, help=what)
 
@@ -282,8 +282,8 @@ def _in_flags(message: str) -> str:
     """Return an error of Settings with flags in place of fields."""
     names = "|".join(sorted(_SPELLED, key=len, reverse=True))
 
-    def flag(found: re.Match[str]) -> str:
-        return _SPELLED[found[1]] + (" …" if found[2] else "")
+    def flag(match: re.Match[str]) -> str:
+        return _SPELLED[match[1]] + (" …" if match[2] else "")
 
     return re.sub(rf"\b({names})\b(=…)?", flag, message)
 

@@ -66,13 +66,13 @@ def read_text(path: str | Path | None) -> Text:
         return Text("ortlm's own corpus", tuple(TEXTS.items()))
     try:
         with Path(path).open(encoding="utf-8") as stream:
-            found = stream.read(_MOST_CHARACTERS + 1)
+            content = stream.read(_MOST_CHARACTERS + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"it is no UTF-8 text: {error}"
         raise BadOption(f"--text {path} cannot be read: {reason}.") from error
-    if len(found) > _MOST_CHARACTERS:
+    if len(content) > _MOST_CHARACTERS:
         raise BadOption(f"--text {path} has more than {_MOST_CHARACTERS:,} characters. Give a part of it.")
-    return Text(Path(path).name, (("text", found),))
+    return Text(Path(path).name, (("text", content),))
 
 
 def chunk_size(wanted: int | None, context: int) -> int:
@@ -95,9 +95,9 @@ def make_chunks(text: Text, tokenizer: Tokenizer, *, size: int, tokens: int | No
     ids: list[int] = []
     kinds: list[int] = []
     for number, (_, part) in enumerate(text.parts):
-        found = tokenizer.encode(part, add_special_tokens=False)
-        ids += found
-        kinds += [number] * len(found)
+        part_ids = tokenizer.encode(part, add_special_tokens=False)
+        ids += part_ids
+        kinds += [number] * len(part_ids)
     body = size - len(prefix)
     usable = min(len(ids), len(ids) if tokens is None else tokens)
     count = usable // body

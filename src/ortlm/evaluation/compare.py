@@ -86,8 +86,7 @@ def score(logits: Floats, base_logits: Floats, targets: Tokens) -> Scores:
     The KL divergence is that of the model from the reference: Σ p ln(p/q) over the vocabulary, p the reference's.
     """
     count, vocab = logits.shape
-    found = [np.empty(count), np.empty(count), np.empty(count)]
-    nll, base_nll, kld = found
+    nll, base_nll, kld = (np.empty(count) for _ in range(3))
     step = max(1, _BLOCK_NUMBERS // vocab)
     for low in range(0, count, step):
         rows = slice(low, low + step)

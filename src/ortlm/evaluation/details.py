@@ -69,18 +69,18 @@ def text(read: Text, chunks: Chunks) -> dict[str, Any]:
     }
 
 
-def kinds(read: Text, found: Comparison) -> list[dict[str, Any]]:
+def kinds(read: Text, comparison: Comparison) -> list[dict[str, Any]]:
     """Return mean KL divergence and share of same tops (percent) for each part of the text."""
     rows = []
     for number, (kind, _) in enumerate(read.parts):
-        own = found.kinds == number
+        own = comparison.kinds == number
         if own.any():
             rows.append(
                 {
                     "kind": kind,
                     "tokens": int(own.sum()),
-                    "kld": mean(found.scores.kld[own]).to_dict(),
-                    "same_top": 100 * float(found.scores.same_top[own].mean()),
+                    "kld": mean(comparison.scores.kld[own]).to_dict(),
+                    "same_top": 100 * float(comparison.scores.same_top[own].mean()),
                 }
             )
     return rows
@@ -97,11 +97,11 @@ def histogram(kld: Doubles) -> dict[str, Any]:
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def worst(found: Comparison, chunks: Chunks, tokenizer: Tokenizer, read: Text) -> list[dict[str, Any]]:
+def worst(comparison: Comparison, chunks: Chunks, tokenizer: Tokenizer, read: Text) -> list[dict[str, Any]]:
     """Return the tokens of which the models differ most, with what stood before and what both would say."""
     return [
         {"rank": rank, **_place(place, chunks, tokenizer, read)}
-        for rank, place in enumerate(found.worst, start=1)
+        for rank, place in enumerate(comparison.worst, start=1)
     ]
 
 
@@ -146,17 +146,17 @@ def frontier(artifact: Artifact, size: int, kld: float) -> list[dict[str, Any]]:
 
 def notes(*, one_by_one: bool, ours: bool) -> list[str]:
     """Return what a reader must know in addition to the figures."""
-    found = [
+    texts = [
         "Standard errors treat tokens as independent. Neighbors are not quite, so true errors are larger."
     ]
     if one_by_one:
-        found.append(
+        texts.append(
             "The graph gives the logits of the last token only, so the artifact was fed token by token: the "
             "figures are those of decode, not of prefill."
         )
     if not ours:
-        found.append("Another tool built this artifact; its own files were left as they are.")
-    return found
+        texts.append("Another tool built this artifact; its own files were left as they are.")
+    return texts
 
 
 def environment(threads: int | None) -> dict[str, Any]:
@@ -193,5 +193,5 @@ def _processor() -> str | None:
     return platform.processor() or None
 
 
-def _is_number(found: object) -> bool:
-    return isinstance(found, int | float) and not isinstance(found, bool) and finite(found) is not None
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and finite(value) is not None

@@ -140,7 +140,7 @@ def summarize(answers: Sequence[ComparedAnswer], lm: LanguageModel) -> dict[str,
 
 def _category(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
     parted = sorted(answer["first_divergent_token"] for answer in own if answer["diverged"])
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "prompts": len(own),
         "same_answer": sum(not answer["diverged"] for answer in own),
         "first_divergent_token": parted[len(parted) // 2] if parted else None,
@@ -155,17 +155,17 @@ def _category(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in ("valid", "language"):
         pairs = [answer[name] for answer in own if answer[name] is not None]
         if pairs:
-            found[name] = _pairs(pairs)
-    return found
+            figures[name] = _pairs(pairs)
+    return figures
 
 
-def _pairs(found: Sequence[Sequence[bool]]) -> dict[str, int]:
+def _pairs(pairs: Sequence[Sequence[bool]]) -> dict[str, int]:
     """Return how often something holds for both models, for one of them only, and for none."""
     return {
-        "both": sum(a and b for a, b in found),
-        "model_only": sum(a and not b for a, b in found),
-        "base_only": sum(b and not a for a, b in found),
-        "neither": sum(not a and not b for a, b in found),
+        "both": sum(a and b for a, b in pairs),
+        "model_only": sum(a and not b for a, b in pairs),
+        "base_only": sum(b and not a for a, b in pairs),
+        "neither": sum(not a and not b for a, b in pairs),
     }
 
 
@@ -211,8 +211,8 @@ def _most_likely(logits: Floats, unknown: Tokens) -> Tokens:
     """Return what greedy decoding would choose after each row of ``logits``: never an id without a token."""
     known = logits.copy()
     known[:, unknown] = -np.inf
-    found: Tokens = known.argmax(axis=1)
-    return found
+    tokens: Tokens = known.argmax(axis=1)
+    return tokens
 
 
 def _read_again(model: Source, answers: Sequence[ComparedAnswer], unknown: Tokens) -> None:
@@ -227,8 +227,8 @@ def _read_again(model: Source, answers: Sequence[ComparedAnswer], unknown: Token
 def opening(logits: Floats, tokens: Sequence[int]) -> float:
     """Return ln of the probability that ``logits`` [N, V] give to the first of ``tokens`` [N]."""
     wanted = list(tokens[:_OPENING])
-    found = log_softmax(logits[: len(wanted)])
-    return float(found[np.arange(len(wanted)), wanted].sum())
+    logs = log_softmax(logits[: len(wanted)])
+    return float(logs[np.arange(len(wanted)), wanted].sum())
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -82,15 +82,19 @@ def page(data: Mapping[str, Any]) -> str:
 
 
 def _head(data: Mapping[str, Any]) -> str:
-    made, base, text, found = data["artifact"], data["reference"], data["text"], data["statistics"]
+    made, base, text, statistics = data["artifact"], data["reference"], data["text"], data["statistics"]
     built = ", ".join(str(made[key]) for key in ("precision", "target", "recipe") if made.get(key))
-    percent = found["kld_percentiles"]
+    percent = statistics["kld_percentiles"]
     figures = [
-        ("mean KL divergence (nats)", _value(found["kld"], 5), f"± {_error(found['kld'], 5)}"),
+        ("mean KL divergence (nats)", _value(statistics["kld"], 5), f"± {_error(statistics['kld'], 5)}"),
         ("median KL divergence", f"{percent['median']:.5f}", f"p99: {percent['p99']:.4f}"),
-        ("top-1 agreement", f"{found['same_top']['value']:.2f} %", f"± {_error(found['same_top'], 2)}"),
-        ("perplexity ratio", _value(found["ppl_ratio"], 4), f"± {_error(found['ppl_ratio'], 4)}"),
-        ("RMS Δp", f"{_value(found['delta_p_rms'], 2)} %", f"± {_error(found['delta_p_rms'], 2)}"),
+        (
+            "top-1 agreement",
+            f"{statistics['same_top']['value']:.2f} %",
+            f"± {_error(statistics['same_top'], 2)}",
+        ),
+        ("perplexity ratio", _value(statistics["ppl_ratio"], 4), f"± {_error(statistics['ppl_ratio'], 4)}"),
+        ("RMS Δp", f"{_value(statistics['delta_p_rms'], 2)} %", f"± {_error(statistics['delta_p_rms'], 2)}"),
         ("size", readable_bytes(made["bytes"]), _size_next_to(made, base)),
     ]
     cards = "".join(
@@ -107,9 +111,9 @@ def _head(data: Mapping[str, Any]) -> str:
 
 
 def _distribution(data: Mapping[str, Any]) -> str:
-    found = data["statistics"]
-    percent = found["kld_percentiles"]
-    marks = {"mean": found["kld"]["value"], "median": percent["median"]}
+    figures = data["statistics"]
+    percent = figures["kld_percentiles"]
+    marks = {"mean": figures["kld"]["value"], "median": percent["median"]}
     names = {"maximum": "max", "minimum": "min", "median": "50"}
     points = [(names.get(key, key.removeprefix("p")), value) for key, value in reversed(percent.items())]
     drawn = [
@@ -131,21 +135,21 @@ def _distribution(data: Mapping[str, Any]) -> str:
 
 
 def _statistics(data: Mapping[str, Any]) -> str:
-    found = data["statistics"]
+    figures = data["statistics"]
     perplexity = [
-        ("Mean PPL(Q)", found["ppl"]),
-        ("Mean PPL(base)", found["base_ppl"]),
-        ("Cor(ln(PPL(Q)), ln(PPL(base)))", found["correlation"]),
-        ("Mean ln(PPL(Q)/PPL(base))", found["ln_ppl_ratio"]),
-        ("Mean PPL(Q)/PPL(base)", found["ppl_ratio"]),
-        ("Mean PPL(Q)-PPL(base)", found["ppl_difference"]),
+        ("Mean PPL(Q)", figures["ppl"]),
+        ("Mean PPL(base)", figures["base_ppl"]),
+        ("Cor(ln(PPL(Q)), ln(PPL(base)))", figures["correlation"]),
+        ("Mean ln(PPL(Q)/PPL(base))", figures["ln_ppl_ratio"]),
+        ("Mean PPL(Q)/PPL(base)", figures["ppl_ratio"]),
+        ("Mean PPL(Q)-PPL(base)", figures["ppl_difference"]),
     ]
-    kld = [("Mean KLD", found["kld"]), *_percentiles(found["kld_percentiles"], "KLD")]
+    kld = [("Mean KLD", figures["kld"]), *_percentiles(figures["kld_percentiles"], "KLD")]
     delta = [
-        ("Mean Δp", found["delta_p"]),
-        *_percentiles(found["delta_p_percentiles"], "Δp"),
-        ("RMS Δp", found["delta_p_rms"]),
-        ("Same top p", found["same_top"]),
+        ("Mean Δp", figures["delta_p"]),
+        *_percentiles(figures["delta_p_percentiles"], "Δp"),
+        ("RMS Δp", figures["delta_p_rms"]),
+        ("Same top p", figures["same_top"]),
     ]
     tables = [
         ("Perplexity", _figures(perplexity, 4)),
@@ -199,10 +203,10 @@ def _speed(speed: Mapping[str, Any] | None) -> str:
     if speed is None:
         return ""
     measured = [("artifact", speed["artifact"]), ("reference", speed.get("reference"))]
-    columns = [(name, found) for name, found in measured if found]
+    columns = [(name, entry) for name, entry in measured if entry]
 
-    def row(name: str, show: Any) -> tuple[str, ...]:
-        return (name, *(show(found) for _, found in columns))
+    def row(name: str, show: Callable[[Mapping[str, Any]], str]) -> tuple[str, ...]:
+        return (name, *(show(entry) for _, entry in columns))
 
     rows = [
         row("prefill, tokens/s", lambda f: f"{f['prefill_tokens_per_second']:,.1f}"),
@@ -222,22 +226,22 @@ def _drift(drift: Mapping[str, Any] | None) -> str:
     if drift is None:
         return ""
     rows = []
-    for name, found in [*drift["categories"].items(), ("all", drift["all"])]:
-        parted = found["first_divergent_token"]
+    for name, change in [*drift["categories"].items(), ("all", drift["all"])]:
+        parted = change["first_divergent_token"]
         rows.append(
             (
                 name,
-                str(found["prompts"]),
-                str(found["same_answer"]),
-                f"{100 * found['agreement']:.1f}",
-                f"{100 * found['self_agreement']:.1f}",
+                str(change["prompts"]),
+                str(change["same_answer"]),
+                f"{100 * change['agreement']:.1f}",
+                f"{100 * change['self_agreement']:.1f}",
                 "" if parted is None else str(parted),
-                f"{100 * found['same_prefix_share']:.0f}",
-                f"{found['opening_ln_ratio']:.3f}",
-                f"{100 * found['repetition']:.0f} / {100 * found['base_repetition']:.0f}",
-                _counts(found["refusal"]),
-                _counts(found.get("valid")),
-                _counts(found.get("language")),
+                f"{100 * change['same_prefix_share']:.0f}",
+                f"{change['opening_ln_ratio']:.3f}",
+                f"{100 * change['repetition']:.0f} / {100 * change['base_repetition']:.0f}",
+                _counts(change["refusal"]),
+                _counts(change.get("valid")),
+                _counts(change.get("language")),
             )
         )
     titles = [
@@ -346,19 +350,19 @@ def _table(
     return f"<table>{f'<tr>{head}</tr>' if any(titles) else ''}{body}</table>"
 
 
-def _figures(rows: Sequence[tuple[str, Any]], digits: int) -> str:
+def _figures(rows: Sequence[tuple[str, Mapping[str, Any] | float | None]], digits: int) -> str:
     """Return a table of figures: value and standard error, or a value alone."""
     out = []
-    for name, found in rows:
-        if isinstance(found, Mapping):
-            out.append((name, _value(found, digits), f"± {_error(found, digits)}"))
+    for name, figure in rows:
+        if isinstance(figure, Mapping):
+            out.append((name, _value(figure, digits), f"± {_error(figure, digits)}"))
         else:
-            out.append((name, _NONE if found is None else f"{found:.{digits}f}", ""))
+            out.append((name, _NONE if figure is None else f"{figure:.{digits}f}", ""))
     return _table(["", "", ""], out)
 
 
-def _percentiles(found: Mapping[str, float], what: str) -> list[tuple[str, float]]:
-    return [(f"{percentile_name(key)} {what}", value) for key, value in found.items()]
+def _percentiles(levels: Mapping[str, float], what: str) -> list[tuple[str, float]]:
+    return [(f"{percentile_name(key)} {what}", value) for key, value in levels.items()]
 
 
 def _value(figure: Mapping[str, Any], digits: int) -> str:
@@ -381,10 +385,10 @@ def _pair(figure: Mapping[str, Any], digits: int) -> str:
     return f"{_value(figure, digits)} ± {_error(figure, digits)}"
 
 
-def _counts(found: Mapping[str, int] | None) -> str:
-    if found is None:
+def _counts(counts: Mapping[str, int] | None) -> str:
+    if counts is None:
         return ""
-    return " / ".join(str(found[key]) for key in ("both", "model_only", "base_only", "neither"))
+    return " / ".join(str(counts[key]) for key in ("both", "model_only", "base_only", "neither"))
 
 
 def _visible(token: str) -> str:

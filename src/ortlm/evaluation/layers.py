@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +13,7 @@ from ortlm.artifact import Artifact, graph_named
 from ortlm.dtypes import Array, Floats
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.layerwise.types import Observe
-from ortlm.runtime.engine.backend import DeviceTensor, Memory, TensorInfo
+from ortlm.runtime.engine.backend import Binding, DeviceTensor, Memory, TensorInfo
 from ortlm.runtime.engine.decode_loop import CHUNK_TOKENS, Loop
 from ortlm.runtime.engine.devices import CPU, Device
 from ortlm.runtime.engine.session import OrtBinding, Session
@@ -44,9 +43,9 @@ class LayerNoise:
         """Compare the model's ``states`` [S, H] with the reference's, which are forgotten then."""
         wanted = self._reference.pop((layer, chunk), None)
         if wanted is None or wanted.shape != states.shape:
-            found = "none" if wanted is None else f"states of shape {wanted.shape}"
+            other = "none" if wanted is None else f"states of shape {wanted.shape}"
             raise BadOption(
-                f"the artifact has states of shape {states.shape} in layer {layer}, and the reference {found}: "
+                f"the artifact has states of shape {states.shape} in layer {layer}, and the reference {other}: "
                 "these are different models. Leave --layers out, or give the one that it was built from."
             )
         exact = wanted.astype(np.float64)
@@ -88,9 +87,9 @@ def observe_artifact(
     )
     for number, ids in enumerate(chunks):
         loop.start()
-        tapped.found = [[] for _ in names]
+        tapped.kept = [[] for _ in names]
         loop.append([list(ids)], keep=len(ids))
-        for layer, parts in enumerate(tapped.found):
+        for layer, parts in enumerate(tapped.kept):
             observe(layer, number, np.concatenate(parts, axis=1)[0])
 
 
@@ -139,11 +138,11 @@ def _unscaled(value: ir.Value) -> ir.Value:
 
 
 class _Tapped:
-    """A session whose every run also keeps the outputs ``names``, in ``found``."""
+    """A session whose every run also keeps the outputs ``names``, in ``kept``."""
 
     def __init__(self, session: Session, names: Sequence[str]) -> None:
         self._session, self._names = session, names
-        self.found: list[list[Floats]] = [[] for _ in names]
+        self.kept: list[list[Floats]] = [[] for _ in names]
 
     @property
     def inputs(self) -> Mapping[str, TensorInfo]:
@@ -163,11 +162,11 @@ class _Tapped:
     def binding(self) -> OrtBinding:
         return self._session.binding()
 
-    def run(self, binding: Any, *, brief: bool = False) -> None:
+    def run(self, binding: Binding, *, brief: bool = False) -> None:
         for name in self._names:
             # New memory for every run: pieces of a text differ in length.
             binding.output(name, None, to_host=True)
         self._session.run(binding, brief=brief)
-        for name, found in zip(self._names, self.found, strict=True):
+        for name, kept in zip(self._names, self.kept, strict=True):
             # The next run may write to the same memory.
-            found.append(np.array(binding.result(name).numpy(), np.float32))
+            kept.append(np.array(binding.result(name).numpy(), np.float32))

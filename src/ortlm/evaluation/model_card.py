@@ -26,18 +26,18 @@ def with_section(card: str, section: str) -> str:
 
 def quality_section(data: Mapping[str, Any]) -> str:
     """Return the section's Markdown for a report's ``data``."""
-    found, text = data["statistics"], data["text"]
-    kld, percent = found["kld"], found["kld_percentiles"]
+    figures, text = data["statistics"], data["text"]
+    kld, percent = figures["kld"], figures["kld_percentiles"]
     rows = [
         ("Mean KL divergence", f"{_number(kld, 5)} nats"),
         (
             "Median, 99th percentile, maximum",
             ", ".join(f"{percent[key]:.5f}" for key in ("median", "p99", "maximum")),
         ),
-        ("Top-1 agreement", f"{_number(found['same_top'], 2)} %"),
-        ("RMS Δp", f"{_number(found['delta_p_rms'], 2)} %"),
-        ("Perplexity", f"{_number(found['ppl'], 3)} (reference: {_number(found['base_ppl'], 3)})"),
-        ("Perplexity ratio", _number(found["ppl_ratio"], 4)),
+        ("Top-1 agreement", f"{_number(figures['same_top'], 2)} %"),
+        ("RMS Δp", f"{_number(figures['delta_p_rms'], 2)} %"),
+        ("Perplexity", f"{_number(figures['ppl'], 3)} (reference: {_number(figures['base_ppl'], 3)})"),
+        ("Perplexity ratio", _number(figures["ppl_ratio"], 4)),
     ]
     speed = (data.get("speed") or {}).get("artifact")
     if speed:
@@ -54,7 +54,7 @@ def quality_section(data: Mapping[str, Any]) -> str:
     return f"""\
 ## Quality
 
-Compared with `{data["reference"]["name"]}` on {found["scored_tokens"]:,} tokens of {text["name"]}, in chunks of
+Compared with `{data["reference"]["name"]}` on {figures["scored_tokens"]:,} tokens of {text["name"]}, in chunks of
 {text["chunk_tokens"]} whose second half is scored; ± is one standard error.
 
 | | |

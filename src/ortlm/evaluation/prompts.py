@@ -52,10 +52,10 @@ def _json_with(*keys: str) -> Check:
     def check(answer: str) -> bool:
         text = re.sub(r"^```(?:json)?\s*|\s*```$", "", answer.strip())
         try:
-            found = json.loads(text)
+            value = json.loads(text)
         except ValueError:
             return False
-        return isinstance(found, dict) and set(keys) <= set(found)
+        return isinstance(value, dict) and set(keys) <= set(value)
 
     return check
 

@@ -66,9 +66,9 @@ def quick_check(
             source.logits(number)
     else:
         reference.open(chunks.tokens)
-        found = statistics(compare(source, reference, chunks).scores)
+        figures = statistics(compare(source, reference, chunks).scores)
         if source.finite:
-            kld, same_top = found.kld.value, found.same_top.value
+            kld, same_top = figures.kld.value, figures.same_top.value
     made = ""
     if source.finite:
         made = lm.generate(prompt, max_new_tokens=new_tokens, temperature=0, reuse_cache=False).text
@@ -100,8 +100,8 @@ class _Watched:
         self.inner.open(chunks, observe)
 
     def logits(self, chunk: int) -> Floats:
-        found = self.inner.logits(chunk)
-        if np.isfinite(found).all():
-            return found
+        logits = self.inner.logits(chunk)
+        if np.isfinite(logits).all():
+            return logits
         self.finite = False
-        return np.nan_to_num(found, posinf=0.0, neginf=0.0)
+        return np.nan_to_num(logits, posinf=0.0, neginf=0.0)

@@ -40,7 +40,7 @@ class Report:
 
     def headline(self) -> dict[str, Any]:
         """Return the few figures that go into ``ortlm.json`` and the model card."""
-        data, found = self.data, self.statistics.to_dict()
+        data, figures = self.data, self.statistics.to_dict()
         return {
             "schema": SCHEMA,
             "created": data["created"],
@@ -48,20 +48,20 @@ class Report:
             "text": data["text"]["name"],
             "text_sha256": data["text"]["sha256"],
             "chunk_tokens": data["text"]["chunk_tokens"],
-            "scored_tokens": found["scored_tokens"],
-            "mean_kld": found["kld"]["value"],
-            "mean_kld_standard_error": found["kld"]["standard_error"],
-            "median_kld": found["kld_percentiles"]["median"],
-            "p99_kld": found["kld_percentiles"]["p99"],
-            "maximum_kld": found["kld_percentiles"]["maximum"],
-            "same_top_percent": found["same_top"]["value"],
-            "same_top_percent_standard_error": found["same_top"]["standard_error"],
-            "delta_p_rms_percent": found["delta_p_rms"]["value"],
-            "delta_p_rms_percent_standard_error": found["delta_p_rms"]["standard_error"],
-            "ppl": found["ppl"]["value"],
-            "base_ppl": found["base_ppl"]["value"],
-            "ppl_ratio": found["ppl_ratio"]["value"],
-            "ppl_ratio_standard_error": found["ppl_ratio"]["standard_error"],
+            "scored_tokens": figures["scored_tokens"],
+            "mean_kld": figures["kld"]["value"],
+            "mean_kld_standard_error": figures["kld"]["standard_error"],
+            "median_kld": figures["kld_percentiles"]["median"],
+            "p99_kld": figures["kld_percentiles"]["p99"],
+            "maximum_kld": figures["kld_percentiles"]["maximum"],
+            "same_top_percent": figures["same_top"]["value"],
+            "same_top_percent_standard_error": figures["same_top"]["standard_error"],
+            "delta_p_rms_percent": figures["delta_p_rms"]["value"],
+            "delta_p_rms_percent_standard_error": figures["delta_p_rms"]["standard_error"],
+            "ppl": figures["ppl"]["value"],
+            "base_ppl": figures["base_ppl"]["value"],
+            "ppl_ratio": figures["ppl_ratio"]["value"],
+            "ppl_ratio_standard_error": figures["ppl_ratio"]["standard_error"],
         }
 
     def write(self, folder: str | Path | None = None) -> list[Path]:
@@ -94,21 +94,27 @@ class Report:
         artifact = open_artifact(self.artifact)
         card = artifact.path / _CARD
         texts = dict(added)
-        listed: dict[str, Any] = dict(artifact.manifest.info.get("files") or {})
+        listed = _listed_files(artifact)
         if card.is_file():
             before = card.read_text(encoding="utf-8")
             texts[_CARD] = with_section(before, quality_section(self.data))
         listed |= {name: _entry(text) for name, text in texts.items()}
         info = {**artifact.manifest.info, "quality": self.headline(), "files": dict(sorted(listed.items()))}
-        found = {artifact.path / MANIFEST_FILE: replace(artifact.manifest, info=info).to_json()}
+        contents = {artifact.path / MANIFEST_FILE: replace(artifact.manifest, info=info).to_json()}
         if _CARD in texts:
-            found[card] = texts[_CARD]
-        return found
+            contents[card] = texts[_CARD]
+        return contents
 
 
 def is_ours(artifact: Path) -> bool:
     """Return whether ortlm built what is in the folder ``artifact``."""
     return (artifact / MANIFEST_FILE).is_file()
+
+
+def _listed_files(artifact: Artifact) -> dict[str, Any]:
+    """Return what the manifest says of files, by name; anybody may have written it."""
+    files = artifact.manifest.info.get("files")
+    return dict(files) if isinstance(files, Mapping) else {}
 
 
 def file_hashes(artifact: Artifact) -> dict[str, dict[str, Any]]:
@@ -117,18 +123,18 @@ def file_hashes(artifact: Artifact) -> dict[str, dict[str, Any]]:
     # Weights lie beside the graph, under its name or another that is told by their ending.
     paths = {graph, artifact.path / "tokenizer.json"}
     paths |= set(graph.parent.glob("*.data"))
-    recorded = artifact.manifest.info.get("files") or {}
-    found = {}
+    recorded = _listed_files(artifact)
+    entries = {}
     for path in sorted(path for path in paths if path.is_file()):
         name = path.relative_to(artifact.path).as_posix()
         size = path.stat().st_size
-        entry = recorded.get(name) if isinstance(recorded, dict) else None
+        entry = recorded.get(name)
         if isinstance(entry, dict) and entry.get("bytes") == size and entry.get("sha256"):
             # Reading many gigabytes once more would only tell what the build has told.
-            found[name] = {"bytes": size, "sha256": entry["sha256"]}
+            entries[name] = {"bytes": size, "sha256": entry["sha256"]}
         else:
-            found[name] = {"bytes": size, "sha256": sha256_of(path)}
-    return found
+            entries[name] = {"bytes": size, "sha256": sha256_of(path)}
+    return entries
 
 
 def _entry(text: str) -> dict[str, Any]:

@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ortlm._utils.formatting import one_line
 from ortlm._utils.processes import in_process
 from ortlm.errors import BadArtifact, Error
+
+if TYPE_CHECKING:
+    from ortlm.runtime.language_model import LanguageModel
 
 PREFILL_TOKENS, DECODE_TOKENS, RUNS = 128, 32, 3
 HOW = (
@@ -50,13 +53,13 @@ def measure(
         "device_options": dict(device_options or {}),
     }
     try:
-        found = in_process("ortlm.evaluation.speed", wanted)
+        measured = in_process("ortlm.evaluation.speed", wanted)
     except Error as error:
         raise BadArtifact(
             f"{path} could not be measured: {one_line(error)} Evaluate without speed (--no-speed) to get the rest."
         ) from error
     how = HOW.format(runs=RUNS, prefill=prefill, decode=decode)
-    return {**found, "prefill_tokens": prefill, "decode_tokens": decode, "runs": RUNS, "how": how}
+    return {**measured, "prefill_tokens": prefill, "decode_tokens": decode, "runs": RUNS, "how": how}
 
 
 def _measure_here(wanted: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def _measure_here(wanted: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _run(lm: Any, prompt: list[int], decode: int) -> tuple[float, float, float]:
+def _run(lm: LanguageModel, prompt: list[int], decode: int) -> tuple[float, float, float]:
     """Return the seconds of the prefill, until the first token, and of the ``decode`` tokens after it."""
     begun = time.perf_counter()
     stream = lm.stream(
@@ -103,17 +106,17 @@ def _run(lm: Any, prompt: list[int], decode: int) -> tuple[float, float, float]:
 
 def _memory() -> dict[str, int | None]:
     """Return how many bytes this process holds now, and held at most; None where the system does not say."""
-    found: dict[str, int | None] = {"resident_bytes": None, "peak_bytes": None}
+    sizes: dict[str, int | None] = {"resident_bytes": None, "peak_bytes": None}
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return found
+        return sizes
     # Not getrusage: its maximum includes that of the process that started this one.
     for line in lines:
         name, _, value = line.partition(":")
         if name in ("VmRSS", "VmHWM"):
-            found["resident_bytes" if name == "VmRSS" else "peak_bytes"] = int(value.split()[0]) * 1024
-    return found
+            sizes["resident_bytes" if name == "VmRSS" else "peak_bytes"] = int(value.split()[0]) * 1024
+    return sizes
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ class Scores:
     @property
     def delta_p(self) -> Doubles:
         """How much more probable the evaluated model finds each token than the reference, -1 to 1."""
-        found: Doubles = np.exp(-self.nll) - np.exp(-self.base_nll)
-        return found
+        change: Doubles = np.exp(-self.nll) - np.exp(-self.base_nll)
+        return change
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +86,16 @@ class Statistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON has it; numbers that are infinite are null."""
-        found: dict[str, Any] = {}
+        data: dict[str, Any] = {}
         for name in asdict(self):
             value = getattr(self, name)
             if isinstance(value, Figure):
-                found[name] = value.to_dict()
+                data[name] = value.to_dict()
             elif isinstance(value, tuple):
-                found[name] = {percentile_key(percent): finite(number) for percent, number in value}
+                data[name] = {percentile_key(percent): finite(number) for percent, number in value}
             else:
-                found[name] = finite(value) if isinstance(value, float) else value
-        return found
+                data[name] = finite(value) if isinstance(value, float) else value
+        return data
 
 
 def statistics(scores: Scores) -> Statistics:
@@ -131,29 +131,29 @@ def statistics(scores: Scores) -> Statistics:
     )
 
 
-def sections(found: Statistics) -> list[tuple[str, list[tuple[str, str, str]]]]:
+def sections(figures: Statistics) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """Return the report as titles with rows of name, value and standard error, as texts."""
     perplexity = [
-        ("Mean PPL(Q)", *_texts(found.ppl)),
-        ("Mean PPL(base)", *_texts(found.base_ppl)),
-        ("Cor(ln(PPL(Q)), ln(PPL(base)))", f"{found.correlation:.2%}", ""),
-        ("Mean ln(PPL(Q)/PPL(base))", *_texts(found.ln_ppl_ratio)),
-        ("Mean PPL(Q)/PPL(base)", *_texts(found.ppl_ratio)),
-        ("Mean PPL(Q)-PPL(base)", *_texts(found.ppl_difference)),
+        ("Mean PPL(Q)", *_texts(figures.ppl)),
+        ("Mean PPL(base)", *_texts(figures.base_ppl)),
+        ("Cor(ln(PPL(Q)), ln(PPL(base)))", f"{figures.correlation:.2%}", ""),
+        ("Mean ln(PPL(Q)/PPL(base))", *_texts(figures.ln_ppl_ratio)),
+        ("Mean PPL(Q)/PPL(base)", *_texts(figures.ppl_ratio)),
+        ("Mean PPL(Q)-PPL(base)", *_texts(figures.ppl_difference)),
     ]
-    kld = [("Mean KLD", *_texts(found.kld))]
+    kld = [("Mean KLD", *_texts(figures.kld))]
     kld += [
         (f"{percentile_name(percentile_key(at))} KLD", f"{value:.6f}", "")
-        for at, value in found.kld_percentiles
+        for at, value in figures.kld_percentiles
     ]
-    delta = [("Mean Δp", *_texts(found.delta_p, digits=3, unit=" %"))]
+    delta = [("Mean Δp", *_texts(figures.delta_p, digits=3, unit=" %"))]
     delta += [
         (f"{percentile_name(percentile_key(at))} Δp", f"{value:.3f} %", "")
-        for at, value in found.delta_p_percentiles
+        for at, value in figures.delta_p_percentiles
     ]
     delta += [
-        ("RMS Δp", *_texts(found.delta_p_rms, digits=3, unit=" %")),
-        ("Same top p", *_texts(found.same_top, digits=3, unit=" %")),
+        ("RMS Δp", *_texts(figures.delta_p_rms, digits=3, unit=" %")),
+        ("Same top p", *_texts(figures.same_top, digits=3, unit=" %")),
     ]
     return [
         ("Perplexity statistics", perplexity),
@@ -186,8 +186,8 @@ def percentile_name(key: str) -> str:
 
 def _percentiles(values: Doubles, wanted: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
     all_wanted = (100.0, *wanted, 0.0)
-    found = np.percentile(values, all_wanted)
-    return tuple((at, float(value)) for at, value in zip(all_wanted, found, strict=True))
+    levels = np.percentile(values, all_wanted)
+    return tuple((at, float(value)) for at, value in zip(all_wanted, levels, strict=True))
 
 
 def _covariance_of_means(a: Doubles, b: Doubles) -> float:

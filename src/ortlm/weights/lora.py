@@ -63,29 +63,31 @@ def open_adapter(
                 + nearest(tensor, places)
                 + f" Usual cause: an adapter for another model; {CONFIG_FILE} says which."
             )
-        found = places[tensor]
-        rows = sum(p.shape[0] for p in found)
-        inputs = found[0].shape[1]
+        held = places[tensor]
+        rows = sum(p.shape[0] for p in held)
+        inputs = held[0].shape[1]
         if (delta.b.shape[0], delta.a.shape[1]) != (rows, inputs):
             raise BadCheckpoint(
                 f"{file}: tensors {delta.b.name!r} {list(delta.b.shape)} and {delta.a.name!r} "
                 f"{list(delta.a.shape)} change a weight [{delta.b.shape[0]}, {delta.a.shape[1]}], but the model's "
                 f"{tensor!r} is [{rows}, {inputs}]. Usual cause: an adapter for another size of this family."
             )
-        deltas |= {p.name: delta for p in found}
+        deltas |= {p.name: delta for p in held}
     return Adapter(Path(folder), deltas)
 
 
 def _places(architecture: Architecture) -> dict[str, list[Parameter]]:
     """Return the weights that an adapter may change, by the tensor of the checkpoint that they lie in."""
     spec = architecture.decoder
-    found: dict[str, list[Parameter]] = {}
+    parameters_of: dict[str, list[Parameter]] = {}
     for parameter in parameters(spec):
         if parameter.role in _ROLES:
-            found.setdefault(architecture.sources[parameter.name].tensor, []).append(parameter)
+            parameters_of.setdefault(architecture.sources[parameter.name].tensor, []).append(parameter)
     if spec.tied_head:
-        found[architecture.head_copy] = [Parameter("head", "weight", (spec.vocab, spec.hidden), "head")]
-    return found
+        parameters_of[architecture.head_copy] = [
+            Parameter("head", "weight", (spec.vocab, spec.hidden), "head")
+        ]
+    return parameters_of
 
 
 def _other_names(
@@ -95,14 +97,14 @@ def _other_names(
 
     An adapter is named after the modules of the class that it was trained on, with a head or without.
     """
-    found: dict[str, list[Parameter]] = {}
+    parameters_of: dict[str, list[Parameter]] = {}
     for tensor, parameters_there in places.items():
         for pair in architecture.renamed:
             for old, new in (pair, pair[::-1]):
                 other = new + tensor.removeprefix(old)
                 if tensor.startswith(old) and other not in places:
-                    found.setdefault(other, parameters_there)
-    return found
+                    parameters_of.setdefault(other, parameters_there)
+    return parameters_of
 
 
 def _vision_places(architecture: Architecture) -> dict[str, list[Parameter]]:

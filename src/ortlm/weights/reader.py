@@ -133,8 +133,8 @@ class _Rotated:
         return self._inner.count
 
     def rows(self, start: int, stop: int) -> Array:
-        found = self._inner.rows(start, stop)
-        return self._rotation.rows(found if self._gain is None else found * self._gain)
+        rows_read = self._inner.rows(start, stop)
+        return self._rotation.rows(rows_read if self._gain is None else rows_read * self._gain)
 
 
 class _Computed:
@@ -151,8 +151,8 @@ class _Computed:
         with self._lock:
             if self._found is None:
                 self._found, self._left = self._compute(), self.count
-            found = self._found[start:stop]
+            rows_kept = self._found[start:stop]
             self._left -= stop - start
             if self._left <= 0:
                 self._found = None  # everything was read once: nobody asks again
-        return found
+        return rows_kept

@@ -27,7 +27,7 @@ def _renamed(checkpoint: Checkpoint, architecture: Architecture) -> Architecture
     if not architecture.renamed:
         return architecture
 
-    def found(tensor: str) -> str:
+    def actual(tensor: str) -> str:
         for usual, other in architecture.renamed:
             moved = other + tensor.removeprefix(usual)
             if tensor.startswith(usual) and moved in checkpoint.weights:
@@ -35,11 +35,11 @@ def _renamed(checkpoint: Checkpoint, architecture: Architecture) -> Architecture
         return tensor
 
     sources = {
-        name: source if source.tensor in checkpoint.weights else replace(source, tensor=found(source.tensor))
+        name: source if source.tensor in checkpoint.weights else replace(source, tensor=actual(source.tensor))
         for name, source in architecture.sources.items()
     }
     copy = architecture.head_copy
-    copy = copy if copy in checkpoint.weights else found(copy)
+    copy = copy if copy in checkpoint.weights else actual(copy)
     ignored = [
         pattern.replace(usual, other, 1)
         for pattern in architecture.ignored

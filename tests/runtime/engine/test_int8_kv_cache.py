@@ -189,7 +189,7 @@ def test_targets_that_cannot(target: str, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "key_reach", lambda keys, mixer: np.full(keys.shape[1::2], np.inf))
+    monkeypatch.setattr(calibration, "key_absmax", lambda keys, mixer: np.full(keys.shape[1::2], np.inf))
     with pytest.raises(BadCheckpoint, match="keys of layer 0 become infinite"):
         ortlm.build(tiny, tmp_path / "out", options=INT8)
     assert not list(tmp_path.iterdir())
@@ -201,7 +201,7 @@ def test_reach_holds_at_every_position(interleaved: bool) -> None:
     rope = Rope((0.5, 0.001), 1.0, (0.1, 0.0001), 1.5, 8, interleaved=interleaved)
     mixer = Attention(2, 1, 6, rope, scale=1.0)
     keys = np.random.default_rng(0).standard_normal((1, 1, 9, 6)).astype(np.float32)
-    reach = calibration.key_reach(keys, mixer)[0]
+    reach = calibration.key_absmax(keys, mixer)[0]
     pairs = [(0, 1), (2, 3)] if interleaved else [(0, 2), (1, 3)]
     turns = np.exp(1j * np.linspace(0, 6.3, 200))
     for a, b in pairs:
