@@ -56,7 +56,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="the text to continue; '-' or nothing reads it from stdin (its last line break is dropped)",
     )
     what = parser.add_argument_group("prompt")
-    what.add_argument("-f", "--file", metavar="FILE", help="read the prompt from a file")
+    what.add_argument("-f", "--file", metavar="FILE", help="take the prompt from a file")
     what.add_argument(
         "--chat",
         action=argparse.BooleanOptionalAction,

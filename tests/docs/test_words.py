@@ -1,0 +1,68 @@
+"""The pages and the commands' help use the field's terms, in American English.
+
+What is on the left is not written; the right says what is.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ortlm.cli import COMMANDS, main
+from tests.docs.pages import Page, pages
+
+WORDS = {
+    r"pictures?": "image",
+    r"towers?": "vision encoder",
+    r"joins? of a new kind|a join": "projector",
+    r"products? of integers": "integer matmul (int8 GEMM)",
+    r"reads? (a |the )?prompts?|reading (a |the )?prompts?|fast reading": "prefill",
+    r"answers are made": "decode",
+    r"only rounds|by rounding": "round-to-nearest (RTN)",
+    r"makes? good|made good|making good": "compensates for",
+    r"turns the residual|turned weights": "rotates",
+    r"how far channels reach": "absmax",
+    r"(a )?quarter of the memory": "4x smaller",
+    r"go(es)? on from|go(es)? on at": "resumes from",
+    r"go(es|ing)? back": "rewinds",
+    r"kept caches?": "prefix cache",
+    r"saved prompts?": "prompt cache",
+    r"required forms?|what an answer must look like": "structured output (constrained decoding)",
+    r"drafts by lookup|how many were right": "prompt-lookup decoding, acceptance rate",
+    r"(same )?likeliest": "most likely (top-1), top-1 agreement",
+    r"words_only": "text_tokens_only",
+    r"switch of rotation tables": "longrope short/long switch",
+    r"texts? (in)?to vectors?|turn texts": "embed texts",
+    r"verbs?": "command",
+    r"wrong use": "usage error",
+    r"quality gates?|a gate": "quality threshold",
+    r"is it still good|it says \|": "Evaluate, sample output",
+    r"size (before|after)": "checkpoint size, model size",
+    r"so many at once|at most so many": "batch size, at most N",
+    r"anew": "again, from scratch",
+    r"beside": "next to, in addition to",
+    r"somebody asked|nobody asks": "cancelled, no longer needed",
+    r"publisher's values": "defaults of generation_config.json",
+    r"lets? it write|way through": "generates text, end-to-end example",
+    r"colours?|behaviours?|favours?|neighbours?|licences?|honours?": "American spelling",
+    r"(initial|normal|quant|serial|optim|recogn|minim|maxim)is(e|ed|es|ing|ation)": "American spelling",
+}
+PAGES = pages("CONTRIBUTING.md", "SECURITY.md", "AGENTS.md", "benchmarks/README.md", "examples/README.md")
+
+
+def check(name: str, text: str) -> None:
+    for pattern, instead in WORDS.items():
+        found = re.search(rf"\b(?:{pattern})\b", text, re.IGNORECASE)
+        assert found is None, f"{name} has {found[0]!r}; write {instead}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages(page: Page) -> None:
+    check(page.name, page.text)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    check(f"ortlm {command} --help", re.sub(r"\s+", " ", capsys.readouterr().out))
