@@ -17,6 +17,7 @@ once. Exit code 1: something failed, or is further off than the precision explai
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import shutil
@@ -82,6 +83,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file to write all results to")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if importlib.util.find_spec("ortlm") is None:
+        sys.path.insert(0, str(ROOT / "src"))
     if args.child:
         return child(args)
     return Check(args).run()
