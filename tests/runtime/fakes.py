@@ -118,6 +118,9 @@ class FakeDeviceMemory(HostMemory):
         found = super().read(self._shown(tensors), start, stop, row=row, axis=axis)
         return [array.copy() for array in found]
 
+    def float32(self, tensor):
+        return contents(tensor).astype(np.float32)
+
     def edit(self, tensors, change):
         shown = [DeviceTensor(None, contents(tensor).copy()) for tensor in tensors]
         super().edit(shown, change)

@@ -162,6 +162,39 @@ def test_what_is_done_to_states_equals_what_arrays_say(axis, kind):
         assert not found.any()
 
 
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16"])
+def test_float32_on_the_device_equals_numpy(kind):
+    memory = DeviceMemory(Runner(PLACE, CPU))
+    array = np.random.default_rng(0).normal(size=(3, 1, 50)).astype(dtype(kind).numpy)
+    found = memory.float32(memory.put(array))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, array.astype(np.float32))
+
+
+def test_batches_whose_logits_are_converted_on_the_device(saved, tmp_path, monkeypatch):
+    """More rows than one, fewer again and a run of its own for an output: each has logits of its own shape."""
+    ortlm.build(saved("qwen3").folder, tmp_path / "m", precision="fp16", target="cuda")
+    host = ortlm.load(tmp_path / "m", device="cpu", threads=1)
+    monkeypatch.setattr(loading, "Session", DeviceLikeSession)
+    device = ortlm.load(tmp_path / "m", device="cpu", threads=1)
+
+    def work(lm):
+        loop, found = lm.loop(), []
+        loop.start(3)
+        found.append(loop.append([TEXT[:5], TEXT[5:10], TEXT[10:15]]).copy())
+        found.extend(loop.step([token, token + 1, token + 2]).copy() for token in TEXT[20:24])
+        loop.select(np.array([2, 0]))
+        found.extend(loop.step([token, token]).copy() for token in TEXT[24:26])
+        loop.again("logits", [row[:-1] for row in loop.history], [2, 2])
+        found.append(loop.step([9, 8]).copy())
+        loop.select(np.array([1]))
+        found.append(loop.step([7]).copy())
+        return found
+
+    for one, other in zip(work(host), work(device), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_arrays_on_a_device_change_by_editing_only():
     memory = DeviceMemory(Runner(PLACE, CPU))
     array = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)

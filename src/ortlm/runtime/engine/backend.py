@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.dtypes import Array, DType
+from ortlm.dtypes import Array, DType, Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,9 @@ class Memory(Protocol):
         self, tensors: Sequence[DeviceTensor], start: int, stop: int, *, row: int | None = None, axis: int = 2
     ) -> list[Array]:
         """Return positions ``start`` to ``stop`` of all rows or of one: copies, or parts of the memory itself."""
+
+    def float32(self, tensor: DeviceTensor) -> Floats:
+        """Return the floating-point contents in main memory as float32, converted where they lie."""
 
     def edit(self, tensors: list[DeviceTensor], change: Callable[[int, Array], None]) -> bool:
         """Let ``change`` alter the contents of each, given its number; returns what ``move_rows`` does."""

@@ -75,6 +75,8 @@ class Loop:
         # Elsewhere, what is written to memory that is bound is never seen.
         self._in_place = backend.memory.is_host
         self._bound: dict[str, DeviceTensor] = {}
+        # How many rows the logits have that are bound.
+        self._bound_rows = 0
         self._ones: NDArray[np.integer] = np.ones((1, 0), dtype=np.int64)
         self._ones_address = 0
         self._types = _integer_types(backend, graph)
@@ -255,17 +257,24 @@ class Loop:
         found: list[Array] = []
 
         def take() -> None:
-            found.append(self._binding.result(name).numpy().copy())
+            result = self._binding.result(name)
+            if result.on_device:
+                # Logits, which are bound there for many rows.
+                width = self._backend.outputs[name].shape[2]
+                assert width is not None
+                found.extend(self._backend.memory.read([result], 0, width))
+            else:
+                found.append(result.numpy().copy())
             self._binding.output(name, None, to_host=True)
 
-        usual = self._binding, self._bound
+        usual = self._binding, self._bound, self._bound_rows
         try:
             # A binding cannot let go of an output.
             self._rebind()
             self._binding.output(name, None, to_host=True)
             self._feed(rows, first=fed if once else 0, keep=1, after=take)
         finally:
-            self._binding, self._bound = usual
+            self._binding, self._bound, self._bound_rows = usual
             self._steady = False
         if len(found) > 1 and found[0].ndim > 1:
             return np.concatenate(found, axis=1)[:, -longest:]
@@ -486,11 +495,13 @@ class Loop:
         self.cache.bind(self._binding, filled, max(room, int(starts.max()) + new))
         one_only = self._last_only or "logits_to_keep" in optional
         self._bind_logits(batch if new == 1 or (one_only and keep == 1) else None)
-        self._backend.run(self._binding)
+        # A step is over soon, and can be stopped before the next one.
+        self._backend.run(self._binding, brief=new == 1)
         self.cache.advance(filled)
         for old, fresh in zip(self.history, rows, strict=True):
             old.extend(fresh)
-        logits = self._binding.result(self._logits).numpy()
+        result = self._binding.result(self._logits)
+        logits = self._backend.memory.float32(result) if result.on_device else result.numpy()
         if keep == 1 and logits.shape[1] > 1:
             # Some graphs give the logits of all positions, others those of each row's last token.
             logits = logits[np.arange(batch), counts - 1][:, None]
@@ -549,10 +560,15 @@ class Loop:
             self._bound.pop(self._logits, None)
             self._binding.output(self._logits, None, to_host=True)
             return
-        bound = self._bound.get(self._logits)
-        if bound is None or bound.array is None or len(bound.array) != rows:
+        if self._bound_rows == rows and self._logits in self._bound:
+            return
+        self._bound_rows = rows
+        if rows > 1 and not self._in_place and info.dtype.name != "fp32":
+            # A device converts many rows in less time than they take to come over.
+            [self._bound[self._logits]] = self._backend.memory.zeros([(rows, 1, vocab)], [info.dtype])
+        else:
             self._bound[self._logits] = self._backend.tensor(np.zeros((rows, 1, vocab), info.dtype.numpy))
-            self._binding.output(self._logits, self._bound[self._logits])
+        self._binding.output(self._logits, self._bound[self._logits])
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

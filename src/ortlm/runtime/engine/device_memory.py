@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.dtypes import BY_ONNX, Array, DType
+from ortlm.dtypes import BY_ONNX, Array, DType, Floats
 from ortlm.runtime.engine.backend import DeviceTensor
 
 # From here on Slice, Expand, Concat and Gather take every element type that states have.
@@ -117,6 +117,14 @@ class DeviceMemory:
             found.append(array)
         return found
 
+    def float32(self, tensor: DeviceTensor) -> Floats:
+        """Return the floating-point contents in main memory as float32, converted on the device."""
+        found: Floats = np.empty(_shape(tensor), np.float32)
+        self._run(
+            "float32" if _kind(tensor).name != "fp32" else "copy", [tensor], [self._device.tensor(found)]
+        )
+        return found
+
     def edit(self, tensors: list[DeviceTensor], change: Callable[[int, Array], None]) -> bool:
         """Let ``change`` alter copies of the contents, which are put back as new tensors."""
         for i, tensor in enumerate(tensors):
@@ -144,7 +152,7 @@ class DeviceMemory:
         axis: int = 0,
         **small: NDArray[np.int64],
     ) -> None:
-        key = what, _kind(new[0]), len(new), len(_shape(new[0])), axis
+        key = what, _kind((given or new)[0]), len(new), len(_shape(new[0])), axis
         session = self._graphs.get(key)
         if session is None:
             session = self._graphs[key] = self._device.load(_graph(*key))
@@ -195,6 +203,8 @@ def _graph(what: str, kind: DType, count: int, rank: int, axis: int) -> bytes:
         results = [op("Expand", zero, shape) for _ in range(count)]
     elif what == "copy":
         results = [op("Identity", tensor) for tensor in tensors]
+    elif what == "float32":
+        results = [op("Cast", tensor, to=ir.DataType.FLOAT.value) for tensor in tensors]
     elif what == "rows":
         rows = given("rows", "rows")
         results = [op("Gather", tensor, rows, axis=axis - 2) for tensor in tensors]
@@ -208,7 +218,7 @@ def _graph(what: str, kind: DType, count: int, rank: int, axis: int) -> bytes:
         end = op("Expand", constant("zero", np.zeros((), kind.numpy)), tail)
         results = [op("Concat", op("Slice", tensor, start, stop, axes), end, axis=axis) for tensor in tensors]
     for i, result in enumerate(results):
-        result.name, result.type = f"y{i}", ir.TensorType(element)
+        result.name, result.type = f"y{i}", ir.TensorType(ir.DataType.FLOAT if what == "float32" else element)
         result.shape = ir.Shape(dimensions[2 * i + 1])
     graph = ir.Graph(
         inputs, results, nodes=nodes, initializers=initializers, opset_imports={"": _OPSET}, name=what

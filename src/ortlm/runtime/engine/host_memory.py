@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.dtypes import Array, DType
+from ortlm.dtypes import Array, DType, Floats, as_float32
 from ortlm.runtime.engine.backend import DeviceTensor
 
 
@@ -74,6 +74,10 @@ class HostMemory:
         rows = slice(None) if row is None else slice(row, row + 1)
         part = (*[slice(None)] * (axis - 2), rows, slice(None), slice(start, stop))
         return [tensor.numpy()[part] for tensor in tensors]
+
+    def float32(self, tensor: DeviceTensor) -> Floats:
+        """Return the floating-point contents as float32: the memory itself if it holds that."""
+        return as_float32(tensor.numpy())
 
     def edit(self, tensors: list[DeviceTensor], change: Callable[[int, Array], None]) -> bool:
         """Let ``change`` alter the contents of each in place."""
