@@ -161,6 +161,7 @@ class LanguageModel:
             embedder=self._embedder(),
             chunk_tokens=chunk if few is None else few - 1,
             appends_one=self.device.appends_one,
+            most_tokens=self.device.most_tokens,
         )
 
     def _embedder(self) -> Embedder | None:

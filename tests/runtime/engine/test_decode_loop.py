@@ -66,6 +66,26 @@ def test_devices_that_take_the_cache_of_several_tokens_for_empty(kind):
     assert backend.runs == [(1, 9), *[(1, 1)] * 5]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_devices_that_take_few_tokens_at_once(kind):
+    backend = FakeBackend(kind, optional=False)
+    loop = loop_of(backend, most_tokens=4)
+    loop.start()
+    assert np.allclose(loop.append([IDS[:9]])[0], truth(IDS[:9])[-1])
+    assert backend.runs == [(1, 4), (1, 4), (1, 1)]
+    backend.runs.clear()
+    loop.start(2)
+    for row, ids in zip(loop.append([IDS[:5], IDS[5:8]]), (IDS[:5], IDS[5:8]), strict=True):
+        assert np.allclose(row, truth(ids)[-1])
+    assert set(backend.runs) == {(2, 1)}
+    loop = loop_of(FakeBackend(kind), switch_tokens=8, most_tokens=4)
+    loop.start()
+    with pytest.raises(
+        BadOption, match="9 tokens of this prompt have to be fed at once, and the device takes 4"
+    ):
+        loop.append([IDS[:12]])
+
+
 def test_a_graph_with_last_logits_only_is_asked_token_by_token():
     backend = FakeBackend(optional=False)
     backend.outputs["logits"] = type(backend.outputs["logits"])(

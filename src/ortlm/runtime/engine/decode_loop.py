@@ -41,7 +41,7 @@ class Loop:
 
     ``switch_tokens``: see Manifest.rope_switch_tokens. ``shapes``: what ``state_shapes`` found, if known.
     ``embedder`` makes the embeddings that the graph reads, if it reads no ids. ``appends_one``: the device takes
-    several tokens of a row at once in an empty cache only.
+    several tokens of a row at once in an empty cache only. ``most_tokens``: it takes no more of a row at once.
     ``recomputed`` counts how often the whole history was computed again: because of the switch, or because a
     window's cache could not go back as far as was asked.
     """
@@ -57,12 +57,14 @@ class Loop:
         chunk_tokens: int = CHUNK_TOKENS,
         embedder: TokenEmbedder | None = None,
         appends_one: bool = False,
+        most_tokens: int | None = None,
     ) -> None:
         self._backend = backend
         self._graph = graph
         self._context = context_tokens
         self._switch = switch_tokens
-        self._chunk = chunk_tokens
+        self._chunk = chunk_tokens if most_tokens is None else min(chunk_tokens, most_tokens)
+        self._most = most_tokens
         self._appends_one = appends_one
         self._embedder = embedder
         self._binding = backend.binding()
@@ -408,6 +410,11 @@ class Loop:
         """
         counts = [len(row) for row in rows]
         size, longest = self._chunk_of(counts, keep), max(counts)
+        if self._most is not None and min(first, longest) > self._most:
+            raise BadOption(
+                f"{min(first, longest)} tokens of this prompt have to be fed at once, and the device takes "
+                f"{self._most}. Use another device."
+            )
         # The whole prompt's room at once: the cache is then not copied from chunk to chunk.
         room = max(len(old) + count for old, count in zip(self.history, counts, strict=True))
         out: Logits | None = None
@@ -453,7 +460,8 @@ class Loop:
             return max(32, self._chunk // batch)
         # Such a graph takes several tokens of several rows, or on some devices of one, while the cache is empty,
         # and else one of each.
-        return 1 if any(self.history) or self._whole_rows else max(counts)
+        size = 1 if any(self.history) or self._whole_rows else max(counts)
+        return size if self._most is None or size <= self._most else 1
 
     def _forward(self, rows: Sequence[Sequence[int]], *, room: int, keep: int) -> Logits:
         """Run the graph once on at least one token of every row.

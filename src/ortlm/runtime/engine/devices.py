@@ -78,6 +78,16 @@ class Device:
         """Whether attention takes several tokens of a row at once in an empty cache only."""
         return self.kind in KINDS and KINDS[self.kind].appends_one
 
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens of a row attention is right for in one run, None for any number.
+
+        From 32 on WebGPU's attention (0.4.0) takes subgroups of 8 or more for granted, and those of software
+        adapters, which are processors, have 4.
+        """
+        software = self.kind == "webgpu" and self.ep_device is not None and type_name(self.ep_device) == "cpu"
+        return 31 if software else None
+
     def session_arguments(self, settings: Any) -> dict[str, Any]:
         """Choose the device in ``settings``, onnxruntime.SessionOptions, and return arguments for the session.
 

@@ -1,0 +1,101 @@
+"""Models built for WebGPU, on WebGPU's plugin, against the CPU: the same logits and the same text.
+
+Skipped where onnxruntime-ep-webgpu finds no device. docs/testing.md says how to run it without a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ortlm
+from ortlm.builder.options import BuildOptions
+from ortlm.errors import NoDevice
+from ortlm.runtime.engine.devices import choose_device
+from tests.architectures import oracle
+
+# Phi-3's longrope is past its switch only with more tokens than a software adapter takes at once.
+FAMILIES = [
+    "phi3", "phi-2", "llama3", "mistral", "gemma", "gemma3", "qwen2-tied", "qwen3", "olmo2", "smollm3", "granite",
+    "phi3-longrope",
+]  # fmt: skip
+TOLERANCE = 1e-4
+IDS = oracle.random_tokens(48)
+
+# Vulkan's drivers for processors count too; they are found by VK_ICD_FILENAMES.
+os.environ.setdefault("ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER", "1")
+try:
+    choose_device("webgpu")
+except NoDevice as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: Any, saved: Any, tmp_path_factory: pytest.TempPathFactory) -> list[ortlm.LanguageModel]:
+    """The same folder on WebGPU, which it was built for, and on the CPU."""
+    out: Path = tmp_path_factory.mktemp("webgpu") / request.param
+    options = BuildOptions(fp32_activations=True)
+    ortlm.build(saved(request.param).folder, out, precision="fp32", target="webgpu", options=options)
+    models = [ortlm.load(out, threads=1), ortlm.load(out, threads=1, device="cpu")]
+    assert [lm.device.kind for lm in models] == ["webgpu", "cpu"]
+    return models
+
+
+def both(pair: list[ortlm.LanguageModel], ask: Callable[[ortlm.LanguageModel], Any]) -> tuple[Any, Any]:
+    return ask(pair[0]), ask(pair[1])
+
+
+def length(lm: ortlm.LanguageModel) -> int:
+    """Return how long a prompt may be that a software adapter takes."""
+    switch = lm.manifest.rope_switch_tokens
+    return 48 if switch is None or lm.device.most_tokens is None else min(48, switch - 2)
+
+
+def test_logits_of_a_prompt(pair: Any) -> None:
+    got, want = both(pair, lambda lm: lm.logits(IDS[: length(pair[0])]))
+    assert oracle.relative_error(got, want) < TOLERANCE
+
+
+def test_append_step_and_rewind(pair: Any) -> None:
+    def walk(lm: ortlm.LanguageModel) -> list[Any]:
+        loop = lm.loop()
+        loop.start()
+        found = [loop.append([IDS[:14]]).copy(), loop.append([IDS[14:19]]).copy()]
+        found.append(loop.step(np.array(IDS[19:20])).copy())
+        loop.trim(9)
+        found.append(loop.append([IDS[30:33]]).copy())
+        return [*found, loop.step(np.array(IDS[40:41])).copy()]
+
+    for got, want in zip(*both(pair, walk), strict=True):
+        assert oracle.relative_error(got, want) < TOLERANCE
+
+
+def test_greedy_text(pair: Any) -> None:
+    options = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True}
+    got, want = both(pair, lambda lm: lm.generate(IDS[:10], **options).token_ids)
+    assert got == want
+
+
+def test_a_batch_of_rows_of_different_lengths(pair: Any) -> None:
+    options = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
+    prompts = [IDS[:12], IDS[20:25], IDS[40:41]]
+    got, want = both(pair, lambda lm: [made.token_ids for made in lm.generate_batch(prompts, **options)])
+    assert got == want
+
+
+def test_beams(pair: Any) -> None:
+    options = {"max_new_tokens": 8, "num_beams": 3, "ignore_eos": True}
+    got, want = both(pair, lambda lm: lm.generate(IDS[:10], **options).token_ids)
+    assert got == want
+
+
+def test_drafts(pair: Any) -> None:
+    prompt = IDS[:6] * 3
+    options = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True, "draft": "lookup"}
+    got, want = both(pair, lambda lm: lm.generate(prompt, **options).token_ids)
+    assert got == want
