@@ -1,14 +1,18 @@
-"""The pages and the commands' help use the field's terms, in American English.
+"""Pages, help and messages use the field's terms, in American English.
 
 What is on the left is not written; the right says what is.
 """
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import ortlm
 from ortlm.cli import COMMANDS, main
 from tests.docs.pages import Page, pages
 
@@ -51,6 +55,10 @@ WORDS = {
 PAGES = pages("CONTRIBUTING.md", "SECURITY.md", "AGENTS.md", "benchmarks/README.md", "examples/README.md")
 
 
+# Texts that models read.
+TEXTS = {"evaluation/corpus.py", "evaluation/prompts.py", "calibration/texts.py"}
+
+
 def check(name: str, text: str) -> None:
     for pattern, instead in WORDS.items():
         found = re.search(rf"\b(?:{pattern})\b", text, re.IGNORECASE)
@@ -66,3 +74,23 @@ def test_pages(page: Page) -> None:
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     check(f"ortlm {command} --help", re.sub(r"\s+", " ", capsys.readouterr().out))
+
+
+def messages(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the texts in a module that are no docstrings, with their lines."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in statements)
+    for node in texts:
+        # Not names of files and keys, which have no spaces.
+        if isinstance(node.value, str) and " " in node.value:
+            yield node.lineno, node.value
+
+
+def test_messages() -> None:
+    source = Path(ortlm.__file__).parent
+    for path in sorted(source.rglob("*.py")):
+        name = path.relative_to(source).as_posix()
+        if name not in TEXTS:
+            for line, text in messages(path):
+                check(f"{name}:{line}", text)

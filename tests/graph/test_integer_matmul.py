@@ -1,4 +1,4 @@
-"""Prompts as products of integers, beside packed weights for single tokens."""
+"""Prefill by integer matmul, next to packed weights for single tokens."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         kinds = [SLIDING if (i + 1) % every else FULL for i in range(s.layers)]
         if c.integer("_sliding_window_pattern", every) != every:
             notes.append(
-                f'{c.at}: "_sliding_window_pattern" without "layer_types" is passed over, as in transformers: '
+                f'{c.at}: "_sliding_window_pattern" without "layer_types" is ignored, as in transformers: '
                 f"full attention is in every {every}th layer."
             )
     c.ignore("_sliding_window_pattern")

@@ -54,8 +54,8 @@ def _original(c: Config) -> list[str]:
         inner = part.integer("original_max_position_embeddings", _ORIGINAL) if part else _ORIGINAL
         if part and inner != _ORIGINAL:
             found = f'{part.at}: "original_max_position_embeddings" ({inner})'
-            beside = f'the switch is at {_ORIGINAL}, unless the key stands beside "{name}"'
-            return [f"{found} is passed over, as in transformers: {beside}."]
+            where = f'the switch is at {_ORIGINAL}, unless the key is next to "{name}"'
+            return [f"{found} is ignored, as in transformers: {where}."]
     return []
 
 

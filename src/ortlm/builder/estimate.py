@@ -106,7 +106,7 @@ def make_outline(
             kind = str(item.scheme)
             schemes[kind] = schemes.get(kind, 0) + item.rows * item.inputs
         elif isinstance(item, Columns):
-            kind = "int8 by columns, for products of integers"
+            kind = "int8 per column, for integer matmul"
             schemes[kind] = schemes.get(kind, 0) + item.rows * item.inputs
     parts = [
         f"{kind} ({n / count:.0%} of weights)" for kind, n in sorted(schemes.items(), key=lambda s: -s[1])

@@ -168,7 +168,7 @@ def _validate(request: BuildRequest) -> _Choices:
             f"got {options.filename!r}."
         )
     if options.fast_prompts and not target.integer_products:
-        raise BadOption(f"fast_prompts does not apply: products of integers are not faster on {target.name}.")
+        raise BadOption(f"fast_prompts does not apply: integer matmul is not faster on {target.name}.")
     if options.ragged_append and not target.query_lengths:
         raise BadOption(f"ragged_append does not apply: attention on {target.name} takes no lengths per row.")
     if options.window_cache and not target.window_cache:

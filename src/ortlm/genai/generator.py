@@ -172,9 +172,9 @@ class Generator:
         if whole(new_length, "a length") < 0:
             raise GenaiTypeError(f"a length is 0 or more, found {new_length}.")
         if self._beams:
-            raise GenaiError("beams have no single past to go back to; make a new Generator.")
+            raise GenaiError("beams have no single past to rewind to; make a new Generator.")
         if not 0 <= new_length <= self.token_count():
-            raise GenaiError(f"cannot go back to {new_length} tokens; there are {self.token_count()}.")
+            raise GenaiError(f"cannot rewind to {new_length} tokens; there are {self.token_count()}.")
         if not self._grid.width:
             return
         self._inner.rewind(self._grid.lengths(new_length))
@@ -461,5 +461,5 @@ def _no_tensor(kind: str, name: str, known: Collection[str]) -> GenaiError:
 
 def _terminated() -> GenaiError:
     return GenaiError(
-        "the session was terminated; set_runtime_option('terminate_session', '0') lets it go on."
+        "the session was terminated; set_runtime_option('terminate_session', '0') lets it continue."
     )

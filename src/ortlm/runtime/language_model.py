@@ -383,7 +383,7 @@ class LanguageModel:
         loop = self.loop()
         restore(loop, Path(path), model=self._fingerprint(adapter))
         if len(loop.history) != 1:
-            raise BadOption(f"{path} holds {len(loop.history)} rows; only a Generator can go on with those.")
+            raise BadOption(f"{path} holds {len(loop.history)} rows; only a Generator can resume from those.")
         if adapter is not None:
             loop.use(self._adapter_inputs(adapter))
         self._kept.keep(adapter, loop)

@@ -110,7 +110,7 @@ def check_rotatable(spec: Decoder) -> None:
     norms = [spec.final_norm]
     for layer in spec.layers:
         if layer.mixer_post is not None or layer.ffn_post is not None:
-            why = "norms stand behind its layers' branches"
+            why = "it has norms after its layers' branches"
         if layer.mixer_pre is None or (layer.ffn_pre is None and not layer.parallel):
             why = "its layers read the stream without a norm"
         norms += [n for n in (layer.mixer_pre, layer.ffn_pre) if n is not None]

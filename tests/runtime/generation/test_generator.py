@@ -232,7 +232,7 @@ def test_arrays_are_rows_of_tokens():
 def test_rewinding_refusals():
     generator = generator_of()
     generator.append([[1, 2], [3]])
-    with pytest.raises(CannotRewind, match="row 1 has 1 tokens and cannot go back to 2"):
+    with pytest.raises(CannotRewind, match="row 1 has 1 tokens and cannot rewind to 2"):
         generator.rewind(2)
     with pytest.raises(BadOption, match="2 rows, but 1 lengths"):
         generator.rewind([1])

@@ -299,7 +299,7 @@ class Loop:
         each = [lengths] * len(self.history) if isinstance(lengths, int) else lengths
         for row, length in zip(self.history, each, strict=True):
             if length < 0:
-                raise CannotRewind(f"a row cannot go back to {length} tokens.")
+                raise CannotRewind(f"a row cannot rewind to {length} tokens.")
             del row[length:]
         with contextlib.suppress(CannotRewind):
             self.cache.trim([len(row) for row in self.history])

@@ -418,5 +418,5 @@ def bytes_per_token(backend: Backend, states: Sequence[State], shapes: Shapes) -
 def _trimmed(length: int, wanted: Sequence[int]) -> int:
     longest = max(wanted, default=0)
     if not 0 <= longest <= length:
-        raise CannotRewind(f"the cache holds {length} positions and cannot go back to {longest}.")
+        raise CannotRewind(f"the cache holds {length} positions and cannot rewind to {longest}.")
     return longest

@@ -195,12 +195,12 @@ class WindowCache:
 
     def _check_trim(self, number: int, row: _Row, length: int) -> None:
         if not 0 <= length <= row.length:
-            raise CannotRewind(f"the cache holds {row.length} positions and cannot go back to {length}.")
+            raise CannotRewind(f"the cache holds {row.length} positions and cannot rewind to {length}.")
         # The next token sees itself and the W - 1 positions before it.
         gone = row.held > max(0, length - self._window + 1) and length < row.length
         if length and (row.broken or gone):
             raise CannotRewind(
-                f"row {number} of the cache cannot go back from {row.length} positions to {length}: it holds "
+                f"row {number} of the cache cannot rewind from {row.length} positions to {length}: it holds "
                 f"a window of {self._window}, and earlier ones are gone."
             )
 

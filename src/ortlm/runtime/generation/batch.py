@@ -108,5 +108,5 @@ def as_lengths(lengths: ArrayLike, rows: TokenRows) -> list[int]:
         raise BadOption(f"there are {len(rows)} rows, but {len(each)} lengths were given.")
     for row, length in enumerate(each):
         if not 0 <= length <= rows.lengths[row]:
-            raise CannotRewind(f"row {row} has {rows.lengths[row]} tokens and cannot go back to {length}.")
+            raise CannotRewind(f"row {row} has {rows.lengths[row]} tokens and cannot rewind to {length}.")
     return each

@@ -246,7 +246,7 @@ class Generator:
         those of this step. Raises BadOption if there is nothing to continue.
         """
         if self.done:
-            raise BadOption("every row has ended; append tokens, rewind or change the settings to go on.")
+            raise BadOption("every row has ended; append tokens, rewind or change the settings to continue.")
         logits = self._current()
         if self._beams is not None:
             return self._step_beams(self._beams, logits)
@@ -311,7 +311,7 @@ class Generator:
         Raises CannotRewind for more tokens than there are, and for beams.
         """
         if self._beams is not None:
-            raise CannotRewind("beams have no single past to go back to; begin a new generator.")
+            raise CannotRewind("beams have no single past to rewind to; begin a new generator.")
         each = as_lengths(lengths, self._rows)
         if each == self.lengths:
             return

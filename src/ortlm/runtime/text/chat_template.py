@@ -87,7 +87,7 @@ class ChatTemplate:
         )
         if continue_final_message and add_generation_prompt:
             raise BadOption(
-                "continue_final_message goes on with the last message, add_generation_prompt begins a new one; "
+                "continue_final_message continues the last message, add_generation_prompt begins a new one; "
                 "set one of them to false."
             )
         try:
@@ -197,7 +197,7 @@ def _marked(messages: list[dict[str, Any]]) -> str:
                 part["text"] = f"{text}{_END_MARK} "
                 return str(text)
     if not isinstance(content, str):
-        raise BadOption("continue_final_message needs a last message that has a text to go on with.")
+        raise BadOption("continue_final_message needs a last message that has a text to continue.")
     messages[-1]["content"] = f"{content}{_END_MARK} "
     return content
 
