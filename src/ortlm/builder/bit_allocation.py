@@ -30,7 +30,7 @@ from ortlm.quant.recipe import Rule
 from ortlm.runtime.language_model import LanguageModel
 from ortlm.runtime.text.tokenizer import Tokenizer
 
-# What sensitivities are measured on: so many chunks of so many tokens, of which the second half counts.
+# What sensitivities are measured on: chunks, and tokens in each, of which the second half counts.
 _CHUNKS, _CHUNK_TOKENS = 6, 256
 # How many points of the frontier are measured, in addition to its ends.
 _POINTS = 5

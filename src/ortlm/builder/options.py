@@ -27,25 +27,26 @@ class BuildOptions:
     ``vision_bits`` those of head, embeddings and what sees images, 0 keeps them float; ``algorithm`` finds
     the codes: "rtn", "clip_search", "importance", "awq", "gptq" or "awq_gptq"; ``bits8_roles`` are kept at 8
     bits, with ``mixed`` also queries, keys, values and down projections of the layers that suffer most;
-    ``excluded_nodes`` keep float weights; ``rotate`` turns the residual stream. ``rules`` come last and win.
+    ``excluded_nodes`` keep float weights; ``rotate`` rotates the residual stream (Hadamard). ``rules``
+    come last and win.
 
-    Calibration: ``calibration`` is a file of text, chats or token ids; without one the model writes the text
+    Calibration: ``calibration`` is a file of text, chats or token ids; without one the model generates the text
     itself. ``calibration_tokens`` of it are read.
 
-    Graph: ``layers`` builds the first so many only; ``all_logits`` gives logits for every position;
+    Graph: ``layers`` builds the first N only; ``all_logits`` gives logits for every position;
     ``hidden_states`` adds them as an output; ``filename`` of the graph; ``config_only`` writes everything
-    but graph and weights; ``ragged_append``: beside the graph that every ONNX Runtime loads stands a second one,
-    which shares its weights and lets a batch append different numbers of tokens per row in one run, by default
-    where the target knows how (False: the first one only, which takes such tokens one at a time);
+    but graph and weights; ``ragged_append``: next to the graph that every ONNX Runtime loads there is a second
+    one, which shares its weights and lets a batch append different numbers of tokens per row in one run, by
+    default where the target knows how (False: the first one only, which takes such tokens one at a time);
     ``window_cache`` lets layers with a window keep its positions only, which old ONNX Runtimes cannot load;
     ``fp32_activations`` is for devices of the webgpu target that do not compute in fp16.
 
     ``max_length``: what ``search.max_length`` in genai_config.json says, in tokens, prompt included; by default
     the context, and 4096 at most.
 
-    ``fast_prompts`` stores each quantized matrix of the decoder a second time, with 8 bits, and lets prompts be
-    products of integers (images always are, with nothing stored twice): several times as fast on processors with
-    instructions for them.
+    ``fast_prompts`` stores each quantized matrix of the decoder a second time, with 8 bits, and computes prefill
+    by integer matmul (int8 GEMM; images always so, with nothing stored twice): several times as fast on processors
+    with instructions for it.
 
     ``kv_cache`` "int8_per_channel" (or "int8", which is the same) or "int8_per_tensor" keeps keys and values in 8
     bits, with scales that are measured on the model while it is built; "none" keeps them as activations are.

@@ -209,8 +209,8 @@ def _calibrate(
 ) -> CalibrationProgress:
     """Write the weights' file, calibrated, of the artifact that grows in ``folder``; return where it is.
 
-    What is finished is kept beside ``out`` until ``kept`` is closed, and longer unless it is forgotten; a build of
-    the same, interrupted before, goes on from there.
+    What is finished is kept next to ``out`` until ``kept`` is closed, and longer unless it is forgotten; a build
+    of the same, interrupted before, resumes from there.
     """
     # They load ONNX Runtime, which other builds do without.
     from ortlm.calibration.dataset import Reader, read_rows, write_rows

@@ -64,7 +64,7 @@ class Prepared:
     ``emitted`` is the decoder, ``ragged`` the same with lengths per row, which new ONNX Runtimes load instead,
     ``others`` are the other graphs by name; all their weights, in ``plan``, go
     into one file. The decoder's cache is always float: scales of an int8 cache are measured once the weights
-    are written. ``texts`` are the small files that are written beside graph and weights, by name. ``adapters``
+    are written. ``texts`` are the small files that are written next to graph and weights, by name. ``adapters``
     become files, by name; ``merged`` is added to the weights.
     """
 
@@ -307,7 +307,7 @@ def _manifest(model: _Model, choices: _Choices, graphs: _Graphs, outline: Outlin
 
 
 def weights_of(prepared: Prepared, *, rotated: bool = True) -> Weights:
-    """Return the weights that a build stores; unless ``turned``, as they were before their rotation."""
+    """Return the weights that a build stores; unless ``rotated``, as they were before their rotation."""
     deltas = prepared.merged.deltas if prepared.merged else None
     rotation = Rotation(prepared.spec.hidden) if rotated and prepared.outline.rotated else None
     return Weights(prepared.checkpoint, prepared.architecture, deltas, rotation)

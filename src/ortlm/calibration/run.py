@@ -33,7 +33,7 @@ def calibrate(
     """Find the codes of everything in ``plan`` that is to be calibrated, and write them to ``state.data``.
 
     Layer by layer: each is calibrated on what the quantized layers before it make of ``rows``. Where
-    ``settings.correct``, the float model runs beside, so that errors so far are made good for. One layer's float
+    ``settings.correct``, the float model runs too, so that errors so far are compensated for. One layer's float
     weights, moments of its inputs, and the states of all rows are in memory.
     """
     spec = weights.spec
@@ -48,8 +48,8 @@ def calibrate(
                 streams.append(model.embed(rows))
         for index in range(state.done, len(spec.layers)):
             layer = LayerQuantizer(plan, weights, settings, threads=threads)
-            beside = streams[1] if settings.correct else None
-            streams = list(model.layer(index, streams[0], layer, beside))
+            floats = streams[1] if settings.correct else None
+            streams = list(model.layer(index, streams[0], layer, floats))
             _write(state, layout, layer.results)
             state.finish(index + 1, streams)
             progress.advance(1)

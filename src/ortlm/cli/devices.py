@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ortlm._utils.formatting import readable_bytes
+from ortlm.cli import Subparsers
 from ortlm.cli.output import console, say
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ examples:
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "devices",
@@ -41,14 +42,14 @@ def run(args: argparse.Namespace) -> int:
     from ortlm.runtime.engine.device_list import list_devices
     from ortlm.runtime.engine.devices import onnxruntime_version
 
-    found = list_devices()
+    devices = list_devices()
     if args.json:
-        report = {"onnxruntime": onnxruntime_version(), "devices": [asdict(device) for device in found]}
+        report = {"onnxruntime": onnxruntime_version(), "devices": [asdict(device) for device in devices]}
         say(json.dumps(report, ensure_ascii=False, indent=1))
     elif sys.stdout.isatty():
-        _show_table(found)
+        _show_table(devices)
     else:
-        for device in found:
+        for device in devices:
             say("\t".join(_cells(device)))
     return 0
 
@@ -68,14 +69,14 @@ def _cells(device: Listed) -> Iterator[str]:
         yield str(device.missing)
 
 
-def _show_table(found: Sequence[Listed]) -> None:
+def _show_table(devices: Sequence[Listed]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("device", "what it is", "provider", "memory", "state"):
         table.add_column(name, overflow="fold", no_wrap=name in ("device", "memory"))
-    for device in found:
+    for device in devices:
         name, what, provider, version, memory, state = _cells(device)
         row = (name, what, provider if version == "-" else f"{provider} {version}", memory, state)
         # Text, so that brackets are not taken for markup.

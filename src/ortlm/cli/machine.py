@@ -15,7 +15,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     add_device(machine)
 
 
-def add_device(group: Any) -> None:
+def add_device(group: argparse._ActionsContainer) -> None:
     """Add the options that name a device."""
     group.add_argument(
         "--device",

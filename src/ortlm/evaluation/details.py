@@ -111,8 +111,8 @@ def _place(place: WorstToken, chunks: Chunks, tokenizer: Tokenizer, read: Text) 
     def written(token: int) -> str:
         return tokenizer.decode([token], skip_special_tokens=False)
 
-    def top(found: tuple[tuple[int, float], ...]) -> list[dict[str, Any]]:
-        return [{"token": written(token), "id": token, "p": p} for token, p in found]
+    def top(pairs: tuple[tuple[int, float], ...]) -> list[dict[str, Any]]:
+        return [{"token": written(token), "id": token, "p": p} for token, p in pairs]
 
     after = place.at + 1
     return {
