@@ -188,7 +188,7 @@ def main() -> int:
         print(line)
     if "ortlm" in medians:
         print(
-            f"beside ONNX Runtime: greedy {medians['ortlm']['greedy_overhead_ms']:.3f} ms, "
+            f"next to ONNX Runtime: greedy {medians['ortlm']['greedy_overhead_ms']:.3f} ms, "
             f"temperature + top-k + top-p {medians['ortlm']['sampled_overhead_ms']:.3f} ms"
         )
     return 0

@@ -1,4 +1,4 @@
-"""What a conversation costs: later turns, saved prompts, memory, and threads beside each other.
+"""What a conversation costs: later turns, prompt caches, memory, and threads next to each other.
 
     python benchmarks/measure_conversation.py DIR --history 1000 --runs 5
 
@@ -124,7 +124,7 @@ def threads(lm: ortlm.LanguageModel, history: int) -> None:
         stop.set()
         thread.join()
         print(
-            f"a thread that sleeps 5 ms beside {name} ({took:.1f} s) wakes up late by "
+            f"a thread that sleeps 5 ms next to {name} ({took:.1f} s) wakes up late by "
             f"{statistics.median(late):.2f} ms in the median, {max(late):.1f} ms at most"
         )
     stop, quick = threading.Event(), []
@@ -139,7 +139,7 @@ def threads(lm: ortlm.LanguageModel, history: int) -> None:
     gaps = np.diff([t for t in quick if began < t < ended])
     if len(gaps):
         print(
-            f"a thread that decodes beside a long prefill: {1e3 * np.median(gaps):.0f} ms per token, "
+            f"a thread that decodes next to a long prefill: {1e3 * np.median(gaps):.0f} ms per token, "
             f"{1e3 * gaps.max():.0f} ms at most"
         )
 

@@ -5,7 +5,7 @@
 onnxruntime-genai runs the folder of its own builder and ortlm's, as it comes and with ``--threads``; llama.cpp
 runs Q4_0 and Q4_K_M, OpenVINO GenAI its 4-bit weights. Peers and their models are made below ``--work`` and kept
 for the next call; ortlm's model is built again. A peer that cannot be installed, built or run is reported with the
-reason, and the others go on.
+reason, and the others continue.
 
 Measurements take turns, each in a process of its own; every run begins with another contender. Ratios are taken
 within each run, so that a machine that is slower for a while does not decide. The first long prompt of a

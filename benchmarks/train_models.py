@@ -2,7 +2,7 @@
 
     python benchmarks/train_models.py --out FOLDER --steps 700
 
-Writes FOLDER/llama-384 (Llama, tied embeddings) and FOLDER/qwen3-192 (Qwen3, its own head), and beside them
+Writes FOLDER/llama-384 (Llama, tied embeddings) and FOLDER/qwen3-192 (Qwen3, its own head), and next to them
 held-out.txt and in-domain.txt: text that the models never saw, and text that they were trained on. Text,
 tokenizer, seeds and training are those of ``scripts/train_tiny.py``.
 """

@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--as-device",
         action="store_true",
-        help="load models behind a device that copies what is bound and hides its memory",
+        help="load models on a device that copies what is bound and hides its memory",
     )
     parser.addoption("--python", help="the interpreter that runs examples/, by default that of the tests")
 

@@ -77,9 +77,7 @@ def interrupt(out: Path, how: tuple[str, ...], precision: str, number: signal.Si
         assert said.count("\n") == 1, said
     found = whole(out)
     assert found in (old, precision), found
-    return (
-        f"exit {code}, {'old' if found == old else 'new'} artifact, beside it: {', '.join(left) or 'nothing'}"
-    )
+    return f"exit {code}, {'old' if found == old else 'new'} artifact, next to it: {', '.join(left) or 'nothing'}"
 
 
 def whole_at_some_moment(out: Path) -> bool:

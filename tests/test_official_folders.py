@@ -122,7 +122,7 @@ def _greedy(folder: Path, prompt: list[int]) -> tuple[list[int], np.ndarray]:
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_tokens(name: str, precision: str, made: Any) -> None:
-    """48 tokens behind 24: well beyond Gemma's window."""
+    """48 tokens after 24: well beyond Gemma's window."""
     model, folder = made(name, precision)
     prompt = oracle.random_tokens(24)
     tokens, logits = _greedy(folder, prompt)

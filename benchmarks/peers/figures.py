@@ -37,7 +37,7 @@ def figures(
 ) -> dict[str, Any]:
     """Measure a run and return what is reported of it.
 
-    ``decode(ids, steps)`` computes ``ids``, then ``steps`` tokens behind the first new one, and returns the
+    ``decode(ids, steps)`` computes ``ids``, then ``steps`` tokens after the first new one, and returns the
     seconds of both. A short text warms it up; then two prompts are measured, since memory that is used for the
     first time makes the first long one slower. ``packages`` are those whose versions matter, ``about`` is what
     the peer says of its build.

@@ -9,7 +9,7 @@ Error:
      ├── NoDevice          this machine lacks the device that a model is to run on
      ├── NotEnoughSpace    the disk cannot hold what would be written
      ├── ContextFull       a sequence reached the model's context length
-     ├── CannotRewind      a cache cannot go back to a shorter length
+     ├── CannotRewind      a cache cannot rewind to a shorter length
      └── Cancelled         cancelled while the model ran
 
 A message says what was found, where, what is allowed and what to do next.
@@ -60,7 +60,7 @@ class ContextFull(Error):
 
 
 class CannotRewind(Error):
-    """A cache cannot go back to a shorter length."""
+    """A cache cannot rewind to a shorter length."""
 
 
 class Cancelled(Error):

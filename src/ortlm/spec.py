@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A normalisation over the last axis.
+    """A normalization over the last axis.
 
     ``kind`` is ``"rms"`` (no mean, no bias) or ``"layer"`` (mean and variance). ``bias`` says whether a
     ``.bias`` weight exists. A stored weight that means ``1 + weight`` is corrected where weights are read.
@@ -56,7 +56,7 @@ class Attention:
     """Grouped-query attention with a growing key/value cache.
 
     ``scale`` multiplies query·key. ``window`` is how many positions a token sees, itself included; None is
-    all. ``softcap`` c bounds scores to c·tanh(score / c). ``qk_norm`` normalises queries and keys before
+    all. ``softcap`` c bounds scores to c·tanh(score / c). ``qk_norm`` normalizes queries and keys before
     rotation: over each head, or over the full projection if ``qk_norm_full``.
     """
 
@@ -139,7 +139,7 @@ class Encoder:
     """A transformer over the patches of images of ``side`` by ``side`` pixels, ``patch`` by ``patch`` each.
 
     Patches are mapped to ``hidden`` channels (with ``patch_bias``), a ``class_token`` may come before them, and
-    positions are learned. ``pre_norm`` normalises what goes into the first layer, ``final_norm`` what comes out of
+    positions are learned. ``pre_norm`` normalizes what goes into the first layer, ``final_norm`` what comes out of
     the last one. A layer is ``x += attention(norm(x))``, then ``x += mlp(norm(x))``; all maps have biases.
     """
 
@@ -178,7 +178,7 @@ class Tiles:
 class Pooled:
     """One view of the image: means over squares of patches, ``tokens`` by ``tokens`` of them.
 
-    They are normalised and mapped to the decoder's channels, without a bias.
+    They are normalized and mapped to the decoder's channels, without a bias.
     """
 
     tokens: int
@@ -206,7 +206,7 @@ class ImagePrompt:
 class Vision:
     """How images become embeddings of the decoder.
 
-    ``mean`` and ``std`` normalise red, green and blue, which are 0 to 1. ``crops`` is how many crops an image
+    ``mean`` and ``std`` normalize red, green and blue, which are 0 to 1. ``crops`` is how many crops an image
     is cut into at most, unless somebody asks for another number; 0 where it is not cut. ``token`` is the id of
     ``prompt.token`` (-1 if there is none). ``mutual``: tokens of an image attend to each other both ways.
     """
@@ -388,7 +388,7 @@ class Architecture:
     (``fnmatch``) that checkpoints of this family may hold and that are not part of the model.
     ``head_copy`` names the tensor that a tied checkpoint may hold as a copy of its embeddings. ``renamed`` are
     pairs of prefixes: a tensor that is not there under the first may be there under the second.
-    ``genai_type`` is the model type that onnxruntime-genai's C++ code knows; it selects its behaviour.
+    ``genai_type`` is the model type that onnxruntime-genai's C++ code knows; it selects its behavior.
     ``notes`` are what whoever builds should know of ``config.json``, a sentence each.
     """
 

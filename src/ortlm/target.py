@@ -16,7 +16,7 @@ class Target:
     fused kernel of the target wants them apart. ``rotary_inside``: GroupQueryAttention rotates by itself;
     otherwise RotaryEmbedding does, from a ``position_ids`` input. ``query_lengths``: GroupQueryAttention
     takes the number of new tokens per row (input 16), on CPU and CUDA in new ONNX Runtimes. A graph that uses it
-    is built beside the one that loads everywhere.
+    is built next to the one that loads everywhere.
     ``block``, ``symmetric``, ``accuracy_level``, ``head_bits``, ``embed_bits``, ``vision_bits`` are what ``-p
     int4`` means here; ``int8`` takes the same with 8 bits. ``weight_bits`` are those that its kernels know.
     ``wide``: recipes may give 8 bits to the matrices that lose most.

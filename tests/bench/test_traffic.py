@@ -88,7 +88,7 @@ def test_a_build_by_its_own_account(build):
     config = lm.manifest.info
     layers = config["layers"]
     assert len(found.products) == 4 * layers + 1
-    # The last layer's products behind its keys and values, and the head.
+    # The last layer's products after its keys and values, and the head.
     assert sum(product.kept_only for product in found.products) == 4
     assert found.prompt_multiplications(1) == found.multiplications
 

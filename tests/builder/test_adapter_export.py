@@ -95,7 +95,7 @@ def test_switched(name: str, adapter: Make, tmp_path: Path) -> None:
     base = logits(open_session(ortlm.build(row.base, tmp_path / "base", precision="fp32")), {})
     without = logits(session, {})
     assert np.array_equal(without, logits(session, adapters.inputs("x"), adapters.defaults()))
-    # A bias and the GELU behind it are one operator of ONNX Runtime, unless an adapter comes between.
+    # A bias and the GELU after it are one operator of ONNX Runtime, unless an adapter comes between.
     assert np.array_equal(without, base) or (name, True) == (
         "parallel",
         oracle.relative_error(without, base) < 1e-6,

@@ -172,7 +172,7 @@ def inputs_of_attention(path: Path) -> set[int]:
 def test_graphs_of_a_folder(
     target: str, more: bool | None, graphs: set[str], tiny: Path, tmp_path: Path
 ) -> None:
-    """The graph that everything loads, and beside it the one with lengths per row; the weights lie there once."""
+    """The graph that everything loads, and next to it the one with lengths per row; the weights lie there once."""
     out = ortlm.build(tiny, tmp_path / "out", target=target, options=BuildOptions(ragged_append=more)).path
     assert {path.name for path in out.glob("*.onnx")} == graphs
     assert [path.name for path in out.glob("*.data")] == ["model.onnx.data"]

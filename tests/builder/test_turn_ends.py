@@ -1,4 +1,4 @@
-"""The tokens that end a turn are found by what the chat template writes behind an answer."""
+"""The tokens that end a turn are found by what the chat template writes after an answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDS = [
 LOOP = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + END }}{% endfor %}"
 TEMPLATES = {
     "each message": LOOP,
-    "trimmed, a line behind": LOOP.replace("m.content + END", "m.content | trim + ' ' + END + '\\n'"),
+    "trimmed, a line after": LOOP.replace("m.content + END", "m.content | trim + ' ' + END + '\\n'"),
     "only within": LOOP.replace("+ END", "+ ('' if loop.last else END)"),
     "only at the end": LOOP.replace("+ END", "+ (END if loop.last else '')"),
     "assistants only": LOOP.replace("+ END", "+ (END if m.role == 'assistant' else '')"),

@@ -211,7 +211,7 @@ def test_folders_that_are_not_there(name: str) -> None:
 
 
 def test_weights_are_picked_as_from_a_folder(hub: Hub, tmp_path: Path) -> None:
-    """A stale index beside the whole file counts for nothing, and nothing else is downloaded."""
+    """A stale index next to the whole file counts for nothing, and nothing else is downloaded."""
     index = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
     hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
     others = ("model-00001-of-00001.safetensors", "consolidated.safetensors", "model.fp16.safetensors")

@@ -55,6 +55,8 @@ WORDS = {
 PAGES = pages("CONTRIBUTING.md", "SECURITY.md", "AGENTS.md", "benchmarks/README.md", "examples/README.md")
 
 
+# Names that artifacts and checkpoints have.
+KEYS = re.compile(r"picture_(numbers|rows|columns)|vision_tower|read_prompt")
 # Texts that models read.
 TEXTS = {"evaluation/corpus.py", "evaluation/prompts.py", "calibration/texts.py"}
 
@@ -85,6 +87,16 @@ def messages(path: Path) -> Iterator[tuple[int, str]]:
         # Not names of files and keys, which have no spaces.
         if isinstance(node.value, str) and " " in node.value:
             yield node.lineno, node.value
+
+
+def test_sources() -> None:
+    """Comments, docstrings and names of the package too; "_" stands between words."""
+    source = Path(ortlm.__file__).parent
+    for path in sorted(source.rglob("*.py")):
+        name = path.relative_to(source).as_posix()
+        if name not in TEXTS:
+            text = KEYS.sub("", path.read_text(encoding="utf-8")).replace("_", " ")
+            check(name, text)
 
 
 def test_messages() -> None:

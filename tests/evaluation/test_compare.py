@@ -33,7 +33,7 @@ def test_second_half_of_each_chunk_is_scored_in_lockstep() -> None:
     assert len(found.scores.nll) == chunks.scored == 3 * (64 - 1 - 32)
     assert model.asked == base.asked == [0, 1, 2]
     assert heard == [1, 1, 1]
-    # The first scored token is the one behind position 32.
+    # The first scored token is the one after position 32.
     first = chunks.tokens[0]
     logits = base.table[first[32]].astype(np.float64)
     assert found.scores.base_nll[0] == pytest.approx(np.log(np.exp(logits).sum()) - logits[first[33]])

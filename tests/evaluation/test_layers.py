@@ -64,7 +64,7 @@ def test_states_are_those_of_transformers(name: str, saved: Any, build: Any) -> 
 
 @pytest.mark.parametrize("fast_prompts", [False, True])
 def test_texts_in_several_pieces(fast_prompts: bool, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces are of different lengths, and those of products of integers as short as answers are."""
+    """Pieces are of different lengths, and those of integer matmuls as short as answers are."""
     whole = taken(build("phi3", "int4", BuildOptions(recipe="fast")).artifact)
     monkeypatch.setattr("ortlm.evaluation.layers.CHUNK_TOKENS", 32)
     found = taken(build("phi3", "int4", BuildOptions(recipe="fast", fast_prompts=fast_prompts)).artifact)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint beside its configuration: index, card, license, and links between them."""
+"""The files of a checkpoint next to its configuration: index, card, license, and links between them."""
 
 from __future__ import annotations
 

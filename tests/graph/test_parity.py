@@ -69,7 +69,7 @@ def test_ragged_batch(name: str, lengths: tuple[int, ...], saved: Saved, build: 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_ragged_append(name: str, saved: Saved, build: Build) -> None:
-    """Several tokens at once, a different number for each row, behind different pasts."""
+    """Several tokens at once, a different number for each row, after different pasts."""
     model, lm = saved(name).model, build(name)
     first, then = (9, 3, 14), (4, 11, 1)
     rows = [oracle.random_tokens(a + b, seed=a) for a, b in zip(first, then, strict=True)]

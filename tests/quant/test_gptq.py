@@ -81,7 +81,7 @@ def test_widths_that_no_block_divides() -> None:
     w, found = weight(width=96), moments([inputs()])
     packed = gptq(w, scheme, feedback(found), *clipped_range(w, scheme, None))
     assert packed.values.shape == (24, scheme.row_bytes(96))
-    # What is behind the last input decodes to 0.
+    # What is after the last input decodes to 0.
     assert not dequantize(packed, scheme, 128)[:, 96:].any()
 
 

@@ -37,7 +37,7 @@ def test_rtn_equals_onnxruntime(bits: int, block: int, symmetric: bool) -> None:
     np.testing.assert_array_equal(ours.values, codes.reshape(rows, -1))
     np.testing.assert_array_equal(ours.scales, scales.reshape(rows, -1))
     if ours.zeros is not None:
-        # Bits behind the last zero point of a row mean nothing, and ONNX Runtime does not clear them.
+        # Bits after the last zero point of a row mean nothing, and ONNX Runtime does not clear them.
         theirs = unpack(zeros.reshape(rows, -1), bits, blocks)
         np.testing.assert_array_equal(unpack(ours.zeros, bits, blocks), theirs)
 

@@ -1,4 +1,4 @@
-"""A language model in numpy behind the Backend protocol: one layer whose cache really matters."""
+"""A language model in numpy with the Backend protocol: one layer whose cache really matters."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class FakeBinding:
     def stop(self):
         self.stopped = True
 
-    def go_on(self):
+    def resume(self):
         self.stopped = False
 
 
@@ -85,7 +85,7 @@ def contents(tensor):
 
 
 class FakeDeviceMemory(HostMemory):
-    """Does as HostMemory does, behind tensors of which numpy sees nothing, and always in new ones."""
+    """Does as HostMemory does, with tensors that numpy cannot read, and always in new ones."""
 
     is_host = False
 

@@ -11,7 +11,7 @@ TEXT = ["hello world, the quick brown fox jumps over the lazy dog", "the dog and
 
 
 def byte_level() -> Tokenizer:
-    """As GPT-2, Llama 3 and Phi-4: bytes as letters, spaces belong to the word behind them."""
+    """As GPT-2, Llama 3 and Phi-4: bytes as letters, spaces belong to the word after them."""
     found = Tokenizer(models.BPE())
     found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     found.decoder = decoders.ByteLevel()

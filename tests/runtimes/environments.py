@@ -157,7 +157,7 @@ def ask(runtime: Runtime, cases: Sequence[Case]) -> dict[str, Any]:
         given.write_text(json.dumps([asdict(case) for case in cases]))
         program = PROGRAMS / runtime.program
         if program.suffix == ".mjs":
-            # Modules are looked for beside the file that imports them.
+            # Modules are looked for next to the file that imports them.
             program = Path(shutil.copy(program, runtime.folder))
             command = ["node", str(program), str(given), str(answers)]
         else:

@@ -1,6 +1,6 @@
 """A tiny checkpoint of Phi-3.5-vision's exact structure with random weights, and what torch makes of it.
 
-    python -m tests.vision.checkpoint FOLDER    write one, and an image beside it
+    python -m tests.vision.checkpoint FOLDER    write one, and an image next to it
 
 transformers has no such model, so the reference is put together from its parts: CLIP, Phi-3, and the publisher's
 way from one to the other, written down plainly.
@@ -82,7 +82,7 @@ class Reference:
         return self.text(inputs_embeds=self.embeds(ids, features)).logits[0]
 
     def greedy(self, ids: Sequence[int], features: torch.Tensor, count: int) -> list[int]:
-        """Return the ``count`` most likely tokens behind ``ids``, everything computed again for each."""
+        """Return the ``count`` most likely tokens after ``ids``, everything computed again for each."""
         row = list(ids)
         for _ in range(count):
             row.append(int(self.logits(row, features)[-1].argmax()))

@@ -97,7 +97,7 @@ def test_keys_of_the_parts_are_refused_by_name(
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_logits(made: tuple[Path, Any], lm: ortlm.LanguageModel, count: int) -> None:
-    """Also of words before and behind an image, and of the same image twice."""
+    """Also of words before and after an image, and of the same image twice."""
     images = [noise(40, 30, 1), noise(20, 50, 2), noise(40, 30, 1)][:count]
     ids = lm.encode(question(*images))
     loop = lm.loop()
@@ -201,7 +201,7 @@ def test_prompt_of_a_text(lm: ortlm.LanguageModel) -> None:
 
 
 def test_placeholder_that_stands_for_no_image(made: tuple[Path, Any], lm: ortlm.LanguageModel) -> None:
-    """A model may write it, and then goes on: it is a word like any other, as in transformers."""
+    """A model may write it, and then continues: it is a word like any other, as in transformers."""
     ids = [2, 20, gemma3.PLACE, 30, gemma3.PLACE]
     loop = lm.loop()
     loop.start()

@@ -10,23 +10,23 @@ from pathlib import Path
 
 
 def write_whole(files: Mapping[Path, bytes]) -> None:
-    """Write all of ``files``, or none: each first beside its place, then all are given their names.
+    """Write all of ``files``, or none: each first next to its place, then all are given their names.
 
     Raises OSError, with the path, if one cannot be written; what was there before is still there then.
     """
-    beside = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}") for path in files}
+    alongside = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}") for path in files}
     try:
         for path, content in files.items():
-            with naming(path), beside[path].open("xb") as stream:
+            with naming(path), alongside[path].open("xb") as stream:
                 stream.write(content)
                 stream.flush()
                 # Some file systems tell only now that there is no room.
                 os.fsync(stream.fileno())
-        for path, new in beside.items():
+        for path, new in alongside.items():
             with naming(path):
                 new.replace(path)
     finally:
-        for new in beside.values():
+        for new in alongside.values():
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
 

@@ -103,7 +103,7 @@ def from_parts(
         theta=scaling.positive("rope_theta", theta),
         dims=_dims(scaling, config, head_dim, partial),
         max_tokens=max_tokens,
-        # What stands beside wins, and where a family has a length of its own, so does that: as in transformers.
+        # What stands next to them wins, and where a family has a length of its own, that does too: as there.
         original=config.integer(
             "original_max_position_embeddings",
             original or scaling.integer("original_max_position_embeddings", max_tokens),

@@ -1,4 +1,4 @@
-"""Gemma 3 with images: the text model behind SigLIP."""
+"""Gemma 3 with images: SigLIP, then the text model."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class _Reader:
         return self._block[at - self._start]
 
     def varint(self, at: int) -> tuple[int, int]:
-        """Return a number, and the place behind it."""
+        """Return a number, and the place after it."""
         value = shift = 0
         while shift < 70:
             byte = self.byte(at)

@@ -64,7 +64,7 @@ def from_genai(found: Mapping[str, Any], path: Path, *, own: bool = False) -> Ma
 
 
 def tokenizer_folder(found: Mapping[str, Any], path: Path) -> str:
-    """Return where in the folder of the configuration ``found`` the tokenizer's files lie, "" beside the graphs.
+    """Return where in the folder of the configuration ``found`` the tokenizer's files lie, "" next to the graphs.
 
     Raises BadArtifact for a folder that is not there, and for files that lie outside.
     """

@@ -89,7 +89,7 @@ class Graph:
 class Images:
     """How images become input of the graph ``vision``, and tokens of a text.
 
-    A view has ``side`` by ``side`` pixels; ``mean`` and ``std`` normalise its colours, which are 0 to 1. A
+    A view has ``side`` by ``side`` pixels; ``mean`` and ``std`` normalize its colors, which are 0 to 1. A
     image is cut into at most ``crops`` crops besides the view of the whole, unless a caller wants another
     number; 0: it is not cut, and has ``tokens`` tokens. ``merged`` is how many tokens of a view make a row.
     ``tag`` stands for it in a text, with its number from 1 in place of ``{}``; ``before`` and ``after`` are

@@ -60,7 +60,7 @@ def open_artifact(path: str | Path) -> Artifact:
 
 
 def check_files(folder: Path) -> None:
-    """Raise BadArtifact if what an artifact has beside its graphs is no regular file within ``folder``."""
+    """Raise BadArtifact if what an artifact has next to its graphs is no regular file within ``folder``."""
     for name in (MANIFEST_FILE, GENAI_FILE, PROCESSOR_FILE, *TOKENIZER_FILES):
         inside(name, folder / name)
 

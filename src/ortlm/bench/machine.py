@@ -67,7 +67,7 @@ def last_cache_bytes() -> int | None:
 def buffer_bytes(wanted: int | None = None) -> int:
     """Return how large a buffer measures memory and no cache: four times the last cache, 1 GB at least.
 
-    Never more than a quarter of the memory that is free. ``wanted`` replaces the first part.
+    Never more than a 4x smaller space that is free. ``wanted`` replaces the first part.
     """
     size = wanted or max(_SMALLEST_BUFFER, 4 * (last_cache_bytes() or 0))
     return max(1 << 20, min(size, _free_bytes() // 4))

@@ -171,7 +171,7 @@ class _Pair:
         request = self._everywhere(bits)
         options = replace(request.options, filename=f"{name}.onnx")
         if fast:
-            # What 8 bits lose by rounding is far below what is asked about.
+            # What 8 bits lose in rounding is far below what is asked about.
             options = replace(
                 options, recipe="fast", algorithm=None, calibration=None, calibration_tokens=None
             )

@@ -119,7 +119,7 @@ def _version(graph: Emitted) -> str:
 def stop_tokens(checkpoint: Checkpoint, vocab: int, tokenizer: TokenizerFiles) -> tuple[int, ...]:
     """Return every token that ends an answer: of config, generation defaults, tokenizer and chat template.
 
-    Whether or not config.json says so, what a chat template writes behind an assistant's words ends a turn:
+    Whether or not config.json says so, what a chat template writes after an assistant's words ends a turn:
     several published configurations leave it out.
     Raises BadCheckpoint if there is none, or one that is not a token of the ``vocab``.
     """

@@ -12,7 +12,7 @@ from ortlm.checkpoint import files
 
 # How much of a checkpoint's own card is looked at, and of one entry of its front matter.
 _CARD_BYTES, _STATEMENT = 256 << 10, 500
-# The front matter, which may go on behind what is looked at.
+# The front matter, which may continue after what is looked at.
 _FRONT = re.compile(r"\s*---[ \t]*\r?\n(.*?)(?:^---[ \t]*\r?$|\Z)", re.DOTALL | re.MULTILINE)
 # The license and the lines that belong to it.
 _STATED = re.compile(r"^(license|license_name)[ \t]*:((?:.*)(?:\r?\n(?:[ \t]+|-[ \t]).*)*)", re.MULTILINE)

@@ -76,7 +76,7 @@ def _check_replaceable(out: Path, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def unfinished(out: Path) -> Iterator[Path]:
-    """Give a folder beside ``out`` that is gone afterwards unless it was moved; remove dead builds' ones."""
+    """Give a folder next to ``out`` that is gone afterwards unless it was moved; remove dead builds' ones."""
     parent = out.absolute().parent
     made = [p for p in (parent, *parent.parents) if not p.exists()]
     try:
@@ -104,7 +104,7 @@ def unfinished(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def resumable(out: Path) -> Iterator[Path]:
-    """Give a hidden folder beside ``out`` in which layers are kept for the next build of ``out`` to go on with.
+    """Give a hidden folder next to ``out`` that keeps layers from which the next build of ``out`` resumes.
 
     It goes as soon as there are none. Raises BadOption if another build is using it.
     """
@@ -230,7 +230,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _hidden(out: Path) -> str:
-    """Begin the names of folders beside ``out``; cut, because names may not grow without end."""
+    """Begin the names of folders next to ``out``; cut, because names may not grow without end."""
     return f".{out.name[:60]}."
 
 

@@ -21,7 +21,7 @@ _MARK = re.compile(r"<[^\s<>][^<>]*>|\[[^\s\[\]]+\]")
 
 
 def turn_ends(folder: Path, tokenizer: TokenizerFiles) -> list[int]:
-    """Return the ids of the tokens that the chat templates in ``folder`` put behind an assistant's words.
+    """Return the ids of the tokens that the chat templates in ``folder`` put after an assistant's words.
 
     Raises BadCheckpoint if a template cannot be read. One that refuses all conversations tells nothing.
     """
@@ -41,8 +41,8 @@ def turn_ends(folder: Path, tokenizer: TokenizerFiles) -> list[int]:
 
 def _after_answers(text: str, tokenizer: TokenizerFiles) -> list[int]:
     special, endings = tokenizer.special_ids, []
-    for behind in text.split(_ANSWER)[1:]:
-        rest = behind.lstrip()
+    for after in text.split(_ANSWER)[1:]:
+        rest = after.lstrip()
         matching = [
             token
             for token, at in tokenizer.ids.items()

@@ -166,7 +166,7 @@ class LayerQuantizer:
             return weight
         for x in inputs:
             x /= scales
-        # The model beside goes on with its own.
+        # The float model continues with its own.
         for i, f in enumerate(floats or ()):
             assert floats is not None
             floats[i] = f / scales

@@ -1,4 +1,4 @@
-"""What a calibration keeps on disk, so that one that was interrupted goes on at the last finished layer."""
+"""What a calibration keeps on disk, so that one that was interrupted continues at the last finished layer."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _own(path: Path) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a file beside ``path`` that takes its place when it is complete."""
+    """Give a file next to ``path`` that takes its place when it is complete."""
     new = path.with_name(f"new-{path.name}")
     yield new
     # Bytes first, then the name: a file that is named is whole, also after the power has failed.

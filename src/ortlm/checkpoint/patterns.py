@@ -1,7 +1,7 @@
 """Regular expressions of strangers, as adapters hold them: only those whose work is bounded.
 
 peft matches a module's name with ``rank_pattern`` and ``alpha_pattern``. What people write there are ends of names
-and numbers of layers. Python's matching goes back and tries again, so that some expressions never come to an end;
+and numbers of layers. Python's matching rewinds and tries again, so that some expressions never come to an end;
 the steps that one can take are counted here before it is used.
 """
 
@@ -25,7 +25,7 @@ class Unbounded(ValueError):
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether ``name``, or an end of it behind a dot, is what ``pattern`` says, as in peft.
+    """Whether ``name``, or an end of it after a dot, is what ``pattern`` says, as in peft.
 
     Raises Unbounded.
     """

@@ -111,7 +111,7 @@ def read_lora(folder: str | Path, base: Mapping[str, Weight]) -> dict[str, Delta
 
 
 def _is_copy(name: str, weight: Weight, base: Mapping[str, Weight], file: Path) -> bool:
-    """Whether it is a copy of a weight of the base model: peft saves those of the vocabulary beside a LoRA on one.
+    """Whether it is a copy of a weight of the base model: peft saves the vocabulary's next to a LoRA on it.
 
     Raises UnsupportedModel if it is another weight than the base model's.
     """

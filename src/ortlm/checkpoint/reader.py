@@ -69,8 +69,8 @@ def pick_weights(
     """Return which files of a checkpoint hold its weights, and in which each tensor lies where an index says so.
 
     ``names`` are the files that there are, here or on the hub, ``read_index`` reads one of them. As transformers
-    chooses: what config.json names, else model.safetensors, else the shards of the index; a stale index beside the
-    whole file counts for nothing. Without any of them all ``*.safetensors`` that are no adapter are taken: one
+    chooses: what config.json names, else model.safetensors, else the shards of the index; a stale index next to
+    the whole file counts for nothing. Without any of them all ``*.safetensors`` that are no adapter are taken: one
     ``model.fp16.safetensors``, or shards that lost their index. Raises BadCheckpoint for a damaged index.
     """
     named = config.get("transformers_weights")
@@ -88,7 +88,7 @@ def pick_weights(
     if INDEX_FILE in names:
         return _of_index(INDEX_FILE, read_index)
     found = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
-    # Adapters and Mistral's own layout lie beside the model's weights in some repositories.
+    # Adapters and Mistral's own layout lie next to the model's weights in some repositories.
     for others in ("adapter_", "consolidated"):
         found = [name for name in found if not name.startswith(others)] or found
     return found, None

@@ -87,7 +87,7 @@ class Talk:
         }
 
     def take(self, text: str) -> bool:
-        """Obey a command such as "/save talk.json" or answer a message; return whether to go on."""
+        """Obey a command such as "/save talk.json" or answer a message; return whether to continue."""
         # A text of several lines is never a command: it may begin with a path.
         if not text.startswith("/") or "\n" in text:
             if text.strip() and self.answer(content_of(text, self._waiting)):
@@ -239,7 +239,7 @@ class Talk:
     def _load(self, rest: str) -> None:
         path = _path("/load", rest)
         self.messages = _conversation(path)
-        # /clear goes back to the system message of this conversation.
+        # /clear rewinds to the system message of this conversation.
         self._system = next((m["content"] for m in self.messages if m["role"] == "system"), None)
         tell(f"({len(self.messages)} messages)")
 

@@ -116,9 +116,9 @@ def run(args: argparse.Namespace) -> int:
     kept = args.cache is not None and Path(args.cache).exists()
     if kept:
         lm.load_cache(args.cache, adapter=settings.adapter)
-    beside = args.image if args.chat is False else None
+    alongside = args.image if args.chat is False else None
     prompt = prompt_of(text, args)
-    stream = lm.stream(prompt, images=beside, num_crops=args.num_crops, settings=settings)
+    stream = lm.stream(prompt, images=alongside, num_crops=args.num_crops, settings=settings)
     if not _answer(stream, lm, args, settings):
         return 130
     if args.cache is not None and not kept:

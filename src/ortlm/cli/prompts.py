@@ -36,7 +36,7 @@ def prompt_of(text: str, args: argparse.Namespace) -> str | list[dict[str, Any]]
 
 
 def content_of(text: str, images: Sequence[str] | None) -> Content:
-    """Return a message's content: ``text``, behind ``images`` if there are some."""
+    """Return a message's content: ``text``, after ``images`` if there are some."""
     if not images:
         return text
     return [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]

@@ -158,7 +158,7 @@ def _count(text: str) -> int:
     try:
         return int(text)
     except ValueError as error:
-        # Without a number, the flag takes what stands behind it.
+        # Without a number, the flag takes what stands after it.
         raise argparse.ArgumentTypeError(
             f"{text!r} is no number. If it is the prompt, put it in front of this flag."
         ) from error
@@ -260,7 +260,7 @@ def check_count(flag: str, value: int | None, most: int, *, least: int = 1) -> N
 
 
 def refuse(flag: str, others: Sequence[tuple[str, bool]], reason: str) -> None:
-    """Raise BadOption if one of the ``others``, each with whether it was given, is there beside ``flag``."""
+    """Raise BadOption if one of the ``others``, each with whether it was given, is there with ``flag``."""
     for other, there in others:
         if there:
             raise BadOption(f"{flag} does not go with {other}: {reason}")

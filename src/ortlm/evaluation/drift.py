@@ -2,8 +2,8 @@
 
 The reference need not be able to generate. It is shown a whole answer of the model in one go, and what it finds
 most likely after each token is its own greedy answer up to the first token where they part. From there the model
-goes on behind what the reference would have said, and the reference is asked again, until its answer is whole (the
-way in which drafts are checked; Leviathan et al. 2023).
+continues after what the reference would have said, and the reference is asked again, until its answer is whole
+(the way in which drafts are checked; Leviathan et al. 2023).
 """
 
 from __future__ import annotations

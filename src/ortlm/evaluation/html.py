@@ -374,10 +374,10 @@ def _error(figure: Mapping[str, Any], digits: int) -> str:
     return _number(figure["standard_error"], figure["value"], digits)
 
 
-def _number(number: float | None, beside: float | None, digits: int) -> str:
+def _number(number: float | None, alongside: float | None, digits: int) -> str:
     if number is None:
         return _NONE
-    large = abs(beside or 0.0)
+    large = abs(alongside or 0.0)
     return f"{number:,.{1 if large >= 1000 else min(digits, 3) if large >= 10 else digits}f}"
 
 

@@ -20,7 +20,7 @@ from ortlm.runtime.engine.session import OrtBinding, Session
 from ortlm.runtime.loading import open_embedder
 
 # Other builders call the nodes alike.
-# Products of integers begin with a Reshape.
+# Integer matmuls begin with a Reshape.
 _ATTENTION = re.compile(r"/model/layers\.(\d+)/attn/(?:qkv_proj|q_proj)/(?:MatMul|integer/Reshape)")
 _HEAD = re.compile(r"/lm_head/(?:MatMul|Gemm)")
 OBSERVED_CHUNKS = 2

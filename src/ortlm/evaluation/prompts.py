@@ -95,7 +95,7 @@ PROMPTS = (
     ),
     Prompt(
         "format",
-        "List three colours as a numbered list and write nothing else.",
+        "List three colors as a numbered list and write nothing else.",
         valid=_lines(3, r"\d[.)] ?\S"),
     ),
     Prompt(

@@ -120,7 +120,7 @@ def _listed_files(artifact: Artifact) -> dict[str, Any]:
 def file_hashes(artifact: Artifact) -> dict[str, dict[str, Any]]:
     """Return size and SHA-256 of graph, weights and tokenizer of ``artifact``, by file name."""
     graph = artifact.graph_path("decoder")
-    # Weights lie beside the graph, under its name or another that is told by their ending.
+    # Weights lie next to the graph, under its name or another that is told by their ending.
     paths = {graph, artifact.path / "tokenizer.json"}
     paths |= set(graph.parent.glob("*.data"))
     recorded = _listed_files(artifact)

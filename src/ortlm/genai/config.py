@@ -186,7 +186,7 @@ class Config:
         """Return the artifact, and the temporary folder that it lies in if data was given."""
         if not self._data:
             return genai_artifact(self._folder, self._found), None
-        # Weights lie beside their graph by name, so a graph from memory needs a folder where they are found.
+        # Weights lie next to their graph by name, so a graph from memory needs a folder where they are found.
         copy = TemporaryFolder()
         for path in self._folder.iterdir():
             if path.is_file() and path.name not in self._data:
@@ -210,5 +210,5 @@ def _place(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        # Another file system. ONNX Runtime refuses weights behind a symbolic link that leads elsewhere.
+        # Another file system. ONNX Runtime refuses weights reached through a symbolic link that leads elsewhere.
         shutil.copyfile(source, target)

@@ -66,7 +66,7 @@ class Generator:
 
     @official
     def append_tokens(self, tokens: ArrayLike | Tensor) -> None:
-        """Take prompts, or what the conversation goes on with, and feed them to the model at once.
+        """Take prompts, or what the conversation continues with, and feed them to the model at once.
 
         A batch comes as [B, S] or flat, shorter rows filled on the right with pad_token_id; a Tensor of
         ``Tokenizer.encode_batch`` knows where a row ends even if it ends with that token.
@@ -168,7 +168,7 @@ class Generator:
 
     @official
     def rewind_to(self, new_length: int) -> None:
-        """Go back to so many tokens in every row. Raises GenaiError for more than there are, and for beams."""
+        """Rewind to so many tokens in every row. Raises GenaiError for more than there are, and for beams."""
         if whole(new_length, "a length") < 0:
             raise GenaiTypeError(f"a length is 0 or more, found {new_length}.")
         if self._beams:
@@ -185,7 +185,7 @@ class Generator:
         self._inner.change(min_new_tokens=self._least_new(self._prompt_width))
 
     def snapshot_state(self) -> None:
-        """Do nothing: every state that ortlm runs can go back."""
+        """Do nothing: every state that ortlm runs can rewind."""
 
     # --- logits and other tensors -----------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class Generator:
             return self._extra[name].numpy().copy()
         if name not in roles:
             place = next(i for i, state in enumerate(graph.states) if state.past == name)
-            return self._state(place, behind=self._read)
+            return self._state(place, after=self._read)
         end, kind = self._read_end, self._lm.session.inputs[name].dtype.numpy
         real = self._grid.real(end)
         if roles[name] == "attention_mask":
@@ -251,7 +251,7 @@ class Generator:
                 raise GenaiError(f"{name} cannot be had of beams.")
             return self.get_logits()
         if place is not None:
-            return self._state(place, behind=0)
+            return self._state(place, after=0)
         texts, counts = self._last_read()
         output = self._run(lambda: self._inner.loop.again(name, texts, counts))
         # numpy alone does not know bfloat16.
@@ -352,7 +352,7 @@ class Generator:
 
     @property
     def _read_end(self) -> int:
-        """The column behind the last one that the model has read."""
+        """The column after the last one that the model has read."""
         return self._grid.width if self._fresh else max(self._read, self._grid.width - 1)
 
     def _logits(self) -> Logits:
@@ -368,8 +368,8 @@ class Generator:
         texts = [self._inner.sequence(row)[: int(n)] for row, n in enumerate(real.sum(axis=1))]
         return texts, [max(1, int(n)) for n in real[:, end - self._read :].sum(axis=1)]
 
-    def _state(self, place: int, *, behind: int) -> NDArray[Any]:
-        """Return a cache tensor, without its last ``behind`` positions unless it is memory that is shared."""
+    def _state(self, place: int, *, after: int) -> NDArray[Any]:
+        """Return a cache tensor, without its last ``after`` positions unless it is memory that is shared."""
         graph, loop = self._lm.manifest.graphs["decoder"], self._inner.loop
         state = graph.states[place]
         texts, _ = self._last_read()
@@ -383,7 +383,7 @@ class Generator:
             )
             room[:, :, : filled.shape[2]] = filled
             return room
-        kept = filled[:, :, : max(0, filled.shape[2] - behind)] if state.kind == "append" else filled
+        kept = filled[:, :, : max(0, filled.shape[2] - after)] if state.kind == "append" else filled
         if state.axis == 3:
             return kept.reshape(len(kept), 2, -1, *kept.shape[2:]).swapaxes(0, 1).copy()
         return kept.copy()
@@ -392,7 +392,7 @@ class Generator:
         return max(0, int(self._search["min_length"]) - width)
 
     def _append(self, given: Prompts, width: int) -> None:
-        """Append rows of ``given``, behind which all are ``width`` long; undo what an error leaves behind."""
+        """Append rows of ``given``, after which all are ``width`` long; undo what an error leaves behind."""
         before, inner = self._inner.lengths, self._inner
         times = inner.rows // self._batch if inner.rows else 1
         inner.change(min_new_tokens=self._least_new(width))

@@ -101,7 +101,7 @@ def images_of(inputs: NamedTensors, encoder: VisionEncoder) -> list[EncodedImage
     if "pixel_values" not in inputs:
         return []
     if "image_sizes" not in inputs:
-        raise GenaiError("pixel_values need image_sizes next to them, int64 [images, 2].")
+        raise GenaiError("pixel_values need image_sizes with them, int64 [images, 2].")
     pixels: NDArray[Any] = np.ascontiguousarray(inputs["pixel_values"].as_numpy(), np.float32)
     sizes = inputs["image_sizes"].as_numpy().reshape(-1, 2).astype(int).tolist()
     side = encoder.images.side

@@ -1,4 +1,4 @@
-"""Drafts by lookup, counted under the names that the official runtime reports."""
+"""Prompt-lookup drafts, counted under the names that the official runtime reports."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Rounds:
 
     def __init__(self) -> None:
         self._before = (0, 0, 0)
-        # How many tokens of the round that goes on were drafted, and how many of them were right.
+        # How many tokens of the round that continues were drafted, and how many of them were right.
         self._drafted, self._right = 0, 0
         self._full = self._partial = self._none = self._plain = 0
         self._lengths = [0] * (_LONGEST + 1)
@@ -94,7 +94,7 @@ class Rounds:
         active = int(self._drafted > 0)
         rounds = completed + active
         proposed, accepted = inner.proposed_tokens, inner.accepted_tokens
-        # A round ends with one token more: the one behind all drafts, or that in place of the first wrong one.
+        # A round ends with one token more: the one after all drafts, or that in place of the first wrong one.
         emitted = accepted + completed
         most = int(options["max_draft_tokens"]) if lookup is not None else 0
         hits, misses, chained, looking = (

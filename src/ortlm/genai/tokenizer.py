@@ -183,7 +183,7 @@ class Tokenizer:
 
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:
-        """The tokens that the official runtime puts before and behind texts where tokenizer.json puts none."""
+        """The tokens that the official runtime puts before and after texts where tokenizer.json puts none."""
         plain, whole = (self._inner.encode("a", add_special_tokens=special) for special in (False, True))
         there = {"bos_token": whole[:1] != plain[:1], "eos_token": whole[-1:] != plain[-1:]}
         settings = runtime.read_settings(self._artifact.tokenizer_path / "tokenizer_config.json")

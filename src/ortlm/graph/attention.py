@@ -229,7 +229,7 @@ def _head_norm(
     parameters: Parameters,
     module: str,
 ) -> Value:
-    """Normalise queries or keys [B, S, heads · D], over each head or over the whole width."""
+    """Normalize queries or keys [B, S, heads · D], over each head or over the whole width."""
     width = heads * spec.head_dim
     flat = ("batch_size", "sequence_length", width)
     if spec.qk_norm_full:

@@ -202,7 +202,7 @@ def emit_layer(
 def logits_of(
     g: Builder, spec: Decoder, vocabulary: Vocabulary, x: Value, shape: tuple[int | str, ...]
 ) -> Value:
-    """Return the logits of normalised hidden states ``x``."""
+    """Return the logits of normalized hidden states ``x``."""
     path = "/lm_head"
     out = (*shape[:-1], spec.vocab)
     scale = g.number(spec.logit_scale) if spec.logit_scale != 1.0 else None

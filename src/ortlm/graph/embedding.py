@@ -49,7 +49,7 @@ def emit_embedding(spec: Decoder, *, token: int, target: Target, dtype: str, rec
         left = op("LessOrEqual", counted(named), op("Sub", count, taken, out=()), of="bool", out=("places",))
         named = op("And", named, left, of="bool", out=("places",))
         theirs = op("Or", theirs, named, of="bool", out=("places",))
-    # The number of each place that is theirs; all others point at a row of zeros behind the features.
+    # The number of each place that is theirs; all others point at a row of zeros after the features.
     number = op("Sub", counted(theirs), g.integer(1), out=("places",))
     number = op("Where", theirs, number, count, out=("places",))
     sizes = op("Shape", ids, out=(2,))

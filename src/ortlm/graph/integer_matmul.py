@@ -1,4 +1,4 @@
-"""Products of integers: many rows at once, at the speed of processors that have instructions for them."""
+"""Integer matmuls: many rows at once, at the speed of processors that have instructions for them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def integer_products(
     """Multiply ``x`` [..., in] by each of ``matrices``: codes int8 [in, out] with scales float32 [out].
 
     ``rows`` is ``x`` as [rows, in]; results [..., out] have ``shapes``. Each row is rounded to 8 bits by its own
-    largest value: unsigned, because that is what the fast kernels take beside signed weights; the zero point
-    of 128 makes it symmetric.
+    largest value: unsigned, because that is what the fast kernels take together with signed weights; the zero
+    point of 128 makes it symmetric.
     """
     path = f"{path}/integer"
     lead = shapes[0][:-1]

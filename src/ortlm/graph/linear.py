@@ -96,7 +96,7 @@ def _quantized_product(
     if g.many is None or role == "head":
         return [packed()]
     rows = as_rows(g, x, inputs, path)
-    # Products of integers write each part where it is read, and so save a copy of it.
+    # Integer matmuls write each part where it is read, and so save a copy of it.
     parts = (
         [(f"{module}.{i}", [weight]) for i, weight in enumerate(weights)] if apart else [(module, weights)]
     )

@@ -1,4 +1,4 @@
-"""Normalisation, alone or fused with the addition of a branch to the residual stream."""
+"""Normalization, alone or fused with the addition of a branch to the residual stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ortlm.spec import Norm
 def norm(
     g: Builder, x: Value, spec: Norm, name: str, *, parameters: Parameters, module: str, shape: Shape
 ) -> Value:
-    """Normalise ``x`` over its last axis with the weights ``name``."""
+    """Normalize ``x`` over its last axis with the weights ``name``."""
     weight = g.weight(parameters[f"{name}.weight"])
     path = node_path(module)
     if spec.kind == "rms":
@@ -41,7 +41,7 @@ class Residual:
         self._open = branch
 
     def normed(self, spec: Norm | None, name: str, *, module: str) -> Value:
-        """Return the stream normalised by ``spec``, or as it is if None."""
+        """Return the stream normalized by ``spec``, or as it is if None."""
         g = self._g
         if spec is None or self._open is None:
             self._settle(module)

@@ -9,7 +9,7 @@ from ortlm.graph.norm import Selection
 from ortlm.spec import Rope
 
 _PATH = "/model/step"
-# New tokens of a row from which on a product of integers is faster than one with packed weights.
+# New tokens of a row from which an integer matmul is faster than one with packed weights.
 MANY = 16
 
 
@@ -74,7 +74,7 @@ class Step:
             self.optional["picture_numbers"] = "picture_numbers"
 
     def many(self) -> Value:
-        """Return whether there are so many new tokens in a row that products of integers are faster, bool []."""
+        """Return whether there are so many new tokens in a row that integer matmuls are faster, bool []."""
         return self._g.op(
             "Greater",
             self._sequence,
@@ -158,7 +158,7 @@ class Step:
                 shape=("sequence_length",), dtype="int64", name=path,
             )  # fmt: skip
             at = g.op("Add", start, steps, shape=("batch_size", "sequence_length"), dtype="int64", name=path)
-            # Padding of a long row could point behind the table.
+            # Padding of a long row could point past the table.
             last = g.op(
                 "Sub", g.cast(self.total, "int64", (), path), g.integer(1), shape=(), dtype="int64", name=path
             )

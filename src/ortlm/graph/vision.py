@@ -23,7 +23,7 @@ def emit_vision(
     crops of anything, which are left out before they cost time; ``image_sizes`` int64 [images, 2], height
     and width of the crops side by side, in pixels. For ``Pooled``: ``pixel_values`` [images, 3, side, side].
     Output: ``image_features`` [tokens of all images, hidden]. With ``fast_prompts``, quantized matrices have
-    8 bits by columns, for products of integers.
+    8 bits by columns, for integer matmuls.
     """
     encoder, projector = vision.encoder, vision.projector
     g = Builder(
@@ -240,10 +240,10 @@ def _order(g: Builder, rows: Value, grid: _Grid, side: int) -> Value:
     total = op("ReduceSum", tokens, g.integers(0), shape=(), keepdims=0)
     at = op("Range", g.integer(0), total, g.integer(1))
     column = op("Unsqueeze", at, g.integers(1), shape=("num_image_tokens", 1))
-    behind = yes("GreaterOrEqual", column, ends, ("num_image_tokens", "num_images"))
+    after = yes("GreaterOrEqual", column, ends, ("num_image_tokens", "num_images"))
     image = op(
         "ReduceSum",
-        g.cast(behind, "int64", ("num_image_tokens", "num_images"), path),
+        g.cast(after, "int64", ("num_image_tokens", "num_images"), path),
         g.integers(1),
         keepdims=0,
     )
@@ -266,7 +266,7 @@ def _order(g: Builder, rows: Value, grid: _Grid, side: int) -> Value:
     inside = op("Add", base, op("Add", crop, patch))
     inside = op("Where", yes("Equal", x, of(in_row)), row_end, inside)
 
-    # In the view of the whole, behind the crops and their end.
+    # In the view of the whole, after the crops and their end.
     behind_crops = op("Sub", op("Sub", at, of(crops)), g.integer(1))
     y, x = op("Div", behind_crops, g.integer(side + 1)), op("Mod", behind_crops, g.integer(side + 1))
     outside = op("Add", base, op("Add", op("Mul", y, sides), x))

@@ -67,7 +67,7 @@ class Quantized:
 class Columns:
     """``parameters``, one below the other (``rows`` by ``inputs``), in 8 bits with a scale for each row.
 
-    ``codes`` is int8 [inputs, rows], as products of integers want it, ``scales`` float32 [rows].
+    ``codes`` is int8 [inputs, rows], as integer matmuls want it, ``scales`` float32 [rows].
     """
 
     parameters: tuple[str, ...]
@@ -99,7 +99,7 @@ class LowRank:
 
 @dataclass(slots=True)
 class Plan:
-    """Everything that has to be written beside the graph.
+    """Everything that has to be written next to the graph.
 
     ``low_rank`` are the inputs that adapters may give; their data are files of their own.
     """

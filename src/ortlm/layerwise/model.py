@@ -43,7 +43,7 @@ class Change(Protocol):
         """Return the matrix [out, in] to compute with: ``weight``, or another one in its place.
 
         ``inputs`` is what it will be multiplied by, [B, S, in] for each batch, and may be changed in place;
-        ``floats`` is the same of the model that is not changed, if that is computed beside.
+        ``floats`` is the same of the model that is not changed, if that is computed alongside.
         """
 
 
@@ -57,7 +57,7 @@ class LayerwiseModel:
     """A decoder in fp32 over ``weights``, one layer at a time.
 
     ``rows`` of tokens become hidden states (``embed``), go through ``layer`` after ``layer``, and give ``logits``.
-    Only one product's matrix is in memory at a time, beside the states of all rows.
+    Only one product's matrix is in memory at a time, next to the states of all rows.
     """
 
     def __init__(self, weights: Weights, *, threads: int | None = None) -> None:
@@ -76,7 +76,7 @@ class LayerwiseModel:
         self._cleaned()
 
     def embed(self, rows: Sequence[NDArray[np.int64]], change: LookedUp | None = None) -> list[Floats]:
-        """Return the first hidden states [B, S, H] of ``rows``; neighbours of equal length become one batch.
+        """Return the first hidden states [B, S, H] of ``rows``; neighbors of equal length become one batch.
 
         ``change`` is applied to the embeddings that are looked up, [tokens, H].
         """
@@ -94,11 +94,11 @@ class LayerwiseModel:
         index: int,
         states: list[Floats],
         change: Change | None = None,
-        beside: list[Floats] | None = None,
+        alongside: list[Floats] | None = None,
     ) -> tuple[list[Floats], list[Floats]]:
-        """Return the residual stream after layer ``index``, of ``states`` and of ``beside``.
+        """Return the residual stream after layer ``index``, of ``states`` and of ``alongside``.
 
-        ``change`` changes what ``states`` are multiplied by; ``beside``, if given, goes through the layer as it
+        ``change`` changes what ``states`` are multiplied by; ``alongside``, if given, goes through the layer as it
         is. Both lists are emptied, to save memory.
         """
         kind = self.spec.layers[index]
@@ -106,7 +106,7 @@ class LayerwiseModel:
             pieces = layer_pieces(self.spec, index)
             self._layers[kind] = index, [self._ready(piece, f"layer-{index}") for piece in pieces]
         first, ready = self._layers[kind]
-        given = [self._inputs(states, kind, first), self._inputs(beside or [], kind, first)]
+        given = [self._inputs(states, kind, first), self._inputs(alongside or [], kind, first)]
         for at, part in enumerate(ready):
             changed, plain = self._fed(part, index, first, given, change)
             needed = {name for later in ready[at + 1 :] for name in later.piece.inputs}
@@ -212,7 +212,7 @@ class LayerwiseModel:
 
 
 def batches(rows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Return ``rows`` as batches [B, S] of neighbours of equal length, as many as run well together."""
+    """Return ``rows`` as batches [B, S] of neighbors of equal length, as many as run well together."""
     groups: list[list[NDArray[np.int64]]] = []
     for row in rows:
         last = groups[-1] if groups else []

@@ -13,7 +13,7 @@ class Calibrated:
     """An algorithm that looks at what a matrix is multiplied by.
 
     With ``equalizes``, scales of its inputs are moved into the weights before them (AWQ). With ``feeds_back``,
-    inputs are rounded one after the other, each making good for earlier errors (GPTQ); without, each block
+    inputs are rounded one after the other, each compensating for earlier errors (GPTQ); without, each block
     takes the range that loses least by the importance of its inputs.
     """
 

@@ -82,7 +82,7 @@ def feedback(seen: Moments, *, damping: float = 0.03) -> Feedback:
     ``damping`` times the mean of the diagonal is added to it, so that inputs that calibration hardly saw keep
     close to their weights. The most important inputs come first: later ones compensate for their errors.
 
-    With H = A D Aᵀ, A unit upper triangular, rounding w + (w - ŵ) (A - I) one input after the other minimises each
+    With H = A D Aᵀ, A unit upper triangular, rounding w + (w - ŵ) (A - I) one input after the other minimizes each
     term of (w - ŵ) H (w - ŵ)ᵀ in turn.
     Source: Frantar et al. 2022 (GPTQ), in the form of Chee et al. 2023 (QuIP, LDLQ), which needs no inverse.
     """

@@ -113,8 +113,8 @@ def _changed(scheme: Scheme | None, rule: Rule) -> Scheme | None:
     )
 
 
-# What makes good best what the matrices before it have lost. Small models lose much more, and their size and speed
-# hardly matter; in large ones half of the layers is what decoding can afford. See docs/quantization.md.
+# What best compensates for what the matrices before it have lost. Small models lose much more, and their size and
+# speed hardly matter; in large ones half of the layers is what decoding can afford. See docs/quantization.md.
 WIDE = (
     Rule(roles=("out", "down"), at_most=8_000_000, bits=8),
     Rule(roles=("down",), layers=SENSITIVE, bits=8),
@@ -126,7 +126,7 @@ class Calibration:
     """How a model is calibrated: on ``tokens`` tokens, in rows of ``length``.
 
     ``tokens`` None is 32,768, and half of that for models above two billion parameters, whose layers are large.
-    ``damping``: see ``quant.gptq.feedback``. ``correct`` lets each matrix make good for the errors of earlier
+    ``damping``: see ``quant.gptq.feedback``. ``correct`` lets each matrix compensate for the errors of earlier
     layers too. ``seed`` is that of the text that the model writes itself.
     """
 
@@ -158,7 +158,7 @@ class Preset:
 
     ``algorithm`` finds the codes of all matrices but embeddings, and heads of 8 bits, which are rounded. ``wide``
     gives 8 bits to the matrices of ``WIDE`` where the target has bits left over. ``rules`` come after that.
-    ``rotate`` turns the residual stream so that no channel stands out.
+    ``rotate`` rotates the residual stream so that no channel stands out.
     """
 
     name: str

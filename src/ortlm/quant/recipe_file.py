@@ -14,7 +14,7 @@ from ortlm.quant.algorithms import check_algorithm
 from ortlm.quant.recipe import PRESETS, ROLES, SENSITIVE, Preset, Rule
 from ortlm.quant.scheme import Scheme
 
-# What a precision means if nothing else is asked for; 8 bits lose little by rounding.
+# What a precision means if nothing else is asked for; 8 bits lose little in rounding.
 DEFAULTS = {"int4": "balanced", "int8": "fast"}
 
 _MOST_BYTES, _MOST_DEPTH = 1 << 18, 20

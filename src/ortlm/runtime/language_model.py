@@ -244,12 +244,12 @@ class LanguageModel:
         """
         if isinstance(prompts, (str, bytes)) or not len(prompts):
             raise BadOption("generate_batch takes a list of prompts, at least one.")
-        beside = [None] * len(prompts) if images is None else images
-        if len(beside) != len(prompts):
-            raise BadOption(f"there are {len(prompts)} prompts, but images for {len(beside)}.")
+        alongside = [None] * len(prompts) if images is None else images
+        if len(alongside) != len(prompts):
+            raise BadOption(f"there are {len(prompts)} prompts, but images for {len(alongside)}.")
         rows = [
             self.encode(prompt, images=own, num_crops=num_crops)
-            for prompt, own in zip(prompts, beside, strict=True)
+            for prompt, own in zip(prompts, alongside, strict=True)
         ]
         return self._stream(rows, settings, options).generations()
 
@@ -285,7 +285,7 @@ class LanguageModel:
         timings: Timings | None = None,
         **options: Unpack[Options],
     ) -> AsyncIterator[Step]:
-        """Continue ``prompt`` for ``async for``: the model runs in another thread, the event loop goes on.
+        """Continue ``prompt`` for ``async for``: the model runs in another thread, the event loop continues.
 
         Arguments and errors are as for ``stream``; bad values are reported by the call itself. A task that is
         cancelled stops the model within a fraction of a step.

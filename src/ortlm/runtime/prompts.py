@@ -20,7 +20,7 @@ Prompt = Union[str, Sequence[Message], Sequence[int]]  # noqa: UP007 - evaluated
 
 
 class Prompts:
-    """Reads prompts for the artifact in ``folder``, with images if it has a ``vision_encoder``."""
+    """Turns prompts into token ids for the artifact in ``folder``, with images if it has a ``vision_encoder``."""
 
     def __init__(self, folder: Path, vision_encoder: VisionEncoder | None) -> None:
         self._folder, self._vision_encoder = folder, vision_encoder

@@ -67,7 +67,7 @@ def _growth(part: Mapping[str, Any]) -> float:
     """Return how many characters ``part`` makes of one at most; forms of Unicode, which end there, count as 1."""
     found, byte_levels = 1.0, 0
     for step in _steps(part):
-        # The first writes bytes as letters; another one behind it writes the bytes of those letters.
+        # The first writes bytes as letters; another one after it writes the bytes of those letters.
         byte_levels += step.get("type") == "ByteLevel"
         found = min(found * max(_step_growth(step), 2.0 if byte_levels > 1 else 1.0), 1e300)
     return found
@@ -102,7 +102,7 @@ def _step_growth(part: Mapping[str, Any]) -> float:
 
 
 def _longest_replacement(encoded: str) -> float:
-    """Return the length of the longest text in a table of SentencePiece: a trie behind its size, then texts."""
+    """Return the length of the longest text in a table of SentencePiece: a trie after its size, then texts."""
     table = base64.b64decode(encoded)
     texts = table[4 + int.from_bytes(table[:4], "little") :]
     return float(max(map(len, texts.split(b"\0")), default=0)) / 2

@@ -1,4 +1,4 @@
-"""Opens tokenizer.json as the settings beside it mean it."""
+"""Opens tokenizer.json as the settings next to it mean it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens are special, and how they match, from the files beside tokenizer.json.
+"""Which tokens are special, and how they match, from the files next to tokenizer.json.
 
 tokenizer.json lists added tokens with their flags; tokenizer_config.json, or in older folders
 special_tokens_map.json and added_tokens.json, may restate them with others and name more. Source of the rules:
@@ -46,7 +46,7 @@ def read_special_tokens(
     keeps: bool = True,
     error: type[Error],
 ) -> SpecialTokens:
-    """Return the special tokens that ``files``, objects by file name, name beside those ``in_tokenizer``.json.
+    """Return the special tokens that ``files``, objects by file name, name besides those ``in_tokenizer``.json.
 
     ``defaults`` are names that a tokenizer class gives where the settings are silent. Unless ``keeps``, the tokens
     of tokenizer.json are not there yet and have to be added too. Raises ``error`` for settings of a wrong type.

@@ -154,5 +154,5 @@ class _Computed:
             rows_kept = self._found[start:stop]
             self._left -= stop - start
             if self._left <= 0:
-                self._found = None  # everything was read once: nobody asks again
+                self._found = None  # everything was read once: it is no longer needed
         return rows_kept

@@ -131,7 +131,7 @@ def _tasks(path: Path, item: Item, layout: Layout, weights: RowReader) -> list[_
     return [
         _Task(
             functools.partial(_write_rows, path, item, layout, weights, a, b),
-            # Shares that add up to the whole, whatever is lost by rounding.
+            # Shares that add up to the whole, whatever is lost in rounding.
             size * b // rows - size * a // rows,
         )
         for a, b in _ranges(rows, width)

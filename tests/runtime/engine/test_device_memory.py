@@ -1,4 +1,4 @@
-"""Models behind a device that copies what is bound and hides its memory compute what they compute on the CPU."""
+"""Models on a device that copies what is bound and hides its memory compute what they compute on the CPU."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_anything(lm, data):
 
 
 def test_every_length_can_be_repeated(lm):
-    """The last token of a row is fed once more wherever the other row is longer, also right behind an eviction."""
+    """The last token of a row is fed once more wherever the other row is longer, also right after an eviction."""
     rows = [oracle.random_tokens(70, seed=1), oracle.random_tokens(70, seed=2)]
     loop = loop_of(lm, [row[:1] for row in rows])
     for i in range(1, 70):
@@ -129,7 +129,7 @@ def test_prompt_caches_on_disk(lm, tmp_path):
 
 
 def test_a_run_that_ends_half_way_is_computed_again(lm):
-    """Layers before the place where it ended have evicted, those behind it have not."""
+    """Layers before the place where it ended have evicted, those after it have not."""
     loop = loop_of(lm, [oracle.random_tokens(60)])
     cache = window_part(loop)
     ends = [61 + cache.capacity]

@@ -330,7 +330,7 @@ def test_lookup_finds_what_followed_before():
     random = np.random.default_rng(0)
     assert Lookup().propose(0, text, 3, random).tokens == [4, 5, 9]
     assert Lookup().propose(0, np.array([1, 2, 3, 4, 7, 2]), 3, random) is None
-    # The latest place has too little behind it.
+    # The latest place has too little after it.
     assert Lookup().propose(0, np.array([6, 6, 1, 2, 6, 6, 6]), 3, random).tokens == [1, 2, 6]
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# What a server sends: bytes at once, or seconds to wait; without an end it goes on with the last piece.
+# What a server sends: bytes at once, or seconds to wait; without an end it resumes with the last piece.
 Script = list[bytes | float]
 
 

@@ -167,7 +167,7 @@ def test_samples_like_transformers(seed: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_draws_without_replacement_by_probability() -> None:
-    """Four are drawn for two beams, as often as with torch's multinomial; the two most likely of them go on."""
+    """Four are drawn for two beams, as often as with torch's multinomial; the two most likely of them continue."""
     table = np.broadcast_to(np.log([0.4, 0.3, 0.15, 0.1, 0.05]), (5, 5, 5)).astype(np.float32)
     settings = Settings(num_beams=2, do_sample=True, num_return_sequences=2, max_new_tokens=1)
     counts = np.zeros((5, 5))

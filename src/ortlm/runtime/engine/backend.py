@@ -1,6 +1,6 @@
 """What the runtime asks of whatever runs a graph: tensors, where they lie, and what a run reads and writes.
 
-``Session`` is ONNX Runtime behind these protocols; tests put numpy behind them.
+``Session`` is ONNX Runtime through these protocols; tests implement them with numpy.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Binding(Protocol):
     def stop(self) -> None:
         """End the run that another thread is in with this binding, or else the next one, with Cancelled."""
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Take ``stop`` back."""
 
 

@@ -43,7 +43,7 @@ class Loop:
     ``embedder`` makes the embeddings that the graph reads, if it reads no ids. ``appends_one``: the device takes
     several tokens of a row at once in an empty cache only. ``most_tokens``: it takes no more of a row at once.
     ``recomputed`` counts how often the whole history was computed again: because of the switch, or because a
-    window's cache could not go back as far as was asked.
+    window's cache could not rewind as far as was asked.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Loop:
         return self.append([[int(token)] for token in tokens])
 
     def _step_on(self, token: int, total: int) -> Logits:
-        """Feed one row's next token behind a run that did the same: only what changes is bound again."""
+        """Feed one row's next token after a run that did the same: only what changes is bound again."""
         inputs = self._graph.inputs
         if self._embedder is None:
             if self._in_place:
@@ -291,7 +291,7 @@ class Loop:
                 self._binding.input(name, tensor)
 
     def trim(self, lengths: int | Sequence[int]) -> None:
-        """Go back to at most so many tokens, in every row or row by row.
+        """Rewind to at most this many tokens, in every row or row by row.
 
         If the cache of a window no longer holds what that needs, the next ``append`` computes everything again.
         """
@@ -320,7 +320,7 @@ class Loop:
         self.history = [list(self.history[row]) for row in rows]
 
     def adopt(self, history: Sequence[Sequence[int]], states: Sequence[Array]) -> None:
-        """Go on from ``history`` and the ``states`` that ``filled`` returned for it."""
+        """Resume from ``history`` and the ``states`` that ``filled`` returned for it."""
         self._steady = False
         self.cache.fill(states, [len(row) for row in history])
         self.history = [list(row) for row in history]
@@ -347,9 +347,9 @@ class Loop:
         """End the ``append`` or ``step`` that another thread is in, or else the next one, with Cancelled."""
         self._binding.stop()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Take ``cancel`` back, if nothing has met it yet."""
-        self._binding.go_on()
+        self._binding.resume()
 
     def _check(self, rows: Sequence[Sequence[int]]) -> None:
         if len(rows) != len(self.history):

@@ -33,7 +33,7 @@ class Runner(Protocol):
     def run(
         self, session: Any, inputs: Mapping[str, DeviceTensor], outputs: Mapping[str, DeviceTensor]
     ) -> None:
-        """Run a graph that ``load`` returned on ``inputs`` and let it write ``outputs``."""
+        """Run a graph that ``load`` returned on ``inputs`` which writes ``outputs``."""
 
 
 class DeviceMemory:

@@ -201,7 +201,7 @@ def find_device(wanted: Wanted) -> Device:
             raise BadOption(f"there is one CPU, found {wanted}. Say cpu.")
         _no_filters(wanted)
         return CPU
-    # Plugins are not chosen by name: ONNX Runtime would go on with the CPU alone.
+    # Plugins are not chosen by name: ONNX Runtime would resume with the CPU alone.
     plugged = plugged_devices(kind)
     if not plugged and kind.provider in available_providers():
         return _built_in(wanted, kind)

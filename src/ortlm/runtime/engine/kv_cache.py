@@ -60,7 +60,7 @@ class Cache(Protocol):
         """Take note that the run bound last has filled row i up to ``ends[i]`` positions."""
 
     def trim(self, lengths: Sequence[int]) -> None:
-        """Go back to ``lengths[i]`` positions in row i.
+        """Rewind to ``lengths[i]`` positions in row i.
 
         Raises CannotRewind, and changes nothing, if that is more than there are, or if some of them are gone.
         """
@@ -143,7 +143,7 @@ class SharedCache:
         self._length = max(ends)
 
     def trim(self, lengths: Sequence[int]) -> None:
-        """Go back to ``lengths[i]`` positions; what lies behind them is ignored and overwritten later."""
+        """Rewind to ``lengths[i]`` positions; what lies after them is ignored and overwritten later."""
         self._length = _trimmed(self._length, lengths)
 
     def select(self, rows: RowIndices, start: int = 0) -> None:
@@ -232,7 +232,7 @@ class AppendCache:
         self._length = max(ends)
 
     def trim(self, lengths: Sequence[int]) -> None:
-        """Go back to ``lengths[i]`` positions by copying what remains of the longest row."""
+        """Rewind to ``lengths[i]`` positions by copying what remains of the longest row."""
         length = _trimmed(self._length, lengths)
         if length == 0:
             self.start(self._rows)
@@ -320,7 +320,7 @@ class SplitCache:
             part.advance(ends)
 
     def trim(self, lengths: Sequence[int]) -> None:
-        """Go back in every part; those that may have to refuse come first."""
+        """Rewind in every part; those that may have to refuse come first."""
         for part in self.parts:
             part.trim(lengths)
 
@@ -360,7 +360,7 @@ def make_cache(backend: Backend, graph: Graph, *, context_tokens: int, shapes: S
     for place, state in enumerate(graph.states):
         kind = "combined" if state.axis == 3 else state.kind
         parts.setdefault((kind, state.window or 0), []).append(place)
-    # A window's cache may refuse to go back, and must be asked first.
+    # A window's cache may refuse to rewind, and must be asked first.
     ordered = sorted(parts.items(), key=lambda part: part[0][0] != "window")
     made: list[tuple[Cache, Sequence[int]]] = []
     for (kind, window), places in ordered:

@@ -38,7 +38,7 @@ class PrefixCaches:
                 self._kept.pop(0)
 
     def latest(self, adapter: str | None) -> Loop | None:
-        """Return the loop that was kept last for ``adapter``, and go on keeping it."""
+        """Return the loop that was kept last for ``adapter``, and continue keeping it."""
         return next((loop for name, loop in reversed(tuple(self._kept)) if name == adapter), None)
 
     def forget(self, adapter: str) -> None:

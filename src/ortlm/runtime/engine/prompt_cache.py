@@ -59,7 +59,7 @@ def save(loop: Loop, path: Path, *, model: str) -> None:
 
 
 def restore(loop: Loop, path: Path, *, model: str) -> None:
-    """Let ``loop`` go on from what ``save`` wrote to ``path``.
+    """Let ``loop`` resume from what ``save`` wrote to ``path``.
 
     Raises BadArtifact if the file is damaged, or if another model or a longer context wrote it.
     """

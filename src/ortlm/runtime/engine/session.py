@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the protocols of ``backend``. Only this file and ``devices`` import onnxruntime."""
+"""ONNX Runtime through the protocols of ``backend``. Only this file and ``devices`` import onnxruntime."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Session:
                 "If the folder was copied, check that it is complete; else build the model again."
             ) from error
         if device.provider not in self._session.get_providers():
-            # ONNX Runtime says so on stderr and goes on without it.
+            # ONNX Runtime says so on stderr and continues without it.
             raise NoDevice(not_started(device))
         self.threads = settings.intra_op_num_threads
         self._place = _place(self._session)
@@ -131,12 +131,12 @@ class Session:
         assert isinstance(binding, OrtBinding)
         try:
             if binding.stopped:
-                binding.go_on()
+                binding.resume()
                 raise Cancelled("the generation was cancelled.")
             self._session.run_with_iobinding(binding.io, None if brief else binding.options)
         except _ORT_ERRORS as error:
             if binding.stopped:
-                binding.go_on()
+                binding.resume()
                 raise Cancelled("the generation was cancelled.") from error
             raise BadArtifact(f"ONNX Runtime could not run {self.path}: {one_line(error)}") from error
 
@@ -228,7 +228,7 @@ class OrtBinding:
         """End the run that another thread is in with this binding, or else the next one, with Cancelled."""
         self.stopped = self.options.terminate = True
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Take ``stop`` back."""
         self.stopped = self.options.terminate = False
 
@@ -258,7 +258,7 @@ class _Runner:
     def run(
         self, session: Any, inputs: Mapping[str, DeviceTensor], outputs: Mapping[str, DeviceTensor]
     ) -> None:
-        """Run a graph that ``load`` returned on ``inputs`` and let it write ``outputs``."""
+        """Run a graph that ``load`` returned on ``inputs`` which writes ``outputs``."""
         io = session.io_binding()
         for name, tensor in inputs.items():
             io.bind_ortvalue_input(name, tensor.value)

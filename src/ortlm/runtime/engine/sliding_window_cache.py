@@ -44,7 +44,7 @@ class _Row:
 class WindowCache:
     """One buffer of window and margin per state, [B, K, C, D], read, written and evicted from in place.
 
-    It goes back as far as it still holds the window before a row's next token, and else raises
+    It rewinds as far as it still holds the window before a row's next token, and else raises
     CannotRewind: after a run by one token in any case, by 64 if they came in small steps.
     All states have one window.
     """
@@ -115,7 +115,7 @@ class WindowCache:
             row.length, row.first, row.broken = end, self._first(end), False
 
     def trim(self, lengths: Sequence[int]) -> None:
-        """Go back to ``lengths[i]`` positions in row i.
+        """Rewind to ``lengths[i]`` positions in row i.
 
         Raises CannotRewind, and changes nothing, if the window before a row's next token is not there entirely.
         """

@@ -1,4 +1,4 @@
-"""Token ids: words of the vocabulary, and numbers far above any, which are tokens of images."""
+"""Token ids: text tokens, and numbers far above any, which are tokens of images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def image_of_token(token: int) -> int:
 def image_numbers(ids: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return for ``ids`` int64 [B, S] which are of the same image: its number from 1, and 0 for words.
 
-    ``counts`` are the lengths of the rows, behind which there is padding. Images with the same content are told
+    ``counts`` are the lengths of the rows, after which there is padding. Images with the same content are told
     apart, because an image's tokens begin with its first.
     """
     places = (ids >= FIRST_IMAGE_TOKEN) & (np.arange(ids.shape[1]) < counts[:, None])

@@ -101,7 +101,7 @@ def as_rows(tokens: Any) -> list[list[int]]:
 
 
 def as_lengths(lengths: ArrayLike, rows: TokenRows) -> list[int]:
-    """Return the lengths to go back to, row by row. Raises CannotRewind for those that are not there."""
+    """Return the lengths to rewind to, row by row. Raises CannotRewind for those that are not there."""
     array = np.asarray(lengths)
     each = [int(array)] * len(rows) if array.ndim == 0 else [int(length) for length in array]
     if len(each) != len(rows):

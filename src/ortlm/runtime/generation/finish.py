@@ -26,7 +26,7 @@ def answer_limit(settings: Settings, *, prompt_tokens: int, context_tokens: int)
 
 
 class FinishReasons:
-    """Why each of ``count`` rows ended, None for those that go on."""
+    """Why each of ``count`` rows ended, None for those that continue."""
 
     def __init__(self, count: int = 0) -> None:
         self._reasons: list[FinishReason | None] = [None] * count
@@ -50,7 +50,7 @@ class FinishReasons:
 
     @property
     def all_ended(self) -> bool:
-        """Whether no row goes on."""
+        """Whether no row continues."""
         return None not in self._reasons
 
     def select(self, rows: NDArray[np.int64]) -> None:
@@ -84,7 +84,7 @@ class FinishReasons:
                 self._reasons[row] = "length"
 
     def reopen_unspent(self, rows: TokenRows, limits: Sequence[int]) -> bool:
-        """Let those of ``rows`` go on that ended by length and have room again; return whether there are any."""
+        """Let those of ``rows`` continue that ended by length and have room again; return whether any do."""
         reopened = [
             row
             for row, reason in enumerate(self._reasons)

@@ -337,7 +337,7 @@ class Generator:
     def cancel(self) -> None:
         """End what another thread is doing with this generator, or else its next run, with Cancelled.
 
-        The generator stays usable and goes on from what was computed.
+        The generator stays usable and resumes from what was computed.
         """
         self.loop.cancel()
 
@@ -528,7 +528,7 @@ class Generator:
         return guided_row(guidance, self._rows, row, rules=self._rules, stop_ids=stop_ids, start=start)
 
     def _guide(self, changed: Mapping[int, GuidedRow | None]) -> None:
-        """Let each row of ``changed`` follow what stands there, and the others go on as they do."""
+        """Let each row of ``changed`` follow what stands there, and the others continue as they do."""
         guides = [changed.get(row, item) for row, item in enumerate(self._decoding.guides)]
         self._decoding = replace(self._decoding, guides=tuple(guides))
         self._fit()
@@ -576,7 +576,7 @@ class Generator:
     def _feed(self, *, everything: bool = False) -> None:
         """Feed what the model has not seen of each row, and drafts after it.
 
-        A row that has ended waits: its last token is fed if the conversation goes on. ``everything`` feeds that
+        A row that has ended waits: its last token is fed if the conversation continues. ``everything`` feeds that
         too, and no drafts.
         """
         loop, rows = self.loop, self._rows

@@ -3,7 +3,7 @@
 A run on eight tokens costs little more than one on a single token, because both read all weights once. So
 whoever guesses the next tokens cheaply lets one run confirm several of them. Nothing here decides what is
 generated: a wrong guess only costs time.
-Source: https://arxiv.org/abs/2211.17192; drafting by lookup: https://github.com/apoorvumang/prompt-lookup-decoding.
+Source: https://arxiv.org/abs/2211.17192; prompt-lookup decoding: https://github.com/apoorvumang/prompt-lookup-decoding.
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ class Stream:
             # What was computed serves the next call, however this one ended.
             with self._lock:
                 self._ended = True
-                generator.loop.go_on()
+                generator.loop.resume()
             self._at_end(generator)
 
     @property

@@ -15,7 +15,7 @@ _SPECIAL_4 = tuple(
     for text in (
         "0.0.0.0/8",  # this machine
         "10.0.0.0/8",
-        "100.64.0.0/10",  # behind a provider's translation
+        "100.64.0.0/10",  # shared by a provider's customers
         "127.0.0.0/8",
         "169.254.0.0/16",  # link-local, where clouds keep their machines' credentials
         "172.16.0.0/12",

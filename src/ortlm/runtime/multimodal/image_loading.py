@@ -37,7 +37,7 @@ _SOURCES = (
 )
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _NO_URL = re.compile(r"https?:", re.IGNORECASE)
-# Beside these, servers that do not know better call images so.
+# Besides these, servers that do not know better call images so.
 _MEDIA = ("image/", "application/octet-stream", "binary/octet-stream")
 _ORIENTATION = 0x0112
 _KEY_TILE = 4096
@@ -358,7 +358,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
         )
     if not wide:
         return image
-    # Pillow's convert cuts 16 bits off at 255, which leaves a white page. Of colours with 16 bits it keeps the
+    # Pillow's convert cuts 16 bits off at 255, which leaves a white page. Of colors with 16 bits it keeps the
     # high byte, and so do we.
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())

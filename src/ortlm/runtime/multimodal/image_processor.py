@@ -55,7 +55,7 @@ def hd_crops(
         page = Image.new("RGB", (width, height), (255, 255, 255))
         page.paste(image, ((width - wide) // 2, (height - high) // 2))
         image = page
-    whole = _normalised(image, mean, std)
+    whole = _normalized(image, mean, std)
     rows, columns = height // side, width // side
     pixels = np.empty((1 + rows * columns, 3, side, side), dtype=np.float32)
     pixels[0] = _bicubic(whole, side)
@@ -73,7 +73,7 @@ def whole_pixels(
     _check_rgb(image)
     if side < 1:
         raise BadOption(f"side must be at least 1 pixel, found {side}.")
-    return _normalised(image.resize((side, side), Image.Resampling.BILINEAR), mean, std)[None]
+    return _normalized(image.resize((side, side), Image.Resampling.BILINEAR), mean, std)[None]
 
 
 def _fitted(width: int, height: int, side: int, most: int) -> tuple[int, int]:
@@ -93,7 +93,7 @@ def _fitted(width: int, height: int, side: int, most: int) -> tuple[int, int]:
     return scale * side, max(1, int(scale * side / ratio))
 
 
-def _normalised(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+def _normalized(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
     """Return the pixels of ``image`` as float32 [3, height, width], 0..1 less ``mean``, by ``std``."""
     levels = np.arange(256, dtype=np.float32) / np.float32(255)
     tables = (levels - np.asarray(mean, np.float32).reshape(3, 1)) / np.asarray(std, np.float32).reshape(3, 1)

@@ -173,7 +173,7 @@ class _Search:
         stops, spent = np.isin(candidates.tokens, self._ends), self._length + 1 >= self._limit
         past = history[:, self._start : self._start + self._length]
         self._length += 1
-        # Candidates behind as many as there are beams only replace beams that end.
+        # Candidates after as many as there are beams only replace beams that end.
         ending = (stops if self._grouped or not spent else np.ones_like(stops))[: self._size]
         sequences = np.column_stack([past[candidates.beams], candidates.tokens])
         self._end(sequences[: self._size][ending], candidates.scores[: self._size][ending])
@@ -200,7 +200,7 @@ class _Search:
         return _ranked([*self._ended, *self._hypotheses(self._tokens, self._scores)], self._size)
 
     def _candidates(self, scores: Logits) -> _Candidates:
-        """Return so many continuations that as many as there are beams go on, whichever of them stop."""
+        """Return so many continuations that as many as there are beams continue, whichever of them stop."""
         with np.errstate(invalid="ignore"):
             totals = (scores + self._scores[:, None]).reshape(-1)
         most = totals.max()
@@ -221,7 +221,7 @@ class _Search:
         return _Candidates(totals[places], *np.divmod(places, scores.shape[1]))
 
     def _can_improve(self, best: np.float32) -> bool:
-        """Whether to go on, given the sum of scores that is compared with what has ended."""
+        """Whether to continue, given the sum of scores that is compared with what has ended."""
         wanted = self._settings
         if len(self._ended) < self._size:
             return True

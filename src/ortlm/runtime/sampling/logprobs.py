@@ -39,7 +39,7 @@ def token_logprob(logits: NDArray[np.float32], token_id: int, top: int = 0) -> T
     weights = logits.astype(np.float64)
     weights -= peak
     np.exp(weights, out=weights)
-    # The most likely apart, whose weight is 1: beside it, the digits of a sharp distribution would be lost.
+    # The most likely apart, whose weight is 1: next to it, the digits of a sharp distribution would be lost.
     weights[at] = 0
     total = math.log1p(float(weights.sum()))
 

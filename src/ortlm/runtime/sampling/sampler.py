@@ -147,6 +147,6 @@ def _pick(weights: NDArray[np.float32] | Probabilities, u: float) -> int:
     # From the right, so that a block or a token of probability 0 is never met.
     block = int(np.searchsorted(ends, target, side="right"))
     inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
-    # A block's sum and the last of its running sums may differ by rounding.
+    # A block's sum and the last of its running sums may differ in rounding.
     left = min(target - (ends[block] - blocks[block]), np.nextafter(inside[-1], 0))
     return block * _BLOCK + int(np.searchsorted(inside, left, side="right"))

@@ -77,7 +77,7 @@ class Settings:
     less likely always do. Temperature 0 is greedy.
 
     Length, in tokens:
-        ``max_new_tokens``: at most so many; None is until the context is full. ``max_length``: the same with
+        ``max_new_tokens``: at most this many; None is until the context is full. ``max_length``: the same with
         the prompt. ``min_new_tokens`` and ``min_length`` (with the prompt) forbid the end before that.
     Sampling, in the order of their work:
         ``repetition_penalty``: above 1 makes tokens that occurred, in prompt or answer, less likely.
@@ -100,7 +100,7 @@ class Settings:
         ``diversity_penalty``.
     End:
         ``stop``: texts that end the answer and do not appear in it. ``stop_token_ids``: tokens that do the
-        same, beside the model's own. ``ignore_eos``: run on past the model's own stop tokens.
+        same, besides the model's own. ``ignore_eos``: run on past the model's own stop tokens.
     Form and content:
         ``guidance``: what the answer has to look like, see Guidance. ``adapter``: the name of a LoRA adapter
         that is loaded.
@@ -108,7 +108,7 @@ class Settings:
         ``logprobs`` n: log-probabilities of each new token and of the n most likely; ``prompt_logprobs`` the
         same for the prompt. ``draft``: "lookup" proposes what followed the same words before, a loaded model
         proposes its own continuation; the results stay those of the model alone. ``draft_tokens``: at most
-        so many at once.
+        this many at once.
 
     Raises BadOption for a value out of range, and for values that contradict each other.
     """

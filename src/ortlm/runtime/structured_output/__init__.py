@@ -1,1 +1,1 @@
-"""Constrained decoding: what an answer must look like, and which tokens keep it so."""
+"""Constrained decoding: the form of an answer, and the tokens that keep to it."""

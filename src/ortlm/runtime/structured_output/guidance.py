@@ -1,4 +1,4 @@
-"""What an answer must look like: JSON of a schema, a regular expression, a grammar, or one of some texts.
+"""The form of an answer: JSON of a schema, a regular expression, a grammar, or one of some texts.
 
     lm.generate(prompt, guidance=Guidance.regex("[0-9]{4}"))
 
@@ -41,7 +41,7 @@ TITLES: dict[Kind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """What an answer must look like; made by the methods below, which raise BadOption for what cannot be used.
+    """The form of an answer; made by the methods below, which raise BadOption for what cannot be used.
 
     ``kind`` says which of them made it, ``text`` is what that was given, ``grammar`` what llguidance compiles.
     ``ignored`` tells what a schema asks for that will not be enforced, because the schema itself allows that

@@ -29,7 +29,7 @@ Allowed = NDArray[np.bool_]
 
 _NEVER = np.float32(-np.inf)
 _END = "<|guidance:end|>"
-# What may be left of a token without the space in front, beside a token.
+# What may be left of a token without the space in front, next to a token.
 _NOTHING = -1
 _NO_TOKEN = -2
 
@@ -102,7 +102,7 @@ class Vocabulary:
 class Guide:
     """Tells which tokens may follow in one answer; made by ``Vocabulary.guide``.
 
-    Every question names all tokens of the answer so far, so a search may go back or elsewhere between two
+    Every question names all tokens of the answer so far, so a search may rewind or elsewhere between two
     questions; what the last question has in common with this one is not computed again. For one thread at a
     time; different guides may be used at the same time.
 
@@ -129,7 +129,7 @@ class Guide:
         self._rests = np.array(list(bare.values()), dtype=np.int64)
         self._taken: list[int] = []
         self._mask: Allowed | None = None
-        # Where going back starts from: the beginning, and where it last went back to.
+        # Where rewinding starts from: the beginning, and where it last went back to.
         self._anchors = [(0, self._compiled())]
         self._matcher = self._anchors[0][1].deep_copy()
         try:
@@ -199,7 +199,7 @@ class Guide:
         return self._mask
 
     def _move(self, tokens: Sequence[int] | NDArray[np.int64]) -> bool:
-        """Bring the matcher behind ``tokens``; return whether a stop token is among them."""
+        """Bring the matcher to the place after ``tokens``; return whether a stop token is among them."""
         wanted: list[int] = tokens.tolist() if isinstance(tokens, np.ndarray) else [int(t) for t in tokens]
         same = common_prefix_length(self._taken, wanted)
         stop = next((at for at in range(same, len(wanted)) if wanted[at] in self._stop_ids), None)
@@ -229,7 +229,7 @@ class Guide:
 
     def _back_to(self, length: int) -> None:
         # LLMatcher.rollback and reset keep a mask of where they come from, and give it out as one of where
-        # they lead (seen in 1.5 to 1.9), so matchers only ever go forward, and copies replace those behind.
+        # they lead (seen in 1.5 to 1.9), so matchers only ever go forward, and copies replace those after.
         self._anchors = [anchor for anchor in self._anchors if anchor[0] <= length]
         start, anchor = self._anchors[-1]
         again = self._taken[start:length]
@@ -251,7 +251,7 @@ class Guide:
         return 0 <= token < self._vocabulary.size and bool(self._vocabulary.known[token])
 
     def _check(self) -> None:
-        """Raise Error if the matcher gave up; it cannot go on, so the next question begins again."""
+        """Raise Error if the matcher gave up; it cannot continue, so the next question begins again."""
         if not self._matcher.is_error():
             return
         error = self._stuck()

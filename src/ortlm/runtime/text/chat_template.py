@@ -28,7 +28,7 @@ __all__ = ["ChatTemplate", "Message"]
 
 _log = logging.getLogger(__name__)
 _MOST_MESSAGE = 500
-# Marks the place where a message that is to be continued ends; a space behind it shows whether the template trims.
+# Marks the place where a message that is to be continued ends; a space after it shows whether the template trims.
 _END_MARK = "ortlm:end:of:the:message"
 
 
@@ -76,7 +76,7 @@ class ChatTemplate:
         Encode it without adding special tokens: a template writes them itself. ``tools`` are JSON schemas;
         ``name`` picks one of several templates, otherwise "tool_use" is taken with tools if there is one;
         ``variables`` are further names that the template may use. With ``continue_final_message`` the prompt ends
-        with the last message's text, so that a model goes on writing it.
+        with the last message's text, so that a model continues writing it.
 
         An assistant's reasoning may come as "reasoning_content", "reasoning" or "thinking", or as a part of the
         content; it reaches the template under the name that it reads. Raises BadOption if the template refuses the

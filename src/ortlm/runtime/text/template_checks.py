@@ -9,7 +9,7 @@ from typing import Any
 
 from ortlm.runtime.text.template_budget import Budget, TemplateLimit
 
-# Lines of `batch` and `slice`, places behind the point of `round`.
+# Lines of `batch` and `slice`, places after the point of `round`.
 _PARTS, _PLACES = 100_000, 1000
 # Codecs that take linear time; of the others some are quadratic.
 _CODECS = {"utf8", "ascii", "latin1", "utf16", "utf32", "utf16le", "utf16be", "utf32le", "utf32be"}
