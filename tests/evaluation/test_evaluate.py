@@ -20,7 +20,7 @@ from ortlm.evaluation import evaluate as module
 from ortlm.evaluation.corpus import TEXTS
 from ortlm.evaluation.evaluate import evaluate
 from ortlm.evaluation.quick_check import quick_check
-from ortlm.evaluation.report import Report
+from ortlm.evaluation.report import Report, listed_files
 from ortlm.evaluation.sources import ArtifactSource, find_reference
 
 Builds = Callable[[str], Path]
@@ -191,6 +191,14 @@ def test_a_model_of_the_hub_is_called_by_its_name(
     remember(ortlm.open_artifact(own).manifest, snapshot, None)
     report = evaluate(own, tokens=600, speed=False, threads=1)
     assert report.data["reference"] == {"kind": "checkpoint", "name": "acme/tiny"}
+
+
+@pytest.mark.parametrize("files", [None, "model.onnx", ["model.onnx"], 3])
+def test_list_of_files_that_is_none(own: Path, files: object) -> None:
+    record = json.loads((own / "ortlm.json").read_text(encoding="utf-8"))
+    record["info"]["files"] = files
+    (own / "ortlm.json").write_text(json.dumps(record), encoding="utf-8")
+    assert listed_files(ortlm.open_artifact(own)) == {}
 
 
 def test_reference_that_is_not_named(own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class Report:
         artifact = open_artifact(self.artifact)
         card = artifact.path / _CARD
         texts = dict(added)
-        listed = _listed_files(artifact)
+        listed = listed_files(artifact)
         if card.is_file():
             before = card.read_text(encoding="utf-8")
             texts[_CARD] = with_section(before, quality_section(self.data))
@@ -111,7 +111,7 @@ def is_ours(artifact: Path) -> bool:
     return (artifact / MANIFEST_FILE).is_file()
 
 
-def _listed_files(artifact: Artifact) -> dict[str, Any]:
+def listed_files(artifact: Artifact) -> dict[str, Any]:
     """Return what the manifest says of files, by name; anybody may have written it."""
     files = artifact.manifest.info.get("files")
     return dict(files) if isinstance(files, Mapping) else {}
@@ -123,7 +123,7 @@ def file_hashes(artifact: Artifact) -> dict[str, dict[str, Any]]:
     # Weights lie next to the graph, under its name or another that is told by their ending.
     paths = {graph, artifact.path / "tokenizer.json"}
     paths |= set(graph.parent.glob("*.data"))
-    recorded = _listed_files(artifact)
+    recorded = listed_files(artifact)
     entries = {}
     for path in sorted(path for path in paths if path.is_file()):
         name = path.relative_to(artifact.path).as_posix()
