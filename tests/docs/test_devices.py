@@ -1,0 +1,18 @@
+"""docs/devices.md says what benchmarks/results says."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+
+def test_results_are_on_the_page() -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "tabulate_devices.py"
+    spec = importlib.util.spec_from_file_location("tabulate_devices", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.PAGE.read_text(encoding="utf-8")
+    assert text.count(module.BEGIN) == text.count(module.END) == 1
+    assert module.page(text) == text, "run python benchmarks/tabulate_devices.py"
