@@ -90,7 +90,10 @@ class LanguageModel:
         )
         self.session = open_session(artifact, "decoder", threads, self.device, self.manifest)
         there = {**self.session.inputs, **self.session.optional}
-        self._graph = settled(graph_named(self.manifest, "decoder"), there, self.session.outputs)
+        decoder = graph_named(self.manifest, "decoder")
+        if self.device.constant_defaults:
+            decoder = replace(decoder, optional={})
+        self._graph = settled(decoder, there, self.session.outputs)
         self.manifest = replace(self.manifest, graphs={**self.manifest.graphs, "decoder": self._graph})
         self._check_tensors()
         self._embedding: Session | None = None

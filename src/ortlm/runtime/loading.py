@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ortlm.artifact import Artifact, Manifest, graph_named
 from ortlm.errors import BadArtifact
+from ortlm.runtime.engine.constant_inputs import with_constant_defaults
 from ortlm.runtime.engine.devices import CPU, Device, DeviceRequest, choose_device
 from ortlm.runtime.engine.session import Session
 from ortlm.runtime.multimodal.addresses import Allow
@@ -60,10 +61,12 @@ def open_session(
 ) -> Session:
     """Load the graph ``name`` as ``manifest`` has it, by default as ``artifact`` does."""
     graph_named(artifact.manifest, name)
+    path = artifact.path / graph_named(manifest or artifact.manifest, name).file
     return Session(
-        artifact.path / graph_named(manifest or artifact.manifest, name).file,
+        path,
         threads=threads,
         device=device,
         options=artifact.manifest.session_options,
+        model=with_constant_defaults(path) if device.constant_defaults else None,
         weights_of=artifact.graph_path(name),
     )

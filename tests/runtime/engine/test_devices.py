@@ -216,10 +216,14 @@ def test_one_of_several_of_a_plugin(ort: FakeOrt, monkeypatch: pytest.MonkeyPatc
     other = ep_device(f"{name}.AUTO")
     plugin(monkeypatch, ort, "onnxruntime_ep_openvino", there[0], other)
     assert choose_device("openvino").ep_device is there[0]
+    # Else it computes in bf16 on processors that can.
+    assert "f32" in choose_device("openvino").options["load_config"]
+    assert choose_device(DeviceRequest("openvino", {"load_config": "{}"})).options == {"load_config": "{}"}
     ort.plugins["/x.so"] = [*there, other]
     with pytest.raises(BadOption, match=r"several devices openvino: openvino:0 \(openvino:cpu\), openvino:1"):
         choose_device("openvino")
     assert choose_device("openvino:2").ep_device is there[2]
+    assert choose_device("openvino:2").options == {}
     assert choose_device("openvino:cpu").name == "openvino:cpu"
     with pytest.raises(NoDevice, match="are several openvino:gpu"):
         choose_device("openvino:gpu")

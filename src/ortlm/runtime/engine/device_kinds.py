@@ -57,6 +57,8 @@ class DeviceKind:
     machine's GPUs by itself, so that none can be named. ``systems``: where it exists, as ``sys.platform`` says.
     ``attention_ignores`` is what its GroupQueryAttention passes over without a word, by the names in
     ``check_attention``. ``appends_one``: several tokens of a row at once are right in an empty cache only.
+    ``constant_defaults``: it takes no graph with inputs that have a default value. ``defaults`` are options that
+    are set unless a caller does, by the type of the device ("cpu").
     """
 
     name: str
@@ -72,6 +74,8 @@ class DeviceKind:
     systems: tuple[str, ...] = ()
     attention_ignores: frozenset[str] = frozenset()
     appends_one: bool = False
+    constant_defaults: bool = False
+    defaults: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 # Harmless when off.
@@ -180,16 +184,14 @@ KINDS: Mapping[str, DeviceKind] = {
             install="onnxruntime-ep-openvino",
             module="onnxruntime_ep_openvino",
             systems=("linux", "win32"),
-            options={
-                "cache_dir": _text(),
-                "enable_opencl_throttling": _flag(),
-                "enable_qdq_optimizer": _flag(),
-                "load_config": _text(),
-                "model_priority": _one_of("LOW", "MEDIUM", "HIGH", "DEFAULT"),
-                "num_of_threads": _integer(1),
-                "num_streams": _integer(1),
-                "precision": _one_of("FP32", "FP16", "ACCURACY"),
-            },
+            # Not tried: a cache that holds a window only.
+            attention_ignores=frozenset({"eviction"}),
+            # "input has no ONNX binding" otherwise.
+            constant_defaults=True,
+            # Else it computes in bf16 where the processor can, and logits are off by 1 to 10 %.
+            defaults={"cpu": {"load_config": '{"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}'}},
+            # Other names pass the plugin (1.8.1) without an effect or an error.
+            options={"load_config": _text()},
             refused={
                 "device_type": "the device is chosen by its name, as openvino:gpu",
                 "enable_causallm": "it keeps the cache inside the graph, out of reach of rewinding and batches",

@@ -88,6 +88,11 @@ class Device:
         software = self.kind == "webgpu" and self.ep_device is not None and type_name(self.ep_device) == "cpu"
         return 31 if software else None
 
+    @property
+    def constant_defaults(self) -> bool:
+        """Whether graphs must be loaded without their optional inputs."""
+        return self.kind in KINDS and KINDS[self.kind].constant_defaults
+
     def session_arguments(self, settings: Any) -> dict[str, Any]:
         """Choose the device in ``settings``, onnxruntime.SessionOptions, and return arguments for the session.
 
@@ -168,7 +173,8 @@ def choose_device(
         ) from error
     kind = kind_of(device.kind, device.provider)
     inherited = without_capture(built_options or {}) if device.kind == short_name(built_for) else {}
-    options = {**check_options(kind, inherited), **check_options(kind, request.options)}
+    usual = kind.defaults.get(type_name(device.ep_device), {}) if device.ep_device is not None else {}
+    options = {**usual, **check_options(kind, inherited), **check_options(kind, request.options)}
     return _with_options(device, kind, options)
 
 

@@ -12,12 +12,13 @@ from ortlm.runtime.engine.backend import DeviceTensor
 
 
 class HostMemory:
-    """A Memory whose tensors alias arrays; ``tensor`` makes one of an array."""
+    """A Memory whose tensors alias arrays; ``tensor`` makes one of an array.
 
-    is_host = True
+    ``is_host``: what is written to memory that is bound is seen by later runs.
+    """
 
-    def __init__(self, tensor: Callable[[Array], DeviceTensor]) -> None:
-        self._tensor = tensor
+    def __init__(self, tensor: Callable[[Array], DeviceTensor], *, is_host: bool = True) -> None:
+        self._tensor, self.is_host = tensor, is_host
 
     def put(self, array: Array) -> DeviceTensor:
         """Return a tensor that aliases ``array``."""

@@ -99,7 +99,8 @@ class Session:
             raise NoDevice(not_started(device))
         self.threads = settings.intra_op_num_threads
         self._place = _place(self._session)
-        self.memory: Memory = HostMemory(self.tensor)
+        # What a plugin is given is a copy, also where it computes on the processor.
+        self.memory: Memory = HostMemory(self.tensor, is_host=device.is_cpu)
         if self._place is not None:
             self.memory = DeviceMemory(_Runner(self._place, device))
         keep_freed_memory()
@@ -293,7 +294,8 @@ def _place(session: Any) -> Place | None:
         device = _DEVICES.get(info.name.partition("_")[0].lower())
         if device is not None:
             return device, info.device_id
-        if info.name.lower() != "cpu" and "pinned" not in info.name.lower():
+        # What plugins for processors share with ONNX Runtime lies in main memory, OpenVINO_shared_CPU for example.
+        if not info.name.lower().endswith("cpu") and "pinned" not in info.name.lower():
             raise BadOption(
                 f"the memory {info.name!r} of {session.get_providers()[0]} is not known; known are "
                 f"{', '.join(_DEVICES)} and cpu. Choose another device."
