@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable
@@ -129,10 +129,15 @@ def _is_there(dotted: str) -> bool:
     """Return whether ``dotted`` is a module, or a name in one."""
     parts = dotted.split(".")
     for split in range(len(parts), 0, -1):
+        module = ".".join(parts[:split])
         try:
-            found = importlib.import_module(".".join(parts[:split]))
+            # Not imported: what it imports may not be installed.
+            there = importlib.util.find_spec(module) is not None
         except ModuleNotFoundError:
+            there = False
+        if not there:
             continue
+        found = importlib.import_module(module) if split < len(parts) else None
         for name in parts[split:]:
             if not hasattr(found, name):
                 return False
