@@ -115,6 +115,20 @@ def test_what_the_official_builder_writes(changed):
     ortlm.genai.Config(str(folder))
 
 
+def test_options_that_say_how_a_graph_is_to_be_read(changed):
+    """Both rotation tables in one, of which only WebGPU's provider knows where the second begins."""
+    options = [{"webgpu": {"multiRotaryCacheConcatOffset": "4096", "validationMode": "basic"}}]
+    folder = changed("genai_config.json", {"model/decoder/session_options/provider_options": options})
+    with pytest.raises(
+        BadOption, match=r"option multiRotaryCacheConcatOffset is a part of its graph: on cpu"
+    ):
+        ortlm.load(folder, device="cpu")
+    config = ortlm.genai.Config(str(folder))
+    config.clear_providers()
+    with pytest.raises(RuntimeError, match="multiRotaryCacheConcatOffset is a part of its graph"):
+        ortlm.genai.Model(config)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -182,10 +182,16 @@ class Config:
     def _set_providers(self, providers: dict[str, dict[str, str]]) -> None:
         self._found = with_genai_providers(self._found, providers)
 
+    def _as_built(self, artifact: Artifact) -> Artifact:
+        """Return ``artifact`` for the device that the folder names, whatever the program asks for."""
+        name, options = next(iter(self._published.providers), ("cpu", {}))
+        manifest = replace(artifact.manifest, device=name, device_options=dict(options))
+        return replace(artifact, manifest=manifest)
+
     def _artifact(self) -> tuple[Artifact, TemporaryFolder | None]:
         """Return the artifact, and the temporary folder that it lies in if data was given."""
         if not self._data:
-            return genai_artifact(self._folder, self._found), None
+            return self._as_built(genai_artifact(self._folder, self._found)), None
         # Weights lie next to their graph by name, so a graph from memory needs a folder where they are found.
         copy = TemporaryFolder()
         for path in self._folder.iterdir():
@@ -193,7 +199,7 @@ class Config:
                 _place((self._folder / inside(path.name, path)).resolve(), copy.path / path.name)
         for name, data in self._data.items():
             (copy.path / name).write_bytes(data)
-        made = genai_artifact(copy.path, self._found)
+        made = self._as_built(genai_artifact(copy.path, self._found))
         # What was given is what runs, and not another graph that can do more than the one it stands in for.
         return replace(made, manifest=portable(made.manifest)), copy
 

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from ortlm.artifact import Artifact, Manifest, graph_named
-from ortlm.errors import BadArtifact
+from ortlm.errors import BadArtifact, BadOption
 from ortlm.runtime.engine.constant_inputs import with_constant_defaults
 from ortlm.runtime.engine.devices import CPU, Device, DeviceRequest, choose_device
 from ortlm.runtime.engine.session import Session
 from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.multimodal.vision_encoder import Embedder, VisionEncoder
 
+# Options that say how the graph is to be read: where the second of its rotation tables begins.
+_OF_THE_GRAPH = frozenset({"multiRotaryCacheConcatOffset"})
+
 
 def device_for(artifact: Artifact, request: DeviceRequest | str | None = None) -> Device:
     """Return the device to run ``artifact`` on, by default the one that it was built for.
 
-    Raises BadOption for a device or an option that does not exist, NoDevice if this machine lacks the device.
+    Raises BadOption for a device or an option that does not exist, and for a device that would read the graph in
+    another way than it was built; NoDevice if this machine lacks the device.
     """
     manifest = artifact.manifest
-    return choose_device(
+    device = choose_device(
         request, built_for=manifest.device, built_options=manifest.device_options, folder=artifact.path
     )
+    for key in sorted(_OF_THE_GRAPH & manifest.device_options.keys() - device.options.keys()):
+        raise BadOption(
+            f"{artifact.path} was built for {manifest.device}, whose option {key} is a part of its graph: on "
+            f"{device.name} the output would be wrong. Run it on {manifest.device}, or build it for {device.name}."
+        )
+    return device
 
 
 def open_embedder(artifact: Artifact, *, threads: int | None = None, device: Device = CPU) -> Embedder | None:
