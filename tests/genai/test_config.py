@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ortlm.genai as og
+from ortlm.runtime.engine.devices import DeviceRequest
 from tests.genai.conftest import MODULES, finish, generator, plain
 
 
@@ -134,3 +135,42 @@ def test_what_is_not_supported(config, model, folder):
     ):
         with pytest.raises(RuntimeError):
             call()
+
+
+def test_a_model_runs_on_one_device(config):
+    config.append_provider("cuda")
+    config.append_provider("webgpu")
+    with pytest.raises(
+        RuntimeError, match=r"one device, found cuda, webgpu\. Call clear_providers\(\) before"
+    ):
+        og.Model(config)
+
+
+def test_devices_of_plugins(config):
+    """By type, hardware id and vendor; a provider that is chosen by its name takes none of them."""
+    config.set_decoder_provider_options_hardware_device_type("OpenVINO", "NPU")
+    config.set_decoder_provider_options_hardware_device_id("OpenVINOExecutionProvider", 7)
+    config.set_decoder_provider_options_hardware_vendor_id("openvino", 32902)
+    config.clear_decoder_provider_options_hardware_device_id("OpenVINO")
+    wanted = {"hardware_device_type": "npu", "hardware_vendor_id": 32902}
+    assert config._device() == DeviceRequest("OpenVINO", {}, wanted)
+    config.clear_providers()
+    assert config._device().filters == {}
+    config.set_decoder_provider_options_hardware_device_type("cpu", "GPU")
+    with pytest.raises(
+        RuntimeError, match="hardware_device_type is for devices of plugins; device cpu is chosen"
+    ):
+        og.Model(config)
+    with pytest.raises(RuntimeError, match="no type of device 'TPU'; there are CPU, GPU and NPU"):
+        config.set_decoder_provider_options_hardware_device_type("cpu", "TPU")
+
+
+def test_the_gpu_of_the_process(config):
+    config.append_provider("cuda")
+    og.set_current_gpu_device_id(1)
+    try:
+        assert config._device().name == "cuda:1"
+        config.set_provider_option("cuda", "device_id", "0")
+        assert config._device() == DeviceRequest("cuda", {"device_id": "0"})
+    finally:
+        og.set_current_gpu_device_id(0)
