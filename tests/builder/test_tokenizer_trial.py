@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+from packaging.version import Version
 
 from ortlm.builder import tokenizer_trial
 from ortlm.builder.tokenizer_trial import tried_tokenizer
@@ -84,6 +86,8 @@ def save(folder: Path, changes: dict[str, Any], config: Any = None) -> Path:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_tokenizers(name: str, tmp_path: Path) -> None:
     save(tmp_path, HOSTILE[name])
+    if name == "no object" and Version(tokenizers.__version__) < Version("0.22"):
+        pytest.skip("tokenizers 0.21 reads a list as an empty sequence of normalizers, which changes nothing")
     with pytest.raises(BadCheckpoint, match="tokenizer") as caught:
         tried_tokenizer(tmp_path, {"model_type": "llama"}, VOCAB)
     assert "\n" not in str(caught.value)

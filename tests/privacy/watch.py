@@ -169,7 +169,8 @@ class Watched:
 def is_harmless(line: str) -> bool:
     """Whether a line of the hook or of strace is about a socket that reaches nothing.
 
-    urllib3, which lm-evaluation-harness imports, asks at once whether the system knows IPv6 by binding one to ::1.
+    urllib3, which lm-evaluation-harness and old versions of huggingface_hub import, asks at once whether the
+    system knows IPv6 by binding one to ::1.
     """
     return bool(_HARMLESS.search(line))
 
