@@ -62,7 +62,7 @@ test-runtimes: $(VENV)/.tested
 # Kills builds at 30 random moments of each kind; takes about half an hour.
 .PHONY: test-kill
 test-kill: $(VENV)/.tested
-	$(BIN)/python -m tests.kill_builds 30
+	$(BIN)/python -m tests.builder.kill_builds 30
 
 # Everything that reads what strangers wrote, on damaged input with new seeds, for FUZZ_MINUTES (60).
 .PHONY: fuzz

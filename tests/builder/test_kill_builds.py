@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kill_builds import run
+from tests.builder.kill_builds import run
 
 
 @pytest.mark.slow

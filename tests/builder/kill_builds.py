@@ -1,6 +1,6 @@
 """Kill builds at random moments: there is always the old or the new artifact, whole, and the next build works.
 
-    python -m tests.kill_builds [MOMENTS [SEED]] [plain] [calibrated]
+    python -m tests.builder.kill_builds [MOMENTS [SEED]] [plain] [calibrated]
 
 ``make test-kill`` takes 30 moments of each kind: SIGKILL and SIGINT, a plain and a calibrated ``build --force``.
 """
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "tiny-phi3"
 TEXT = ROOT / "docs" / "quantization.md"
 PLAIN = ("--recipe", "fast")
