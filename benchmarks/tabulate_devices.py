@@ -25,8 +25,8 @@ PARITY = """\
 Logits of tiny random models: relative error after a prefill of 24 tokens and after 8 further steps, and how many
 of 40 greedy tokens are equal before the first near tie that falls the other way. fp16 and bf16 are compared with
 transformers in fp32; int4 and int8 with the same folder on the CPU, since rounding weights moves random models
-far from their checkpoints. Ragged batches, reordered rows, rewinding, restored prompt caches and a cache that grows
-are compared with single runs on the device: the last number is the largest error among them.
+far from their checkpoints. Ragged batches, reordered rows, rewinding, restored prompt caches and a cache that
+grows are compared with single runs on the device: the last number is the largest error among them.
 """
 SPEED = """\
 Phi-3.5-mini's shape (3.8 B parameters, int4, random weights), prefill of 512 tokens for each row, 128 decoded;
