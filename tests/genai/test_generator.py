@@ -166,12 +166,12 @@ def test_nothing_runs_while_terminated(model, made):
 def test_a_run_is_terminated_from_another_thread(model, made, monkeypatch):
     run = type(model._handle.lm.session).run
 
-    def interrupted(self, binding):
+    def interrupted(self, binding, **options):
         monkeypatch.undo()
         thread = threading.Thread(target=made.set_runtime_option, args=("terminate_session", "1"))
         thread.start()
         thread.join()
-        run(self, binding)
+        run(self, binding, **options)
 
     monkeypatch.setattr(type(model._handle.lm.session), "run", interrupted)
     with pytest.raises(og.GenaiError, match="terminated"):

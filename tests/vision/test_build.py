@@ -200,7 +200,7 @@ def test_chat(
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
     assert main(["chat", str(artifact()), "--num-crops", "1", "-n", "3"]) == 0
     err = capsys.readouterr().err
-    assert "1 image waits for a message" in err
+    assert "1 image attached to the next message" in err
     assert "none.png does not exist" in err
     messages = json.loads(saved.read_text())
     assert [type(m["content"]) for m in messages] == [list, str, str, str]
