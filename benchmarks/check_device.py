@@ -264,7 +264,10 @@ def load(folder: Path, device: str) -> Any:
 
 def machine() -> dict[str, Any]:
     """Say what everything runs on."""
-    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
     for name in ("numpy", "onnxruntime", "onnxruntime_genai", "transformers", "torch"):
         code = f"import {name}; print(getattr({name}, '__version__', ''))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
