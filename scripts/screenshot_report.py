@@ -1,4 +1,4 @@
-"""Takes the picture of an evaluation's report that docs/evaluation.md shows.
+"""Takes the screenshot of an evaluation's report that docs/evaluation.md shows.
 
     ortlm evaluate demo-out && python scripts/screenshot_report.py demo-out/report.html
 

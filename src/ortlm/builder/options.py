@@ -24,7 +24,7 @@ class BuildOptions:
     Quantization: ``recipe`` is "fast", "balanced", "quality" or a file, by default balanced for int4 and fast for
     int8. ``block_size`` inputs share a scale; ``symmetric``; ``accuracy_level`` of MatMulNBits (4 is
     int8 activations); ``bits`` overrides the precision's (2, 4 or 8), ``head_bits``, ``embed_bits`` and
-    ``vision_bits`` those of head, embeddings and what sees images, 0 keeps them float; ``algorithm`` finds
+    ``vision_bits`` those of head, embeddings and vision encoder, 0 keeps them float; ``algorithm`` finds
     the codes: "rtn", "clip_search", "importance", "awq", "gptq" or "awq_gptq"; ``bits8_roles`` are kept at 8
     bits, with ``mixed`` also queries, keys, values and down projections of the layers that suffer most;
     ``excluded_nodes`` keep float weights; ``rotate`` rotates the residual stream (Hadamard). ``rules``

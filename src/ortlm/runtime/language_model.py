@@ -28,11 +28,12 @@ from ortlm.runtime.engine.backend import DeviceTensor
 from ortlm.runtime.engine.contract import check_decoder
 from ortlm.runtime.engine.decode_loop import ACCELERATOR_CHUNK_TOKENS, CHUNK_TOKENS, Loop
 from ortlm.runtime.engine.devices import DeviceRequest, onnxruntime_version
-from ortlm.runtime.engine.kv_cache import Shapes, bytes_per_token, state_shapes
+from ortlm.runtime.engine.kv_cache import state_shapes
 from ortlm.runtime.engine.lora import Adapters
 from ortlm.runtime.engine.prefix_cache import PrefixCaches
 from ortlm.runtime.engine.prompt_cache import fingerprint, restore, save
 from ortlm.runtime.engine.session import Session
+from ortlm.runtime.engine.states import Shapes, bytes_per_token
 from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.generator import Generator

@@ -29,7 +29,7 @@ def open_adapter(
 ) -> Adapter:
     """Open the peft adapter in ``folder`` and match it to the weights of ``checkpoint``.
 
-    Only when ``merging`` may it change what sees images: a runtime has no inputs for that. Raises
+    Only when ``merging`` may it change the vision encoder: a runtime has no inputs for that. Raises
     BadCheckpoint if it is damaged or was made for another model, UnsupportedModel if it is more than a LoRA on
     the matrices of attention, feed-forward and head.
     """

@@ -17,7 +17,8 @@ from ortlm.artifact import Graph
 from ortlm.dtypes import Array, as_float32
 from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull, nearest
 from ortlm.runtime.engine.backend import Backend, DeviceTensor
-from ortlm.runtime.engine.kv_cache import RowIndices, Shapes, StateInfo, make_cache, state_shapes
+from ortlm.runtime.engine.kv_cache import RowIndices, StateInfo, make_cache, state_shapes
+from ortlm.runtime.engine.states import Shapes
 from ortlm.runtime.engine.token_ids import (
     begun_image,
     between_images,

@@ -18,10 +18,9 @@ from ortlm.dtypes import Array, DType
 from ortlm.errors import BadArtifact, CannotRewind, nearest
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 from ortlm.runtime.engine.sliding_window_cache import WindowCache
+from ortlm.runtime.engine.states import Shapes, bind_in_place, bytes_per_token, zero_states
 
 RowIndices = NDArray[np.int64]
-Shapes = Sequence[tuple[int, int]]  # key/value heads K and width D of every state
-
 _GRAIN = 256
 
 
@@ -133,9 +132,7 @@ class SharedCache:
             self._grow(room)
         if self._bound is binding:
             return
-        for state, tensor in zip(self._states, self._tensors, strict=True):
-            binding.input(state.past, tensor)
-            binding.output(state.present, tensor)
+        bind_in_place(binding, self._states, self._tensors)
         self._bound = binding
 
     def advance(self, ends: Sequence[int]) -> None:
@@ -175,9 +172,7 @@ class SharedCache:
         if self._tensors and self._length:
             memory.resize(self._tensors, self._length, self._capacity)
             return
-        kinds = [self._backend.inputs[state.past].dtype for state in self._states]
-        sizes = [(self._rows, heads, self._capacity, width) for heads, width in self._shapes]
-        self._tensors = memory.zeros(sizes, kinds)
+        self._tensors = zero_states(self._backend, self._states, self._shapes, self._rows, self._capacity)
 
     def _capacity_for(self, room: int, old: int) -> int:
         # Room for an answer too: growing on its first token would copy the whole prompt's cache.
@@ -407,12 +402,6 @@ def state_shapes(backend: Backend, graph: Graph) -> list[tuple[int, int]]:
             )
         found.append((2 * heads if combined else heads, width))
     return found
-
-
-def bytes_per_token(backend: Backend, states: Sequence[State], shapes: Shapes) -> int:
-    """Return how many bytes of cache one token of one row takes."""
-    sizes = [backend.inputs[state.past].dtype.bytes for state in states]
-    return sum(heads * width * size for (heads, width), size in zip(shapes, sizes, strict=True))
 
 
 def _trimmed(length: int, wanted: Sequence[int]) -> int:

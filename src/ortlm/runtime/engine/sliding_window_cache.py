@@ -18,6 +18,7 @@ from ortlm.artifact import State
 from ortlm.dtypes import Array
 from ortlm.errors import CannotRewind
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
+from ortlm.runtime.engine.states import Shapes, bind_in_place, bytes_per_token, zero_states
 
 # The operator moves W - 1 positions once for so many tokens: next to nothing, and for the usual windows of 512 and
 # more the margin is at most half of the memory.
@@ -53,7 +54,7 @@ class WindowCache:
         self,
         backend: Backend,
         states: Sequence[State],
-        shapes: Sequence[tuple[int, int]],
+        shapes: Shapes,
         *,
         window: int,
         context_tokens: int,
@@ -85,16 +86,13 @@ class WindowCache:
     @property
     def nbytes(self) -> int:
         """Size of all buffers in bytes."""
-        kinds = [self._backend.inputs[state.past].dtype for state in self._states]
-        sizes = [k * d * kind.bytes for (k, d), kind in zip(self._shapes, kinds, strict=True)]
-        return len(self._rows) * self._capacity * sum(sizes)
+        return len(self._rows) * self._capacity * bytes_per_token(self._backend, self._states, self._shapes)
 
     def start(self, rows: int) -> None:
         """Empty the cache for a batch of ``rows``; buffers of that many rows are used again."""
         if rows != len(self._rows):
-            kinds = [self._backend.inputs[state.past].dtype for state in self._states]
-            sizes = [(rows, heads, self._capacity, width) for heads, width in self._shapes]
-            self._tensors, self._bound = self._backend.memory.zeros(sizes, kinds), None
+            self._tensors = zero_states(self._backend, self._states, self._shapes, rows, self._capacity)
+            self._bound = None
         self._rows = [_Row() for _ in range(rows)]
 
     def bind(self, binding: Binding, ends: Sequence[int], room: int) -> None:
@@ -104,9 +102,7 @@ class WindowCache:
                 self._keep_evicted(number, self._first(end))
         if self._bound is binding:
             return
-        for state, tensor in zip(self._states, self._tensors, strict=True):
-            binding.input(state.past, tensor)
-            binding.output(state.present, tensor)
+        bind_in_place(binding, self._states, self._tensors)
         self._bound = binding
 
     def advance(self, ends: Sequence[int]) -> None:
