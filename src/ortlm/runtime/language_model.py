@@ -8,8 +8,6 @@ for step in lm.stream([{"role": "user", "content": "Hello"}], temperature=0.7):
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +37,7 @@ from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.generator import Generator
 from ortlm.runtime.generation.rules import Rules
 from ortlm.runtime.generation.speculative import DraftModel, Lookup, Proposer
-from ortlm.runtime.generation.stream import Generation, Step, Stream, Timings, astream
+from ortlm.runtime.generation.stream import Generation, Step, Stream, Timings, astream, in_thread
 from ortlm.runtime.loading import device_for, open_embedding, open_session
 from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.multimodal.image_loading import ImageSource
@@ -328,16 +326,7 @@ class LanguageModel:
             reuse_cache=reuse_cache,
             **options,
         )
-        running = asyncio.get_running_loop()
-        pending = running.run_in_executor(None, stream.generations)
-        try:
-            return (await asyncio.shield(pending))[0]
-        except asyncio.CancelledError:
-            stream.cancel()
-            while not pending.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([pending])
-            raise
+        return (await in_thread(stream, stream.generations))[0]
 
     def generator(
         self, settings: Settings | None = None, *, reuse_cache: bool = False, **options: Unpack[Options]

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from collections.abc import Generator as PythonGenerator
 from dataclasses import asdict, dataclass, field
+from typing import TypeVar
 
 from ortlm.errors import Cancelled
 from ortlm.runtime.generation.finish import FinishReason
@@ -17,6 +18,8 @@ from ortlm.runtime.sampling.logprobs import TokenLogprob
 from ortlm.runtime.sampling.settings import Settings
 from ortlm.runtime.text.stop_strings import StopTexts
 from ortlm.runtime.text.tokenizer import Tokenizer
+
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -307,21 +310,25 @@ class _Words:
         return self._texts.push(self._stream.flush()) + self._texts.flush()
 
 
+async def in_thread(stream: Stream, work: Callable[[], _T]) -> _T:
+    """Return what ``work`` does with ``stream`` in another thread; a task that is cancelled cancels the stream."""
+    pending = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(pending)
+    except asyncio.CancelledError:
+        stream.cancel()
+        # The model stops within one operator; its thread must be out before the stream is closed.
+        while not pending.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([pending])
+        raise
+
+
 async def astream(stream: Stream) -> AsyncIterator[Step]:
     """Yield the steps of ``stream``, each computed in another thread; leaving the loop cancels it."""
-    running = asyncio.get_running_loop()
     try:
         while True:
-            pending = running.run_in_executor(None, next, stream, None)
-            try:
-                step = await asyncio.shield(pending)
-            except asyncio.CancelledError:
-                stream.cancel()
-                # The model stops within one operator; its thread must be out before the stream is closed.
-                while not pending.done():
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await asyncio.wait([pending])
-                raise
+            step = await in_thread(stream, lambda: next(stream, None))
             if step is None:
                 return
             yield step
