@@ -78,8 +78,8 @@ class Loop:
         # Elsewhere, what is written to memory that is bound is never seen.
         self._in_place = backend.memory.is_host
         self._bound: dict[str, DeviceTensor] = {}
-        # How many rows the logits have that are bound.
-        self._bound_rows = 0
+        # Memory for the logits of so many rows.
+        self._logits_memory: tuple[int, DeviceTensor] | None = None
         self._ones: NDArray[np.integer] = np.ones((1, 0), dtype=np.int64)
         self._ones_address = 0
         self._types = _integer_types(backend, graph)
@@ -270,14 +270,14 @@ class Loop:
                 found.append(result.numpy().copy())
             self._binding.output(name, None, to_host=True)
 
-        usual = self._binding, self._bound, self._bound_rows
+        usual = self._binding, self._bound
         try:
             # A binding cannot let go of an output.
             self._rebind()
             self._binding.output(name, None, to_host=True)
             self._feed(rows, first=fed if once else 0, keep=1, after=take)
         finally:
-            self._binding, self._bound, self._bound_rows = usual
+            self._binding, self._bound = usual
             self._steady = False
         if len(found) > 1 and found[0].ndim > 1:
             return np.concatenate(found, axis=1)[:, -longest:]
@@ -569,15 +569,17 @@ class Loop:
             self._bound.pop(self._logits, None)
             self._binding.output(self._logits, None, to_host=True)
             return
-        if self._bound_rows == rows and self._logits in self._bound:
-            return
-        self._bound_rows = rows
-        if rows > 1 and not self._in_place and info.dtype.name != "fp32":
-            # A device converts many rows in less time than they take to come over.
-            [self._bound[self._logits]] = self._backend.memory.zeros([(rows, 1, vocab)], [info.dtype])
-        else:
-            self._bound[self._logits] = self._backend.tensor(np.zeros((rows, 1, vocab), info.dtype.numpy))
-        self._binding.output(self._logits, self._bound[self._logits])
+        if self._logits_memory is None or self._logits_memory[0] != rows:
+            if rows > 1 and not self._in_place and info.dtype.name != "fp32":
+                # A device converts many rows in less time than they take to come over.
+                [tensor] = self._backend.memory.zeros([(rows, 1, vocab)], [info.dtype])
+            else:
+                tensor = self._backend.tensor(np.zeros((rows, 1, vocab), info.dtype.numpy))
+            self._logits_memory = rows, tensor
+        tensor = self._logits_memory[1]
+        if self._bound.get(self._logits) is not tensor:
+            self._bound[self._logits] = tensor
+            self._binding.output(self._logits, tensor)
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
