@@ -60,7 +60,7 @@ def section(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         parts += [heading(result), parity(result["parity"])]
         if result.get("speed"):
-            parts.append(speed(result["speed"], result.get("large", {})))
+            parts.append(speed(result["speed"]))
     missing = [f"`{name}` ({title})" for name, title in TARGETS.items() if name not in run]
     if missing:
         parts.append(
@@ -99,7 +99,7 @@ def parity(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def speed(rows: Sequence[Mapping[str, Any]], large: Mapping[str, Any]) -> str:
+def speed(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of speeds, each next to onnxruntime-genai's on the same folder."""
     lines = [
         SPEED,

@@ -43,11 +43,6 @@ def integer(found: Any) -> int:
     return found
 
 
-def integer_or_none(found: Any) -> int | None:
-    """Return a whole number, or None for null; ``TypeError`` for anything else."""
-    return None if found is None else integer(found)
-
-
 def inside(name: Any, config: Path, *, folder: Path | None = None) -> str:
     """Return ``name`` if it is a file within the artifact's folder, on every system and through every link.
 
