@@ -125,7 +125,7 @@ def main() -> int:
         sessions = {name: Session(path) for name, path in paths.items()}
         for label, (high, wide) in IMAGES.items():
             size, own = (high * side, wide * side), 1 + high * wide
-            # What a vision encoder sees: smooth, with colours of unit variance.
+            # What a vision encoder sees: smooth, with colors of unit variance.
             coarse = random.standard_normal((own, 3, 12, 12), np.float32)
             pixels = np.repeat(np.repeat(coarse, side // 12, axis=2), side // 12, axis=3)[None]
             fill = np.zeros((1, MOST_VIEWS - own, *pixels.shape[2:]), np.float32)

@@ -18,6 +18,7 @@ from tests.docs.pages import Page, pages
 
 WORDS = {
     r"pictures?": "image",
+    r"what sees (images|pictures)|models? that sees? (images|pictures)": "vision encoder, multimodal model",
     r"towers?": "vision encoder",
     r"joins? of a new kind|a join": "projector",
     r"products? of integers": "integer matmul (int8 GEMM)",
@@ -57,8 +58,8 @@ PAGES = pages("CONTRIBUTING.md", "SECURITY.md", "AGENTS.md", "benchmarks/README.
 
 # Names that artifacts and checkpoints have.
 KEYS = re.compile(r"picture_(numbers|rows|columns)|vision_tower|read_prompt")
-# Texts that models read.
-TEXTS = {"evaluation/corpus.py", "evaluation/prompts.py", "calibration/texts.py"}
+# Texts that models read, and the script that wrote the card of the model that ships.
+TEXTS = {"evaluation/corpus.py", "evaluation/prompts.py", "calibration/texts.py", "scripts/train_tiny.py"}
 
 
 def check(name: str, text: str) -> None:
@@ -90,10 +91,11 @@ def messages(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def test_sources() -> None:
-    """Comments, docstrings and names of the package too; "_" stands between words."""
-    source = Path(ortlm.__file__).parent
-    for path in sorted(source.rglob("*.py")):
-        name = path.relative_to(source).as_posix()
+    """Comments, docstrings and names too, of the package and of what is around it; "_" stands between words."""
+    root, source = Path(__file__).parents[2], Path(ortlm.__file__).parent
+    others = (root / "benchmarks", root / "examples", root / "scripts")
+    for path in (p for folder in (source, *others) for p in sorted(folder.rglob("*.py"))):
+        name = path.relative_to(source if source in path.parents else root).as_posix()
         if name not in TEXTS:
             text = KEYS.sub("", path.read_text(encoding="utf-8")).replace("_", " ")
             check(name, text)

@@ -15,7 +15,7 @@ from ortlm.architectures._keys import Keys, check_read, quoted, shown
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 from ortlm.spec import Architecture
 
-# Models that see images too are named by the third; the last is what a causal model is without its head.
+# Multimodal models are named by the third; the last is what a causal model is without its head.
 _ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "Model")
 # Two tables of so many positions take 0.5 GB for heads of 128 channels, whenever a model is loaded.
 _MOST_TOKENS = 2**20

@@ -19,7 +19,7 @@ _FLOATS = ("fp32", "fp16", "bf16")
 _ROLES: Mapping[str, tuple[tuple[str, ...] | None, tuple[int, ...]]] = {
     "input_ids": (None, (2,)),
     "attention_mask": (None, (2,)),
-    # Three for each token, in models that see images.
+    # Three for each token, in multimodal models.
     "position_ids": (None, (2, 3)),
     "inputs_embeds": (_FLOATS, (3,)),
     "logits": (_FLOATS, (3,)),
