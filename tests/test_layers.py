@@ -22,6 +22,10 @@ ALLOWED = {
     "spec": set(),
     "architectures": {"spec"},
     "checkpoint": set(),
+    # A GGUF file says what its model is in words of its own; each family's file knows them.
+    "checkpoint.gguf": {"architectures", "checkpoint"},
+    "checkpoint.gguf_config": {"architectures", "checkpoint"},
+    "checkpoint.gguf_tokenizer": {"architectures", "checkpoint"},
     "target": set(),
     "artifact": set(),
     "tokenization": set(),

@@ -192,7 +192,7 @@ def test_gated_and_unknown(hub: Hub, tmp_path: Path) -> None:
         ("https://huggingface.co/", "-m ORGANIZATION/NAME"),
         ("git@hf.co:acme/tiny", "-m ORGANIZATION/NAME"),
         ("https://example.com/a/b", "is an address"),
-        ("a/model.Q4_K_M.gguf", "GGUF files are not read yet"),
+        ("a/model.Q4_K_M.gguf", "is not there. Give the path of a GGUF file"),
     ],
 )
 def test_names_that_users_type(name: str, said: str) -> None:

@@ -131,7 +131,7 @@ def test_folder_with_a_name(tiny: Path, tmp_path: Path) -> None:
 def test_no_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("-o", tmp_path / "out") == 2
     assert run("-i", tmp_path / "none", "-o", tmp_path / "out") == 1
-    assert "is not a folder" in capsys.readouterr().err
+    assert "neither a folder nor a GGUF file" in capsys.readouterr().err
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from ortlm import errors
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._keys import Keys, check_read, quoted, shown
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 from ortlm.spec import Architecture
@@ -89,11 +90,41 @@ def model_types() -> list[str]:
     return sorted(_table())
 
 
+def find_gguf(name: str) -> Gguf:
+    """Return how GGUF files hold models whose ``general.architecture`` is ``name``.
+
+    Raises UnsupportedModel if it is not known.
+    """
+    known = gguf_forms()
+    if name not in known:
+        raise UnsupportedModel(
+            f'"general.architecture" is {quoted(name)}, which is not supported.{errors.nearest(name, known)} '
+            f"Known: {_list(known)}."
+        )
+    return known[name]
+
+
+@functools.cache
+def gguf_forms() -> dict[str, Gguf]:
+    """Return how GGUF files hold each family that there are such files of, by the name that they have for it."""
+    found: dict[str, Gguf] = {}
+    for module in _modules():
+        forms = getattr(module, "GGUF", ())
+        for form in (forms,) if isinstance(forms, Gguf) else forms:
+            found[form.name] = form
+    return found
+
+
 @functools.cache
 def _table() -> dict[str, Describe]:
+    return table(_modules())
+
+
+@functools.cache
+def _modules() -> tuple[ModuleType, ...]:
     package = importlib.import_module("ortlm.architectures")
     names = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
-    return table(importlib.import_module(f"{package.__name__}.{name}") for name in names)
+    return tuple(importlib.import_module(f"{package.__name__}.{name}") for name in names)
 
 
 def table(modules: Iterable[ModuleType]) -> dict[str, Describe]:

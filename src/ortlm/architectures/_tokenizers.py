@@ -28,6 +28,8 @@ _REGISTERED = {
 }
 # Their published tokenizer_config.json files name a wrong class.
 _OVERRULED = {"phi3", "phi3_v", "qwen2"}
+# A tokenizer.json that was made here, for a checkpoint that had none: it is as it should be, for every family.
+FINISHED = "ortlm"
 _AS_IT_IS = ("TokenizersBackend", "PreTrainedTokenizerFast", "PythonBackend", "MistralCommonBackend")
 
 _BYTES_PRE_TOKENIZER = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
@@ -67,6 +69,8 @@ def rebuilt_tokenizer(
     it would lose spaces or all of a text.
     """
     declared = settings.get("tokenizer_class") or config_class
+    if declared == FINISHED:
+        return None
     name = _chosen(model_type, declared if isinstance(declared, str) else None, byte_level)
     for_bytes, make = _CLASSES.get(name or "", (byte_level, None))
     return make(settings) if make and for_bytes == byte_level else None

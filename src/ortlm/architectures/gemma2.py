@@ -7,12 +7,26 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import SANDWICH_TENSORS, Gguf, head_scalar
 from ortlm.architectures._keys import FULL, SLIDING
 from ortlm.architectures._parts import SANDWICH, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("gemma2",)
+GGUF = Gguf(
+    "gemma2",
+    "gemma2",
+    keys={
+        "attention.sliding_window": "sliding_window",
+        "attn_logit_softcapping": "attn_logit_softcapping",
+        "final_logit_softcapping": "final_logit_softcapping",
+    },
+    tensors=SANDWICH_TENSORS,
+    norm_add=1.0,
+    # The one of 27 billion parameters, by its layers.
+    finish=lambda values: head_scalar(values, by_width=values.get("num_hidden_layers") == 46),
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

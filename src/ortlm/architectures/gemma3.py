@@ -6,12 +6,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import SANDWICH_TENSORS, Gguf, head_scalar
 from ortlm.architectures._keys import FULL, SLIDING, WithDefaults
 from ortlm.architectures._parts import SANDWICH, Sizes, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import from_parts
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm, Rope
 
 MODEL_TYPES = ("gemma3_text",)
+
+
+def _finish_gguf(values: Mapping[str, Any]) -> dict[str, Any]:
+    # The one of 27 billion parameters, by its layers.
+    found = head_scalar(values, by_width=values.get("num_hidden_layers") == 62)
+    found["final_logit_softcapping"] = values.get("final_logit_softcapping") or None
+    if not values.get("sliding_window"):
+        found |= {"sliding_window": 4096, "layer_types": [FULL] * int(values["num_hidden_layers"])}
+    return found
+
+
+GGUF = Gguf(
+    "gemma3",
+    "gemma3_text",
+    keys={
+        "attention.sliding_window": "sliding_window",
+        "final_logit_softcapping": "final_logit_softcapping",
+        "rope.freq_base_swa": "rope_local_base_freq",
+    },
+    tensors=SANDWICH_TENSORS,
+    norm_add=1.0,
+    finish=_finish_gguf,
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

@@ -6,11 +6,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("granite",)
+GGUF = Gguf(
+    "granite",
+    "granite",
+    keys={
+        "attention.scale": "attention_multiplier",
+        "embedding_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "logit_scale": "logits_scaling",
+    },
+    required={"rope.scaling.finetuned": True},
+    present={"attention_bias": "attn_q.bias", "mlp_bias": "ffn_gate.bias"},
+    interleaved=True,
+    finish=lambda values: {
+        "attention_multiplier": values.get("attention_multiplier") or values["head_dim"] ** -0.5
+    },
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("llama",)
+GGUF = Gguf(
+    "llama", "llama", interleaved=True, present={"attention_bias": "attn_q.bias", "mlp_bias": "ffn_gate.bias"}
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

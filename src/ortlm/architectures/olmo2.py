@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import SANDWICH_TENSORS, Gguf
 from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("olmo2",)
+GGUF = Gguf("olmo2", "olmo2", tensors=SANDWICH_TENSORS)
 
 _NAMES = {"mixer_post": "post_attention_layernorm", "ffn_post": "post_feedforward_layernorm"}
 

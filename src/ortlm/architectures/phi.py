@@ -6,11 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import MLP, Architecture, Layer, Norm
 
 MODEL_TYPES = ("phi",)
+GGUF = Gguf(
+    "phi2",
+    "phi",
+    keys={"attention.layer_norm_epsilon": "layer_norm_eps"},
+    tensors={
+        "output_norm": "model.final_layernorm",
+        "blk.attn_output": "self_attn.dense",
+        "blk.ffn_up": "mlp.fc1",
+        "blk.ffn_down": "mlp.fc2",
+    },
+)
 
 _NAMES = {
     "q_norm": "self_attn.q_layernorm",

@@ -6,11 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._parts import Sizes, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm, Source, Sources
 
 MODEL_TYPES = ("phi3",)
+GGUF = Gguf(
+    "phi3",
+    "phi3",
+    keys={
+        "attention.sliding_window": "sliding_window",
+        "rope.scaling.original_context_length": "original_max_position_embeddings",
+    },
+    tensors={"blk.attn_qkv": "self_attn.qkv_proj", "blk.ffn_up": "mlp.gate_up_proj"},
+    finish=lambda values: {"sliding_window": values.get("sliding_window") or None},
+    strips_right=True,
+    keeps_right=("<unk>", "<s>", "<|endoftext|>"),
+)
 
 # What the original length is where config.json does not say it.
 _ORIGINAL = 4096

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._keys import FULL, SLIDING
 from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("qwen2", "qwen3")
+GGUF = (Gguf("qwen2", "qwen2"), Gguf("qwen3", "qwen3", present={"attention_bias": "attn_q.bias"}))
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

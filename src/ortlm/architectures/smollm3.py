@@ -7,12 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._keys import FULL, SLIDING
 from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("smollm3",)
+GGUF = Gguf(
+    "smollm3",
+    "smollm3",
+    interleaved=True,
+    present={"attention_bias": "attn_q.bias", "mlp_bias": "ffn_gate.bias"},
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

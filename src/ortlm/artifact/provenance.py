@@ -14,7 +14,7 @@ from ortlm.artifact import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A checkpoint, a folder or a name on the hub, and the adapter that was added to its weights."""
+    """A checkpoint, a folder, a file or a name on the hub, and the adapter that was added to its weights."""
 
     source: str
     adapter: str | None = None
@@ -41,7 +41,7 @@ def recall(manifest: Manifest) -> Origin | None:
         origin = Origin(str(found["source"]), found["adapter"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    there = all(Path(p).is_dir() for p in (origin.source, origin.adapter) if p is not None)
+    there = all(Path(p).exists() for p in (origin.source, origin.adapter) if p is not None)
     return origin if there else None
 
 

@@ -132,7 +132,7 @@ def stop_tokens(checkpoint: Checkpoint, vocab: int, tokenizer: TokenizerFiles) -
                 continue  # both are common ways to say none
             if not _is_token(token, vocab):
                 raise BadCheckpoint(
-                    f'{checkpoint.folder / name}: "eos_token_id" has {token!r}, '
+                    f'{checkpoint.path / name}: "eos_token_id" has {token!r}, '
                     f"expected numbers from 0 to {vocab - 1}."
                 )
             tokens.append(token)
@@ -145,7 +145,7 @@ def stop_tokens(checkpoint: Checkpoint, vocab: int, tokenizer: TokenizerFiles) -
     unique = tuple(dict.fromkeys(tokens))
     if not unique:
         raise BadCheckpoint(
-            f"{checkpoint.folder}: neither config.json nor generation_config.json nor the tokenizer names a "
+            f"{checkpoint.path}: neither config.json nor generation_config.json nor the tokenizer names a "
             'token that ends an answer. Set "eos_token_id" in config.json.'
         )
     return unique

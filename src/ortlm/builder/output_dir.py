@@ -25,7 +25,7 @@ from ortlm.errors import BadOption
 def check_output(out: Path, *, force: bool, source: str | Path | None = None) -> None:
     """Raise BadOption if ``out`` cannot take an artifact, or would take away anything that is not one.
 
-    ``source`` is the checkpoint: a folder, which must not lie inside, or a name on the hub.
+    ``source`` is the checkpoint: a folder or file, which must not lie inside, or a name on the hub.
     """
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir()):
         raise BadOption(
@@ -34,7 +34,7 @@ def check_output(out: Path, *, force: bool, source: str | Path | None = None) ->
     if out.is_dir() and os.path.ismount(out):
         raise BadOption(f"{out} is where a disk is mounted; give a folder inside it.")
     try:
-        folder = Path(source).resolve() if source is not None and Path(source).is_dir() else None
+        folder = Path(source).resolve() if source is not None and Path(source).exists() else None
     except (OSError, ValueError):  # a name that is too long for a folder, or holds no text
         folder = None
     if folder is not None and out.resolve() in (folder, *folder.parents):

@@ -62,12 +62,12 @@ def build(
 ) -> Artifact:
     """Turn the checkpoint ``source`` into an artifact in the folder ``output``, and open it.
 
-    ``source`` is a folder or a model's name on the Hugging Face hub; downloads go to ``cache``. ``precision`` is
-    int4, int8, fp16, bf16 or fp32, ``target`` cpu, cuda, dml, webgpu or mobile; ``options`` say everything else,
-    the recipe above all. ``adapters`` are folders of peft LoRA adapters by the name under which a runtime switches
-    to them; the one in ``merge_adapter`` becomes part of the weights. ``force`` replaces an artifact that is in
-    ``output`` already. ``threads`` quantize, by default one for each physical core. ``progress`` is told how far
-    the build is.
+    ``source`` is a folder, a GGUF file or a model's name on the Hugging Face hub; downloads go to ``cache``.
+    ``precision`` is int4, int8, fp16, bf16 or fp32, ``target`` cpu, cuda, dml, webgpu or mobile; ``options`` say
+    everything else, the recipe above all. ``adapters`` are folders of peft LoRA adapters by the name under which
+    a runtime switches to them; the one in ``merge_adapter`` becomes part of the weights. ``force`` replaces an
+    artifact that is in ``output`` already. ``threads`` quantize, by default one for each physical core.
+    ``progress`` is told how far the build is.
 
     The folder appears whole at the end: after an error or an interruption there is the old one, or none.
     Raises BadOption, UnsupportedModel, BadCheckpoint and NotEnoughSpace; nothing is left behind.
@@ -141,7 +141,7 @@ def write(
         put_in_place(folder, out, force=force)
         if state is not None:
             state.forget()
-    remember(manifest, prepared.checkpoint.folder, prepared.merged.folder if prepared.merged else None)
+    remember(manifest, prepared.checkpoint.path, prepared.merged.folder if prepared.merged else None)
     return Artifact(out, manifest) if prepared.options.config_only else open_artifact(out)
 
 
@@ -263,7 +263,7 @@ def _draft(prepared: Prepared, out: Path, threads: int) -> Artifact:
     """Build the same model quickly, for the processor here: it writes the text that calibration reads."""
     quick = prepare(
         BuildRequest(
-            prepared.checkpoint.folder,
+            prepared.checkpoint.path,
             target=HERE.name,
             # One graph runs in every ONNX Runtime.
             options=BuildOptions(recipe="fast", layers=prepared.options.layers, ragged_append=False),

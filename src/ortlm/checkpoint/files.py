@@ -30,6 +30,7 @@ _MB = 1 << 20
 # How large a file may be, by the first pattern that its name matches; None: as large as it is.
 _LIMITS: tuple[tuple[str, int | None], ...] = (
     ("*.safetensors", None),
+    ("*.gguf", None),
     ("*.safetensors.index.json", 64 * _MB),
     ("tokenizer_config.json", 16 * _MB),
     ("tokenizer.*", 64 * _MB),
@@ -90,6 +91,11 @@ def open_file(folder: Path, name: str) -> io.FileIO:
     Raises BadCheckpoint if it leads out of the folder, is not a regular file, is too large, or cannot be read.
     """
     return _open(folder, name, limit_of(name))
+
+
+def open_weights(folder: Path, name: str) -> io.FileIO:
+    """Open the file ``name`` of ``folder`` as ``open_file`` does, however large it is."""
+    return _open(folder, name, None)
 
 
 def read_bytes(folder: Path, name: str) -> bytes:

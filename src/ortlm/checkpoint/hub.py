@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ortlm._utils.checked_json import shown
 from ortlm.checkpoint import files
+from ortlm.checkpoint.gguf_header import is_gguf
 from ortlm.checkpoint.reader import Checkpoint, no_weights, open_checkpoint, pick_weights
 from ortlm.errors import BadCheckpoint, BadOption
 
@@ -40,9 +41,9 @@ def find_checkpoint(
     token: str | bool | None = None,
     revision: str | None = None,
 ) -> Checkpoint:
-    """Open ``source``: a folder if there is one of that name, otherwise a model on the hub.
+    """Open ``source``: a folder or a GGUF file if there is one of that name, otherwise a model on the hub.
 
-    ``name`` is what a folder's model is called on the hub.
+    ``name`` is what its model is called on the hub.
 
     Downloads into ``cache`` (default: the hub library's own cache), continues one that was interrupted and
     takes what is already there. ``token`` is for gated models; True takes the stored one, False sends none.
@@ -51,6 +52,15 @@ def find_checkpoint(
     wanted = str(source)
     if _is_folder(wanted):
         return open_checkpoint(Path(wanted), source=name)
+    if is_gguf(Path(wanted)):
+        # The package that dequantizes takes a while to import.
+        from ortlm.checkpoint.gguf import open_gguf
+
+        return open_gguf(Path(wanted), source=name)
+    if _is_file(wanted):
+        raise BadCheckpoint(
+            f"{shown(wanted)} is a file, but not in GGUF. Give the folder that holds the checkpoint."
+        )
     check_name(wanted)
     folder = download(wanted, cache=cache, token=token, revision=revision)
     commit = folder.name if folder.parent.name == "snapshots" else None
@@ -61,6 +71,13 @@ def _is_folder(text: str) -> bool:
     try:
         return bool(text) and Path(text).is_dir()
     except (OSError, ValueError):  # too long for any, or not a path at all
+        return False
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
         return False
 
 
@@ -75,7 +92,7 @@ def check_name(wanted: str) -> None:
     told = shown(wanted)
     if wanted.lower().endswith(".gguf"):
         raise BadOption(
-            f"{told}: GGUF files are not read yet; give the Hugging Face checkpoint it was made from."
+            f"{told} is not there. Give the path of a GGUF file, of a split model that of any part."
         )
     address = _ADDRESS.match(wanted)
     if address is not None:

@@ -24,7 +24,8 @@ class Checkpoint:
     """A checkpoint folder: ``config`` as read from config.json, ``weights`` by tensor name.
 
     ``source`` is what the user asked for (a name on the hub or a folder), ``revision`` the commit if known.
-    ``missing`` names tensors that the index promises and no file holds.
+    ``file`` is the one file that all of it was read from, if it is one; ``folder`` then holds what was made of
+    it, as long as ``holds`` is referred to.
     """
 
     folder: Path
@@ -32,6 +33,13 @@ class Checkpoint:
     weights: Mapping[str, Weight]
     source: str
     revision: str | None = None
+    file: Path | None = None
+    holds: object = None
+
+    @property
+    def path(self) -> Path:
+        """Where it lies and can be opened again: a folder, or a file."""
+        return self.file or self.folder
 
     def json(self, name: str) -> dict[str, Any]:
         """Return the JSON object in file ``name``, or an empty one if there is no such file."""
@@ -169,7 +177,7 @@ def check_weights(
         raise BadCheckpoint(
             f"weight {missing[0]!r} is missing"
             + (f" (and {len(missing) - 1} more: {', '.join(missing[1:5])}…)" if len(missing) > 1 else "")
-            + f" from {checkpoint.folder} ({', '.join(where[:4])}{'…' if len(where) > 4 else ''})."
+            + f" from {checkpoint.path} ({', '.join(where[:4])}{'…' if len(where) > 4 else ''})."
             + nearest(missing[0], found)
             + " Usual cause: an incomplete download, or a config.json of another model."
         )

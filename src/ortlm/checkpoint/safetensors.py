@@ -27,13 +27,17 @@ FLOATS = ("fp32", "fp16", "bf16")
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One tensor of a checkpoint; nothing is read before ``rows`` is called."""
+    """One tensor of a checkpoint; nothing is read before ``rows`` is called.
+
+    ``added`` is what the file's format adds to every value of it, which the architecture does not know of.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: DType
     stamp: files.Stamp
     offset: int
+    added: float = 0.0
 
     @property
     def file(self) -> Path:

@@ -94,8 +94,9 @@ def add_parser(subparsers: Subparsers) -> None:
     what.add_argument(
         "-i",
         "--input",
-        metavar="DIR",
-        help="local folder with config.json, *.safetensors and tokenizer; with -m too, NAME says what it is",
+        metavar="PATH",
+        help="local folder with config.json, *.safetensors and tokenizer, or a .gguf file; with -m too, NAME says "
+        "what it is",
     )
     what.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to create")
     how = parser.add_argument_group("target and quantization")
@@ -271,13 +272,15 @@ def _request(args: argparse.Namespace) -> BuildRequest:
     from ortlm.target import check_precision, find_target
 
     if not args.model_name and not args.input:
-        raise BadOption("give -m NAME for a model on the hub, or -i DIR for a local folder.")
+        raise BadOption("give -m NAME for a model on the hub, or -i PATH for a local folder or GGUF file.")
     check_count("--threads", args.threads, MOST_THREADS)
     check_count("--calibration-tokens", args.calibration_tokens, 1_000_000_000)
-    if args.input and not Path(args.input).is_dir():
+    if args.input and not Path(args.input).exists():
         from ortlm.errors import BadCheckpoint
 
-        raise BadCheckpoint(f"-i {args.input} is not a folder. For a model on the hub use -m NAME.")
+        raise BadCheckpoint(
+            f"-i {args.input} is neither a folder nor a GGUF file. For a model on the hub use -m NAME."
+        )
     if args.max_kld is not None and not args.max_kld >= 0:
         raise BadOption(f"--max-kld must be 0 or more, in nats; got {args.max_kld}.")
     if args.target_kld is not None and args.target_size is not None:

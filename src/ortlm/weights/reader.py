@@ -91,7 +91,8 @@ class Weights:
         weight = self._checkpoint.weights[source.tensor]
         if source.stored is not None:
             weight = replace(weight, shape=self.parameters[name].shape)
-        return Part(weight, start, stop, source.add, self._deltas.get(name), source.transposed)
+        add = source.add - weight.added
+        return Part(weight, start, stop, add, self._deltas.get(name), source.transposed)
 
 
 # --- rotation -----------------------------------------------------------------------------------------------

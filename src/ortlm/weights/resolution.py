@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ortlm.architectures import describe
+from ortlm.checkpoint.files import shown
 from ortlm.checkpoint.reader import Checkpoint, check_weights
 from ortlm.checkpoint.safetensors import same
-from ortlm.errors import BadCheckpoint
+from ortlm.errors import BadCheckpoint, UnsupportedModel
 from ortlm.spec import Architecture, Source
 
 
@@ -16,9 +17,15 @@ def stored_architecture(checkpoint: Checkpoint) -> Architecture:
 
     Raises UnsupportedModel, and BadCheckpoint if tensors are missing, too many, or of other shapes.
     """
-    architecture = _own_head(checkpoint, _renamed(checkpoint, describe(checkpoint.config)))
-    _check_head(checkpoint, architecture)
-    _check_tensors(checkpoint, architecture)
+    try:
+        architecture = _own_head(checkpoint, _renamed(checkpoint, describe(checkpoint.config)))
+        _check_head(checkpoint, architecture)
+        _check_tensors(checkpoint, architecture)
+    except (BadCheckpoint, UnsupportedModel) as error:
+        if checkpoint.file is None:
+            raise
+        # There is no config.json that could be looked at.
+        raise type(error)(f"{shown(checkpoint.file)}, its metadata read as a config.json: {error}") from error
     return architecture
 
 
@@ -58,7 +65,7 @@ def _check_head(checkpoint: Checkpoint, architecture: Architecture) -> None:
         s.tensor in checkpoint.weights for n, s in architecture.sources.items() if not n.startswith("head.")
     ):
         raise BadCheckpoint(
-            f"weight {head.tensor!r} is missing from {checkpoint.folder}, and config.json does not say that head "
+            f"weight {head.tensor!r} is missing from {checkpoint.path}, and config.json does not say that head "
             "and embeddings are tied: the model was saved from a class without a head, so that it cannot write. "
             "Use the checkpoint of the causal model, or, if its embeddings are its head, set "
             '"tie_word_embeddings": true in config.json.'

@@ -1,0 +1,134 @@
+"""Tensors of GGUF files, dequantized a few rows at a time.
+
+How blocks are dequantized is the gguf package's business: its values are those of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ortlm._utils.checked_json import shown
+from ortlm.checkpoint import files
+from ortlm.checkpoint.gguf_header import TensorInfo
+from ortlm.checkpoint.safetensors import Weight
+from ortlm.dtypes import Array
+from ortlm.errors import BadCheckpoint, UnsupportedModel
+
+# What is read; the package dequantizes more, of which nothing here was tested.
+READ = (
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+    "IQ4_NL", "IQ4_XS", "MXFP4",
+)  # fmt: skip
+
+_FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWeight(Weight):
+    """A tensor of a GGUF file by the name that a Hugging Face checkpoint has for it; values are float32.
+
+    ``kind`` is its type's name, ``stored_name`` what the file calls it, ``first`` the row of that tensor where
+    this one begins. ``heads``: the rows of so many heads lie there with the two halves of each head interleaved.
+    """
+
+    kind: str = "F32"
+    stored_name: str = ""
+    first: int = 0
+    heads: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size in the file."""
+        return self.shape[0] * self._row_bytes()
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Return rows [start, stop) as float32; a vector's rows are its elements.
+
+        Raises BadCheckpoint if the file ends early, or was written to since its header was read.
+        """
+        if self.heads is None:
+            return self._stored(start, stop)
+        size = self.shape[0] // self.heads
+        low, high = start // size * size, -(-stop // size) * size
+        row = np.arange(start, stop)
+        half = size // 2
+        # Row (half, i) of a head lies at row 2 i + half of it.
+        place = row // size * size + row % half * 2 + row % size // half
+        return np.asarray(self._stored(low, high)[place - low])
+
+    def columns(self, start: int, stop: int) -> Array:
+        """Return columns [start, stop) of a matrix, transposed: float32 [columns, rows]."""
+        step = max(1, (1 << 19) // self.shape[1])
+        parts = [
+            self.rows(a, min(a + step, self.shape[0]))[:, start:stop] for a in range(0, self.shape[0], step)
+        ]
+        return np.ascontiguousarray(np.concatenate(parts).T)
+
+    def raw_rows(self, start: int, stop: int) -> Array:
+        """Return the bytes, uint8 [rows, row bytes], of rows [start, stop) as they lie in the file."""
+        row = self._row_bytes()
+        raw = np.empty((stop - start, row), np.uint8)
+        with self.stamp.open() as stream:
+            self._read(stream, raw.reshape(-1), (self.first + start) * row)
+        return raw
+
+    def _stored(self, start: int, stop: int) -> Array:
+        return self._dequantized(self.raw_rows(start, stop)).reshape(stop - start, *self.shape[1:])
+
+    def _dequantized(self, raw: Array) -> Array:
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        # A scale may be infinite or no number in a damaged file; whoever takes the rows looks at them.
+        with np.errstate(all="ignore"):
+            found = dequantize(raw, GGMLQuantizationType[self.kind])
+        return np.asarray(found, np.float32)
+
+    def _row_bytes(self) -> int:
+        elements, size = block_of(self.kind)
+        return math.prod(self.shape[1:]) * size // elements
+
+
+def block_of(kind: str) -> tuple[int, int]:
+    """Return how many elements a block of the type ``kind`` has, and how many bytes."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    elements, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    return int(elements), int(size)
+
+
+def kind_of(info: TensorInfo) -> str:
+    """Return the name of a tensor's type.
+
+    Raises UnsupportedModel if it is not read, BadCheckpoint if the tensor does not fit it or its file.
+    """
+    from gguf import GGMLQuantizationType
+
+    where = f"weight {shown(info.name)} in {files.shown(info.stamp.path)}"
+    name: str | None = next((k.name for k in GGMLQuantizationType if k.value == info.kind), None)
+    if name is None or name not in READ:
+        told = f"{name} ({info.kind})" if name else f"with the number {info.kind}, which is not known"
+        raise UnsupportedModel(
+            f"{where} is of the type {told}. Types that are read: {', '.join(READ)}. Use a file in one of them."
+        )
+    elements, size = block_of(name)
+    if len(info.shape) == 1 and elements > 1:
+        raise UnsupportedModel(
+            f"{where} is a vector of the type {name}; ortlm reads vectors in {', '.join(_FLOATS)}. Convert the "
+            "model again with a current llama.cpp."
+        )
+    if info.shape[-1] % elements:
+        raise BadCheckpoint(
+            f"{where} has rows of {info.shape[-1]:,} elements, which are no whole blocks of {elements} as {name} "
+            "has them. The file is damaged; download it again."
+        )
+    end = info.offset + math.prod(info.shape) // elements * size
+    if end > info.stamp.state[2]:
+        raise BadCheckpoint(
+            f"{where} ends at byte {end:,}, and the file has {info.stamp.state[2]:,}: it is truncated. Download "
+            "it again."
+        )
+    return name

@@ -1,0 +1,232 @@
+"""GGUF files of tiny checkpoints, made by the gguf package.
+
+Names of tensors are the package's own; the rest follows llama.cpp's conversion scripts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFWriter
+from safetensors.numpy import load_file
+
+Tensors = dict[str, Any]
+
+# model_type to what GGUF calls the family.
+NAMES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "phi3": "phi3",
+    "phi": "phi2",
+    "granite": "granite",
+    "olmo2": "olmo2",
+    "smollm3": "smollm3",
+}
+INTERLEAVED = ("llama", "granite", "smollm3")
+
+
+def interleave(rows: Any, heads: int) -> Any:
+    """Return the rows of q or k as llama.cpp rotates them: the two halves of each head take turns."""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def tensors_of(folder: Path) -> Tensors:
+    """Return the tensors of the checkpoint in ``folder`` as a GGUF file has them, by its names for them."""
+    config = json.loads((folder / "config.json").read_text())
+    name = NAMES[config["model_type"]]
+    arch = next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == name)
+    names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    found: Tensors = {}
+    held = load_file(folder / "model.safetensors")
+    for key, value in held.items():
+        if name.startswith("gemma") and key.endswith("norm.weight"):
+            value = value + np.float32(1)
+        if name in INTERLEAVED:
+            if ".q_proj." in key:
+                value = interleave(value, heads)
+            elif ".k_proj." in key:
+                value = interleave(value, kv_heads)
+        if name == "phi2" and (".k_proj." in key or ".v_proj." in key):
+            continue
+        if name == "phi2" and ".q_proj." in key:
+            value = np.concatenate([held[key.replace(".q_proj.", f".{p}_proj.")] for p in "qkv"])
+            base, kind = key.rsplit(".", 1)
+            found[f"blk.{base.split('.')[2]}.attn_qkv.{kind}"] = value
+            continue
+        base, kind = key.rsplit(".", 1)
+        found[f"{names.get_name(base)}.{kind}"] = value
+    return found | tables_of(config)
+
+
+def tables_of(config: Mapping[str, Any]) -> Tensors:
+    """Return the divisors of the rotation's frequencies as conversion scripts write them."""
+    rope = config.get("rope_parameters") or {}
+    kind = rope.get("rope_type")
+    if kind == "longrope":
+        return {
+            "rope_factors_long.weight": np.array(rope["long_factor"], np.float32),
+            "rope_factors_short.weight": np.array(rope["short_factor"], np.float32),
+        }
+    if kind != "llama3":
+        return {}
+    dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    low = rope["original_max_position_embeddings"] / rope["low_freq_factor"]
+    high = rope["original_max_position_embeddings"] / rope["high_freq_factor"]
+    factors = []
+    for i in range(0, dim, 2):
+        wavelength = 2 * math.pi * rope["rope_theta"] ** (i / dim)
+        if wavelength < high:
+            factors.append(1.0)
+        elif wavelength > low:
+            factors.append(rope["factor"])
+        else:
+            smooth = (rope["original_max_position_embeddings"] / wavelength - rope["low_freq_factor"]) / (
+                rope["high_freq_factor"] - rope["low_freq_factor"]
+            )
+            factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return {"rope_freqs.weight": np.array(factors, np.float32)}
+
+
+def add_metadata(writer: GGUFWriter, folder: Path) -> None:
+    """Add what llama.cpp's conversion of the checkpoint in ``folder`` says of the model."""
+    c = json.loads((folder / "config.json").read_text())
+    name = NAMES[c["model_type"]]
+    heads, hidden = c["num_attention_heads"], c["hidden_size"]
+    head_dim = c.get("head_dim") or hidden // heads
+    rope = c.get("rope_parameters") or {}
+    writer.add_type("model")
+    writer.add_license("apache-2.0")
+    writer.add_quantization_version(2)
+    writer.add_context_length(c["max_position_embeddings"])
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(c["num_hidden_layers"])
+    writer.add_feed_forward_length(c["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(c["num_key_value_heads"])
+    if "rms_norm_eps" in c:
+        writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
+    if "layer_norm_eps" in c:
+        writer.add_layer_norm_eps(c["layer_norm_eps"])
+    if name in ("llama", "granite", "smollm3"):
+        writer.add_vocab_size(c["vocab_size"])
+    partial = rope.get("partial_rotary_factor", 1.0)
+    if name not in ("gemma", "gemma2", "gemma3", "qwen2"):
+        writer.add_rope_dimension_count(int(head_dim * partial))
+    if name in ("qwen3", "gemma", "gemma2", "gemma3") or c.get("head_dim"):
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    full = rope.get("full_attention", rope)
+    writer.add_rope_freq_base(full.get("rope_theta", 10000.0))
+    if full.get("rope_type") in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(full["rope_type"]))
+        writer.add_rope_scaling_factor(full["factor"])
+        if "original_max_position_embeddings" in full:
+            writer.add_rope_scaling_orig_ctx_len(full["original_max_position_embeddings"])
+    if name == "phi3":
+        original = rope.get("original_max_position_embeddings", c["max_position_embeddings"])
+        writer.add_rope_scaling_orig_ctx_len(original)
+        if rope.get("rope_type") == "longrope":
+            scale = c["max_position_embeddings"] / original
+            writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(original)))
+        writer.add_sliding_window(c.get("sliding_window") or 0)
+    if name in ("gemma2", "gemma3"):
+        writer.add_sliding_window(c["sliding_window"])
+        writer.add_final_logit_softcapping(c.get("final_logit_softcapping") or 0.0)
+    if name == "gemma2":
+        writer.add_attn_logit_softcapping(c["attn_logit_softcapping"])
+    if name == "gemma3":
+        writer.add_sliding_window_pattern(c["layer_types"].index("full_attention") + 1)
+    if name == "granite":
+        writer.add_attention_scale(c["attention_multiplier"])
+        writer.add_embedding_scale(c["embedding_multiplier"])
+        writer.add_residual_scale(c["residual_multiplier"])
+        writer.add_logit_scale(c["logits_scaling"])
+
+
+def add_tokenizer(writer: GGUFWriter, folder: Path) -> None:
+    """Add the byte-level BPE in ``folder``."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    vocab = data["model"]["vocab"]
+    special = {token["content"] for token in data["added_tokens"]}
+    texts = {at: text for text, at in vocab.items()}
+    tokens = [texts.get(i, f"[PAD{i}]") for i in range(config["vocab_size"])]
+    types = [3 if t in special else 5 if t not in vocab else 1 for t in tokens]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in data["model"]["merges"]])
+    for name, add in (
+        ("bos_token", writer.add_bos_token_id),
+        ("eos_token", writer.add_eos_token_id),
+        ("pad_token", writer.add_pad_token_id),
+    ):
+        add(vocab[settings[name]])
+    writer.add_add_bos_token(True)
+    writer.add_chat_template(settings["chat_template"])
+
+
+def write(
+    folder: Path,
+    path: Path,
+    *,
+    kind: Callable[[str], Kind] = lambda name: Kind.F32,
+    change: Callable[[GGUFWriter, Tensors], None] = lambda writer, tensors: None,
+    tokenizer: bool = True,
+    split: int = 0,
+) -> None:
+    """Write the checkpoint in ``folder`` as the GGUF file ``path``, or in parts of ``split`` tensors.
+
+    ``kind`` says in which type the matrix of that name is stored; ``change`` may add to both, or take tensors out.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    writer = GGUFWriter(path, NAMES[config["model_type"]], split_max_tensors=split)
+    add_metadata(writer, folder)
+    if tokenizer:
+        add_tokenizer(writer, folder)
+    tensors = tensors_of(folder)
+    change(writer, tensors)
+    for name, value in tensors.items():
+        if value.dtype == np.float32 and value.ndim == 2 and not name.startswith("rope_"):
+            data = gguf.quants.quantize(value, kind(name))
+            writer.add_tensor(name, data, raw_dtype=kind(name))
+        else:
+            writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def random_blocks(kind: Kind, rows: int, columns: int, *, seed: int = 0) -> Any:
+    """Return random bytes of a tensor [rows, columns], whose scales are finite: only sane exponents are left."""
+    elements, size = gguf.GGML_QUANT_SIZES[kind]
+    generator = np.random.default_rng(seed)
+    blocks = generator.integers(0, 256, (rows * columns // elements, size), dtype=np.uint8)
+    # Where the scales of a block lie, as float16 in all of these.
+    halves = {
+        Kind.Q4_0: (0,), Kind.Q4_1: (0, 2), Kind.Q5_0: (0,), Kind.Q5_1: (0, 2), Kind.Q8_0: (0,),
+        Kind.Q2_K: (80, 82), Kind.Q3_K: (108,), Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,),
+        Kind.IQ4_NL: (0,), Kind.IQ4_XS: (0,), Kind.MXFP4: (),
+    }[kind]  # fmt: skip
+    for at in halves:
+        scales = generator.standard_normal(len(blocks)).astype(np.float16) * np.float16(0.02)
+        blocks[:, at : at + 2] = scales[:, None].view(np.uint8)
+    if kind == Kind.MXFP4:
+        blocks[:, 0] = generator.integers(115, 130, len(blocks))
+    return blocks.reshape(rows, -1)
