@@ -27,6 +27,9 @@ class Target:
     ``attention_ignores``: what its GroupQueryAttention passes over without a word: "softcap", "window", or
     "positions" (those that it is to rotate at, instead of counting from the cache).
     ``without_fp16``: ``precisions`` for devices of this kind that do not compute in fp16 (use_webgpu_fp32).
+    ``block_lookup``: GatherBlockQuantized has a kernel here; without one, embeddings are dequantized by other
+    operators. ``left_padding``: rows may be padded on the left, too, and whoever runs the graph always says for
+    how many positions it wants logits.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Target:
     packed_mlp: bool | None = None
     attention_ignores: frozenset[str] = frozenset()
     without_fp16: dict[str, str] = field(default_factory=dict)
+    block_lookup: bool = True
+    left_padding: bool = False
 
 
 _TARGETS = (
@@ -151,6 +156,17 @@ TARGETS = {t.name: t for t in _TARGETS}
 
 # What a build itself computes on, in fp32 and with operators that every ONNX Runtime here knows.
 HERE = replace(TARGETS["cpu"], query_lengths=False, window_cache=False)
+# What --layout transformers.js builds: one graph for WebGPU and for WebAssembly, whose build of the CPU provider
+# has no GatherBlockQuantized. transformers.js pads on the left.
+BROWSER = replace(
+    TARGETS["webgpu"],
+    name="transformers.js",
+    description="WebAssembly and WebGPU",
+    provider=None,
+    block_lookup=False,
+    left_padding=True,
+    without_fp16={},
+)
 PRECISIONS = ("int4", "int8", "fp16", "bf16", "fp32")
 
 # Other names that users of peers type, and the nearest target.

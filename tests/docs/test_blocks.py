@@ -15,7 +15,8 @@ from ortlm.errors import BadArtifact
 from tests.docs.pages import ROOT, Block, Page, pages
 from tests.docs.sandbox import Sandbox, localized
 
-LANGUAGES = {"sh", "console", "python", "yaml", "json", "text"}
+# JavaScript needs npm: tests/browser runs such a page.
+LANGUAGES = {"sh", "console", "python", "yaml", "json", "text", "js"}
 RUN = {"sh", "console", "python"}
 SECONDS = 400  # for a block, on a machine that does much else
 

@@ -51,7 +51,7 @@ def _note(manifest: Manifest) -> Path | None:
     hashes = [
         str(entry.get("sha256"))
         for name, entry in (files.items() if isinstance(files, dict) else ())
-        if name.endswith(".onnx.data") and isinstance(entry, dict)
+        if name.endswith((".onnx.data", ".onnx_data")) and isinstance(entry, dict)
     ]
     if not hashes:
         return None

@@ -11,7 +11,7 @@ import numpy as np
 
 from ortlm._utils.cpu import physical_cores
 from ortlm.checkpoint.reader import Checkpoint
-from ortlm.dtypes import dtype
+from ortlm.dtypes import BY_NAME
 from ortlm.graph.weight_plan import Columns, Plan, Quantized
 from ortlm.quant.algorithms import quantizer
 from ortlm.quant.scheme import Scheme
@@ -45,7 +45,8 @@ class Outline:
     name; ``merged_adapter`` the folder of the one that was added to the weights. ``recipe`` says in words which
     weights are stored how, ``recipe_name`` where that comes from; ``calibration`` is None if nothing is read.
     ``rotated``: the residual stream was turned before. ``images``: the model sees images. ``notes``: what the
-    checkpoint asks for and the build passes over, a sentence each.
+    checkpoint asks for and the build passes over, a sentence each. ``dtype`` is what transformers.js calls the
+    graph, None where it is not made for that.
     """
 
     source: str
@@ -70,6 +71,16 @@ class Outline:
     images: bool = False
     notes: tuple[str, ...] = ()
     seconds: float | None = None
+    dtype: str | None = None
+
+    @property
+    def made_for(self) -> str:
+        """Precision and target in words."""
+        return (
+            f"{self.precision} for {self.target}"
+            if self.dtype is None
+            else f"{self.dtype} for transformers.js"
+        )
 
 
 def make_outline(
@@ -89,6 +100,7 @@ def make_outline(
     rotated: bool = False,
     calibration: CalibrationPlan | None = None,
     notes: Iterable[str] = (),
+    dtype: str | None = None,
 ) -> Outline:
     """Return the outline.
 
@@ -131,7 +143,7 @@ def make_outline(
         + (50_000_000 + 3 * max(adapter_bytes.values()) if adapter_bytes else 0)
         + (0 if calibration is None else _calibration_bytes(spec, calibration.tokens)),
         cache_bytes_per_token=sum(
-            2 * layer.mixer.kv_heads * layer.mixer.head_dim * dtype(kind_of_cache).bytes
+            2 * layer.mixer.kv_heads * layer.mixer.head_dim * BY_NAME[kind_of_cache].bytes
             for layer in spec.layers
         ),
         kv_cache=kv_cache if kv_cache != "none" else kind_of_cache,
@@ -142,6 +154,7 @@ def make_outline(
         calibration=calibration,
         images=architecture.vision is not None,
         notes=(*architecture.notes, *notes),
+        dtype=dtype,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ortlm._utils.formatting import printable, readable_bytes
@@ -18,25 +19,20 @@ _FRONT = re.compile(r"\s*---[ \t]*\r?\n(.*?)(?:^---[ \t]*\r?$|\Z)", re.DOTALL | 
 _STATED = re.compile(r"^(license|license_name)[ \t]*:((?:.*)(?:\r?\n(?:[ \t]+|-[ \t]).*)*)", re.MULTILINE)
 
 _BODY = """\
-# {name}, {outline.precision} ONNX for {outline.target}
+# {name}, {made_for}
 
-Built by ortlm from `{source}` ({outline.model_type}). Runs in ortlm and, unchanged, in onnxruntime-genai.
+Built by ortlm from `{source}` ({outline.model_type}). Runs in ortlm and, unchanged, in {other}.
 
 | | |
 |---|---|
 | Parameters | {outline.parameters:,} in {outline.layers} layers |
-| Weights | {outline.recipe} |
-| Recipe | {recipe} |
-| Bits per weight | {outline.bits_per_weight:.2f} |
+{weights}
 | Model size | {size} (checkpoint size: {before}) |
 | Context | {outline.context_tokens:,} tokens, {cache:.1f} kB of KV cache each |
 
 ## Use
 
-```
-ortlm generate FOLDER {example}
-ortlm chat FOLDER
-```
+{use}
 
 ## Limits
 
@@ -49,19 +45,40 @@ task before you rely on it. All limits and biases of the base model remain.
 """
 
 
-def model_card(outline: Outline, checkpoint: Path) -> str:
-    """Return the text of README.md: metadata for the hub, and the facts of ``outline``."""
+_USE = """\
+```
+ortlm generate FOLDER {example}
+ortlm chat FOLDER
+```"""
+
+_BROWSER_USE = """\
+```js
+import {{ pipeline }} from '@huggingface/transformers';
+
+const generate = await pipeline('text-generation', 'FOLDER', {{ device: 'webgpu', dtype: '{dtype}' }});
+console.log(await generate({example}, {{ max_new_tokens: 50 }}));
+```
+
+`device` is `webgpu` or `wasm`. ortlm runs {dtype}: `ortlm generate FOLDER {example}`."""
+
+
+def model_card(outlines: Sequence[Outline], checkpoint: Path) -> str:
+    """Return the text of README.md: metadata for the hub, and the facts of ``outlines``, one for each dtype."""
     from huggingface_hub import ModelCardData
+
+    outline, dtypes = outlines[0], [str(one.dtype) for one in outlines if one.dtype is not None]
 
     terms, source = license_of(checkpoint), public_name(outline.source)
     name, on_hub = source.rsplit("/", 1)[-1], "/" in source
     data = ModelCardData(
         license=terms,
-        library_name="ortlm",
+        library_name="transformers.js" if dtypes else "ortlm",
         pipeline_tag="image-text-to-text" if outline.images else "text-generation",
         base_model=source if on_hub else None,
         base_model_relation="quantized" if on_hub else None,
-        tags=["onnx", "onnxruntime", "onnxruntime-genai", outline.precision, outline.target],
+        tags=["onnx", "onnxruntime", "transformers.js", *dtypes]
+        if dtypes
+        else ["onnx", "onnxruntime", "onnxruntime-genai", outline.precision, outline.target],
         ignore_metadata_errors=True,
     )
     words = (
@@ -73,14 +90,30 @@ def model_card(outline: Outline, checkpoint: Path) -> str:
         outline=outline,
         source=source,
         name=name,
-        size=readable_bytes(outline.output_bytes),
+        made_for=f"ONNX for transformers.js in {', '.join(dtypes)}"
+        if dtypes
+        else f"{outline.precision} ONNX for {outline.target}",
+        other="transformers.js 4 (WebAssembly and WebGPU)" if dtypes else "onnxruntime-genai",
+        size=readable_bytes(sum(one.output_bytes for one in outlines)),
         before=readable_bytes(outline.checkpoint_bytes),
-        recipe=_recipe(outline),
-        example='"What is shown?" --image FILE' if outline.images else '"Once upon a time"',
+        weights="\n".join(_weights(one) for one in outlines),
+        use=(_BROWSER_USE if dtypes else _USE).format(
+            example='"What is shown?" --image FILE' if outline.images else '"Once upon a time"',
+            dtype=outline.dtype,
+        ),
         cache=outline.cache_bytes_per_token / 1e3,
         terms=words,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def _weights(outline: Outline) -> str:
+    """Return the rows of the table that say how the weights are stored."""
+    of = "" if outline.dtype is None else f" of {outline.dtype}"
+    return (
+        f"| Weights{of} | {outline.recipe} |\n| Recipe{of} | {_recipe(outline)} |\n"
+        f"| Bits per weight{of} | {outline.bits_per_weight:.2f} |"
+    )
 
 
 def _recipe(outline: Outline) -> str:

@@ -17,6 +17,14 @@ from ortlm.target import TARGETS, Target
 CACHE_SCHEMES = ("none", "int8_per_channel", "int8_per_tensor")
 
 
+# Options of which only quantized weights know.
+_SHAPING = (
+    "block_size", "symmetric", "accuracy_level", "bits", "head_bits", "embed_bits", "vision_bits",
+    "bits8_roles", "mixed", "excluded_nodes", "recipe", "algorithm", "rotate", "rules", "calibration",
+    "calibration_tokens", "fast_prompts",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
     """Everything beyond precision and target; None leaves a choice to the recipe, and that to the target.
@@ -179,14 +187,15 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
     return Ruled(base, tuple(rules)) if rules else base
 
 
+def without_quantization(options: BuildOptions) -> BuildOptions:
+    """Return ``options`` without those that shape quantized weights."""
+    usual = BuildOptions()
+    return replace(options, **{name: getattr(usual, name) for name in _SHAPING})
+
+
 def _check_nothing_quantized(precision: str, options: BuildOptions) -> None:
     """Raise BadOption if ``options`` shape quantized weights, of which ``precision`` has none."""
-    shaping = (
-        "block_size", "symmetric", "accuracy_level", "bits", "head_bits", "embed_bits", "vision_bits",
-        "bits8_roles", "mixed", "excluded_nodes", "recipe", "algorithm", "rotate", "rules", "calibration",
-        "calibration_tokens", "fast_prompts",
-    )  # fmt: skip
-    unused = [name for name in shaping if getattr(options, name) not in (None, (), False)]
+    unused = [name for name in _SHAPING if getattr(options, name) not in (None, (), False)]
     if unused:
         raise BadOption(
             f"{', '.join(unused)} shape quantized weights, but -p {precision} quantizes none. "

@@ -103,12 +103,13 @@ def unfinished(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def resumable(out: Path) -> Iterator[Path]:
+def resumable(out: Path, part: str | None = None) -> Iterator[Path]:
     """Give a hidden folder next to ``out`` that keeps layers from which the next build of ``out`` resumes.
 
-    It goes as soon as there are none. Raises BadOption if another build is using it.
+    ``part`` names one of several calibrations of a build. The folder goes as soon as there are none. Raises
+    BadOption if another build is using it.
     """
-    folder = out.absolute().parent / f"{_hidden(out)}calibration"
+    folder = out.absolute().parent / _calibration(out, part)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
@@ -126,21 +127,33 @@ def resumable(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         with _uninterrupted():
-            if resumable_layers(out) is None:
+            if not _layers_in(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             _unlock(lock)
 
 
 def resumable_layers(out: Path) -> tuple[Path, int] | None:
     """Return where an interrupted build of ``out`` kept layers, and how many; None if it kept none."""
-    folder = out.absolute().parent / f"{_hidden(out)}calibration"
+    start = glob.escape(_hidden(out))
+    for folder in sorted(out.absolute().parent.glob(f"{start}calibration*")):
+        done = _layers_in(folder)
+        if done:
+            return folder, done
+    return None
+
+
+def _calibration(out: Path, part: str | None) -> str:
+    return f"{_hidden(out)}calibration" + (f"-{part}" if part else "")
+
+
+def _layers_in(folder: Path) -> int:
+    """Return how many layers a calibration kept in ``folder``."""
     if not _is_ours(folder):
-        return None
+        return 0
     try:
-        done = json.loads((folder / "state.json").read_text(encoding="utf-8"))["done"]
+        return int(json.loads((folder / "state.json").read_text(encoding="utf-8"))["done"])
     except (OSError, ValueError, KeyError):
-        return None
-    return (folder, int(done)) if done else None
+        return 0
 
 
 def put_in_place(folder: Path, out: Path, *, force: bool) -> None:

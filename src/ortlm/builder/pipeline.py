@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import hashlib
@@ -10,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +26,15 @@ from ortlm._utils.progress import NullProgress, Progress
 from ortlm._version import __version__
 from ortlm.artifact import MANIFEST_FILE, Artifact, Manifest, open_artifact, portable
 from ortlm.artifact.provenance import remember
+from ortlm.builder import transformers_js
 from ortlm.builder.adapter_export import adapter_arrays, write_adapter
 from ortlm.builder.graphs import decoder_graph, graph_file, ragged_file
+from ortlm.builder.model_card import model_card
 from ortlm.builder.options import BuildOptions, preset_of
 from ortlm.builder.output_dir import check_output, put_in_place, recover, resumable, unfinished
 from ortlm.builder.planning import Prepared, files_along, installed_onnxruntime, prepare, weights_of
 from ortlm.builder.request import BuildRequest
+from ortlm.builder.transformers_js import DataFile, laid_out, with_options
 from ortlm.checkpoint.files import copy_file
 from ortlm.errors import BadOption, NotEnoughSpace
 from ortlm.graph.decoder import Emitted
@@ -50,8 +54,9 @@ def build(
     source: str | Path,
     output: str | Path,
     *,
-    precision: str = "int4",
-    target: str = "cpu",
+    precision: str | None = None,
+    target: str | None = None,
+    layout: str | None = None,
     cache: str | Path | None = None,
     options: BuildOptions | None = None,
     adapters: Mapping[str, str | Path] | None = None,
@@ -63,11 +68,13 @@ def build(
     """Turn the checkpoint ``source`` into an artifact in the folder ``output``, and open it.
 
     ``source`` is a folder, a GGUF file or a model's name on the Hugging Face hub; downloads go to ``cache``.
-    ``precision`` is int4, int8, fp16, bf16 or fp32, ``target`` cpu, cuda, dml, webgpu or mobile; ``options`` say
-    everything else, the recipe above all. ``adapters`` are folders of peft LoRA adapters by the name under which
-    a runtime switches to them; the one in ``merge_adapter`` becomes part of the weights. ``force`` replaces an
-    artifact that is in ``output`` already. ``threads`` quantize, by default one for each physical core.
-    ``progress`` is told how far the build is.
+    ``precision`` is int4 (the default), int8, fp16, bf16 or fp32, ``target`` cpu (the default), cuda, dml, webgpu
+    or mobile; ``options`` say everything else, the recipe above all. With the ``layout`` "transformers.js" the
+    folder is for browsers instead, and ``precision`` one dtype or several, such as "q4,q4f16": q4 (the default),
+    q4f16, q8, fp16, fp32. A page gets the first unless it asks for another. ``adapters`` are folders of peft LoRA
+    adapters by the name under which a runtime switches to them; the one in ``merge_adapter`` becomes part of the
+    weights. ``force`` replaces an artifact that is in ``output`` already. ``threads`` quantize, by default one for
+    each physical core. ``progress`` is told how far the build is.
 
     The folder appears whole at the end: after an error or an interruption there is the old one, or none.
     Raises BadOption, UnsupportedModel, BadCheckpoint and NotEnoughSpace; nothing is left behind.
@@ -75,59 +82,69 @@ def build(
     out = Path(output)
     recover(out)
     check_output(out, force=force, source=source)
-    prepared = prepare(
-        BuildRequest(
-            source,
-            precision=precision,
-            target=target,
-            options=options or BuildOptions(),
-            cache=cache,
-            adapters=adapters or {},
-            merge_adapter=merge_adapter,
-        )
+    request = BuildRequest(
+        source,
+        cache=cache,
+        adapters=adapters or {},
+        merge_adapter=merge_adapter,
     )
-    for note in prepared.outline.notes:
+    requests = with_options(laid_out(request, layout, precision, target), options or BuildOptions())
+    prepared = [prepare(one) for one in requests]
+    for note in prepared[0].outline.notes:
         _log.warning(note)
-    return write(prepared, out, force=force, threads=threads, progress=progress or NullProgress())
+    return write_folder(prepared, out, force=force, threads=threads, progress=progress or NullProgress())
 
 
-def write(
-    prepared: Prepared,
+def write(prepared: Prepared, out: Path, *, force: bool, threads: int | None, progress: Progress) -> Artifact:
+    """Write the artifact that ``prepared`` describes to ``out``; see ``build``."""
+    return write_folder([prepared], out, force=force, threads=threads, progress=progress)
+
+
+def write_folder(
+    prepared: Sequence[Prepared],
     out: Path,
     *,
     force: bool,
     threads: int | None,
     progress: Progress,
-    verify: Callable[[Path], Mapping[str, Any]] | None = None,
+    verify: Callable[[Prepared, Path], Mapping[str, Any]] | None = None,
 ) -> Artifact:
-    """Write the artifact that ``prepared`` describes to ``out``; see ``build``.
+    """Write the artifact that ``prepared`` describes to ``out``; see ``build``. Several are dtypes of one model.
 
-    ``verify`` is asked with the folder in which the whole artifact lies, before that takes the place of an older
-    one; what it returns is added to what the manifest tells of the build. If it raises, the older one stays, and
-    what was calibrated is kept for the next build.
+    ``verify`` is asked about each of them with the folder in which the whole artifact lies, before that takes
+    the place of an older one; what it returns is added to what the manifest tells of the build. If it raises, the
+    older one stays, and what was calibrated is kept for the next build.
     """
     began = time.monotonic()
-    if prepared.options.config_only and out.is_dir() and any(out.iterdir()):
+    first = prepared[0]
+    if first.options.config_only and out.is_dir() and any(out.iterdir()):
         raise BadOption(f"config_only would replace {out} by a folder without weights. Choose a new folder.")
-    needed = prepared.outline.output_bytes
+    needed = sum(one.outline.output_bytes for one in prepared)
     parent = next(p for p in out.absolute().parents if p.exists())
     free = shutil.disk_usage(parent).free
-    if not prepared.options.config_only and needed > free:
+    if not first.options.config_only and needed > free:
         raise NotEnoughSpace(
             f"{out} needs {readable_bytes(needed)}, but {parent} has {readable_bytes(free)} free. "
             "Free some space or choose another disk with -o."
         )
     with unfinished(out) as folder, contextlib.ExitStack() as kept:
         try:
-            state = _write_files(
-                prepared, folder, out, threads or physical_cores() or os.cpu_count() or 1, progress, kept
-            )
+            cores = threads or physical_cores() or os.cpu_count() or 1
+            states = [_write_files(one, folder, out, cores, progress, kept) for one in prepared]
+            _write_summary(prepared, folder)
             made = {"seconds": round(time.monotonic() - began, 2), "files": _hashes(folder)}
-            manifest = replace(prepared.manifest, info={**prepared.manifest.info, **made})
-            (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+            manifests = [replace(one.manifest, info={**one.manifest.info, **made}) for one in prepared]
             if verify is not None:
-                manifest = replace(manifest, info={**manifest.info, **verify(folder)})
-                (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+                for at, one in enumerate(prepared):
+                    # One at a time is what ortlm runs.
+                    _write_manifest(folder, manifests[at])
+                    facts = verify(one, folder)
+                    manifests[at] = replace(manifests[at], info={**manifests[at].info, **facts})
+            manifest = manifests[0]
+            if first.dtype is not None:
+                dtypes = (str(one.dtype) for one in prepared)
+                manifest = transformers_js.together(dict(zip(dtypes, manifests, strict=True)))
+            _write_manifest(folder, manifest)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NotEnoughSpace(
@@ -139,10 +156,26 @@ def write(
                 raise OSError(error.errno, error.strerror or str(error), str(out)) from error
             raise
         put_in_place(folder, out, force=force)
-        if state is not None:
-            state.forget()
-    remember(manifest, prepared.checkpoint.path, prepared.merged.folder if prepared.merged else None)
-    return Artifact(out, manifest) if prepared.options.config_only else open_artifact(out)
+        for state in states:
+            if state is not None:
+                state.forget()
+    remember(manifest, first.checkpoint.path, first.merged.folder if first.merged else None)
+    return Artifact(out, manifest) if first.options.config_only else open_artifact(out)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _write_summary(prepared: Sequence[Prepared], folder: Path) -> None:
+    """Write the files that speak of all dtypes: the model card, and transformers.js's list of graphs."""
+    first = prepared[0]
+    card = model_card([one.outline for one in prepared], first.checkpoint.folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    if first.dtype is not None:
+        files = {one.options.filename: one.data_files for one in prepared}
+        text = transformers_js.config_text(first.checkpoint, first.spec, files)
+        (folder / transformers_js.CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 def _write_files(
@@ -162,13 +195,16 @@ def _write_files(
     for name, text in prepared.texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     if not options.config_only:
-        data = folder / f"{options.filename}.data"
+        place = (folder / options.filename).parent
+        place.mkdir(exist_ok=True)
+        data = place / prepared.data_files[0].name
         weights = weights_of(prepared)
         if prepared.outline.calibration is not None:
             state = _calibrate(prepared, weights, folder, out, threads, progress, kept)
             state.give(data)
         else:
             _write_all(prepared, weights, data, threads, progress)
+        _split(data, prepared.data_files)
         for graph, filename in _decoders(prepared):
             _save_graph(graph, prepared, folder, filename)
         for name, other in prepared.others.items():
@@ -181,6 +217,20 @@ def _write_files(
     if options.kv_cache != "none" and not options.config_only:
         _quantize_cache(prepared, folder, threads)
     return state
+
+
+def _split(path: Path, files: Sequence[DataFile]) -> None:
+    """Move what comes after the first of ``files`` out of ``path`` into the others, from the end on."""
+    if len(files) > 1 and path.stat().st_nlink > 1:
+        # A calibration keeps the whole of it under another name.
+        own = path.with_name(f"own-{path.name}")
+        shutil.copyfile(path, own)
+        own.replace(path)
+    for file in reversed(files[1:]):
+        with path.open("rb+") as source, path.with_name(file.name).open("wb") as rest:
+            source.seek(file.start)
+            shutil.copyfileobj(source, rest, 1 << 24)
+            source.truncate(file.start)
 
 
 def _hashes(folder: Path) -> dict[str, Any]:
@@ -220,7 +270,7 @@ def _calibrate(
     settings = preset_of(prepared.outline.precision, prepared.options).calibration
     shape = prepared.outline.calibration
     assert shape is not None
-    place = kept.enter_context(resumable(out))
+    place = kept.enter_context(resumable(out, prepared.dtype))
     state = CalibrationProgress.open(place, _fingerprint(prepared, settings, threads))
     if state.complete:
         return state
@@ -296,8 +346,12 @@ def _fingerprint(prepared: Prepared, settings: Calibration, threads: int) -> str
 
 
 def _save_graph(emitted: Emitted, prepared: Prepared, folder: Path, filename: str) -> None:
-    data = f"{prepared.options.filename}.data"
-    placed = {name: (data, at) for name, at in prepared.layout.offsets.items()}
+    files = prepared.data_files
+    starts = [file.start for file in files]
+    placed = {}
+    for name, at in prepared.layout.offsets.items():
+        file = files[bisect.bisect_right(starts, at) - 1]
+        placed[name] = (file.name, at - file.start)
     ir.save(emitted.builder.model(placed, __version__), folder / filename)
 
 

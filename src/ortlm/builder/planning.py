@@ -20,11 +20,11 @@ from ortlm.artifact import (
     read_templates,
     to_genai,
 )
+from ortlm.builder import transformers_js
 from ortlm.builder.adapter_export import adapter_bytes
 from ortlm.builder.estimate import OWN_TEXT, CalibrationPlan, Outline, make_outline
 from ortlm.builder.graphs import decoder_graph, graph_file, other_graphs, ragged_file, with_lengths
 from ortlm.builder.manifest import generation_notes, make_manifest, plain_tokenizer_config
-from ortlm.builder.model_card import model_card
 from ortlm.builder.options import (
     BuildOptions,
     cache_scheme,
@@ -36,6 +36,7 @@ from ortlm.builder.options import (
 from ortlm.builder.request import BuildRequest
 from ortlm.builder.tokenizer_files import TokenizerFiles
 from ortlm.builder.tokenizer_trial import tried_tokenizer
+from ortlm.builder.transformers_js import DataFile
 from ortlm.checkpoint import files
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.checkpoint.reader import Checkpoint
@@ -63,9 +64,10 @@ class Prepared:
 
     ``emitted`` is the decoder, ``ragged`` the same with lengths per row, which new ONNX Runtimes load instead,
     ``others`` are the other graphs by name; all their weights, in ``plan``, go
-    into one file. The decoder's cache is always float: scales of an int8 cache are measured once the weights
-    are written. ``texts`` are the small files that are written next to graph and weights, by name. ``adapters``
-    become files, by name; ``merged`` is added to the weights.
+    into ``data_files``, next to the decoder's graph. The decoder's cache is always float: scales of an int8 cache
+    are measured once the weights are written. ``texts`` are the small files that are written next to graph and
+    weights, by name. ``adapters`` become files, by name; ``merged`` is added to the weights. ``dtype`` is what
+    transformers.js calls it, None for other folders.
     """
 
     checkpoint: Checkpoint
@@ -75,6 +77,7 @@ class Prepared:
     others: Mapping[str, Emitted]
     plan: Plan
     layout: Layout
+    data_files: tuple[DataFile, ...]
     outline: Outline
     manifest: Manifest
     texts: Mapping[str, str]
@@ -82,6 +85,7 @@ class Prepared:
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     merged: Adapter | None = None
     ragged: Emitted | None = None
+    dtype: str | None = None
 
     @property
     def spec(self) -> Decoder:
@@ -102,6 +106,7 @@ class _Choices:
     options: BuildOptions
     preset: Preset | None
     ragged: bool
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,28 +150,40 @@ def prepare(request: BuildRequest) -> Prepared:
         others=graphs.others,
         plan=graphs.plan,
         layout=graphs.layout,
+        data_files=_data_files(choices, graphs),
         outline=outline,
         manifest=manifest,
         texts=_texts(model, choices, outline, manifest),
         options=choices.options,
         adapters=model.adapters,
         merged=model.merged,
+        dtype=choices.dtype,
     )
+
+
+def _data_files(choices: _Choices, graphs: _Graphs) -> tuple[DataFile, ...]:
+    filename = choices.options.filename
+    if choices.dtype is None:
+        return (DataFile(f"{filename}.data", 0),)
+    return transformers_js.data_files(filename, graphs.layout, graphs.plan)
 
 
 def _validate(request: BuildRequest) -> _Choices:
     """Check all that can be checked before the checkpoint is looked at."""
     precision, options = request.precision, request.options
-    target = find_target(request.target)
-    check_precision(precision, target)
-    target = with_activations(target, precision, options)
-    make_recipe(precision, target, options)
-    options = replace(options, kv_cache=cache_scheme(options.kv_cache, target))
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.onnx", options.filename):
         raise BadOption(
             "filename must be a plain name that ends in .onnx, of letters, digits, '.', '_' and '-'; "
             f"got {options.filename!r}."
         )
+    if request.dtype is None:
+        target = find_target(request.target)
+        check_precision(precision, target)
+        target = with_activations(target, precision, options)
+    else:
+        precision, target, options = transformers_js.choices(request)
+    make_recipe(precision, target, options)
+    options = replace(options, kv_cache=cache_scheme(options.kv_cache, target))
     if options.fast_prompts and not target.integer_products:
         raise BadOption(f"fast_prompts does not apply: integer matmul is not faster on {target.name}.")
     if options.ragged_append and not target.query_lengths:
@@ -180,6 +197,7 @@ def _validate(request: BuildRequest) -> _Choices:
         options=options,
         preset=preset_of(precision, options) if precision in ("int4", "int8") else None,
         ragged=target.query_lengths if options.ragged_append is None else options.ragged_append,
+        dtype=request.dtype,
     )
 
 
@@ -206,6 +224,8 @@ def _load(request: BuildRequest, choices: _Choices) -> _Model:
         token=options.token,
     )
     architecture = stored_architecture(checkpoint)
+    if choices.dtype is not None:
+        architecture = transformers_js.for_browsers(architecture)
     tokenizer = tried_tokenizer(checkpoint.folder, checkpoint.config, architecture.decoder.vocab)
     adapters = {name: open_adapter(path, checkpoint, architecture) for name, path in request.adapters.items()}
     merged = (
@@ -286,6 +306,7 @@ def _estimate(model: _Model, choices: _Choices, graphs: _Graphs) -> Outline:
         if preset and calibrated
         else None,
         notes=generation_notes(checkpoint),
+        dtype=choices.dtype,
     )
 
 
@@ -369,6 +390,12 @@ def files_along(folder: Path) -> list[str]:
 def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifest) -> dict[str, str]:
     """Return the small files of an artifact: configuration, model card, and tokenizer files made plain."""
     checkpoint, spec = model.checkpoint, model.architecture.decoder
+    # What is no template is told now, and not when the artifact is used.
+    read_templates(checkpoint.folder, BadCheckpoint)
+    plain = plain_tokenizer_config(model.tokenizer.settings)
+    if choices.dtype is not None:
+        settings = transformers_js.texts(checkpoint, model.tokenizer, plain, manifest)
+        return {**model.tokenizer.texts, **settings}
     first = spec.layers[0].mixer
     texts = {
         GENAI_FILE: to_genai(
@@ -384,14 +411,10 @@ def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifes
             provider=choices.target.provider,
             max_length=choices.options.max_length,
         ),
-        "README.md": model_card(outline, checkpoint.folder),
     }
     if manifest.images is not None and manifest.images.crops:
         texts[PROCESSOR_FILE] = processor_config(manifest.images)
     texts |= model.tokenizer.texts
-    # What is no template is told now, and not when the artifact is used.
-    read_templates(checkpoint.folder, BadCheckpoint)
-    plain = plain_tokenizer_config(model.tokenizer.settings)
     if plain != checkpoint.json("tokenizer_config.json"):
         texts["tokenizer_config.json"] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
     return texts

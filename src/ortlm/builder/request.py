@@ -16,7 +16,9 @@ class BuildRequest:
     ``source`` is a folder or a model's name on the Hugging Face hub, ``name`` what a folder's model is called on
     the hub, if it is there; downloads go to ``cache``. ``precision`` is int4, int8, fp16, bf16 or fp32, ``target``
     cpu, cuda, dml, webgpu or mobile. ``adapters`` are folders of peft LoRA adapters by the name under which a
-    runtime switches to them; the one in ``merge_adapter`` becomes part of the weights. Nothing is checked here.
+    runtime switches to them; the one in ``merge_adapter`` becomes part of the weights. With ``dtype``, such as
+    "q4f16", it is a graph of that dtype for transformers.js, which says precision and target, too. Nothing is
+    checked here.
     """
 
     source: str | Path
@@ -27,3 +29,4 @@ class BuildRequest:
     cache: str | Path | None = None
     adapters: Mapping[str, str | Path] = field(default_factory=dict)
     merge_adapter: str | Path | None = None
+    dtype: str | None = None

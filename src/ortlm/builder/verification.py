@@ -41,7 +41,7 @@ def check(prepared: Prepared, folder: Path, *, threads: int | None = None) -> Ch
     if not result.finite:
         raise BadArtifact(
             "its logits are not all numbers, so that it is of no use: weights or activations are beyond what "
-            f"{prepared.outline.precision} holds on {prepared.outline.target}. Try another precision."
+            f"{prepared.outline.made_for} holds. Try another precision."
         )
     return result
 

@@ -33,11 +33,14 @@ examples:
   ortlm build -i ./my-fine-tune -o phi --evaluate handbook.txt --max-kld 0.05
   ortlm build -i ./my-fine-tune -o phi --calibration chats.jsonl
   ortlm build -i ./my-fine-tune -o phi -e webgpu --extra_options head_bits=8
+  ortlm build -i ./my-fine-tune -o page/phi --layout transformers.js -p q4,q4f16
 
 precisions by execution provider:
   cpu     int4 int8 fp32           dml     int4 fp16
   cuda    int4 int8 fp16 bf16      webgpu  int4 int8 fp16 fp32
   mobile  int4 int8
+dtypes with --layout transformers.js:
+  q4 q4f16 q8 fp16 fp32
 
 extra options (KEY=VALUE; the official builder's names, old int4_* ones too):
   block_size=16|32|64|128|256      inputs that share a scale
@@ -104,17 +107,22 @@ def add_parser(subparsers: Subparsers) -> None:
         "-p",
         "--precision",
         metavar="P",
-        default="int4",
         type=_precision,
-        help="int4 (default), int8, fp16, bf16 or fp32",
+        help="int4 (default), int8, fp16, bf16 or fp32; with --layout transformers.js one dtype or several: q4 "
+        "(default), q4f16, q8, fp16, fp32",
     )
     how.add_argument(
         "-e",
         "--execution_provider",
         "--execution-provider",
         metavar="EP",
-        default="cpu",
         help="cpu (default), cuda, dml, webgpu or mobile",
+    )
+    how.add_argument(
+        "--layout",
+        metavar="L",
+        help="onnxruntime-genai (default) or transformers.js: a folder for browsers, WebAssembly and WebGPU, in "
+        "the dtypes of -p, such as q4,q4f16",
     )
     how.add_argument(
         "--recipe",
@@ -238,8 +246,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         # They end a build as Ctrl-C does, so that nothing half-written stays.
         with interrupting("SIGTERM", "SIGHUP", "SIGQUIT"):
-            request = _request(args)
-            return _dry_run(args, request) if args.dry_run else _build(args, request)
+            requests = _requests(args)
+            return _dry_run(args, requests) if args.dry_run else _build(args, requests)
     except KeyboardInterrupt as interrupt:
         interrupt.args = (f"interrupted: {_left(out, before)}.",)
         raise
@@ -261,15 +269,19 @@ def _left(out: Path, before: tuple[int, int] | None) -> str:
     )
 
 
-def _request(args: argparse.Namespace) -> BuildRequest:
-    """Return what ``args`` ask for. Raises BadOption and BadCheckpoint for what is wrong at first sight."""
+def _requests(args: argparse.Namespace) -> list[BuildRequest]:
+    """Return what ``args`` ask for, once for each dtype of the layout of transformers.js.
+
+    Raises BadOption and BadCheckpoint for what is wrong at first sight.
+    """
     from ortlm._utils.limits import MOST_THREADS
     from ortlm.builder.extra_options import parse_extra_options
     from ortlm.builder.options import parse_adapters, with_activations, with_cache, with_recipe
     from ortlm.builder.request import BuildRequest
+    from ortlm.builder.transformers_js import laid_out, with_options
     from ortlm.cli.settings import check_count
     from ortlm.errors import BadOption
-    from ortlm.target import check_precision, find_target
+    from ortlm.target import BROWSER, check_precision, find_target
 
     if not args.model_name and not args.input:
         raise BadOption("give -m NAME for a model on the hub, or -i PATH for a local folder or GGUF file.")
@@ -291,86 +303,97 @@ def _request(args: argparse.Namespace) -> BuildRequest:
         raise BadOption(
             f"--evaluate {args.evaluate} is not a file; it takes a text, or nothing for ortlm's own."
         )
-    target = find_target(args.execution_provider)
-    check_precision(args.precision, target)
-    options = parse_extra_options(args.extra_options, target=target)
-    options = with_cache(options, args.kv_cache, target)
-    if args.fast_prompts:
-        options = replace(options, fast_prompts=True)
-    options = with_recipe(options, args.recipe, args.calibration, args.calibration_tokens)
-    options = replace(options, max_length=args.max_length)
-    with_activations(target, args.precision, options)
-    return BuildRequest(
+    request = BuildRequest(
         args.input or args.model_name,
-        precision=args.precision,
-        target=args.execution_provider,
-        options=options,
         # With both, the weights are local and the name says what they are.
         name=args.model_name if args.input else None,
         cache=args.cache_dir,
         adapters=parse_adapters(args.adapter),
         merge_adapter=args.merge_adapter,
     )
+    requests = laid_out(request, args.layout, args.precision, args.execution_provider)
+    first = requests[0]
+    if first.dtype is not None and (args.target_kld is not None or args.target_size is not None):
+        raise BadOption(
+            f"--target-kld and --target-size do not apply with --layout {args.layout}. Leave them out."
+        )
+    target = find_target(first.target) if first.dtype is None else BROWSER
+    check_precision(first.precision, target)
+    options = parse_extra_options(args.extra_options, target=target)
+    options = with_cache(options, args.kv_cache, target)
+    if args.fast_prompts:
+        options = replace(options, fast_prompts=True)
+    options = with_recipe(options, args.recipe, args.calibration, args.calibration_tokens)
+    options = replace(options, max_length=args.max_length)
+    if first.dtype is None:
+        with_activations(target, first.precision, options)
+    return with_options(requests, options)
 
 
-def _dry_run(args: argparse.Namespace, request: BuildRequest) -> int:
+def _dry_run(args: argparse.Namespace, requests: list[BuildRequest]) -> int:
     """Show what would be built."""
     # They import onnx-ir, which takes most of a second: usage errors have come before.
     from ortlm.builder.estimate import measure_seconds
     from ortlm.builder.planning import prepare
 
-    prepared = prepare(request)
-    outline = replace(prepared.outline, seconds=measure_seconds(prepared.outline, prepared.plan))
+    outlines = []
+    for request in requests:
+        prepared = prepare(request)
+        outlines.append(replace(prepared.outline, seconds=measure_seconds(prepared.outline, prepared.plan)))
     if args.json:
-        facts = {"schema": 1, "dry_run": True, "output": str(Path(args.output)), **asdict(outline)}
+        facts = {"schema": 1, "dry_run": True, "output": str(Path(args.output)), **asdict(outlines[0])}
+        if outlines[0].dtype is not None:
+            facts["dtypes"] = {outline.dtype: asdict(outline) for outline in outlines}
         say(json.dumps(facts, indent=2))
     else:
-        build_report.show_outline(output.console(), outline, Path(args.output))
+        for outline in outlines:
+            build_report.show_outline(output.console(), outline, Path(args.output))
     return DONE
 
 
-def _build(args: argparse.Namespace, request: BuildRequest) -> int:
+def _build(args: argparse.Namespace, requests: list[BuildRequest]) -> int:
     """Build, check and report."""
     from ortlm._utils.formatting import readable_count
     from ortlm.builder.output_dir import check_output, recover
-    from ortlm.builder.pipeline import write
+    from ortlm.builder.pipeline import write_folder
     from ortlm.builder.planning import prepare
 
     out = Path(args.output)
     console = output.console(stderr=True, quiet=args.quiet or args.json)
     recover(out)
-    check_output(out, force=args.force, source=request.source)
+    check_output(out, force=args.force, source=requests[0].source)
     began = time.monotonic()
     # Before a search, which takes long: what is wrong shows now.
-    prepared = prepare(request)
+    prepared = [prepare(request) for request in requests]
     frontier = None
     if args.target_kld is not None or args.target_size is not None:
-        request, frontier = _search(args, console, request, out)
-        prepared = prepare(request)
-    outline = prepared.outline
+        request, frontier = _search(args, console, requests[0], out)
+        prepared = [prepare(request)]
+    outline = prepared[0].outline
     console.print(
         f"{outline.source}: {outline.model_type}, {readable_count(outline.parameters)} parameters, "
-        f"to {outline.precision} for {outline.target}",
+        f"to {build_report.made_for(one.outline for one in prepared)}",
         style="bold",
     )
     for note in () if args.json else outline.notes:
         tell(f"note: {note}")
-    checked: Check | None = None
+    checks: list[Check | None] = []
     with Bars(console) as progress:
 
-        def verify(folder: Path) -> dict[str, Any]:
-            nonlocal checked
+        def verify(one: Prepared, folder: Path) -> dict[str, Any]:
             progress.close()
-            checked = _check(args, console, prepared, folder, out)
+            checked = _check(args, console, one, folder, out)
+            checks.append(checked)
             facts: dict[str, Any] = {} if checked is None else {"check": checked.to_dict()}
             if frontier is not None:
                 facts["frontier"] = [point.to_dict() for point in frontier]
             return facts
 
-        artifact = write(
+        artifact = write_folder(
             prepared, out, force=args.force, threads=args.threads, progress=progress, verify=verify
         )
-    result = build_report.Result(artifact, outline, time.monotonic() - began, checked)
+    outlines = tuple(one.outline for one in prepared)
+    result = build_report.Result(artifact, outlines, time.monotonic() - began, tuple(checks))
     if args.json:
         say(json.dumps(result.to_dict(), indent=2))
     else:

@@ -23,12 +23,20 @@ _SAMPLE_CHARACTERS = 60
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished build, how long it took in seconds, and its check; None if it was not checked."""
+    """A finished build and how long it took in seconds; outline and check of each dtype, None if not checked.
+
+    Folders that are not for transformers.js have one dtype.
+    """
 
     artifact: Artifact
-    outline: Outline
+    outlines: tuple[Outline, ...]
     seconds: float
-    check: Check | None
+    checks: tuple[Check | None, ...]
+
+    @property
+    def outline(self) -> Outline:
+        """What was built, the first of several."""
+        return self.outlines[0]
 
     @property
     def bytes(self) -> int:
@@ -37,7 +45,8 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
-        return {
+        checks = [check.to_dict() if check is not None else None for check in self.checks]
+        facts = {
             "schema": 1,
             **asdict(self.outline),
             "output": str(self.artifact.path),
@@ -46,23 +55,42 @@ class Result:
             "bits_per_weight": round(self.outline.bits_per_weight, 3),
             "seconds": round(self.seconds, 2),
             "peak_memory_bytes": _peak_memory_bytes(),
-            "check": self.check.to_dict() if self.check is not None else None,
+            "check": checks[0],
         }
+        if self.outline.dtype is not None:
+            facts["dtypes"] = {
+                outline.dtype: {"bits_per_weight": round(outline.bits_per_weight, 3), "check": check}
+                for outline, check in zip(self.outlines, checks, strict=True)
+            }
+        return facts
+
+
+def made_for(outlines: Iterable[Outline]) -> str:
+    """Return precision and target of a build in words."""
+    first, *others = outlines
+    dtypes = ", ".join(str(outline.dtype) for outline in (first, *others))
+    return first.made_for if first.dtype is None else f"{dtypes} for transformers.js"
 
 
 def show_result(console: Console, result: Result) -> None:
     """Show what was built, and how to run it."""
     from rich.table import Table
 
-    artifact, outline, check = result.artifact, result.outline, result.check
+    artifact, outline = result.artifact, result.outline
     peak, size = _peak_memory_bytes(), result.bytes
     table = Table(title=f"{artifact.path}", title_justify="left", show_header=False, title_style="bold")
     table.add_row("checkpoint size", readable_bytes(outline.checkpoint_bytes))
     table.add_row("model size", f"{readable_bytes(size)}  ({size / max(outline.checkpoint_bytes, 1):.0%})")
-    table.add_row("bits per weight", f"{outline.bits_per_weight:.2f}")
+    several = len(result.outlines) > 1
+    if not several:
+        table.add_row("bits per weight", f"{outline.bits_per_weight:.2f}")
     table.add_row("time", f"{result.seconds:.1f} s")
     table.add_row("peak memory", readable_bytes(peak) if peak else "unknown")
-    if check is not None and check.kld is not None:
+    for one, check in zip(result.outlines, result.checks, strict=True):
+        if several:
+            table.add_row(f"{one.dtype}", f"{one.bits_per_weight:.2f} bits per weight")
+        if check is None or check.kld is None:
+            continue
         table.add_row(
             "check",
             f"KL divergence {check.kld:.4f}, top-1 agreement {check.same_top:.1f} % "
@@ -85,7 +113,7 @@ def show_outline(console: Console, outline: Outline, out: Path) -> None:
         ("source", outline.source),
         ("architecture", f"{outline.model_type}, {outline.layers} layers"),
         ("parameters", f"{outline.parameters:,}"),
-        ("target", f"{outline.precision} for {outline.target}"),
+        ("target", outline.made_for),
         ("recipe", outline.recipe_name or ""),
         ("weights", outline.recipe.replace("; ", "\n")),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -122,7 +123,7 @@ def file_hashes(artifact: Artifact) -> dict[str, dict[str, Any]]:
     graph = artifact.graph_path("decoder")
     # Weights lie next to the graph, under its name or another that is told by their ending.
     paths = {graph, artifact.path / "tokenizer.json"}
-    paths |= set(graph.parent.glob("*.data"))
+    paths |= {*graph.parent.glob("*.data"), *graph.parent.glob(f"{glob.escape(graph.name)}_data*")}
     recorded = listed_files(artifact)
     entries = {}
     for path in sorted(path for path in paths if path.is_file()):

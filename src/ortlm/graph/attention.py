@@ -65,7 +65,7 @@ def attention(
     if spec.softcap and "softcap" in g.target.attention_ignores:
         raise BadOption(
             f"this model caps attention scores (at {spec.softcap:g}), which attention on {g.target.name} ignores "
-            "without a word, so that the output would be wrong. Build it with -e cpu, cuda or mobile."
+            "without a word, so that the output would be wrong. Build it with -e cpu, cuda or mobile instead."
         )
     at, module = f"layers.{layer}", f"layers.{layer}.attn"
     path = node_path(module)

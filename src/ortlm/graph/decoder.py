@@ -82,7 +82,7 @@ def emit_decoder(
     tables = RopeTables(g, spec.max_tokens)
     vocabulary = Vocabulary(g, spec, weights, embed=not embedded)
 
-    x = ids if embedded else embeddings(g, spec, vocabulary, ids, shape)
+    x = ids if embedded else embeddings(g, spec, vocabulary, step.compact(ids), shape)
     stream = Residual(g, x, shape, weights)
     presents = []
     for i in range(len(spec.layers)):
@@ -114,7 +114,9 @@ def emit_decoder(
             shape = (*select.lead, spec.hidden)
     logits = logits_of(g, spec, vocabulary, x, shape)
     # onnxruntime-genai allocates [B, S, V] unless it reads a static 1 here.
-    g.output(logits, "logits", ("batch_size", "sequence_length" if all_logits else 1, spec.vocab))
+    # Who says how many logits are wanted gets what the graph gives.
+    rows = "sequence_length" if all_logits else "kept" if target.left_padding else 1
+    g.output(logits, "logits", ("batch_size", rows, spec.vocab))
     outputs["logits"] = "logits"
     for i, present in enumerate(presents):
         for value, name in ((present.key, CACHE_NAMES[2]), (present.value, CACHE_NAMES[3])):

@@ -177,6 +177,10 @@ class Vocabulary:
             table = g.matrix([self._embed], "embed_tokens.weight", transposed=False)
             return g.op("Gather", table, ids, shape=shape, name=path, axis=0)
         scheme, blocks = self._scheme, self._scheme.blocks(self._spec.hidden)
+        if not g.target.block_lookup:
+            return _dequantized_rows(
+                g, ids, self._rows, self._scales, self._zeros, scheme=scheme, shape=shape, path=path
+            )
         # Older ones refuse 2 bits; an odd number of zero points of 4 bits they read as if rows were not padded,
         # and say nothing.
         if scheme.bits == 2 or (scheme.bits == 4 and not scheme.symmetric and blocks % 2):
@@ -225,6 +229,63 @@ class Vocabulary:
         # An adapter may change the head alone, though the weights are tied.
         head = Parameter("head", "weight", self._embed.shape, "head")
         return add_lora(g, x, y, [head], module="lm_head", path=path, shape=shape)
+
+
+def _dequantized_rows(
+    g: Builder,
+    ids: Value,
+    rows: Value | None,
+    scales: Value,
+    zeros: Value | None,
+    *,
+    scheme: Scheme,
+    shape: Shape,
+    path: str,
+) -> Value:
+    """Return what GatherBlockQuantized gives for ``ids``, float [B, S, H], by operators that every provider has.
+
+    ``rows`` uint8 [V, bytes], ``scales`` [V, blocks] and ``zeros`` uint8 [V, bytes] are stored as it wants them.
+    """
+    lead, inputs = tuple(shape[:-1]), int(shape[-1])
+    blocks = scheme.blocks(inputs)
+    apart = (*lead, blocks, scheme.block)
+
+    def codes(packed: Value | None, count: int) -> Value:
+        width = -(-count * scheme.bits // 8)
+        x = g.op("Gather", packed, ids, shape=(*lead, width), dtype="uint8", name=path, axis=0)
+        if scheme.bits == 4:
+            pair = (*lead, width, 1)
+            low = g.op(
+                "BitwiseAnd", x, g.integer(15, "uint8"), shape=(*lead, width), dtype="uint8", name=path
+            )
+            high = g.op(
+                "BitShift", x, g.integer(4, "uint8"),
+                shape=(*lead, width), dtype="uint8", name=path, direction="RIGHT",
+            )  # fmt: skip
+            both = [
+                g.op("Unsqueeze", half, g.integers(-1), shape=pair, dtype="uint8", name=path)
+                for half in (low, high)
+            ]
+            x = g.op("Concat", *both, shape=(*lead, width, 2), dtype="uint8", name=path, axis=-1)
+            x = g.op(
+                "Reshape", x, g.integers(0, 0, 2 * width), shape=(*lead, 2 * width), dtype="uint8", name=path
+            )
+            if count < 2 * width:
+                x = g.op(
+                    "Slice", x, g.integers(0), g.integers(count), g.integers(2),
+                    shape=(*lead, count), dtype="uint8", name=path,
+                )  # fmt: skip
+        return g.cast(x, g.dtype, (*lead, count), path)
+
+    x = g.op("Reshape", codes(rows, inputs), g.integers(0, 0, blocks, scheme.block), shape=apart, name=path)
+    zero: Value = g.number(float(scheme.zero))
+    if zeros is not None:
+        zero = g.op("Unsqueeze", codes(zeros, blocks), g.integers(-1), shape=(*lead, blocks, 1), name=path)
+    x = g.op("Sub", x, zero, shape=apart, name=path)
+    scale = g.op("Gather", scales, ids, shape=(*lead, blocks), name=path, axis=0)
+    scale = g.op("Unsqueeze", scale, g.integers(-1), shape=(*lead, blocks, 1), name=path)
+    x = g.op("Mul", x, scale, shape=apart, name=path)
+    return g.op("Reshape", x, g.integers(0, 0, inputs), shape=shape, name=path)
 
 
 def _dividing(scheme: Scheme | None, inputs: int) -> Scheme | None:

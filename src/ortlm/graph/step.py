@@ -67,11 +67,47 @@ class Step:
                 "Where", absent, self._new, given, shape=("batch_size",), dtype="int32", name=f"{_PATH}/new"
             )
             self.query_lengths = self._new
+        # Columns of padding before the new tokens of each row, int64 [B, 1]; None where there is none on the left.
+        self._shift: Value | None = None
+        if g.target.left_padding:
+            self._shift = self._leading_zeros(mask, total)
         self._images: Value | None = None
         if mutual:
             nothing = np.zeros((1, 1), np.int64)
             self._images = g.optional_input("picture_numbers", nothing, ("picture_rows", "picture_columns"))
             self.optional["picture_numbers"] = "picture_numbers"
+
+    def _leading_zeros(self, mask: Value, total: Value) -> Value:
+        """Return how many of the new columns of ``mask`` come before a row's first token, int64 [B, 1].
+
+        It is 0 for rows that are padded on the right, or have no new token.
+        """
+        g, path = self._g, f"{_PATH}/padding"
+        start = g.op("Sub", total, self._sequence, shape=(), dtype="int64", name=path)
+        start = g.op("Unsqueeze", start, g.integers(0), shape=(1,), dtype="int64", name=path)
+        end = g.op("Unsqueeze", total, g.integers(0), shape=(1,), dtype="int64", name=path)
+        lead = ("batch_size", "sequence_length")
+        new = g.op("Slice", mask, start, end, g.integers(1), shape=lead, dtype="int64", name=path)
+        # ArgMax gives the first of the largest; not every ONNX Runtime has it for int64.
+        new = g.cast(new, "int32", lead, path)
+        return g.op("ArgMax", new, shape=("batch_size", 1), dtype="int64", name=path, axis=1, keepdims=1)
+
+    def compact(self, ids: Value) -> Value:
+        """Return token ``ids`` int64 [B, S] with each row's padding after its tokens, as attention wants it.
+
+        The cache then holds no padding: a row's length alone says what is in it, whatever the mask looks like.
+        """
+        if self._shift is None:
+            return ids
+        g, path = self._g, f"{_PATH}/padding"
+        lead = ("batch_size", "sequence_length")
+        steps = g.op(
+            "Range", g.integer(0), self._sequence, g.integer(1),
+            shape=("sequence_length",), dtype="int64", name=path,
+        )  # fmt: skip
+        at = g.op("Add", steps, self._shift, shape=lead, dtype="int64", name=path)
+        at = g.op("Mod", at, self._sequence, shape=lead, dtype="int64", name=path)
+        return g.op("GatherElements", ids, at, shape=lead, dtype="int64", name=path, axis=1)
 
     def many(self) -> Value:
         """Return whether there are so many new tokens in a row that integer matmuls are faster, bool []."""
@@ -206,25 +242,37 @@ class Step:
     def selection(self) -> Selection | None:
         """Return what keeps the positions whose logits are wanted; None keeps all.
 
-        The optional input ``num_logits_to_keep`` (int64, default 1) counts them from each row's last real
-        token backwards; 0 keeps every position.
+        The input ``num_logits_to_keep`` (int64, optional with the default 1 unless the target always gives it)
+        counts them from each row's last real token backwards; 0 keeps every position, in the order of the ids.
         """
         if self._all_logits:
             return None
         g, path = self._g, f"{_PATH}/keep"
-        wanted = g.optional_input("num_logits_to_keep", np.array(1, np.int64), ())
-        self.optional["logits_to_keep"] = "num_logits_to_keep"
+        name = "num_logits_to_keep"
+        wanted = (
+            g.input(name, "int64", ())
+            if g.target.left_padding
+            else g.optional_input(name, np.array(1, np.int64), ())
+        )
+        self.optional["logits_to_keep"] = name
         everything = g.op("Equal", wanted, g.integer(0), shape=(), dtype="bool", name=path)
         count = g.op("Min", wanted, self._sequence, shape=(), dtype="int64", name=path)
         count = g.op("Where", everything, self._sequence, count, shape=(), dtype="int64", name=path)
         new = g.cast(self._new, "int64", ("batch_size",), path)
         start = g.op("Sub", new, count, shape=("batch_size",), dtype="int64", name=path)
         start = g.op("Max", start, g.integer(0), shape=("batch_size",), dtype="int64", name=path)
-        start = g.op(
-            "Where", everything, g.integer(0), start, shape=("batch_size",), dtype="int64", name=path
-        )
+        first = g.integer(0)
+        if self._shift is not None:
+            # Where the first of the ids went when padding on the left was moved after the tokens.
+            first = g.op(
+                "Squeeze", self._shift, g.integers(1), shape=("batch_size",), dtype="int64", name=path
+            )
+            first = g.op("Neg", first, shape=("batch_size",), dtype="int64", name=path)
+        start = g.op("Where", everything, first, start, shape=("batch_size",), dtype="int64", name=path)
         start = g.op("Unsqueeze", start, g.integers(1), shape=("batch_size", 1), dtype="int64", name=path)
         steps = g.op("Range", g.integer(0), count, g.integer(1), shape=("kept",), dtype="int64", name=path)
         at = g.op("Add", start, steps, shape=("batch_size", "kept"), dtype="int64", name=path)
+        if self._shift is not None:
+            at = g.op("Mod", at, self._sequence, shape=("batch_size", "kept"), dtype="int64", name=path)
         at = g.op("Unsqueeze", at, g.integers(2), shape=("batch_size", "kept", 1), dtype="int64", name=path)
         return Selection(g, at)
