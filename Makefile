@@ -59,6 +59,14 @@ RUNTIMES ?= all
 test-runtimes: $(VENV)/.tested
 	RUNTIMES='$(RUNTIMES)' $(BIN)/python -m pytest tests/runtimes
 
+# What --layout transformers.js builds, in transformers.js and onnxruntime-web: in node and in headless Chromium, on
+# WebAssembly and on WebGPU with a software adapter, which is slow. BROWSER=node leaves Chromium out. Without node, npm
+# or Chromium it skips what needs them.
+BROWSER ?= all
+.PHONY: test-browser
+test-browser: $(VENV)/.tested
+	BROWSER='$(BROWSER)' $(BIN)/python -m pytest tests/browser
+
 # Kills builds at 30 random moments of each kind; takes about half an hour.
 .PHONY: test-kill
 test-kill: $(VENV)/.tested

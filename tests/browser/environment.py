@@ -1,0 +1,156 @@
+"""Where transformers.js and onnxruntime-web run: in node, and in Chromium; and what they are asked.
+
+The packages lie in ``.runtimes`` as those of other runtimes do. What a runtime answers is compared with ONNX
+Runtime on the processor, which reads the same graph.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ortlm.builder.transformers_js import DTYPES
+from tests.runtimes.environments import Runtime, Unavailable, prepare
+
+PROGRAMS = Path(__file__).parent / "programs"
+TRANSFORMERS, PUPPETEER = "4.3.1", "24.43.1"
+JAVASCRIPT = Runtime(
+    f"transformers.js {TRANSFORMERS}",
+    (f"puppeteer-core@{PUPPETEER}", f"@huggingface/transformers@{TRANSFORMERS}"),
+    "node.mjs",
+)
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# On a software adapter, runs on 32 tokens and more at once are wrong: its subgroups are too small for the kernel.
+MOST_TOKENS = 31
+TEXTS = ("def read_lines(path):", "The first thing to know about a river is", "import os")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where models run: a driver, the devices that it has, and whether they have fp16."""
+
+    driver: str
+    device: str
+    fp16: bool = True
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"{self.driver} {self.device}"
+
+
+PLACES = (
+    Place("node", "cpu"),
+    Place("node", "wasm"),
+    Place("chromium", "wasm"),
+    # SwiftShader has no shader-f16.
+    Place("chromium", "webgpu", fp16=False),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question: a graph of the folder ``model``, and who runs it. Names and meanings as in models.mjs."""
+
+    name: str
+    library: str
+    model: str
+    device: str
+    dtype: str
+    graph: str
+    prompts: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+    steps: int
+    batchSteps: int  # noqa: N815 - as JavaScript reads it
+
+
+def make_case(model: Path, library: str, place: Place, dtype: str, prompts: Any, steps: int) -> Case:
+    """Return the question whether ``library`` runs ``dtype`` of the folder ``model`` at ``place``."""
+    return Case(
+        name=f"{model.name} {library} {place.name} {dtype}",
+        library=library,
+        model=model.name,
+        device=place.device,
+        dtype=dtype,
+        graph=f"model{DTYPES[dtype].suffix}.onnx",
+        prompts=tuple(map(tuple, prompts)),
+        texts=TEXTS,
+        steps=steps,
+        batchSteps=min(8, steps),
+    )
+
+
+def chromium() -> str:
+    """Return the browser's program. Raises Unavailable."""
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
+        raise Unavailable("there is no Chromium; install it, or name its program in CHROMIUM")
+    return path
+
+
+def ask(driver: str, folder: Path, cases: Sequence[Case]) -> dict[str, Any]:
+    """Return what ``driver`` ("node", "chromium") makes of ``cases``, whose models are in ``folder``, by name.
+
+    Raises Unavailable if it cannot be had here.
+    """
+    browser = chromium() if driver == "chromium" else None
+    prepare(JAVASCRIPT)
+    for program in PROGRAMS.iterdir():
+        # Modules are looked for next to the file that imports them.
+        shutil.copy(program, JAVASCRIPT.folder)
+    with tempfile.TemporaryDirectory() as place:
+        given, answers = Path(place) / "cases.json", Path(place) / "answers.json"
+        asked = {"folder": str(folder), "cases": [asdict(case) for case in cases], "chromium": browser}
+        given.write_text(json.dumps(asked))
+        command = ["node", str(JAVASCRIPT.folder / f"{driver}.mjs"), str(given), str(answers)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+        if not answers.is_file():
+            raise RuntimeError(f"{driver} ended with {done.returncode}: {done.stderr[-2000:]}")
+        found: dict[str, Any] = json.loads(answers.read_text())
+        return found
+
+
+class Reference:
+    """A graph on the processor: the logits after any tokens."""
+
+    def __init__(self, graph: Path) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits [S, V] after each of ``tokens``."""
+        feed: dict[str, Any] = {
+            "input_ids": np.array([tokens]),
+            "attention_mask": np.ones((1, len(tokens)), np.int64),
+            "num_logits_to_keep": np.array(0),
+        }
+        for value in self._session.get_inputs():
+            if value.name.startswith("past"):
+                kind = np.float16 if "16" in value.type else np.float32
+                feed[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), kind)
+        found: NDArray[np.float32] = self._session.run(["logits"], feed)[0][0].astype(np.float32)
+        return found
+
+    def gaps(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
+        """Return how far the logit of each of ``tokens`` is below the largest, relative to the largest magnitude.
+
+        0 where it is the processor's own greedy choice after the ones before it.
+        """
+        rows = self.logits([*prompt, *tokens])[len(prompt) - 1 : -1]
+        return [
+            float((row.max() - row[token]) / np.abs(row).max())
+            for row, token in zip(rows, tokens, strict=True)
+        ]
