@@ -90,16 +90,16 @@ def model_types() -> list[str]:
     return sorted(_table())
 
 
-def find_gguf(name: str) -> Gguf:
+def find_gguf(name: str, where: str) -> Gguf:
     """Return how GGUF files hold models whose ``general.architecture`` is ``name``.
 
-    Raises UnsupportedModel if it is not known.
+    Raises UnsupportedModel if it is not known; ``where`` is the file.
     """
     known = gguf_forms()
     if name not in known:
         raise UnsupportedModel(
-            f'"general.architecture" is {quoted(name)}, which is not supported.{errors.nearest(name, known)} '
-            f"Known: {_list(known)}."
+            f'{where}: "general.architecture" is {quoted(name)}, which is not supported.'
+            f"{errors.nearest(name, known)} Known: {_list(known)}."
         )
     return known[name]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ortlm._utils.checked_json import shown
 from ortlm.architectures._gguf import KEYS, TENSORS, Gguf
-from ortlm.checkpoint.gguf_header import TensorInfo
+from ortlm.checkpoint.gguf_header import Numbers, TensorInfo
 from ortlm.checkpoint.gguf_weights import BlockWeight, kind_of
 from ortlm.dtypes import BY_SAFETENSORS
 from ortlm.errors import BadCheckpoint, UnsupportedModel
@@ -67,8 +67,8 @@ class _Keys:
         """Return the value of ``key``, of one for each layer the one that all have, or None if it is absent."""
         self._taken.add(key)
         value = self._values.get(key)
-        if isinstance(value, np.ndarray):
-            several = sorted(set(value.tolist()))
+        if isinstance(value, Numbers):
+            several = sorted(set(value.values.tolist()))
             if len(several) != 1:
                 raise self.refused(key, "differs from layer to layer, which is not supported in this family")
             return several[0]
@@ -101,15 +101,15 @@ class _Keys:
         value = self._values.get(key)
         if value is None:
             return None
-        if isinstance(value, np.ndarray) and len(value) == count:
-            return [bool(v) for v in value]
+        if isinstance(value, Numbers) and len(value) == count:
+            return [bool(v) for v in value.values]
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return [value == 0 or i % value < value - 1 for i in range(count)]
         raise self.wrong(key, f"a number, or a list of {count} values, one for each layer")
 
     def wrong(self, key: str, expected: str) -> BadCheckpoint:
         """Return the error that the value of ``key`` is not what is ``expected``."""
-        found = shown(_plain(self._values[key])) if key in self._values else "missing"
+        found = shown(self._values[key]) if key in self._values else "missing"
         return BadCheckpoint(
             f'{self.where}: "{self._form.name}.{key}" is {found}, expected {expected}. The file is damaged; '
             "download it again."
@@ -118,7 +118,7 @@ class _Keys:
     def refused(self, key: str, reason: str) -> UnsupportedModel:
         """Return the error that ``key`` changes what is computed, in a way that is not known here."""
         return UnsupportedModel(
-            f'{self.where}: "{self._form.name}.{key}" is {shown(_plain(self._values[key]))}, which {reason}.'
+            f'{self.where}: "{self._form.name}.{key}" is {shown(self._values[key])}, which {reason}.'
         )
 
     def check_taken(self) -> None:
@@ -126,16 +126,11 @@ class _Keys:
         for key, value in self._values.items():
             if key in self._taken or key in _BOOKKEEPING:
                 continue
-            plain = _plain(value)
             if any(
-                plain == off and isinstance(plain, bool) == isinstance(off, bool) for off in _OFF.get(key, ())
+                value == off and isinstance(value, bool) == isinstance(off, bool) for off in _OFF.get(key, ())
             ):
                 continue
             raise self.refused(key, "may change what the model computes, and is not known in this family")
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def gguf_config(
@@ -162,6 +157,9 @@ def gguf_config(
     if layers is None or heads is None or hidden is None:
         missing = {"block_count": layers, "attention.head_count": heads, "embedding_length": hidden}
         raise keys.wrong(next(k for k, v in missing.items() if v is None), "a whole number above zero")
+    keys.whole("attention.head_count_kv")
+    if heads > hidden:
+        raise keys.wrong("attention.head_count", f"at most the {hidden} channels of a token")
     if head_dim is None:
         head_dim = hidden // heads
     if keys.take("attention.value_length") not in (None, head_dim):

@@ -21,6 +21,7 @@ import numpy as np
 
 from ortlm._utils.checked_json import shown
 from ortlm.checkpoint import files
+from ortlm.dtypes import Array
 from ortlm.errors import BadCheckpoint
 
 MAGIC = b"GGUF"
@@ -36,6 +37,19 @@ _NUMBERS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
 _FLOAT32, _BOOL, _STRING, _ARRAY = 6, 7, 8, 9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbers:
+    """A list of numbers, or of truth values, in metadata: equal to nothing else, as arrays of numpy are not."""
+
+    values: Array
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        return f"[{', '.join(str(v) for v in self.values[:8])}{', ...' if len(self) > 8 else ''}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +92,7 @@ def is_gguf(path: Path) -> bool:
 def read_header(path: Path) -> Header:
     """Return the header of the GGUF file ``path``.
 
-    Values of metadata are str, int, float, bool, list of str, or a numpy array. Raises BadCheckpoint if the file
+    Values of metadata are str, int, float, bool, list of str, or Numbers. Raises BadCheckpoint if the file
     is no GGUF, of an unknown version, truncated, or contradicts itself.
     """
     with files.open_weights(path.parent, path.name) as file:
@@ -207,14 +221,14 @@ def _value(read: _Reader, key: str) -> Any:
         raise _unknown(read, inner, key)
     width = np.dtype(_NUMBERS[inner]).itemsize
     count = read.count(_MOST_HEADER_BYTES, width, f"the number of values in {key}")
-    return _numbers(read, inner, count, key)
+    return Numbers(_numbers(read, inner, count, key))
 
 
-def _numbers(read: _Reader, kind: int, count: int, key: str) -> Any:
+def _numbers(read: _Reader, kind: int, count: int, key: str) -> Array:
     form = np.dtype(_NUMBERS[kind])
     raw = read.bytes(count * form.itemsize, f"the value of {key}")
     if kind == _BOOL:
-        return np.frombuffer(raw, np.uint8) != 0
+        return np.asarray(np.frombuffer(raw, np.uint8) != 0)
     return np.frombuffer(raw, form)
 
 

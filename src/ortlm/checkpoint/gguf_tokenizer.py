@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ortlm._utils.checked_json import shown
 from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._pre_tokenizers import PRE_TOKENIZERS
 from ortlm.architectures._tokenizers import FINISHED
+from ortlm.checkpoint.gguf_header import Numbers
 from ortlm.errors import BadCheckpoint, UnsupportedModel, nearest
 
 _BEFORE = "tokenizer.ggml."
@@ -95,14 +94,16 @@ class _Metadata:
         return list(found)
 
     def numbers(self, key: str, count: int) -> Any:
-        found = self.get(key, np.ndarray, "a list of numbers")
-        if found is not None and (len(found) != count or found.dtype.kind not in "iuf"):
+        found = self.get(key, Numbers, "a list of numbers")
+        if found is None:
+            return None
+        if len(found) != count or found.values.dtype.kind not in "iuf":
             raise self.wrong(key, f"a list of {count:,} numbers, one for each token")
-        return found
+        return found.values
 
     def wrong(self, key: str, expected: str) -> BadCheckpoint:
         value = self._values.get(_BEFORE + key)
-        found = f"a list of {len(value)}" if isinstance(value, (list, np.ndarray)) else shown(value)
+        found = f"a list of {len(value)}" if isinstance(value, list | Numbers) else shown(value)
         return BadCheckpoint(
             f'{self.where}: "{_BEFORE}{key}" is {found}, expected {expected}. The file is damaged; '
             "download it again."

@@ -25,7 +25,8 @@ def stored_architecture(checkpoint: Checkpoint) -> Architecture:
         if checkpoint.file is None:
             raise
         # There is no config.json that could be looked at.
-        raise type(error)(f"{shown(checkpoint.file)}, its metadata read as a config.json: {error}") from error
+        reason = str(error).removeprefix("config.json: ")
+        raise type(error)(f"{shown(checkpoint.file)}, its metadata read as config.json: {reason}") from error
     return architecture
 
 
