@@ -38,11 +38,12 @@ TEXTS = ("def read_lines(path):", "The first thing to know about a river is", "i
 
 @dataclass(frozen=True)
 class Place:
-    """Where models run: a driver, the devices that it has, and whether they have fp16."""
+    """Where models run: a driver and a device, whether that has fp16, and how many prompts it gets alone."""
 
     driver: str
     device: str
     fp16: bool = True
+    rows: int = 3
 
     @property
     def name(self) -> str:
@@ -54,8 +55,8 @@ PLACES = (
     Place("node", "cpu"),
     Place("node", "wasm"),
     Place("chromium", "wasm"),
-    # SwiftShader has no shader-f16.
-    Place("chromium", "webgpu", fp16=False),
+    # SwiftShader has no shader-f16, and takes a second for each token.
+    Place("chromium", "webgpu", fp16=False, rows=1),
 )
 
 
@@ -71,6 +72,7 @@ class Case:
     graph: str
     prompts: tuple[tuple[int, ...], ...]
     texts: tuple[str, ...]
+    rows: int
     steps: int
     batchSteps: int  # noqa: N815 - as JavaScript reads it
 
@@ -86,6 +88,7 @@ def make_case(model: Path, library: str, place: Place, dtype: str, prompts: Any,
         graph=f"model{DTYPES[dtype].suffix}.onnx",
         prompts=tuple(map(tuple, prompts)),
         texts=TEXTS,
+        rows=place.rows,
         steps=steps,
         batchSteps=min(8, steps),
     )
@@ -99,6 +102,12 @@ def chromium() -> str:
     return path
 
 
+def copy_programs() -> None:
+    """Copy the programs to their packages: modules are looked for next to the file that imports them."""
+    for program in PROGRAMS.iterdir():
+        shutil.copy(program, JAVASCRIPT.folder)
+
+
 def ask(driver: str, folder: Path, cases: Sequence[Case]) -> dict[str, Any]:
     """Return what ``driver`` ("node", "chromium") makes of ``cases``, whose models are in ``folder``, by name.
 
@@ -106,9 +115,7 @@ def ask(driver: str, folder: Path, cases: Sequence[Case]) -> dict[str, Any]:
     """
     browser = chromium() if driver == "chromium" else None
     prepare(JAVASCRIPT)
-    for program in PROGRAMS.iterdir():
-        # Modules are looked for next to the file that imports them.
-        shutil.copy(program, JAVASCRIPT.folder)
+    copy_programs()
     with tempfile.TemporaryDirectory() as place:
         given, answers = Path(place) / "cases.json", Path(place) / "answers.json"
         asked = {"folder": str(folder), "cases": [asdict(case) for case in cases], "chromium": browser}

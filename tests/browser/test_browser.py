@@ -9,6 +9,7 @@ Takes packages from npm, so it is left out unless asked for:
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 import ortlm
 from ortlm.builder.options import BuildOptions
 from ortlm.builder.transformers_js import DTYPES, LAYOUT
+from tests.architectures import families, oracle
 from tests.browser.environment import MOST_TOKENS, PLACES, TEXTS, Case, Place, Reference, ask, make_case
 from tests.runtimes.environments import Unavailable, apart
 
@@ -38,6 +40,10 @@ ASKED = [
     for dtype in DTYPES
     if place.fp16 or DTYPES[dtype].activations != "fp16"
 ]
+
+
+# Gemma 2 caps scores, which WebGPU's attention ignores.
+FAMILIES = [name for name in families.FAMILIES if not name.endswith("-old") and name != "gemma2"]
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +118,27 @@ def test_same_tokens(
         assert max(reference.gaps(prompt, fresh)) <= tolerance
     assert found["reply"]
     assert not any(stop in tokenizer.encode(found["reply"], add_special_tokens=False) for stop in stops)
+
+
+@pytest.mark.parametrize("place", [p for p in PLACES if WANTED in ("all", p.driver)], ids=lambda p: p.name)
+def test_families(place: Place, saved: Any, tmp_path: Path) -> None:
+    """Each family's settings are understood, and its graph chooses the processor's tokens."""
+    library = "onnxruntime-web" if place.name == "node wasm" else "transformers.js"
+    prompts = [oracle.random_tokens(count, seed=count) for count in (30, 11, 19)]
+    cases = []
+    for name in FAMILIES:
+        ortlm.build(saved(name).folder, tmp_path / name, layout=LAYOUT, precision="fp32")
+        cases.append(make_case(tmp_path / name, library, replace(place, rows=1), "fp32", prompts, 4))
+    try:
+        answers = ask(place.driver, tmp_path, cases)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    for name, case in zip(FAMILIES, cases, strict=True):
+        found = answers[case.name]
+        assert "error" not in found, f"{name}: {found['error']}"
+        assert found.get("logged", []) == [], name
+        reference = Reference(tmp_path / name / "onnx" / "model.onnx")
+        rows = list(zip(prompts, found.get("batch", []), strict=False))
+        for prompt, tokens in [(prompts[0], found["alone"][0]), *rows]:
+            assert max(reference.gaps(prompt, tokens)) <= TOLERANCE["fp32"], name
+        assert found.get("scored", 0) <= TOLERANCE["fp32"], name

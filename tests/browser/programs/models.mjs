@@ -1,12 +1,13 @@
 // What is asked of a folder, by node and by a page alike: greedy tokens through transformers.js, and through
 // onnxruntime-web alone.
 
-// transformers.js: each prompt alone, then all of them in a batch, which it pads on the left; a chat; and the logits of
+// transformers.js: the first `rows` prompts alone, then all of them in a batch, which it pads on the left; a chat; and the logits of
 // every position, alone and in a batch.
-export async function withTransformers({ pipeline, Tensor }, { model, prompts, texts, steps, batchSteps, device, dtype }) {
+export async function withTransformers({ pipeline, Tensor }, asked) {
+  const { model, prompts, texts, rows, steps, batchSteps, device, dtype } = asked;
   const generate = await pipeline('text-generation', model, { device, dtype });
   const alone = [];
-  for (const ids of prompts) alone.push((await greedy(generate.model, Tensor, [ids], steps))[0]);
+  for (const ids of prompts.slice(0, rows)) alone.push((await greedy(generate.model, Tensor, [ids], steps))[0]);
   const batch = await greedy(generate.model, Tensor, prompts, batchSteps);
   const answers = await generate(texts, { max_new_tokens: batchSteps, do_sample: false });
   const chat = [{ role: 'user', content: texts[0] }];
@@ -69,6 +70,8 @@ export async function withOnnxruntime(ort, read, { model, prompts, steps, device
   const session = await ort.InferenceSession.create(await read(`${model}/onnx/${graph}`), {
     executionProviders: [device],
     externalData,
+    // As transformers.js has it: that shapes are computed on the CPU is a warning of WebGPU sessions.
+    logSeverityLevel: 3,
   });
   const int64 = (numbers, shape) => new ort.Tensor('int64', BigInt64Array.from(numbers, BigInt), shape);
   const feed = { num_logits_to_keep: int64([1], []) };
