@@ -39,6 +39,7 @@ OTHERS = {
 }
 OTHER_KEYWORDS = {
     "ORTLM_EVERY_KEY": "an environment variable of the tests",
+    "BROWSER": "a variable of the Makefile",
     "add_special_tokens": "ortlm.genai",
     "enable_thinking": "a variable of chat templates",
     "windowed_kv_cache": "an extra option",
