@@ -13,7 +13,7 @@ from ortlm._utils.cpu import physical_cores
 from ortlm.checkpoint.reader import Checkpoint
 from ortlm.dtypes import BY_NAME
 from ortlm.graph.weight_plan import Columns, Plan, Quantized
-from ortlm.quant.algorithms import quantizer
+from ortlm.quant.algorithms import KEPT, quantizer
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import Architecture, Decoder
 from ortlm.target import Target
@@ -44,7 +44,8 @@ class Outline:
     an element type, or int8 with the kind of its scales. ``adapter_bytes`` is the size of each adapter's file, by
     name; ``merged_adapter`` the folder of the one that was added to the weights. ``recipe`` says in words which
     weights are stored how, ``recipe_name`` where that comes from; ``calibration`` is None if nothing is read.
-    ``rotated``: the residual stream was turned before. ``images``: the model sees images. ``notes``: what the
+    ``rotated``: the residual stream was turned before. ``images``: the model sees images. ``stored_before`` says
+    of a quantized checkpoint which of its types were carried over and which dequantized. ``notes``: what the
     checkpoint asks for and the build passes over, a sentence each. ``dtype`` is what transformers.js calls the
     graph, None where it is not made for that.
     """
@@ -69,6 +70,7 @@ class Outline:
     rotated: bool = False
     calibration: CalibrationPlan | None = None
     images: bool = False
+    stored_before: str = ""
     notes: tuple[str, ...] = ()
     seconds: float | None = None
     dtype: str | None = None
@@ -99,6 +101,7 @@ def make_outline(
     recipe_name: str | None = None,
     rotated: bool = False,
     calibration: CalibrationPlan | None = None,
+    stored_before: str = "",
     notes: Iterable[str] = (),
     dtype: str | None = None,
 ) -> Outline:
@@ -153,6 +156,7 @@ def make_outline(
         rotated=rotated,
         calibration=calibration,
         images=architecture.vision is not None,
+        stored_before=stored_before,
         notes=(*architecture.notes, *notes),
         dtype=dtype,
     )
@@ -189,7 +193,7 @@ def measure_seconds(outline: Outline, plan: Plan) -> float:
     quantizing = 0.0
     rates: dict[Scheme, float] = {}
     for item in plan.items:
-        if isinstance(item, Quantized):
+        if isinstance(item, Quantized) and item.scheme.algorithm != KEPT:
             if item.scheme not in rates:
                 run = quantizer(item.scheme.algorithm)
                 run(sample, item.scheme)  # the first run pays for what later ones find ready

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from ortlm.builder.kept_weights import KeptWeights
 from ortlm.builder.options import BuildOptions, make_recipe
 from ortlm.graph.attention import CacheScales
 from ortlm.graph.decoder import Emitted, emit_decoder
@@ -20,13 +21,18 @@ def decoder_graph(
     options: BuildOptions,
     adapters: Iterable[Adapter],
     cache_scales: Sequence[CacheScales] | None = None,
+    *,
+    kept: KeptWeights,
 ) -> Emitted:
-    """Return the decoder's graph; its cache is int8 with ``cache_scales``, of each layer."""
+    """Return the decoder's graph; its cache is int8 with ``cache_scales``, of each layer.
+
+    ``kept`` are carried over from the checkpoint.
+    """
     return emit_decoder(
         architecture.decoder,
         target=target,
         dtype=target.precisions[precision],
-        recipe=make_recipe(precision, target, options),
+        recipe=kept.recipe(make_recipe(precision, target, options)),
         all_logits=options.all_logits,
         hidden_states=options.hidden_states,
         adapted=frozenset(weight for adapter in adapters for weight in adapter.deltas),

@@ -110,8 +110,9 @@ def model_card(outlines: Sequence[Outline], checkpoint: Path) -> str:
 def _weights(outline: Outline) -> str:
     """Return the rows of the table that say how the weights are stored."""
     of = "" if outline.dtype is None else f" of {outline.dtype}"
+    before = f"| Types of the checkpoint | {outline.stored_before} |\n" if outline.stored_before else ""
     return (
-        f"| Weights{of} | {outline.recipe} |\n| Recipe{of} | {_recipe(outline)} |\n"
+        f"| Weights{of} | {outline.recipe} |\n{before}| Recipe{of} | {_recipe(outline)} |\n"
         f"| Bits per weight{of} | {outline.bits_per_weight:.2f} |"
     )
 

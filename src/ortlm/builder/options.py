@@ -36,7 +36,8 @@ class BuildOptions:
     the codes: "rtn", "clip_search", "importance", "awq", "gptq" or "awq_gptq"; ``bits8_roles`` are kept at 8
     bits, with ``mixed`` also queries, keys, values and down projections of the layers that suffer most;
     ``excluded_nodes`` keep float weights; ``rotate`` rotates the residual stream (Hadamard). ``rules``
-    come last and win.
+    come last and win. ``keep_quantization`` carries over the matrices of a quantized checkpoint that ONNX Runtime
+    has the same form for, bit for bit; by default only those of models that were trained for it.
 
     Calibration: ``calibration`` is a file of text, chats or token ids; without one the model generates the text
     itself. ``calibration_tokens`` of it are read.
@@ -78,6 +79,7 @@ class BuildOptions:
     mixed: bool = False
     bits8_roles: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+    keep_quantization: bool | None = None
     calibration: str | None = None
     calibration_tokens: int | None = None
     excluded_nodes: tuple[str, ...] = ()

@@ -377,6 +377,7 @@ def _quantize_cache(prepared: Prepared, folder: Path, threads: int) -> None:
             prepared.options,
             prepared.adapters.values(),
             scales,
+            kept=prepared.kept,
         )
         _save_graph(emitted, prepared, folder, filename)
 

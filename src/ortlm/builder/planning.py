@@ -24,6 +24,7 @@ from ortlm.builder import transformers_js
 from ortlm.builder.adapter_export import adapter_bytes
 from ortlm.builder.estimate import OWN_TEXT, CalibrationPlan, Outline, make_outline
 from ortlm.builder.graphs import decoder_graph, graph_file, other_graphs, ragged_file, with_lengths
+from ortlm.builder.kept_weights import KeptWeights, kept_weights, stored_before
 from ortlm.builder.manifest import generation_notes, make_manifest, plain_tokenizer_config
 from ortlm.builder.options import (
     BuildOptions,
@@ -66,8 +67,8 @@ class Prepared:
     ``others`` are the other graphs by name; all their weights, in ``plan``, go
     into ``data_files``, next to the decoder's graph. The decoder's cache is always float: scales of an int8 cache
     are measured once the weights are written. ``texts`` are the small files that are written next to graph and
-    weights, by name. ``adapters`` become files, by name; ``merged`` is added to the weights. ``dtype`` is what
-    transformers.js calls it, None for other folders.
+    weights, by name. ``adapters`` become files, by name; ``merged`` is added to the weights. ``kept`` are
+    carried over from the checkpoint. ``dtype`` is what transformers.js calls it, None for other folders.
     """
 
     checkpoint: Checkpoint
@@ -86,6 +87,7 @@ class Prepared:
     merged: Adapter | None = None
     ragged: Emitted | None = None
     dtype: str | None = None
+    kept: KeptWeights = field(default_factory=KeptWeights)
 
     @property
     def spec(self) -> Decoder:
@@ -111,13 +113,14 @@ class _Choices:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """What was loaded: ``adapters`` become files, by name; ``merged`` is added to the weights."""
+    """What was loaded: ``adapters`` become files, by name; ``merged`` is added to the weights, ``kept`` stay."""
 
     checkpoint: Checkpoint
     architecture: Architecture
     tokenizer: TokenizerFiles
     adapters: Mapping[str, Adapter]
     merged: Adapter | None
+    kept: KeptWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,7 @@ def prepare(request: BuildRequest) -> Prepared:
         adapters=model.adapters,
         merged=model.merged,
         dtype=choices.dtype,
+        kept=model.kept,
     )
 
 
@@ -243,7 +247,16 @@ def _load(request: BuildRequest, choices: _Choices) -> _Model:
     _check_model(architecture, options)
     if choices.preset is not None:
         architecture = _rotatable(architecture, choices.preset, options, adapters)
-    return _Model(checkpoint, architecture, tokenizer, adapters, merged)
+    kept = kept_weights(
+        checkpoint,
+        architecture,
+        target=choices.target,
+        precision=choices.precision,
+        options=options,
+        rotated=choices.preset is not None and choices.preset.rotate,
+        changed=merged.deltas if merged is not None else (),
+    )
+    return _Model(checkpoint, architecture, tokenizer, adapters, merged, kept)
 
 
 def _within_window(architecture: Architecture, target: Target) -> Architecture:
@@ -262,11 +275,12 @@ def _within_window(architecture: Architecture, target: Target) -> Architecture:
 def _emit(model: _Model, choices: _Choices) -> _Graphs:
     """Emit every graph and give each weight its place."""
     architecture, options, adapters = model.architecture, choices.options, model.adapters.values()
-    decoder = decoder_graph(architecture, choices.target, choices.precision, options, adapters)
+    kept = model.kept
+    decoder = decoder_graph(architecture, choices.target, choices.precision, options, adapters, kept=kept)
     ragged = None
     if choices.ragged:
         ragged = decoder_graph(
-            architecture, with_lengths(choices.target), choices.precision, options, adapters
+            architecture, with_lengths(choices.target), choices.precision, options, adapters, kept=kept
         )
     if options.kv_cache != "none":
         # Its scales are measured when all else is written; what it needs is known now.
@@ -305,6 +319,7 @@ def _estimate(model: _Model, choices: _Choices, graphs: _Graphs) -> Outline:
         calibration=_calibration(options, preset, model.architecture.decoder)
         if preset and calibrated
         else None,
+        stored_before=stored_before(checkpoint, model.architecture, graphs.plan),
         notes=generation_notes(checkpoint),
         dtype=choices.dtype,
     )

@@ -11,7 +11,7 @@ from ortlm.dtypes import Floats, dtype
 from ortlm.errors import BadCheckpoint
 from ortlm.graph.builder import Product
 from ortlm.graph.weight_plan import Plain, Plan, Quantized
-from ortlm.quant.algorithms import CALIBRATED, Calibrated, quantizer
+from ortlm.quant.algorithms import CALIBRATED, KEPT, Calibrated, quantizer
 from ortlm.quant.awq import channel_scales
 from ortlm.quant.gptq import Feedback, Moments, corrected, feedback, gptq, moments
 from ortlm.quant.recipe import Calibration
@@ -71,7 +71,8 @@ class LayerQuantizer:
         done = []
         for start, stop, item in self._parts(product):
             rows = weight[start:stop]
-            if item is not None:
+            # What is carried over is what the float model has.
+            if item is not None and item.scheme.algorithm != KEPT:
                 packed = self._pack(rows, item, known)
                 self.results[item] = packed
                 rows = dequantize(packed, item.scheme, item.inputs)
@@ -152,7 +153,9 @@ class LayerQuantizer:
     ) -> Floats:
         """Move scales of the inputs of ``weight`` into the weights before it, where that is possible."""
         before = self._before(product)
-        if before is None or any(item is None for _, _, item in self._parts(product)):
+        if before is None or any(
+            item is None or item.scheme.algorithm == KEPT for _, _, item in self._parts(product)
+        ):
             return weight
         scales = channel_scales(weight, scheme, moments(inputs))
         name, shared = before

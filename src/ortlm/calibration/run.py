@@ -12,7 +12,7 @@ from ortlm.calibration.layer_quantizer import LayerQuantizer, Results
 from ortlm.calibration.progress_state import CalibrationProgress
 from ortlm.graph.weight_plan import Plan, Quantized
 from ortlm.layerwise.model import LayerwiseModel, LookedUp
-from ortlm.quant.algorithms import CALIBRATED, quantizer
+from ortlm.quant.algorithms import CALIBRATED, KEPT, quantizer
 from ortlm.quant.recipe import Calibration
 from ortlm.quant.rtn import Packed, dequantize
 from ortlm.weights.reader import Weights
@@ -68,6 +68,8 @@ def _embedded(plan: Plan) -> LookedUp | None:
     for item in plan.items:
         if isinstance(item, Quantized) and item.parameters == ("embed.weight",):
             scheme = item.scheme
+            if scheme.algorithm == KEPT:
+                return None  # they are what the checkpoint says
             return lambda rows: dequantize(quantizer(scheme.algorithm)(rows, scheme), scheme, rows.shape[1])
     return None
 

@@ -21,6 +21,7 @@ from ortlm.errors import BadCheckpoint, UnsupportedModel
 
 _PART = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.IGNORECASE | re.DOTALL)
 _MOST_PARTS = 10_000
+_NAMES = ("name", "basename", "finetune", "source.url", "source.repo_url")
 
 
 class _Folder:
@@ -55,6 +56,7 @@ def open_gguf(path: Path, *, source: str | None = None) -> Checkpoint:
         source=source or str(path),
         file=headers[0].path,
         holds=folder,
+        names=tuple(v for v in (metadata.get(f"general.{key}") for key in _NAMES) if isinstance(v, str)),
     )
 
 

@@ -6,6 +6,7 @@ How blocks are dequantized is the gguf package's business: its values are those 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from ortlm._utils.checked_json import shown
 from ortlm.checkpoint import files
 from ortlm.checkpoint.gguf_header import TensorInfo
-from ortlm.checkpoint.safetensors import Weight
+from ortlm.checkpoint.safetensors import Weight, check_finite
 from ortlm.dtypes import Array
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 
@@ -23,6 +24,8 @@ READ = (
     "IQ4_NL", "IQ4_XS", "MXFP4",
 )  # fmt: skip
 
+# Types whose blocks are a scale before 32 whole numbers, and how many bits those take around a zero in the middle.
+WHOLE = {"Q4_0": 4, "Q5_0": 8, "Q8_0": 8, "IQ4_NL": 8}
 _FLOATS = ("F32", "F16", "BF16")
 
 
@@ -49,15 +52,43 @@ class BlockWeight(Weight):
 
         Raises BadCheckpoint if the file ends early, or was written to since its header was read.
         """
+        return self._in_order(start, stop, self._stored)
+
+    def codes(self, start: int, stop: int, bits: int) -> tuple[Array, Array]:
+        """Return rows [start, stop) of a type in ``WHOLE`` as they are stored: codes and scales.
+
+        Codes are uint8 [rows, columns] of ``bits`` bits, with 0 at the middle one, scales float32 [rows, blocks].
+        """
+
+        def stored(low: int, high: int) -> Array:
+            raw = self.raw_rows(low, high)
+            values = self._dequantized(raw)
+            check_finite(values, self)
+            elements, size = block_of(self.kind)
+            heads = np.ascontiguousarray(raw.reshape(high - low, -1, size)[..., :2])
+            scales = heads.view(np.float16).astype(np.float32)
+            blocks = values.reshape(high - low, -1, elements)
+            whole = np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales != 0)
+            whole = np.rint(whole)
+            # The package multiplies just so; if it ever does otherwise, nothing is carried over wrongly.
+            assert np.array_equal(whole * scales, blocks)
+            return np.concatenate([whole.reshape(high - low, -1), scales[..., 0]], axis=1)
+
+        found = self._in_order(start, stop, stored)
+        codes = (found[:, : self.shape[1]] + np.float32(1 << (bits - 1))).astype(np.uint8)
+        return codes, np.ascontiguousarray(found[:, self.shape[1] :])
+
+    def _in_order(self, start: int, stop: int, stored: Callable[[int, int], Array]) -> Array:
+        """Return rows [start, stop), which ``stored`` reads as they lie in the file."""
         if self.heads is None:
-            return self._stored(start, stop)
+            return stored(start, stop)
         size = self.shape[0] // self.heads
         low, high = start // size * size, -(-stop // size) * size
         row = np.arange(start, stop)
         half = size // 2
         # Row (half, i) of a head lies at row 2 i + half of it.
         place = row // size * size + row % half * 2 + row % size // half
-        return np.asarray(self._stored(low, high)[place - low])
+        return np.asarray(stored(low, high)[place - low])
 
     def columns(self, start: int, stop: int) -> Array:
         """Return columns [start, stop) of a matrix, transposed: float32 [columns, rows]."""

@@ -25,7 +25,7 @@ class Checkpoint:
 
     ``source`` is what the user asked for (a name on the hub or a folder), ``revision`` the commit if known.
     ``file`` is the one file that all of it was read from, if it is one; ``folder`` then holds what was made of
-    it, as long as ``holds`` is referred to.
+    it, as long as ``holds`` is referred to, and ``names`` are what the file calls the model.
     """
 
     folder: Path
@@ -35,6 +35,7 @@ class Checkpoint:
     revision: str | None = None
     file: Path | None = None
     holds: object = None
+    names: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:

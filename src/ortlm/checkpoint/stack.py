@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ortlm.checkpoint.gguf_weights import BlockWeight
 from ortlm.checkpoint.peft import Delta
 from ortlm.checkpoint.safetensors import Weight, check_finite
 from ortlm.dtypes import Array
@@ -34,6 +35,14 @@ class Part:
             found = found + self.delta.rows(start, stop)
         return found + np.float32(self.add) if self.add else found
 
+    def codes(self, start: int, stop: int, bits: int) -> tuple[Array, Array]:
+        """Return codes and scales of rows [start, stop); see ``BlockWeight.codes``. Nothing changes the part."""
+        assert isinstance(self.weight, BlockWeight)
+        assert not self.add
+        assert not self.transposed
+        assert self.delta is None
+        return self.weight.codes(start, stop, bits)
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:
@@ -51,14 +60,23 @@ class Stack:
 
         Raises BadCheckpoint if one of them is not a finite number.
         """
-        found, at = [], 0
+        found = [part.rows(low, high) for part, low, high in self._within(start, stop)]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def codes(self, start: int, stop: int, bits: int) -> tuple[Array, Array]:
+        """Return codes and scales of rows [start, stop) as the checkpoint has them; see ``BlockWeight.codes``."""
+        found = [part.codes(low, high, bits) for part, low, high in self._within(start, stop)]
+        return np.concatenate([codes for codes, _ in found]), np.concatenate([scales for _, scales in found])
+
+    def _within(self, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:
+        """Yield the parts that rows [start, stop) lie in, with their rows in the tensor of each."""
+        at = 0
         for part in self.parts:
             height = part.stop - part.start
             low, high = max(start - at, 0), min(stop - at, height)
             if low < high:
-                found.append(part.rows(part.start + low, part.start + high))
+                yield part, part.start + low, part.start + high
             at += height
-        return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def stack(parts: Sequence[Part]) -> Stack:

@@ -154,6 +154,20 @@ def add_parser(subparsers: Subparsers) -> None:
         help="number of calibration tokens (default: the recipe's)",
     )
     how.add_argument(
+        "--keep-quantization",
+        action="store_const",
+        const=True,
+        help="carry over matrices of a GGUF file bit for bit where ONNX Runtime has the same form (Q4_0, Q5_0, "
+        "Q8_0, IQ4_NL), instead of quantizing them again; default for models trained for Q4_0 (QAT)",
+    )
+    how.add_argument(
+        "--no-keep-quantization",
+        dest="keep_quantization",
+        action="store_const",
+        const=False,
+        help="quantize such models again, too",
+    )
+    how.add_argument(
         "--extra_options",
         "--extra-options",
         metavar="K=V",
@@ -297,6 +311,11 @@ def _requests(args: argparse.Namespace) -> list[BuildRequest]:
         raise BadOption(f"--max-kld must be 0 or more, in nats; got {args.max_kld}.")
     if args.target_kld is not None and args.target_size is not None:
         raise BadOption("--target-kld and --target-size are two aims; give one of them.")
+    if args.keep_quantization and (args.target_kld is not None or args.target_size is not None):
+        raise BadOption(
+            "--keep-quantization and --target-kld or --target-size contradict each other: what is kept has the "
+            "bits that it has. Give one of the two."
+        )
     if args.target_kld is not None and not args.target_kld > 0:
         raise BadOption(f"--target-kld must be above 0, in nats; got {args.target_kld}.")
     if args.evaluate and not Path(args.evaluate).is_file():
@@ -324,7 +343,7 @@ def _requests(args: argparse.Namespace) -> list[BuildRequest]:
     if args.fast_prompts:
         options = replace(options, fast_prompts=True)
     options = with_recipe(options, args.recipe, args.calibration, args.calibration_tokens)
-    options = replace(options, max_length=args.max_length)
+    options = replace(options, max_length=args.max_length, keep_quantization=args.keep_quantization)
     if first.dtype is None:
         with_activations(target, first.precision, options)
     return with_options(requests, options)

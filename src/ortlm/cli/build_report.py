@@ -84,6 +84,8 @@ def show_result(console: Console, result: Result) -> None:
     several = len(result.outlines) > 1
     if not several:
         table.add_row("bits per weight", f"{outline.bits_per_weight:.2f}")
+    if outline.stored_before:
+        table.add_row("checkpoint types", outline.stored_before.replace("; ", "\n"))
     table.add_row("time", f"{result.seconds:.1f} s")
     table.add_row("peak memory", readable_bytes(peak) if peak else "unknown")
     for one, check in zip(result.outlines, result.checks, strict=True):
@@ -116,6 +118,7 @@ def show_outline(console: Console, outline: Outline, out: Path) -> None:
         ("target", outline.made_for),
         ("recipe", outline.recipe_name or ""),
         ("weights", outline.recipe.replace("; ", "\n")),
+        ("checkpoint types", outline.stored_before.replace("; ", "\n")),
         (
             "calibration",
             f"{calibration.tokens:,} tokens of {calibration.source}" if calibration is not None else "",

@@ -249,10 +249,17 @@ class Builder:
         """Return vectors (biases) one after the other."""
         return self._plain(parameters, name, (sum(p.shape[0] for p in parameters),))
 
-    def scheme(self, role: str, node: str, layer: int | None, weights: int) -> Scheme | None:
-        """Ask the recipe how the matrix of operator ``node`` is stored; ``asked`` remembers the name."""
+    def scheme(
+        self, parameters: Sequence[Parameter], node: str, layer: int | None, *, role: str | None = None
+    ) -> Scheme | None:
+        """Ask the recipe how the matrix of operator ``node`` is stored; ``asked`` remembers the name.
+
+        It is made of ``parameters``, whose role is another where one serves twice.
+        """
         self.asked.add(node)
-        scheme = self.recipe(MatrixLocation(role, node, layer, self.layers, weights))
+        role = role or parameters[0].role
+        names, weights = tuple(p.name for p in parameters), sum(p.size for p in parameters)
+        scheme = self.recipe(MatrixLocation(role, node, layer, self.layers, weights, names))
         if scheme is not None and role == "vision" and scheme.algorithm in CALIBRATED:
             # Calibration reads text, which the vision encoder's weights have no part in.
             scheme = replace(scheme, algorithm="rtn")

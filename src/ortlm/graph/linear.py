@@ -40,7 +40,7 @@ def linear(
     path = node_path(module)
     rows = sum(p.shape[0] for p in weights)
     out = (*shape[:-1], rows)
-    scheme = g.scheme(weights[0].role, f"{path}/MatMul", layer, sum(p.size for p in weights))
+    scheme = g.scheme(weights, f"{path}/MatMul", layer)
     if scheme is None:
         y = g.product(x, weights, f"{module}.weight", shape=out, path=path)
     else:
@@ -152,8 +152,8 @@ class Vocabulary:
     ) -> None:
         self._g, self._spec, self._parameters = g, spec, parameters
         self._embed = parameters["embed.weight"]
-        head_scheme = g.scheme("head", "/lm_head/MatMul", None, self._embed.size)
-        embed_scheme = g.scheme("embed", "/model/embed_tokens/Gather", None, self._embed.size)
+        head_scheme = g.scheme([self._embed], "/lm_head/MatMul", None, role="head")
+        embed_scheme = g.scheme([self._embed], "/model/embed_tokens/Gather", None)
         if spec.tied_head and head_scheme is not None and head_scheme.algorithm in CALIBRATED:
             # What is looked up as well must not lean on what the head alone is multiplied by.
             head_scheme = replace(head_scheme, algorithm="rtn")

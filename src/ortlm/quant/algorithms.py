@@ -31,6 +31,10 @@ CALIBRATED = {
 }
 
 
+# Of matrices whose codes the checkpoint has: they are carried over, and no function finds them.
+KEPT = "kept"
+
+
 def check_algorithm(name: str) -> None:
     """Raise BadOption, with the known names, if there is no algorithm called ``name``."""
     known = (*DATA_FREE, *CALIBRATED)

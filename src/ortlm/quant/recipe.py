@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ortlm.errors import BadOption
+from ortlm.quant.algorithms import KEPT
 from ortlm.quant.scheme import Scheme
 
 # Roles of matrices, as in ``spec.Parameter``.
@@ -21,7 +22,8 @@ class MatrixLocation:
     """Where a matrix sits: its ``role`` (see ``spec.Parameter``), its layer and how many layers there are.
 
     ``layer`` is None for embeddings and head. ``node`` is the name of the operator that uses the matrix,
-    "/model/layers.0/attn/qkv_proj/MatMul" for example. ``weights`` is how many numbers the matrix holds.
+    "/model/layers.0/attn/qkv_proj/MatMul" for example. ``weights`` is how many numbers the matrix holds,
+    ``parameters`` are the names of the weights that it is made of.
     """
 
     role: str
@@ -29,7 +31,11 @@ class MatrixLocation:
     layer: int | None = None
     layers: int = 0
     weights: int = 0
+    parameters: tuple[str, ...] = ()
 
+
+# Inputs that share a scale in what is carried over.
+KEPT_BLOCK = 32
 
 Recipe = Callable[[MatrixLocation], Scheme | None]
 
@@ -47,6 +53,26 @@ class Uniform:
         """Return the scheme for ``place``."""
         others = {"head": self.head, "embed": self.embed, "vision": self.vision}
         return others.get(place.role, self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """``base``, but matrices whose weights are all in ``bits`` keep the codes and scales of the checkpoint.
+
+    ``bits`` is how many bits it takes to hold a weight's codes, by its name; a scale is of 32 inputs, and 0 is in
+    the middle. Where weights differ, the wider form holds both.
+    """
+
+    base: Recipe
+    bits: Mapping[str, int]
+    accuracy_level: int
+
+    def __call__(self, place: MatrixLocation) -> Scheme | None:
+        """Return the scheme for ``place``."""
+        if not place.parameters or not all(name in self.bits for name in place.parameters):
+            return self.base(place)
+        bits = max(self.bits[name] for name in place.parameters)
+        return Scheme(bits, KEPT_BLOCK, True, self.accuracy_level, KEPT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from ortlm._utils.progress import Progress
+from ortlm.checkpoint.stack import Stack
 from ortlm.dtypes import Array, dtype
 from ortlm.errors import BadCheckpoint, BadOption
 from ortlm.graph.weight_plan import Columns, Item, Plain, Plan, Quantized
-from ortlm.quant.algorithms import quantizer
+from ortlm.quant.algorithms import KEPT, quantizer
+from ortlm.quant.pack import pack
 from ortlm.quant.per_channel import round_columns
 from ortlm.quant.rtn import Packed
 from ortlm.weights.reader import RowReader
@@ -153,9 +155,19 @@ def _write_rows(path: Path, item: Item, layout: Layout, weights: RowReader, a: i
 
 
 def _write_quantized(path: Path, item: Quantized, layout: Layout, weights: RowReader, a: int, b: int) -> None:
+    if item.scheme.algorithm == KEPT:
+        write_packed(path, item, layout, _kept(item, weights, a, b), a)
+        return
     with np.errstate(over="ignore", invalid="ignore"):
         packed = quantizer(item.scheme.algorithm)(weights.rows(a, b), item.scheme)
     write_packed(path, item, layout, packed, a)
+
+
+def _kept(item: Quantized, weights: RowReader, a: int, b: int) -> Packed:
+    """Return rows [a, b) of ``item`` as the checkpoint has them."""
+    assert isinstance(weights, Stack)
+    codes, scales = weights.codes(a, b, item.scheme.bits)
+    return Packed(pack(codes, item.scheme.bits), scales, None)
 
 
 def write_packed(path: Path, item: Quantized, layout: Layout, packed: Packed, start: int) -> None:
