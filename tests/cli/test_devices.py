@@ -40,6 +40,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
         ([], 1, "was built for cuda, and this machine cannot run that: "),
         (["--device", "cuda"], 1, "error: onnxruntime "),
         (["--device", "coda"], 2, "there is no device 'coda'"),
+        (["--device", "cuda:x"], 2, "after the colon stands a number from 0 on, as cuda:0, found 'x'"),
         (["--device", "cpu", "--device-option", "a=1"], 2, "the CPU has no options, found 'a'"),
         (["--device-option", "use_tf23=1"], 2, "device cuda has no option 'use_tf23'"),
         (["--device-option", "use_tf32=2"], 2, "use_tf32 of device cuda takes 0 or 1, found '2'"),

@@ -104,10 +104,52 @@ def test_names(text: str, wanted: Wanted) -> None:
     assert parse_device(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "coda", "cuda:", "cuda:1:2", ":1", "cpu ", "../x", "x" * 300, 5, None])
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "coda", "cuda/1", "cuda1", ":1", ":", "cpu ", "../x", "x" * 300, "x" * 5000 + ".so", 5, None],
+)
 def test_what_is_no_name(text: Any) -> None:
     with pytest.raises(BadOption, match="there is no device"):
         parse_device(text)
+
+
+NUMBER = "a number from 0 on, as "
+NUMBER_OR_TYPE = r"a number from 0 on or a type of device \(cpu, gpu, npu\), as "
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *(
+            (f"cuda:{x}", f"{NUMBER}cuda:0, found ")
+            for x in ("", "x", "-1", "1.5", "01", "1:2", " 1", "1 ", "gpu")
+        ),
+        ("CUDA:x", NUMBER),
+        ("cuda:1\n", "found '1\\\\n'"),
+        (f"cuda:{'9' * 20}", NUMBER),
+        ("dml:gpu", NUMBER),
+        ("openvino:foo", f"{NUMBER_OR_TYPE}openvino:0, found 'foo'"),
+        ("openvino:", "found ''"),
+        ("openvino:gpu.0", NUMBER_OR_TYPE),
+        ("mlx:-1", NUMBER_OR_TYPE),
+        ("trt-rtx:x", f"{NUMBER_OR_TYPE}nvtensorrtrtx:0"),
+        ("/opt/x.so:foo", f"{NUMBER_OR_TYPE}/opt/x.so:0"),
+        ("some:foo", f"{NUMBER_OR_TYPE}some:0"),
+        ("gpu:x", NUMBER),
+        ("gpu:1", "Did you mean: cuda:1"),
+        ("webgpu:1", "picks among the machine's GPUs by itself"),
+        ("webgpu:", "picks among the machine's GPUs by itself"),
+        ("cpu:1", "there is one CPU, found 'cpu:1'"),
+        ("cpu:", "there is one CPU"),
+    ],
+)
+def test_what_no_machine_has_is_told_before_what_this_one_lacks(
+    text: str, message: str, ort: FakeOrt
+) -> None:
+    ort.providers.append("SomeExecutionProvider")
+    with pytest.raises(BadOption, match=message) as caught:
+        choose_device(text)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +211,7 @@ def test_cuda_by_number(ort: FakeOrt, monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device("cuda:2")
     with pytest.raises(NoDevice, match="no device cuda:5: the driver shows 2 GPUs"):
         choose_device(DeviceRequest("cuda", {"device_id": 5}))
-    with pytest.raises(BadOption, match="cuda:npu cannot be chosen"):
+    with pytest.raises(BadOption, match="'cuda:npu' names no device"):
         choose_device("cuda:npu")
     # CUDA's libraries are looked for once, and what that prints does not appear.
     assert ort.preloads == 1

@@ -234,8 +234,9 @@ _ALIASES = {"directml": "dml", "trt-rtx": "nvtensorrtrtx", "gpu": "cuda", "web":
 # What onnxruntime lists and is no device of this machine.
 NO_DEVICES = ("AzureExecutionProvider",)
 DEVICE_TYPES = ("cpu", "gpu", "npu")
-_NAME = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*)(?::([A-Za-z0-9]+))?")
-_LIBRARY = re.compile(r"(.*\.(?:so|dll|dylib)(?:\.[0-9.]+)?)(?::([A-Za-z0-9]+))?", re.DOTALL)
+_NAME = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*)(?::(.*))?", re.DOTALL)
+_LIBRARY = re.compile(r"(.*\.(?:so|dll|dylib)(?:\.[0-9.]+)?)(?::(.*))?", re.DOTALL)
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +265,11 @@ def parse_device(text: Any, *, known: Sequence[str] = (), library: bool = True) 
     """Read "cuda", "cuda:1", "openvino:npu", "CUDAExecutionProvider", or the path of a provider's library.
 
     ``known`` are further kinds that this machine has, by short names; a path is taken with ``library`` only.
+    What stands after the colon has to fit the kind, whether this machine has such a device or not.
     Raises BadOption, with the nearest name, for anything else.
     """
-    if library and isinstance(text, str) and (found := _LIBRARY.fullmatch(text)):
-        return Wanted("", found[2], found[1])
+    if library and isinstance(text, str) and len(text) < 4096 and (found := _LIBRARY.fullmatch(text)):
+        return _checked(Wanted("", found[2], found[1]))
     match = _NAME.fullmatch(text) if isinstance(text, str) and len(text) < 200 else None
     name = short_name(match[1]) if match else ""
     if match is None or name not in {*KINDS, *known, *_ALIASES}:
@@ -279,10 +281,38 @@ def parse_device(text: Any, *, known: Sequence[str] = (), library: bool = True) 
         )
     if name in _ALIASES and name not in known:
         meant = _ALIASES[name]
+        found = _checked(Wanted(meant, match[2]))
         if name != "trt-rtx":
-            raise BadOption(f"there is no device {match[0]!r}. Did you mean: {meant}?")
-        name = meant
-    return Wanted(name, match[2])
+            raise BadOption(f"there is no device {match[0]!r}. Did you mean: {found}?")
+        return found
+    return _checked(Wanted(name, match[2]))
+
+
+def _checked(wanted: Wanted) -> Wanted:
+    """Return ``wanted`` if there can be such a device somewhere; raises BadOption."""
+    which, kind = wanted.which, KINDS.get(wanted.name)
+    if which is None:
+        return wanted
+    if kind is not None and kind.name == "cpu":
+        if which == "0":
+            return wanted
+        raise BadOption(f"there is one CPU, found {shown(str(wanted))}. Say cpu.")
+    if kind is not None and kind.picks_itself:
+        if which == "0":
+            return wanted
+        raise BadOption(
+            f"{shown(str(wanted))} cannot be chosen: the provider picks among the machine's GPUs by itself. Say "
+            f"{kind.name}; option powerPreference=low-power or high-performance says which kind of GPU."
+        )
+    numbers_only = kind is not None and kind.number is not None
+    if _NUMBER.fullmatch(which) or (not numbers_only and which.lower() in DEVICE_TYPES):
+        return wanted
+    name = wanted.library or wanted.name
+    types = "" if numbers_only else f" or a type of device ({', '.join(DEVICE_TYPES)})"
+    raise BadOption(
+        f"{shown(str(wanted))} names no device: after the colon stands a number from 0 on{types}, as {name}:0, "
+        f"found {shown(which)}."
+    )
 
 
 def check_options(kind: DeviceKind, given: Mapping[str, Any]) -> dict[str, str]:

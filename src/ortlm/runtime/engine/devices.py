@@ -203,8 +203,6 @@ def find_device(wanted: Wanted) -> Device:
         return _pick(wanted, _kind_of_library(wanted), _devices_of(wanted.library))
     kind = kind_of(wanted.name)
     if kind.name == "cpu":
-        if wanted.which not in (None, "0"):
-            raise BadOption(f"there is one CPU, found {wanted}. Say cpu.")
         _no_filters(wanted)
         return CPU
     # Plugins are not chosen by name: ONNX Runtime would resume with the CPU alone.
@@ -326,11 +324,6 @@ def _pick(wanted: Wanted, kind: DeviceKind, devices: list[Any]) -> Device:
         if len(devices) > 1 and not kind.picks_itself:
             listed = ", ".join(f"{kind.name}:{i} ({name})" for i, name in enumerate(names))
             raise BadOption(f"there are several devices {wanted}: {listed}. Name one of them.")
-    elif kind.picks_itself and wanted.which != "0":
-        raise BadOption(
-            f"{wanted} cannot be chosen: the provider picks among the machine's GPUs by itself. Say {kind.name}; "
-            "option powerPreference=low-power or high-performance says which kind of GPU."
-        )
     elif wanted.which.isdigit():
         at = int(wanted.which)
         if at >= len(devices):
