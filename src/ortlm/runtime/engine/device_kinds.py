@@ -281,10 +281,10 @@ def parse_device(text: Any, *, known: Sequence[str] = (), library: bool = True) 
         )
     if name in _ALIASES and name not in known:
         meant = _ALIASES[name]
-        found = _checked(Wanted(meant, match[2]))
+        device = _checked(Wanted(meant, match[2]))
         if name != "trt-rtx":
-            raise BadOption(f"there is no device {match[0]!r}. Did you mean: {found}?")
-        return found
+            raise BadOption(f"there is no device {match[0]!r}. Did you mean: {device}?")
+        return device
     return _checked(Wanted(name, match[2]))
 
 
