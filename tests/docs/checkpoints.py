@@ -1,0 +1,135 @@
+"""Writes docs/checkpoints.md: what is read, and what becomes of it, as the code says.
+
+python -m tests.docs.checkpoints
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from ortlm.architectures import gguf_forms, model_types
+from ortlm.architectures._pre_tokenizers import PRE_TOKENIZERS
+from ortlm.checkpoint.gguf_weights import READ, WHOLE, block_of
+from ortlm.checkpoint.safetensors import FLOATS
+from tests.docs.pages import ROOT
+
+OUT = ROOT / "docs" / "checkpoints.md"
+
+HEAD = """\
+# Checkpoints
+
+Written by `python -m tests.docs.checkpoints` from the code. `ortlm build` reads:
+
+| format | given as | what happens | lossless |
+|---|---|---|---|
+| safetensors in {floats} | `-i FOLDER`, `-m NAME` | read row by row | yes |
+| GGUF, one file or parts | `-i FILE.gguf` | dequantized row by row, see [below](#gguf) | llama.cpp's values |
+| peft LoRA adapters | `--adapter`, `--merge-adapter` | see [LoRA adapters](adapters.md) | |
+| `pytorch_model.bin`, pickles | | refused: opening one may run any code | |
+| all with a `quantization_config` | | refused: use the original checkpoint | |
+
+Families by `model_type`: {families}. What is not known and may change what a model computes is refused by its
+name.
+"""
+GGUF = """\
+## GGUF
+
+```sh
+ortlm build -i model.gguf -o model-onnx
+```
+
+Of a split model give any part; all parts have to be in one folder. Architecture, sizes, rotation, tokenizer,
+chat template, sampling defaults and license come from the file's metadata, so that nothing else is needed.
+Weights are read a few rows at a time with plain reads: memory does not grow with the file, and one that
+shrinks gives an error.
+
+| `general.architecture` | `model_type` here | |
+|---|---|---|
+{forms}
+
+Mixtures of experts, vision encoders (`mmproj`) and adapters in GGUF are refused.
+
+### Types
+
+Whatever the type, the values are bit for bit those of the gguf package. By default they are then quantized
+again by the [recipe](quantization.md), which loses a little more. `--keep-quantization` carries over what
+ONNX Runtime has the same form for: codes and scales stay as they are, in MatMulNBits with blocks of 32. The
+build says how much of the model that was.
+
+| type | bits per weight | read | `--keep-quantization` |
+|---|---|---|---|
+{types}
+
+Types other than these (IQ1 to IQ3, TQ1, TQ2, NVFP4, integers) are refused by name. K-quants and Q4_1 have
+zero points that are no whole numbers, which MatMulNBits knows in a form only that is unpacked at every call;
+`-p int8` loses next to nothing of them. Models whose name says that they were trained for Q4_0 (QAT), such as
+those of Gemma 3, are carried over without being asked; `--no-keep-quantization` quantizes them again.
+
+### Tokenizers
+
+A `tokenizer.json` is made of the metadata: of `llama` (SentencePiece's BPE, pieces merged by score, bytes for
+what is no piece) and of `gpt2` (byte-level BPE). Ids are compared with llama.cpp's on texts that are made to
+be hard. For byte-level BPE `tokenizer.ggml.pre` says how texts are split before; an unknown name is refused,
+because a way to split that comes close gives ids that the model has not learned. Known: {pre}.
+
+Two differences from llama.cpp are meant: Qwen's texts become NFC first, and letters are told by case in all
+scripts (`gpt-4o`, `tekken`), both as the tokenizers of the original checkpoints do.
+
+### What llama.cpp has and ortlm has not
+
+`tokenizer.ggml.model` other than the two, a rotation other than none, linear, YaRN and LongRoPE, and keys
+below the architecture's name that are not known: each is an error that names it. Two real models are tested
+with `make test-real`; `make demo-real` builds one and asks it a question.
+"""
+
+
+def rows(cells: Iterable[Sequence[str]]) -> str:
+    """Return the rows of a table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def kinds() -> list[Sequence[str]]:
+    """Return a row for each type of GGUF."""
+    found = []
+    for kind in READ:
+        elements, size = block_of(kind)
+        kept = f"carried over, {WHOLE[kind]} bits" if kind in WHOLE else "dequantized"
+        if kind in ("F32", "F16", "BF16"):
+            kept = "not quantized"
+        found.append((kind, f"{8 * size / elements:g}", "exact", kept))
+    return found
+
+
+def page() -> str:
+    """Return the page."""
+    forms = [
+        (
+            f"`{name}`",
+            f"`{form.model_type}`",
+            "q and k put back into the checkpoint's order" if form.interleaved else
+            "1 taken off norms" if form.norm_add else "",
+        )
+        for name, form in sorted(gguf_forms().items())
+    ]  # fmt: skip
+    head = HEAD.format(floats=", ".join(FLOATS), families=", ".join(f"`{name}`" for name in model_types()))
+    body = GGUF.format(
+        forms=rows(forms), types=rows(kinds()), pre=", ".join(f"`{name}`" for name in sorted(PRE_TOKENIZERS))
+    )
+    return "\n\n".join(filled(part) for part in f"{head}\n{body}".split("\n\n"))
+
+
+def filled(paragraph: str) -> str:
+    """Return a paragraph in lines of the width that pages have; tables and blocks stay."""
+    if paragraph.startswith(("#", "|", "```")):
+        return paragraph
+    end = "\n" if paragraph.endswith("\n") else ""
+    # What is code stays on one line.
+    text = re.sub("`[^`]*`", lambda code: code[0].replace(" ", "\0"), " ".join(paragraph.split()))
+    lines = textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ") + end
+
+
+if __name__ == "__main__":
+    OUT.write_text(page(), encoding="utf-8")
