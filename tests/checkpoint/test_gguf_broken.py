@@ -302,6 +302,15 @@ def test_other_files(tmp_path: Path) -> None:
         find_checkpoint(link)
 
 
+def test_a_folder_with_gguf_files_says_how_to_give_one(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(WHOLE)
+    with pytest.raises(BadCheckpoint, match=r"Of its GGUF files give one: -i .*/model\.gguf"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BadCheckpoint, match=r"1 in GGUF. Download one.* -i model\.gguf"):
+        find_checkpoint(tmp_path)
+
+
 def test_a_file_that_is_called_otherwise(tmp_path: Path) -> None:
     """As other programs keep files, by their hashes."""
     path = tmp_path / "sha256-0123"

@@ -67,7 +67,11 @@ def open_checkpoint(folder: Path, *, source: str | None = None, revision: str | 
             raise BadCheckpoint(
                 f"{folder} is a built artifact already; run it with: ortlm generate {folder} ..."
             )
-        raise BadCheckpoint(f"{folder} has no config.json, so it is not a Hugging Face checkpoint.")
+        ggufs = files.listed(folder, "*.gguf", most=_MOST_FILES)
+        raise BadCheckpoint(
+            f"{folder} has no config.json, so it is not a Hugging Face checkpoint."
+            + (f" Of its GGUF files give one: -i {files.shown(folder / ggufs[0])}" if ggufs else "")
+        )
     config = files.read_object(folder, "config.json")
     return Checkpoint(folder, config, _weights(folder, config), source or str(folder), revision)
 
@@ -160,6 +164,12 @@ def no_weights(folder: Path, names: Collection[str]) -> BadCheckpoint:
             f"{folder} holds {pickles[0]}, a pickle, which may run any code when it is opened; ortlm reads "
             "safetensors only. Convert it once with transformers: AutoModelForCausalLM"
             f".from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER), then build NEW_FOLDER."
+        )
+    ggufs = sorted(name for name in names if name.lower().endswith(".gguf"))
+    if ggufs:
+        return BadCheckpoint(
+            f"{folder} holds no *.safetensors file, but {len(ggufs)} in GGUF. Download one, with all of "
+            f"its parts, and give the file: -i {shown(ggufs[0])[1:-1]}"
         )
     return BadCheckpoint(f"{folder} holds no *.safetensors file, so there are no weights to build from.")
 

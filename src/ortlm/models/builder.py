@@ -80,7 +80,7 @@ def create_model(
 ) -> Artifact:
     """Build a model into the folder ``output_dir`` and return it; a model that is there is replaced.
 
-    ``input_path`` is a folder, "" or None for the model ``model_name`` of the Hugging Face hub, which is
+    ``input_path`` is a folder or a GGUF file, "" or None for the model ``model_name`` of the hub, which is
     downloaded to ``cache_dir``. ``precision`` None is int4. ``extra_options`` are those of ``--extra_options`` as
     texts, numbers or truth values, whether ``parse_extra_options`` has seen them or not.
     Raises BadOption, UnsupportedModel, BadCheckpoint and NotEnoughSpace.
@@ -99,7 +99,9 @@ def create_model(
     options = parse_options(pairs, target=find_target(execution_provider))
     source = input_path or model_name
     if not source:
-        raise BadOption("give model_name, a model on the Hugging Face hub, or input_path, a folder.")
+        raise BadOption(
+            "give model_name, a model on the Hugging Face hub, or input_path, a folder or a GGUF file."
+        )
     out = Path(output_dir)
     check_output(out, force=True, source=source)
     prepared = prepare(
