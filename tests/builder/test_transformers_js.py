@@ -125,6 +125,12 @@ def test_families(name: str, saved: Any, tmp_path: Path) -> None:
     wanted = [oracle.prompt_logits(saved(name).model, row) for row in rows]
     for i, row in enumerate(rows):
         assert oracle.relative_error(logits[i, wide - len(row) + 4 :], wanted[i][:-4]) < 1e-4
+    # Attention continues several rows by one token each, and says so; one row by any number.
+    with pytest.raises(Exception, match="batch_size must be 1"):
+        run(session, [row[-4:] for row in rows], [[*old, 1, 1, 1, 1] for old in mask], past=past)
+    one = {name: x[:1] for name, x in past.items()}
+    more, _ = run(session, [rows[0][-4:]], [[*mask[0], 1, 1, 1, 1]], past=one)
+    assert oracle.relative_error(more[0], wanted[0][-4:]) < 1e-4
     for step in range(4):
         mask = [[*old, 1] for old in mask]
         logits, past = run(session, [[row[step - 4]] for row in rows], mask, past=past, keep=1)
@@ -266,6 +272,7 @@ def test_quantization_shapes_quantized_dtypes(tiny: Path, tmp_path: Path) -> Non
         ("--adapter a=b", "--merge-adapter"),
         ("--max-length 100", "onnxruntime-genai"),
         ("--target-kld 0.1", "--target-kld"),
+        ("-p q4,q8 --max-kld 0.1", "look at one model"),
         ("--extra_options filename=a.onnx", "filename does not apply"),
         ("--extra_options prune_lm_head=false", "prune_lm_head=false does not apply"),
         ("--extra_options include_hidden_states=true", "include_hidden_states does not apply"),

@@ -38,8 +38,8 @@ def read_genai(folder: Path) -> dict[str, Any]:
     """Return the contents of the ``genai_config.json`` in ``folder``. Raises BadArtifact if there is none."""
     if not (folder / GENAI_FILE).is_file():
         raise BadArtifact(
-            f"{folder / GENAI_FILE} is missing. Give the folder of a model, as `ortlm build` or "
-            "onnxruntime-genai's builder writes it."
+            f"{folder / GENAI_FILE} is missing. Give the folder of a model, as `ortlm build` (without --layout) "
+            "or onnxruntime-genai's builder writes it."
         )
     check_files(folder)
     return read_genai_config(folder / GENAI_FILE)

@@ -336,6 +336,11 @@ def _requests(args: argparse.Namespace) -> list[BuildRequest]:
         raise BadOption(
             f"--target-kld and --target-size do not apply with --layout {args.layout}. Leave them out."
         )
+    if len(requests) > 1 and (args.evaluate is not None or args.max_kld is not None):
+        raise BadOption(
+            f"--evaluate and --max-kld look at one model, and -p {args.precision} makes {len(requests)}. Build "
+            "one dtype, or leave them out."
+        )
     target = find_target(first.target) if first.dtype is None else BROWSER
     check_precision(first.precision, target)
     options = parse_extra_options(args.extra_options, target=target)
