@@ -6,6 +6,7 @@ GPU.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import ortlm
 from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadOption, NoDevice
+from ortlm.runtime.engine import session
 from ortlm.runtime.engine.devices import choose_device
 from tests.architectures import oracle
 
@@ -126,3 +128,35 @@ def test_drafts(pair: Any) -> None:
     options = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True, "draft": "lookup"}
     got, want = both(pair, lambda lm: lm.generate(prompt, **options).token_ids)
     assert got == want
+
+
+@pytest.mark.skipif(missing("webgpu") is not None, reason=missing("webgpu") or "")
+def test_a_step_waits_for_no_copy_from_the_device(
+    saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up go token ids, lengths and the place of the logits; all that is computed of lengths stays on the CPU."""
+    inner = session._session_options
+
+    def profiled(*given: Any) -> Any:
+        settings = inner(*given)
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(tmp_path / "profile")
+        return settings
+
+    monkeypatch.setattr(session, "_session_options", profiled)
+    options = BuildOptions(fp32_activations=True)
+    ortlm.build(saved("llama3").folder, tmp_path / "out", precision="fp32", target="webgpu", options=options)
+    lm = ortlm.load(tmp_path / "out", threads=1, device="webgpu")
+    loop = lm.loop()
+    loop.start()
+    loop.append([IDS[:5]])
+    loop.step([IDS[5]])
+    events = json.loads(Path(lm.session._session.end_profiling()).read_text(encoding="utf-8"))
+    began = max(event["ts"] for event in events if event["name"] == "model_run")
+    kinds = [
+        event["args"]["op_name"]
+        for event in events
+        if event["ts"] >= began and event["name"].endswith("_kernel_time")
+    ]
+    assert kinds.count("MemcpyFromHost") == 3
+    assert "MemcpyToHost" not in kinds

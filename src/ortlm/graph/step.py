@@ -34,43 +34,40 @@ class Step:
         self._g, self._given = g, positions
         self._all_logits = all_logits
         self._made: dict[str, Value] = {}
-        count = g.op(
+        # All in int64, which devices without it leave to the CPU: in int32 they take single steps of it to
+        # themselves, and every one is a copy there and back.
+        self._lengths = g.op(
             "ReduceSum", mask, g.integers(1), shape=("batch_size",), dtype="int64", name=_PATH, keepdims=0
         )
-        self._lengths = g.cast(count, "int32", ("batch_size",), f"{_PATH}/lengths")
-        self.last_key = g.op(
-            "Sub",
-            self._lengths,
-            g.integer(1, "int32"),
-            shape=("batch_size",),
-            dtype="int32",
-            name=f"{_PATH}/last_key",
-        )
+        last = g.op("Sub", self._lengths, g.integer(1), shape=("batch_size",), dtype="int64", name=_PATH)
+        self.last_key = g.cast(last, "int32", ("batch_size",), f"{_PATH}/last_key")
         total = g.op("Shape", mask, shape=(1,), dtype="int64", name=_PATH, start=1, end=2)
-        total = g.op("Squeeze", total, shape=(), dtype="int64", name=_PATH)
-        self.total = g.cast(total, "int32", (), f"{_PATH}/total")
+        self._total = g.op("Squeeze", total, shape=(), dtype="int64", name=_PATH)
+        self.total = g.cast(self._total, "int32", (), f"{_PATH}/total")
         sequence = g.op("Shape", ids, shape=(1,), dtype="int64", name=f"{_PATH}/sequence", start=1, end=2)
         self._sequence = g.op("Squeeze", sequence, shape=(), dtype="int64", name=f"{_PATH}/sequence")
         # A row has at most S new tokens, and at most as many as it has tokens: that is exact for a first
         # prompt, one token at a time, and a single row. Only an appended ragged batch has to say more.
-        s32 = g.cast(self._sequence, "int32", (), f"{_PATH}/sequence")
-        self._new = g.op("Min", self._lengths, s32, shape=("batch_size",), dtype="int32", name=f"{_PATH}/new")
+        self._new = g.op(
+            "Min", self._lengths, self._sequence, shape=("batch_size",), dtype="int64", name=f"{_PATH}/new"
+        )
         self.query_lengths: Value | None = None
         self.optional: dict[str, str] = {}
         if g.target.query_lengths:
             given = g.optional_input("query_lengths", np.array([-1], np.int32), ("query_rows",))
             self.optional["query_lengths"] = "query_lengths"
+            given = g.cast(given, "int64", ("query_rows",), f"{_PATH}/new")
             absent = g.op(
-                "Less", given, g.integer(0, "int32"), shape=("query_rows",), dtype="bool", name=f"{_PATH}/new"
+                "Less", given, g.integer(0), shape=("query_rows",), dtype="bool", name=f"{_PATH}/new"
             )
             self._new = g.op(
-                "Where", absent, self._new, given, shape=("batch_size",), dtype="int32", name=f"{_PATH}/new"
+                "Where", absent, self._new, given, shape=("batch_size",), dtype="int64", name=f"{_PATH}/new"
             )
-            self.query_lengths = self._new
+            self.query_lengths = g.cast(self._new, "int32", ("batch_size",), f"{_PATH}/query_lengths")
         # Columns of padding before the new tokens of each row, int64 [B, 1]; None where there is none on the left.
         self._shift: Value | None = None
         if g.target.left_padding:
-            self._shift = self._leading_zeros(mask, total)
+            self._shift = self._leading_zeros(mask, self._total)
         self._images: Value | None = None
         if mutual:
             nothing = np.zeros((1, 1), np.int64)
@@ -163,7 +160,7 @@ class Step:
         # The first and the last place of each token's image; of a word, places that no key has.
         last = op("Where", same, places, g.integer(-1), of="int64", shape=pair)
         last = op("ReduceMax", last, g.integers(2), of="int64", shape=column, keepdims=1)
-        far = g.cast(self.total, "int64", (), path)
+        far = self._total
         first = op("Where", same, places, far, of="int64", shape=pair)
         first = op("ReduceMin", first, g.integers(2), of="int64", shape=column, keepdims=1)
         keys = op("Range", g.integer(0), far, g.integer(1), of="int64", shape=("total_sequence_length",))
@@ -186,8 +183,7 @@ class Step:
             return self._given
         if "positions" not in self._made:
             g, path = self._g, f"{_PATH}/positions"
-            start = g.op("Sub", self._lengths, self._new, shape=("batch_size",), dtype="int32", name=path)
-            start = g.cast(start, "int64", ("batch_size",), path)
+            start = g.op("Sub", self._lengths, self._new, shape=("batch_size",), dtype="int64", name=path)
             start = g.op("Unsqueeze", start, g.integers(1), shape=("batch_size", 1), dtype="int64", name=path)
             steps = g.op(
                 "Range", g.integer(0), self._sequence, g.integer(1),
@@ -195,9 +191,7 @@ class Step:
             )  # fmt: skip
             at = g.op("Add", start, steps, shape=("batch_size", "sequence_length"), dtype="int64", name=path)
             # Padding of a long row could point past the table.
-            last = g.op(
-                "Sub", g.cast(self.total, "int64", (), path), g.integer(1), shape=(), dtype="int64", name=path
-            )
+            last = g.op("Sub", self._total, g.integer(1), shape=(), dtype="int64", name=path)
             self._made["positions"] = g.op(
                 "Min", at, last, shape=("batch_size", "sequence_length"), dtype="int64", name=path
             )
@@ -215,8 +209,8 @@ class Step:
             g, path = self._g, f"{_PATH}/switch"
             beyond = g.op(
                 "Greater",
-                self.total,
-                g.integer(rope.switch_tokens, "int32"),
+                self._total,
+                g.integer(rope.switch_tokens),
                 shape=(),
                 dtype="bool",
                 name=path,
@@ -258,8 +252,7 @@ class Step:
         everything = g.op("Equal", wanted, g.integer(0), shape=(), dtype="bool", name=path)
         count = g.op("Min", wanted, self._sequence, shape=(), dtype="int64", name=path)
         count = g.op("Where", everything, self._sequence, count, shape=(), dtype="int64", name=path)
-        new = g.cast(self._new, "int64", ("batch_size",), path)
-        start = g.op("Sub", new, count, shape=("batch_size",), dtype="int64", name=path)
+        start = g.op("Sub", self._new, count, shape=("batch_size",), dtype="int64", name=path)
         start = g.op("Max", start, g.integer(0), shape=("batch_size",), dtype="int64", name=path)
         first = g.integer(0)
         if self._shift is not None:
