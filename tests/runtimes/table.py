@@ -51,9 +51,10 @@ The model that ships with the project, with `--recipe fast`. Rows of `cuda`, `dm
 BY_HAND = """\
 ## Not run
 
-Not run at all: any GPU or NPU, DirectML, WebGPU in a browser, ARM, Windows, macOS. Run once by hand, not by the
-script: the folders for `webgpu` on the WebGPU provider with a software adapter without `shader-f16`
-(onnxruntime-ep-webgpu 0.4.0 with onnxruntime 1.31.1 and SwiftShader), compared with the CPU provider.
+Not run at all: any GPU or NPU, DirectML, ARM, Windows, macOS. Folders for browsers are made differently, and
+[their page](browser.md) says what runs them. Run once by hand, not by the script: the folders for `webgpu` on the
+WebGPU provider with a software adapter without `shader-f16` (onnxruntime-ep-webgpu 0.4.0 with onnxruntime 1.31.1
+and SwiftShader), compared with the CPU provider.
 
 | folder | |
 |---|---|
