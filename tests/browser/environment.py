@@ -105,7 +105,10 @@ def chromium() -> str:
 def copy_programs() -> None:
     """Copy the programs to their packages: modules are looked for next to the file that imports them."""
     for program in PROGRAMS.iterdir():
-        shutil.copy(program, JAVASCRIPT.folder)
+        there = JAVASCRIPT.folder / program.name
+        # Another run may be using it.
+        if not there.is_file() or there.read_bytes() != program.read_bytes():
+            shutil.copy(program, there)
 
 
 def ask(driver: str, folder: Path, cases: Sequence[Case]) -> dict[str, Any]:
