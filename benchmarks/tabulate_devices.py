@@ -1,6 +1,7 @@
-"""Write what benchmarks/check_device.py found, one JSON file for each device, into docs/devices.md.
+"""Write what check_device.py and check_arm64.py found, one JSON file for each device, into docs/devices.md.
 
     python benchmarks/check_device.py cuda --json benchmarks/results/check_device-h200.json
+    python benchmarks/check_arm64.py --json benchmarks/results/check_arm64-qemu.json
     python benchmarks/tabulate_devices.py
 
 A device that has no file in benchmarks/results has not been run, and the page says so.
@@ -14,19 +15,44 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ortlm.target import TARGETS
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "devices.md"
 BEGIN, END = "<!-- results: begin, written by benchmarks/tabulate_devices.py -->", "<!-- results: end -->"
-# Targets with devices of their own. What "cpu" and "mobile" build runs in every run of the tests.
-TARGETS = {"cuda": "NVIDIA GPUs", "webgpu": "WebGPU", "dml": "DirectML"}
+# What tests run, next to what the results say.
+TESTED = {
+    ("cpu", "int4"): "all families",
+    ("cpu", "int8"): "all families",
+    ("cpu", "fp32"): "all families",
+    ("webgpu", "fp32"): "12 families, where the plugin is installed",
+}
+IGNORED = {"softcap": "capped scores (Gemma 2)", "window": "more context than a window"}
 
+MATRIX = """\
+What each target builds, and where that was run; the families are in the tables below. "By graph only" means that
+tests build such folders and look at their graphs, and that no device has run them.
+
+| target | precision | run by these scripts | run by `make test` | refused |
+|---|---|---|---|---|
+"""
+ARM64 = """\
+`models/tiny-phi3`, built on an emulated ARM64 processor and on x86-64: whether the folders are equal byte for byte
+(but for the time that the build took), and 24 greedy tokens on each emulated processor against x86-64, with the
+relative error of the logits. int4 and int8 round activations to 8 bits, each processor's kernels in their own way.
+
+| target | precision | recipe | folders | processor | equal tokens of 24 | logits |
+|---|---|---|---|---|---|---|
+"""
 PARITY = """\
 Logits of tiny random models: relative error after a prefill of 24 tokens and after 8 further steps, and how many
 of 40 greedy tokens are equal before the first near tie that falls the other way. fp16 and bf16 are compared with
 transformers in fp32; int4 and int8 with the same folder on the CPU, since rounding weights moves random models
-far from their checkpoints. Ragged batches, reordered rows, rewinding, restored prompt caches and a cache that
-grows are compared with single runs on the device: the last number is the largest error among them.
+far from their checkpoints. Where int4 and int8 round activations to 8 bits, device and CPU do so in their own
+ways, which is most of the difference; `exact` is the same without that (`accuracy_level=0`). Ragged batches,
+reordered rows, rewinding, restored prompt caches and a cache that grows are compared with single runs on the
+device: the last number is the largest error among them.
 """
 SPEED = """\
 Phi-3.5-mini's shape (3.8 B parameters, int4, random weights), prefill of 512 tokens for each row, 128 decoded;
@@ -55,19 +81,61 @@ def read() -> list[dict[str, Any]]:
 
 def section(results: Sequence[Mapping[str, Any]]) -> str:
     """Return the section in Markdown."""
-    parts = []
-    run = {result["device"].partition(":")[0] for result in results}
+    arm = RESULTS / "check_arm64-qemu.json"
+    emulated = json.loads(arm.read_text(encoding="utf-8")) if arm.is_file() else None
+    parts = [matrix(results, emulated)]
     for result in results:
         parts += [heading(result), parity(result["parity"])]
         if result.get("speed"):
             parts.append(speed(result["speed"]))
-    missing = [f"`{name}` ({title})" for name, title in TARGETS.items() if name not in run]
-    if missing:
-        parts.append(
-            f"No results of this script: {', '.join(missing)}. What is said of these above and in\n"
-            "[Compatibility](compatibility.md) is all that was run; the rest is checked by graph only.\n"
-        )
+    if emulated is not None:
+        parts.append(arm64(emulated))
     return "\n".join(parts)
+
+
+def matrix(results: Sequence[Mapping[str, Any]], emulated: Mapping[str, Any] | None) -> str:
+    """Return the table of what was run where."""
+    lines = []
+    for target in TARGETS.values():
+        refused = ", ".join(text for key, text in IGNORED.items() if key in target.attention_ignores)
+        for precision in {**target.precisions, **target.without_fp16}:
+            rows = [
+                row
+                for result in results
+                if result["device"].partition(":")[0] == target.name
+                for row in result["parity"]
+                if row["precision"] == precision and not row.get("error")
+            ]
+            good = len({row["family"] for row in rows if row["ok"]})
+            run = f"{good} of {len({row['family'] for row in rows})} families right" if rows else ""
+            for row in emulated["runs"] if emulated else ():
+                if row["ok"] and (row["target"], row["precision"]) == (target.name, precision):
+                    run = "`tiny-phi3` on ARM64, emulated"
+            tested = TESTED.get((target.name, precision), "")
+            run = run or ("" if tested else "by graph only")
+            lines.append(f"| `{target.name}` | {precision} | {run} | {tested} | {refused} |")
+    return MATRIX + "\n".join(lines) + "\n"
+
+
+def arm64(found: Mapping[str, Any]) -> str:
+    """Return the section of the emulated ARM64 processors."""
+    machine = found["machine"]
+    qemu = machine["qemu"].partition(" (")[0].removeprefix("qemu-aarch64 version ")
+    head = f"### `cpu`: ARM64 in QEMU {qemu}, ONNX Runtime {machine['arm64']['onnxruntime']}\n\n"
+    lines = []
+    for row in found["runs"]:
+        key = ("target", "precision", "recipe")
+        build = next(b for b in found["builds"] if all(b[k] == row[k] for k in key))
+        same = "equal" if build["ok"] else "differ: " + ", ".join(build.get("differ", ["failed"]))
+        start = f"| `{row['target']}` | {row['precision']} | {row['recipe']} | {same} | {row['cpu']} "
+        if row.get("error"):
+            lines.append(f"{start}| failed | |")
+            continue
+        equal = str(row["equal"])
+        if "gap" in row:
+            equal += f", then a gap of {row['gap']:.1e}"
+        lines.append(f"{start}| {equal} | {row['logits_error']:.1e} |")
+    return head + ARM64 + "\n".join(lines) + "\n"
 
 
 def heading(result: Mapping[str, Any]) -> str:
