@@ -52,10 +52,14 @@ PRECISIONS = {
     "cpu": ("fp32", "int4", "int8"),
     "cuda": ("fp16", "bf16", "int4", "int8"),
     "dml": ("fp16", "int4"),
-    "webgpu": ("fp16", "int4", "int8"),
+    "webgpu": ("fp16", "int4", "int8", "int4-exact", "int8-exact"),
 }
+# With --fp32. "exact" leaves activations as they are, where int4 and int8 of the target round them to 8 bits.
+WITHOUT_FP16 = {"webgpu": ("fp32", "int4", "int8", "int4-exact", "int8-exact")}
 # How far rounding may take logits; what is compared with transformers is rounded in its weights too.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int4": 2e-2, "int8": 2e-2}
+# Device and CPU each round activations to 8 bits in their own way, which "exact" leaves out.
+ROUNDED = 1e-1
 PROMPT, FURTHER, GREEDY = 24, 8, 40
 PREFILL, DECODE, BATCHES = 512, 128, (1, 4, 16)
 
@@ -83,6 +87,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file to write all results to")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.fp32 and target_of(args.device) not in WITHOUT_FP16:
+        parser.error(f"--fp32 is for {', '.join(WITHOUT_FP16)}, found {args.device}")
     if importlib.util.find_spec("ortlm") is None:
         sys.path.insert(0, str(ROOT / "src"))
     if args.child:
@@ -130,7 +136,8 @@ class Check:
     def _precisions(self) -> list[str]:
         if self._args.precisions:
             return list(self._args.precisions.split(","))
-        return list(PRECISIONS[target_of(self._args.device)])
+        target = target_of(self._args.device)
+        return list(WITHOUT_FP16[target] if self._args.fp32 else PRECISIONS[target])
 
     def _child(self, *what: str, seconds: float) -> Iterator[dict[str, Any]]:
         """Yield the rows that a child prints, and one with an error if it ends badly."""
@@ -225,7 +232,12 @@ def child(args: argparse.Namespace) -> int:
         make(Path(rest[0]), rest[1], rest[2:], args)
     elif what == "parity":
         for precision in rest[1:]:
-            say(guarded(lambda p=precision: parity(Path(rest[0]), p, args.device), precision=precision))
+            say(
+                guarded(
+                    lambda p=precision: parity(Path(rest[0]), p, args.device, fp32=args.fp32),
+                    precision=precision,
+                )
+            )
     elif what == "large":
         say(guarded(lambda: large(Path(rest[0]), Path(rest[1]), args)))
     else:
@@ -322,11 +334,13 @@ def make(folder: Path, family: str, precisions: Sequence[str], args: argparse.Na
 
             def build(precision: str = precision) -> dict[str, Any]:
                 quick = {"recipe": "fast"} if precision.startswith("int") else {}
-                options = BuildOptions(**quick, fp32_activations=args.fp32)
+                kind, _, exact = precision.partition("-")
+                level = 0 if exact else None
+                options = BuildOptions(**quick, fp32_activations=args.fp32, accuracy_level=level)
                 ortlm.build(
                     checkpoint,
                     out / precision,
-                    precision=precision,
+                    precision=kind,
                     target=target_of(args.device),
                     options=options,
                 )
@@ -339,7 +353,15 @@ def make(folder: Path, family: str, precisions: Sequence[str], args: argparse.Na
         subprocess.run(command, capture_output=True, check=False)
 
 
-def parity(folder: Path, precision: str, device: str) -> dict[str, Any]:
+def tolerance(precision: str, device: str, *, fp32: bool) -> float:
+    """Return how far logits may be off."""
+    kind, _, exact = precision.partition("-")
+    if exact:
+        return TOLERANCE["fp32" if fp32 else "fp16"]
+    return ROUNDED if f"{kind}-exact" in PRECISIONS[target_of(device)] else TOLERANCE[kind]
+
+
+def parity(folder: Path, precision: str, device: str, *, fp32: bool = False) -> dict[str, Any]:
     """Return a row of the parity table; on the CPU, also keep the results for other devices."""
     began = time.perf_counter()
     truth = dict(np.load(folder / "oracle.npz"))
@@ -362,7 +384,7 @@ def parity(folder: Path, precision: str, device: str) -> dict[str, Any]:
         row["cpu_beams"] = bool(np.array_equal(found["beams"], cpu["beams"]))
     row |= itself(lm, text)
     row["seconds"] = round(time.perf_counter() - began, 1)
-    limit = TOLERANCE[precision]
+    limit = tolerance(precision, device, fp32=fp32)
     keys = ["ragged", "rewind", "grown", "reordered", "restored", "cpu_prefill", "cpu_further"]
     keys += ["prefill", "further"] if precision.startswith(("fp", "bf")) else []
     row["off"] = [key for key in keys if key in row and not row[key] <= limit]
