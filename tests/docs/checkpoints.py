@@ -64,7 +64,8 @@ build says how much of the model that was.
 
 Types other than these (IQ1 to IQ3, TQ1, TQ2, NVFP4, integers) are refused by name. K-quants and Q4_1 have
 zero points that are no whole numbers, which MatMulNBits knows in a form only that is unpacked at every call;
-`-p int8` loses next to nothing of them. Models whose name says that they were trained for Q4_0 (QAT), such as
+`-p int8` loses
+little of them. Models whose name says that they were trained for Q4_0 (QAT), such as
 those of Gemma 3, are carried over without being asked; `--no-keep-quantization` quantizes them again.
 
 ### Tokenizers

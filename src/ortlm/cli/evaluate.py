@@ -52,7 +52,8 @@ def add_parser(subparsers: Subparsers) -> None:
     what.add_argument(
         "--reference",
         metavar="MODEL",
-        help="another built model, or a checkpoint: folder or name on the hub (default: what OUT was built from)",
+        help="another built model, or a checkpoint: folder, GGUF file or name on the hub (default: what "
+        "OUT was built from)",
     )
     what.add_argument(
         "--text", metavar="FILE", help="UTF-8 text (default: a small corpus that ships with ortlm)"
