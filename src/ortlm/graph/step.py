@@ -85,8 +85,7 @@ class Step:
         end = g.op("Unsqueeze", total, g.integers(0), shape=(1,), dtype="int64", name=path)
         lead = ("batch_size", "sequence_length")
         new = g.op("Slice", mask, start, end, g.integers(1), shape=lead, dtype="int64", name=path)
-        # ArgMax gives the first of the largest; not every ONNX Runtime has it for int64.
-        new = g.cast(new, "int32", lead, path)
+        # ArgMax gives the first of the largest.
         return g.op("ArgMax", new, shape=("batch_size", 1), dtype="int64", name=path, axis=1, keepdims=1)
 
     def compact(self, ids: Value) -> Value:
