@@ -86,11 +86,10 @@ def official_append(official, tmp_path_factory):
 def pytest_generate_tests(metafunc):
     """Run every test of the fakes twice: over main memory, and over a device that copies what is bound."""
     if "FakeBackend" in vars(metafunc.module):
-        metafunc.fixturenames.append("fake_memory")
         metafunc.parametrize("fake_memory", ["host", "device"], indirect=True)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def fake_memory(request, monkeypatch):
-    """Say where the fakes of a test keep their states."""
-    monkeypatch.setattr(fakes.FakeBackend, "device", request.param == "device")
+    """Say where the fakes of a test keep their states; of itself, so that pytest does not pass it over."""
+    monkeypatch.setattr(fakes.FakeBackend, "device", getattr(request, "param", "host") == "device")

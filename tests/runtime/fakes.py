@@ -87,10 +87,8 @@ def contents(tensor):
 class FakeDeviceMemory(HostMemory):
     """Does as HostMemory does, with tensors that numpy cannot read, and always in new ones."""
 
-    is_host = False
-
     def __init__(self):
-        super().__init__(lambda array: DeviceTensor(None, array))
+        super().__init__(lambda array: DeviceTensor(None, array), is_host=False)
 
     def put(self, array):
         return on_device(array.copy())

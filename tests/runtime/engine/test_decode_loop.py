@@ -209,11 +209,33 @@ def test_a_step_binds_nothing_but_the_mask():
     loop.append([IDS[:3]])
     loop.step(np.array([1]))
     before = loop._binding.bound
-    loop.step(np.array([1]))
-    assert loop._binding.bound == before + 1
-    loop.step(np.array([2]))
     # A device never sees the new token in the old memory.
-    assert loop._binding.bound == before + (2 if loop._backend.memory.is_host else 3)
+    each = 1 if loop._backend.memory.is_host else 2
+    loop.step(np.array([1]))
+    assert loop._binding.bound == before + each
+    loop.step(np.array([2]))
+    assert loop._binding.bound == before + 2 * each
+
+
+def test_the_fakes_are_a_device_every_second_time(request):
+    on_device = "[device]" in request.node.name
+    assert FakeBackend.device == on_device
+    assert FakeBackend().memory.is_host != on_device
+
+
+def test_a_step_of_a_batch_equals_appending_row_by_row():
+    """Rows of different lengths, of which some get nothing: they give their last token's logits again."""
+    rows = [IDS[:3], IDS[2:7], IDS[4:6]]
+    batch, other = loop_of(FakeBackend()), loop_of(FakeBackend())
+    for loop in (batch, other):
+        loop.start(3)
+        loop.append(rows)
+        loop.append([[5], [6], [7]])
+    for tokens in ([1, 2, 3], [4, -1, 5], [-1, -1, 6], [7, 8, 9], [-1, -1, -1]):
+        found = batch.step(np.array(tokens)).copy()
+        wanted = other.append([[token] if token >= 0 else [] for token in tokens])
+        np.testing.assert_array_equal(found, wanted)
+        assert batch.history == other.history
 
 
 def test_what_is_written_behind_a_binding_is_noticed():
@@ -222,7 +244,7 @@ def test_what_is_written_behind_a_binding_is_noticed():
     if backend.memory.is_host:
         return
     loop = loop_of(backend)
-    loop._in_place = True
+    loop._inputs._in_place = True
     loop.start()
     loop.append([IDS[:3]])
     loop.step(np.array([1]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,8 @@ import ortlm
 from ortlm.builder.options import BuildOptions
 from ortlm.dtypes import as_float32, dtype
 from ortlm.runtime import loading
+from ortlm.runtime.engine import lora
+from ortlm.runtime.engine.backend import TensorInfo
 from ortlm.runtime.engine.device_memory import DeviceMemory
 from ortlm.runtime.engine.devices import CPU
 from ortlm.runtime.engine.session import _alias
@@ -193,6 +198,32 @@ def test_batches_whose_logits_are_converted_on_the_device(saved, tmp_path, monke
 
     for one, other in zip(work(host), work(device), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_adapters_are_copied_to_the_device_once(tmp_path, monkeypatch):
+    """Not for every loop that uses one; what is bound there is the device's own tensor."""
+    memory = DeviceMemory(Runner(PLACE, CPU))
+    info = TensorInfo("m.lora_A", dtype("fp16"), (4, None)), TensorInfo("m.lora_B", dtype("fp16"), (None, 3))
+    given = {i.name: (replace(i, shape=tuple(n or 2 for n in i.shape)), i) for i in info}
+    arrays = {name: np.ones(found.shape, np.float16) for name, (found, _) in given.items()}
+    monkeypatch.setattr(
+        lora, "read_adapter", lambda path: {n: (given[n][0], _alias(array)) for n, array in arrays.items()}
+    )
+    session = SimpleNamespace(
+        path="m.onnx",
+        inputs={},
+        optional={name: wanted for name, (_, wanted) in given.items()},
+        memory=memory,
+        tensor=_alias,
+    )
+    graph = SimpleNamespace(optional={}, inputs={}, states=())
+    manifest = SimpleNamespace(adapters={"one": "one.onnx_adapter"}, graphs={"decoder": graph})
+    adapters = lora.Adapters(session, SimpleNamespace(path=tmp_path, manifest=manifest))
+    first, second = adapters.inputs("one"), adapters.inputs("one")
+    for name in given:
+        assert first[name] is second[name]
+        assert first[name].on_device
+        assert (memory.float32(first[name]) == 1).all()
 
 
 def test_arrays_on_a_device_change_by_editing_only():

@@ -152,6 +152,18 @@ def test_nucleus_is_exact_on_flat_distributions():
     assert kept.tolist() == [*range(5000), *range(5000, 5010), *range(5010, 18_000)]
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.9, 0.999])
+def test_nucleus_of_few_tokens_equals_that_of_each_row(p):
+    logits = np.random.default_rng(0).normal(size=(6, 300), scale=3).astype(np.float32)
+    logits[1] = logits[1].round()
+    logits[2, 5:] = -np.inf
+    logits[3] = -np.inf
+    logits[4, 7] = np.nan
+    found = ours._nuclei(logits, p)
+    wanted = ours._keep(logits, lambda row: ours._nucleus(row, p))
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_nucleus_keeps_one_token():
     sharp = np.full((1, 50), -100.0, np.float32)
     sharp[0, 7] = 100

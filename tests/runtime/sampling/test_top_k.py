@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortlm.runtime.sampling.top_k import descending, largest, possible
+from ortlm.runtime.sampling.top_k import descending, largest, largest_each, possible
 
 
 def same(row, count):
@@ -28,6 +28,25 @@ def test_largest_of_long_rows(count, possible_ids, equal):
     same(np.round(row) if equal else row, count)
     # All of the largest in one place, as the ids of digits or of one script.
     same(np.sort(row), count)
+
+
+@pytest.mark.parametrize("count", [1, 7, 50])
+@pytest.mark.parametrize("decimals", [7, 2, 0])
+def test_largest_of_every_row_at_once(count, decimals):
+    logits = np.random.default_rng(count).normal(size=(5, 4_003)).astype(np.float32).round(decimals)
+    found, wanted = largest_each(logits, count), [largest(row, count) for row in logits]
+    if found is None:
+        # By equal values.
+        assert len({len(ids) for ids in wanted}) > 1
+    else:
+        assert found.tolist() == [ids.tolist() for ids in wanted]
+
+
+def test_rows_that_are_not_looked_at_at_once():
+    logits = np.zeros((2, 4_003), np.float32)
+    assert largest_each(logits[:, :100], 50) is None
+    logits[1, 3:] = -np.inf
+    assert largest_each(logits, 5) is None
 
 
 def test_descending_is_stable():

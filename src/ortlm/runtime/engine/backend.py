@@ -63,6 +63,9 @@ class Memory(Protocol):
     def put(self, array: Array) -> DeviceTensor:
         """Return ``array`` as a tensor there; in main memory it aliases ``array``."""
 
+    def place(self, tensor: DeviceTensor) -> DeviceTensor:
+        """Return what ``tensor``, in main memory, holds as a tensor there; in main memory ``tensor`` itself."""
+
     def zeros(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[DType]) -> list[DeviceTensor]:
         """Return new tensors of zeros."""
 

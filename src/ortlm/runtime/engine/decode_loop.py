@@ -17,6 +17,7 @@ from ortlm.artifact import Graph
 from ortlm.dtypes import Array, as_float32
 from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull, nearest
 from ortlm.runtime.engine.backend import Backend, DeviceTensor
+from ortlm.runtime.engine.bound_inputs import BoundInputs
 from ortlm.runtime.engine.kv_cache import RowIndices, StateInfo, make_cache, state_shapes
 from ortlm.runtime.engine.states import Shapes
 from ortlm.runtime.engine.token_ids import (
@@ -77,13 +78,10 @@ class Loop:
         self._whole_images = "picture_numbers" in graph.optional
         # Elsewhere, what is written to memory that is bound is never seen.
         self._in_place = backend.memory.is_host
-        self._bound: dict[str, DeviceTensor] = {}
-        # Memory for the logits of so many rows.
+        self._inputs = BoundInputs(backend, graph, self._binding)
+        # Memory for the logits of so many rows, and whether it is bound.
         self._logits_memory: tuple[int, DeviceTensor] | None = None
-        self._ones: NDArray[np.integer] = np.ones((1, 0), dtype=np.int64)
-        self._ones_address = 0
-        self._types = _integer_types(backend, graph)
-        self._mask_type = self._types.get("attention_mask", np.dtype(np.int64))
+        self._logits_bound: DeviceTensor | None = None
         fed = {*graph.inputs.values(), *graph.optional.values(), *(state.past for state in graph.states)}
         # What the graph must be given, and only ``use`` can give.
         self._missing = set(backend.inputs) - fed
@@ -95,8 +93,8 @@ class Loop:
         self.history: list[list[int]] = []
         self.recomputed = 0
         self._long = False
-        # Whether the last run fed one row's next token, so that the next one finds all but that in place.
-        self._steady = False
+        # So many rows got one token each in the last run, so that the next one finds all but these in place.
+        self._steady = 0
 
     @property
     def length(self) -> int:
@@ -128,7 +126,7 @@ class Loop:
 
     def start(self, rows: int = 1) -> None:
         """Forget everything and begin a batch of ``rows``."""
-        self._steady = False
+        self._steady = 0
         self.history = [[] for _ in range(rows)]
         self.cache.start(rows)
         self._long = False
@@ -166,41 +164,39 @@ class Loop:
         return found if keep else found[:, 0]
 
     def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> Logits:
-        """Feed one token per row, [B]; return logits float32 [B, V] as ``append`` does."""
-        if self._steady and len(tokens) == len(self.history) == 1:
-            length = len(self.history[0])
-            if length < self._context and length != self._switch:
-                return self._step_on(int(tokens[0]), length + 1)
-        return self.append([[int(token)] for token in tokens])
+        """Feed one token per row, [B], -1 for none; return logits float32 [B, V] as ``append`` does."""
+        new: list[int] = tokens.tolist() if isinstance(tokens, np.ndarray) else list(map(int, tokens))
+        if self._steady == len(new) == len(self.history):
+            ends = [len(old) + (token >= 0) for old, token in zip(self.history, new, strict=True)]
+            total = max(ends)
+            long = self._switch is not None and total > self._switch
+            # What these caches hold follows from what was fed, so a token that is fed again must go first.
+            again = (self._appends or self._windows) and min(new) < 0
+            if total <= self._context and long == self._long and not again:
+                return self._step_on(new, ends, total)
+        return self.append([[token] if token >= 0 else [] for token in new])
 
-    def _step_on(self, token: int, total: int) -> Logits:
-        """Feed one row's next token after a run that did the same: only what changes is bound again."""
+    def _step_on(self, new: Sequence[int], ends: Sequence[int], total: int) -> Logits:
+        """Feed every row's next token after a run that did the same: only what changes is bound again."""
         inputs = self._graph.inputs
+        fed = [old[-1] if token < 0 else token for old, token in zip(self.history, new, strict=True)]
         if self._embedder is None:
-            if self._in_place:
-                self._bound[inputs["input_ids"]].numpy()[0, 0] = token
-            else:
-                self._input("input_ids", np.array([[token]], dtype=np.int64))
+            self._inputs.rewrite("input_ids", fed)
         else:
-            self._binding.input(inputs["inputs_embeds"], self._embedder.embed(np.array([[token]], np.int64)))
-        if self._ones.shape[1] < total:
-            self._make_ones(total)
-        mask = self._ones[:, :total]
-        self._binding.input_array(inputs["attention_mask"], mask, self._ones_address)
+            embedded = self._embedder.embed(np.array(fed, dtype=np.int64)[:, None])
+            self._binding.input(inputs["inputs_embeds"], embedded)
+        self._inputs.mask(ends, total)
         if "position_ids" in inputs:
-            if self._in_place:
-                self._bound[inputs["position_ids"]].numpy()[..., 0] = total - 1
-            else:
-                self._input("position_ids", np.array([[total - 1]], dtype=np.int64))
-        ends = (total,)
+            self._inputs.rewrite("position_ids", [end - 1 for end in ends])
         self.cache.bind(self._binding, ends, total)
-        self._steady = False
+        self._steady = 0
         self._backend.run(self._binding, brief=True)
-        self._steady = True
+        self._steady = len(new)
         self.cache.advance(ends)
-        self.history[0].append(token)
-        logits = self._binding.result(self._logits).numpy()[:, 0]
-        return as_float32(logits)
+        for old, token in zip(self.history, new, strict=True):
+            if token >= 0:
+                old.append(token)
+        return as_float32(self._read_logits()[:, 0])
 
     def hidden_states(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Feed new tokens as ``append`` does; return their hidden states float32 [B, S, H].
@@ -270,15 +266,15 @@ class Loop:
                 found.append(result.numpy().copy())
             self._binding.output(name, None, to_host=True)
 
-        usual = self._binding, self._bound
+        usual = self._binding, self._inputs, self._logits_bound
         try:
             # A binding cannot let go of an output.
             self._rebind()
             self._binding.output(name, None, to_host=True)
             self._feed(rows, first=fed if once else 0, keep=1, after=take)
         finally:
-            self._binding, self._bound = usual
-            self._steady = False
+            self._binding, self._inputs, self._logits_bound = usual
+            self._steady = 0
         if len(found) > 1 and found[0].ndim > 1:
             return np.concatenate(found, axis=1)[:, -longest:]
         last = found[-1]
@@ -286,7 +282,8 @@ class Loop:
 
     def _rebind(self) -> None:
         """Let go of whatever is bound, but for what ``use`` was given."""
-        self._binding, self._bound, self._steady = self._backend.binding(), {}, False
+        self._binding, self._logits_bound, self._steady = self._backend.binding(), None, 0
+        self._inputs = self._inputs.on(self._binding)
         for given in self._extra.values():
             for name, tensor in given.items():
                 self._binding.input(name, tensor)
@@ -296,7 +293,7 @@ class Loop:
 
         If the cache of a window no longer holds what that needs, the next ``append`` computes everything again.
         """
-        self._steady = False
+        self._steady = 0
         each = [lengths] * len(self.history) if isinstance(lengths, int) else lengths
         for row, length in zip(self.history, each, strict=True):
             if length < 0:
@@ -307,7 +304,7 @@ class Loop:
 
     def select(self, rows: RowIndices) -> None:
         """Keep the rows with these numbers, in this order; a row may be taken more than once."""
-        self._steady = False
+        self._steady = 0
         start = 0
         if len(rows) == len(self.history):
             # Beams share their prompt and most of what follows.
@@ -322,7 +319,7 @@ class Loop:
 
     def adopt(self, history: Sequence[Sequence[int]], states: Sequence[Array]) -> None:
         """Resume from ``history`` and the ``states`` that ``filled`` returned for it."""
-        self._steady = False
+        self._steady = 0
         self.cache.fill(states, [len(row) for row in history])
         self.history = [list(row) for row in history]
         self._long = self._switch is not None and self.length > self._switch
@@ -475,32 +472,32 @@ class Loop:
         batch, new = ids.shape
         starts = np.array([len(row) for row in self.history], dtype=np.int64)
         ends = starts + counts
-        total = int(ends.max())
+        filled: list[int] = ends.tolist()
+        total = max(filled)
         optional = self._graph.optional
         self._check_given()
-        self._steady = False
+        self._steady = 0
         if self._embedder is None:
-            self._input("input_ids", ids)
+            self._inputs.put("input_ids", ids)
         else:
             self._binding.input(self._graph.inputs["inputs_embeds"], self._embedder.embed(ids))
-        self._binding.input_array(self._graph.inputs["attention_mask"], self._mask(ends, total))
+        self._inputs.mask(filled, total)
         if "position_ids" in self._graph.inputs:
-            self._input("position_ids", starts[:, None] + np.arange(new, dtype=np.int64))
+            self._inputs.put("position_ids", starts[:, None] + np.arange(new, dtype=np.int64))
         if "picture_numbers" in optional:
-            self._input("picture_numbers", image_numbers(ids, counts), of=optional)
+            self._inputs.put("picture_numbers", image_numbers(ids, counts), of=optional)
         if "logits_to_keep" in optional:
-            self._input("logits_to_keep", np.array(keep, dtype=np.int64), of=optional)
+            self._inputs.put("logits_to_keep", np.array(keep, dtype=np.int64), of=optional)
         if "columns_to_keep" in optional:
             # The last columns are the last tokens of rows that are equally long.
             columns = keep if (counts == new).all() else 0
-            self._input("columns_to_keep", np.array(columns, dtype=np.int64), of=optional)
+            self._inputs.put("columns_to_keep", np.array(columns, dtype=np.int64), of=optional)
         if "query_lengths" in optional:
             ragged = batch > 1 and new > 1 and bool(starts.any())
-            self._input("query_lengths", (counts if ragged else _UNKNOWN).astype(np.int32), of=optional)
+            self._inputs.put("query_lengths", (counts if ragged else _UNKNOWN).astype(np.int32), of=optional)
         if self._appends or self._windows:
             # What they hold follows from what was fed; tokens that are fed again must go first.
             self.cache.trim(starts.tolist())
-        filled: list[int] = ends.tolist()
         self.cache.bind(self._binding, filled, max(room, int(starts.max()) + new))
         one_only = self._last_only or "logits_to_keep" in optional
         self._bind_logits(batch if new == 1 or (one_only and keep == 1) else None)
@@ -509,8 +506,7 @@ class Loop:
         self.cache.advance(filled)
         for old, fresh in zip(self.history, rows, strict=True):
             old.extend(fresh)
-        result = self._binding.result(self._logits)
-        logits = self._backend.memory.float32(result) if result.on_device else result.numpy()
+        logits = self._read_logits()
         if keep == 1 and logits.shape[1] > 1:
             # Some graphs give the logits of all positions, others those of each row's last token.
             logits = logits[np.arange(batch), counts - 1][:, None]
@@ -518,7 +514,7 @@ class Loop:
             logits = logits[:, -keep:]
         if logits.shape[1] < (keep or new):
             raise BadArtifact(f"{self._graph.file} gives the logits of a prompt's last token only.")
-        self._steady = batch == new == keep == 1
+        self._steady = batch if new == keep == 1 and (batch == 1 or "picture_numbers" not in optional) else 0
         return as_float32(logits)
 
     def _check_given(self) -> None:
@@ -531,42 +527,17 @@ class Loop:
                 "Generator.set_model_input of ortlm.genai."
             )
 
-    def _mask(self, ends: NDArray[np.int64], total: int) -> NDArray[np.integer]:
-        if len(ends) > 1:
-            return (np.arange(total) < ends[:, None]).astype(self._mask_type)
-        if self._ones.shape[1] < total:
-            self._make_ones(total)
-        return self._ones[:, :total]
-
-    def _make_ones(self, total: int) -> None:
-        """Make a mask of one row that others are parts of."""
-        self._ones = np.ones((1, 2 * total), dtype=self._mask_type)
-        self._ones_address = self._ones.ctypes.data
-
-    def _input(self, role: str, array: Array, *, of: Mapping[str, str] | None = None) -> None:
-        """Bind an input, or only copy its new contents to what is bound already, where runs see that."""
-        name = (of or self._graph.inputs)[role]
-        declared = self._backend.inputs.get(name)
-        if declared is not None and len(declared.shape) > array.ndim:
-            # Three positions for each token are alike in text; a number may be declared as a list of one.
-            array = np.broadcast_to(array, (3 if array.ndim else 1, *array.shape))
-        bound = self._bound.get(name)
-        if bound is not None and bound.array is not None and bound.array.shape == array.shape:
-            if self._in_place:
-                bound.array[...] = array
-                return
-            if np.array_equal(bound.array, array):
-                return
-        tensor = self._backend.tensor(np.array(array, self._types.get(role, array.dtype), order="C"))
-        self._binding.input(name, tensor)
-        self._bound[name] = tensor
+    def _read_logits(self) -> Array:
+        """Return the logits of the last run in main memory, in the type that came over."""
+        result = self._binding.result(self._logits)
+        return self._backend.memory.float32(result) if result.on_device else result.numpy()
 
     def _bind_logits(self, rows: int | None) -> None:
         """Bind memory for logits [rows, 1, V] once; None lets every run return new memory."""
         info = self._backend.outputs[self._logits]
         vocab = info.shape[2]
         if rows is None or vocab is None:
-            self._bound.pop(self._logits, None)
+            self._logits_bound = None
             self._binding.output(self._logits, None, to_host=True)
             return
         if self._logits_memory is None or self._logits_memory[0] != rows:
@@ -577,8 +548,8 @@ class Loop:
                 tensor = self._backend.tensor(np.zeros((rows, 1, vocab), info.dtype.numpy))
             self._logits_memory = rows, tensor
         tensor = self._logits_memory[1]
-        if self._bound.get(self._logits) is not tensor:
-            self._bound[self._logits] = tensor
+        if self._logits_bound is not tensor:
+            self._logits_bound = tensor
             self._binding.output(self._logits, tensor)
 
 
@@ -593,18 +564,3 @@ def _pad(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.i
         padded[: len(row)] = row
         padded[len(row) :] = row[0]
     return ids, counts
-
-
-def _integer_types(backend: Backend, graph: Graph) -> dict[str, np.dtype[np.integer]]:
-    """Return the element type of each input of integers, by role. Raises BadArtifact for one of another type."""
-    types: dict[str, np.dtype[np.integer]] = {}
-    for role, name in (*graph.inputs.items(), *graph.optional.items()):
-        declared = backend.inputs.get(name)
-        if declared is None or role == "inputs_embeds":
-            continue
-        if declared.dtype.name not in ("int32", "int64"):
-            raise BadArtifact(
-                f"{graph.file} takes {name!r} as {declared.dtype.name}; {role} must be int32 or int64."
-            )
-        types[role] = declared.dtype.numpy
-    return types

@@ -47,11 +47,15 @@ class DeviceMemory:
 
     def put(self, array: Array) -> DeviceTensor:
         """Return a copy of ``array`` on the device."""
-        given = self._device.tensor(np.ascontiguousarray(array))
-        if not array.size:
-            return given
-        new = self._device.allocate(array.shape, _kind(given))
-        self._run("copy", [given], [new])
+        return self.place(self._device.tensor(np.ascontiguousarray(array)))
+
+    def place(self, tensor: DeviceTensor) -> DeviceTensor:
+        """Return a copy on the device of ``tensor``, which lies in main memory."""
+        shape = _shape(tensor)
+        if 0 in shape:
+            return tensor
+        new = self._device.allocate(shape, _kind(tensor))
+        self._run("copy", [tensor], [new])
         return new
 
     def zeros(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[DType]) -> list[DeviceTensor]:

@@ -24,6 +24,10 @@ class HostMemory:
         """Return a tensor that aliases ``array``."""
         return self._tensor(array)
 
+    def place(self, tensor: DeviceTensor) -> DeviceTensor:
+        """Return ``tensor`` itself."""
+        return tensor
+
     def zeros(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[DType]) -> list[DeviceTensor]:
         """Return new tensors of zeros."""
         return [self._tensor(np.zeros(shape, kind.numpy)) for shape, kind in zip(shapes, dtypes, strict=True)]

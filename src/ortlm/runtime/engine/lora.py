@@ -112,7 +112,9 @@ class Adapters:
                 _check_pair(info, tensors.get(name.removesuffix("A") + "B"), path)
             elif name.endswith(".lora_B") and name.removesuffix("B") + "A" not in tensors:
                 raise BadArtifact(f"{path} holds {name!r} without its lora_A. Make the adapter again.")
-        return {name: tensor for name, (_, tensor) in tensors.items()}
+        # Where the graph computes: what lies elsewhere would be copied there for every generation.
+        place = self._session.memory.place
+        return {name: place(tensor) for name, (_, tensor) in tensors.items()}
 
     def _check_tensor(self, info: TensorInfo, path: Path) -> None:
         if info.name not in self._infos:

@@ -56,6 +56,16 @@ class TokenRows:
         self._tokens[row, at] = token
         self.lengths[row] = at + 1
 
+    def put_each(self, tokens: Sequence[int]) -> None:
+        """Add one token to the answer of every row; -1 for a row that gets none."""
+        lengths = self.lengths.tolist()
+        self._reach(max(lengths) + 1)
+        # After a run of the model every call of numpy is a slow one; rows are few.
+        for row, (at, token) in enumerate(zip(lengths, tokens, strict=True)):
+            if token >= 0:
+                self._tokens[row, at] = token
+                self.lengths[row] = at + 1
+
     def prompt_with(self, row: int, tokens: Sequence[int]) -> None:
         """Add tokens to a row and let its answer begin after them."""
         at = int(self.lengths[row])

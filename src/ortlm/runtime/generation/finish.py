@@ -57,25 +57,30 @@ class FinishReasons:
         """Keep those of ``rows``, int64 [B], in this order; a row may be taken more than once."""
         self._reasons = [self._reasons[row] for row in rows]
 
-    def after_token(
+    def after_step(
         self,
-        row: int,
-        token: int,
+        tokens: Sequence[int],
+        lengths: Sequence[int],
+        limits: Sequence[int],
         *,
-        spent: bool,
         stop_ids: Collection[int],
         is_complete: Callable[[int], bool],
     ) -> None:
-        """End ``row`` if its new ``token`` does: a stop token, the last one of its limit (``spent``).
+        """End the rows whose new one of ``tokens`` does: a stop token, the last one of the row's limit.
 
-        Without ``stop_ids`` an answer whose form ``is_complete`` ends too.
+        ``lengths`` are those of the answers, with it. Without ``stop_ids`` an answer whose form ``is_complete``
+        ends too. Rows that have ended already stay as they are.
         """
-        if token in stop_ids:
-            self._reasons[row] = "stop"
-        elif spent:
-            self._reasons[row] = "length"
-        elif not stop_ids and is_complete(row):
-            self._reasons[row] = "stop"
+        reasons = self._reasons
+        for row, (token, length, limit) in enumerate(zip(tokens, lengths, limits, strict=True)):
+            if reasons[row] is not None:
+                continue
+            if token in stop_ids:
+                reasons[row] = "stop"
+            elif length >= limit:
+                reasons[row] = "length"
+            elif not stop_ids and is_complete(row):
+                reasons[row] = "stop"
 
     def end_spent(self, rows: TokenRows, limits: Sequence[int]) -> None:
         """End those of ``rows`` whose answers have as many tokens as their ``limits`` allow."""

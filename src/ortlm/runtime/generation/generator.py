@@ -254,29 +254,33 @@ class Generator:
         processed = logits
         for process in decoding.processors:
             processed = process(self._rows.history, processed)
-        if ended:
+        if ended and processed is not logits:
             # Rows that have ended are not chosen for; what is forbidden there is nobody's trouble.
             processed = processed.copy()
             processed[ended] = logits[ended]
         tokens = self._choose(decoding, processed)
         top = decoding.settings.logprobs
-        self.logprobs = [
-            None if top is None or reason is not None else token_logprob(logits[row], int(tokens[row]), top)
-            for row, reason in enumerate(self._reasons)
-        ]
-        for row, reason in enumerate(self._reasons):
-            if reason is not None:
-                tokens[row] = -1
-                continue
-            token = int(tokens[row])
-            self._rows.put(row, token)
-            self._reasons.after_token(
-                row,
-                token,
-                spent=self._rows.answer_length(row) >= decoding.limits[row],
-                stop_ids=decoding.stop_ids,
-                is_complete=self._is_complete,
-            )
+        if top is None:
+            self.logprobs = [None] * self.rows
+        else:
+            self.logprobs = [
+                None if reason is not None else token_logprob(logits[row], int(tokens[row]), top)
+                for row, reason in enumerate(self._reasons)
+            ]
+        if ended:
+            tokens[ended] = -1
+        chosen, rows = tokens.tolist(), self._rows
+        rows.put_each(chosen)
+        self._reasons.after_step(
+            chosen,
+            [
+                length - start
+                for length, start in zip(rows.lengths.tolist(), rows.starts.tolist(), strict=True)
+            ],
+            decoding.limits,
+            stop_ids=decoding.stop_ids,
+            is_complete=self._is_complete,
+        )
         self._advance(tokens)
         return tokens
 
@@ -580,16 +584,16 @@ class Generator:
         too, and no drafts.
         """
         loop, rows = self.loop, self._rows
-        if (
-            self.proposer is None
-            and self.rows == 1
-            and rows.lengths[0] == len(loop.history[0]) + 1 == self._fed[0] + 1
-        ):
-            # What nearly every step is.
-            self.runs += 1
-            self._logits = loop.step(rows.tokens(0)[-1:])
-            self._fed[0] += 1
-            return
+        if self.proposer is None and not everything:
+            tokens = self._next_tokens()
+            if tokens is not None:
+                # What nearly every step is.
+                self.runs += 1
+                self._logits = loop.step(tokens)
+                for row, token in enumerate(tokens):
+                    if token >= 0:
+                        self._fed[row] += 1
+                return
         if not rows.lengths.all():
             raise BadOption("there is a row without a prompt; append its tokens first.")
         self._fed = np.minimum(self._fed, [len(past) for past in loop.history])
@@ -621,6 +625,24 @@ class Generator:
         for row, new in enumerate(fresh):
             if new:
                 self._fed[row] = rows.lengths[row]
+
+    def _next_tokens(self) -> list[int] | None:
+        """Return each row's last token, if that is all of it that the model has not seen, -1 for rows that wait.
+
+        None if anything else is to be fed, so that every row has to be looked at.
+        """
+        fed, lengths = self._fed.tolist(), self._rows.lengths.tolist()
+        if max(lengths) > self._rules.context_tokens or [len(past) for past in self.loop.history] != fed:
+            return None
+        tokens: list[int] = []
+        for row, (seen, length, reason) in enumerate(zip(fed, lengths, self._reasons, strict=True)):
+            if reason is not None and seen:
+                tokens.append(-1)
+            elif length == seen + 1:
+                tokens.append(int(self._rows.tokens(row, seen)[0]))
+            else:
+                return None
+        return tokens
 
     def _draft(self, proposer: Proposer, row: int) -> Draft | None:
         """Return what may come next in ``row``, as far as it can be of use."""

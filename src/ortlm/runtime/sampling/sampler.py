@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ortlm.errors import BadOption, Error
 from ortlm.runtime.engine.types import Logits, Processor, Tokens
-from ortlm.runtime.sampling.top_k import largest, possible
+from ortlm.runtime.sampling.top_k import Ids, largest, largest_each, possible
 
 Probabilities = NDArray[np.float64]
 Randoms = Sequence[np.random.Generator]
@@ -58,19 +58,36 @@ def draw_among(
     tokens only: with a large vocabulary, each pass over all of it takes longer than all the rest.
     ``forbidden`` bool [V] are tokens that are never taken.
     """
+    if not np.isfinite(logits.max(axis=1)).all():
+        raise nothing_to_choose()
+    ids = largest_each(logits, count)
+    if ids is not None and not (forbidden is not None and forbidden[ids].any()):
+        return _draw_few(np.take_along_axis(logits, ids, axis=1), ids, randoms, warpers)
     tokens = np.zeros(len(logits), dtype=np.int64)
-    none = np.zeros((1, 0), dtype=np.int64)
     for at, (row, random) in enumerate(zip(logits, randoms, strict=True)):
-        if not np.isfinite(row.max()):
-            raise nothing_to_choose()
-        ids = largest(row, count)
-        if forbidden is not None and forbidden[ids].any():
+        few = largest(row, count)
+        if forbidden is not None and forbidden[few].any():
             row = np.where(forbidden, np.float32(-np.inf), row)
-            ids = largest(row, count)
-        few = row[ids][None]
-        for warp in warpers:
-            few = warp(none, few)
-        tokens[at] = ids[_draw(few[0], random)]
+            few = largest(row, count)
+        tokens[at] = _draw_few(row[few][None], few[None], [random], warpers)[0]
+    return tokens
+
+
+def _draw_few(few: Logits, ids: Ids, randoms: Randoms, warpers: Sequence[Processor]) -> Tokens:
+    """Draw one of ``ids`` int64 [B, n] for every row by its logits ``few`` [B, n] after ``warpers``."""
+    none = np.zeros((len(few), 0), dtype=np.int64)
+    for warp in warpers:
+        few = warp(none, few)
+    tops = few.max(axis=1, keepdims=True)
+    if not np.isfinite(tops).all():
+        raise nothing_to_choose()
+    weights = np.exp(few - tops)
+    ends = np.cumsum(weights, axis=1, dtype=np.float64)
+    shares = np.array([random.random() for random in randoms])
+    # Below the end, so that a token of probability 0 is never met.
+    targets = np.minimum(shares * ends[:, -1], np.nextafter(ends[:, -1], 0))
+    places = (ends <= targets[:, None]).sum(axis=1)
+    tokens: Tokens = ids[np.arange(len(ids)), places]
     return tokens
 
 

@@ -31,7 +31,7 @@ def largest(row: Row, count: int) -> Ids:
     """
     if count >= len(row):
         return np.arange(len(row))
-    floor = _floor(row, count) if _LONG * count <= len(row) else -np.inf
+    floor: Any = _floor(row, count) if _LONG * count <= len(row) else -np.inf
     # Among many equal values, such as what filters leave at -inf, partitioning would be slow.
     ids = np.flatnonzero(row >= floor if floor > -np.inf else row > -np.inf)
     if len(ids) < count:
@@ -42,19 +42,47 @@ def largest(row: Row, count: int) -> Ids:
     return positions
 
 
+def largest_each(logits: NDArray[np.floating[Any]], count: int) -> Ids | None:
+    """Return what ``largest`` finds in every row of ``logits`` [B, V], int64 [B, n], all rows at once.
+
+    None where rows differ in n, by values that are equal, and where ``largest`` goes another way. NaN is not
+    allowed.
+    """
+    batch, size = logits.shape
+    if not count or _LONG * count > size:
+        return None
+    floors = _floor(logits, count)
+    if not (floors > -np.inf).all():
+        return None
+    above = logits >= floors[:, None]
+    rows, ids = np.divmod(np.flatnonzero(above), size)
+    counts = np.bincount(rows, minlength=batch)
+    # A row in each line, filled up with what no value is below.
+    places = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+    values = np.full((batch, counts.max()), -np.inf, logits.dtype)
+    values[rows, places] = logits[rows, ids]
+    least = np.partition(values, values.shape[1] - count, axis=1)[:, -count]
+    kept = values >= least[:, None]
+    found = kept.sum(axis=1)
+    if (found != found[0]).any():
+        return None
+    chosen: Ids = ids[kept[rows, places]].reshape(batch, found[0])
+    return chosen
+
+
 def descending(row: Row, ids: Ids) -> Ids:
     """Return ascending ``ids`` by their values, the largest first and the lowest id first among equals."""
     return ids[np.argsort(-row[ids], kind="stable")]
 
 
-def _floor(row: Row, count: int) -> np.floating[Any]:
-    """Return a number that is at most the ``count``-th largest value, and nearly always close to it.
+def _floor(values: NDArray[np.floating[Any]], count: int) -> Any:
+    """Return a number that is at most the ``count``-th largest of values [V] or [B, V], and nearly always close.
 
-    The row is folded into columns. The maxima of ``count`` columns are at least the result, so at least as
-    many values are.
+    A row is folded into columns. The maxima of ``count`` columns are at least the result, so at least as many
+    values are.
     """
-    columns = max(8 * count, min(1024, len(row) // 8))
-    rows = len(row) // columns
-    maxima = row[: rows * columns].reshape(rows, columns).max(axis=0)
-    floor: np.floating[Any] = np.partition(maxima, columns - count)[columns - count]
-    return floor
+    size = values.shape[-1]
+    columns = max(8 * count, min(1024, size // 8))
+    rows = size // columns
+    folded = values[..., : rows * columns].reshape(*values.shape[:-1], rows, columns)
+    return np.partition(folded.max(axis=-2), columns - count)[..., columns - count]

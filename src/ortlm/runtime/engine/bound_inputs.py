@@ -1,0 +1,97 @@
+"""The integers that a decoder reads, bound only where they change: ids, masks, positions, and small switches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortlm.artifact import Graph
+from ortlm.dtypes import Array
+from ortlm.errors import BadArtifact
+from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
+
+
+class BoundInputs:
+    """What ``binding`` holds of a graph's integers, for runs of ``backend``.
+
+    Raises BadArtifact if the graph takes one of them as another type.
+    """
+
+    def __init__(self, backend: Backend, graph: Graph, binding: Binding) -> None:
+        self._backend, self._graph, self._binding = backend, graph, binding
+        # Elsewhere, what is written to memory that is bound is never seen.
+        self._in_place = backend.memory.is_host
+        self._types = _integer_types(backend, graph)
+        self._bound: dict[str, DeviceTensor] = {}
+        # Masks are parts of these, so that none has to be made for a step.
+        kind = self._types.get("attention_mask", np.dtype(np.int64))
+        self._ones: NDArray[np.integer] = np.ones(0, kind)
+        self._ragged: NDArray[np.integer] = np.ones(0, kind)
+        self._places = np.arange(0)
+        self._ones_address = self._ragged_address = 0
+
+    def on(self, binding: Binding) -> BoundInputs:
+        """Return the same for another ``binding``, which holds nothing yet."""
+        return BoundInputs(self._backend, self._graph, binding)
+
+    def put(self, role: str, array: Array, *, of: Mapping[str, str] | None = None) -> None:
+        """Bind an input, or only copy its new contents to what is bound already, where runs see that."""
+        name = (of or self._graph.inputs)[role]
+        declared = self._backend.inputs.get(name)
+        if declared is not None and len(declared.shape) > array.ndim:
+            # Three positions for each token are alike in text; a number may be declared as a list of one.
+            array = np.broadcast_to(array, (3 if array.ndim else 1, *array.shape))
+        bound = self._bound.get(name)
+        if bound is not None and bound.array is not None and bound.array.shape == array.shape:
+            if self._in_place:
+                bound.array[...] = array
+                return
+            if np.array_equal(bound.array, array):
+                return
+        tensor = self._backend.tensor(np.array(array, self._types.get(role, array.dtype), order="C"))
+        self._binding.input(name, tensor)
+        self._bound[name] = tensor
+
+    def rewrite(self, role: str, values: Sequence[int]) -> None:
+        """Give an input one value for each row, [B, 1], after ``put`` has given it as many."""
+        name = self._graph.inputs[role]
+        tensor = self._bound[name]
+        tensor.numpy()[..., 0] = values
+        if not self._in_place:
+            self._binding.input(name, tensor)
+
+    def mask(self, ends: Sequence[int], total: int) -> None:
+        """Bind the mask [B, total] of rows of which row i has ``ends[i]`` tokens."""
+        rows = len(ends)
+        size = rows * total
+        if min(ends) == total:
+            if len(self._ones) < size:
+                self._ones = np.ones(2 * size, self._ones.dtype)
+                self._ones_address = self._ones.ctypes.data
+            mask, address = self._ones[:size].reshape(rows, total), self._ones_address
+        else:
+            if len(self._ragged) < size:
+                self._ragged = np.ones(2 * size, self._ragged.dtype)
+                self._ragged_address = self._ragged.ctypes.data
+            if len(self._places) < total:
+                self._places = np.arange(2 * total)
+            mask, address = self._ragged[:size].reshape(rows, total), self._ragged_address
+            np.less(self._places[:total], np.array(ends)[:, None], out=mask)
+        self._binding.input_array(self._graph.inputs["attention_mask"], mask, address)
+
+
+def _integer_types(backend: Backend, graph: Graph) -> dict[str, np.dtype[np.integer]]:
+    """Return the element type of each input of integers, by role. Raises BadArtifact for one of another type."""
+    types: dict[str, np.dtype[np.integer]] = {}
+    for role, name in (*graph.inputs.items(), *graph.optional.items()):
+        declared = backend.inputs.get(name)
+        if declared is None or role == "inputs_embeds":
+            continue
+        if declared.dtype.name not in ("int32", "int64"):
+            raise BadArtifact(
+                f"{graph.file} takes {name!r} as {declared.dtype.name}; {role} must be int32 or int64."
+            )
+        types[role] = declared.dtype.numpy
+    return types
