@@ -19,7 +19,8 @@ class Target:
     is built next to the one that loads everywhere.
     ``block``, ``symmetric``, ``accuracy_level``, ``head_bits``, ``embed_bits``, ``vision_bits`` are what ``-p
     int4`` means here; ``int8`` takes the same with 8 bits. ``weight_bits`` are those that its kernels know.
-    ``wide``: recipes may give 8 bits to the matrices that lose most.
+    ``half_scales``: fp32 activations have their scales stored in fp16. Off where a graph must hold no fp16.
+    ``wide``: recipes may give more bits to the matrices that lose most.
     ``integer_products``: there are fast kernels for MatMulInteger here.
     ``int8_cache``: GroupQueryAttention keeps keys and values in 8 bits here.
     ``packed_mlp``: the same for gate and up alone, if they differ from queries, keys and values.
@@ -46,6 +47,7 @@ class Target:
     embed_bits: int
     vision_bits: int
     weight_bits: tuple[int, ...] = (2, 4, 8)
+    half_scales: bool = False
     wide: bool = False
     integer_products: bool = False
     int8_cache: bool = False
@@ -73,6 +75,8 @@ _TARGETS = (
         head_bits=8,
         embed_bits=8,
         vision_bits=8,
+        weight_bits=(2, 4, 5, 6, 8),
+        half_scales=True,
         # Large blocks leave bits over.
         wide=True,
         integer_products=True,
@@ -149,6 +153,7 @@ _TARGETS = (
         head_bits=4,
         embed_bits=4,
         vision_bits=8,
+        half_scales=True,
     ),
 )
 

@@ -124,7 +124,7 @@ def test_quantized_runs(name: str, precision: str, saved: Saved, build: Build) -
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 5, 6, 8])
 @pytest.mark.parametrize("name", ["phi3", "qwen2-tied", "gemma2", "phi-2"])
 def test_quantized_graph_is_exact(name: str, bits: int, symmetric: bool, saved: Saved, build: Build) -> None:
     """With float activations, a quantized graph computes exactly what its rounded weights say."""
@@ -132,7 +132,7 @@ def test_quantized_graph_is_exact(name: str, bits: int, symmetric: bool, saved: 
         bits=bits, head_bits=bits, embed_bits=bits, block_size=32, symmetric=symmetric, accuracy_level=1
     )
     lm = build(name, "int4", options)
-    scheme = Scheme(bits=bits, block=32, symmetric=symmetric)
+    scheme = Scheme(bits=bits, block=32, symmetric=symmetric, scales="fp16")
     original = saved(name).model
     model = type(original)(original.config).eval()
     state = original.state_dict()

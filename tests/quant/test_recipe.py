@@ -23,10 +23,18 @@ def place(role: str, layer: int | None = None, node: str = "/n/MatMul") -> Matri
 
 
 def test_cpu_default() -> None:
-    recipe = make_recipe("int4", CPU, BuildOptions())
-    body, head = recipe(place("qkv", 5)), recipe(place("head"))
+    recipe = make_recipe("int4", CPU, BuildOptions(recipe="balanced"))
+    large = 8_000_001
+    body = recipe(MatrixLocation("qkv", "/n/MatMul", 5, 32, large))
+    head = recipe(MatrixLocation("head", "/n/MatMul", None, 32, large))
     assert body is not None
-    assert (body.bits, body.block, body.symmetric, body.accuracy_level) == (4, 128, False, 4)
+    assert (body.bits, body.block, body.symmetric, body.accuracy_level, body.scales) == (
+        4,
+        128,
+        False,
+        4,
+        "fp16",
+    )
     assert head is not None
     assert (head.bits, head.block) == (8, 128)
 
@@ -39,8 +47,9 @@ def test_balanced_widens_what_loses_most() -> None:
         return scheme.bits if scheme else 0
 
     small, large = 8_000_000, 8_000_001
-    assert [at("out", 10, small), at("out", 10, large), at("qkv", 10, small)] == [8, 4, 4]
-    assert {at("down", i, small) for i in range(32)} == {8}
+    assert [at(role, 10, small) for role in ("qkv", "out", "gate_up", "down")] == [5, 6, 5, 6]
+    assert [at(role, 10, large) for role in ("qkv", "out", "gate_up", "down")] == [4, 4, 4, 4]
+    assert {at("down", i, small) for i in range(32)} == {6}
     eight = [i for i in range(32) if at("down", i, large) == 8]
     assert eight == [i for i in range(32) if i < 4 or i >= 28 or (i - 4) % 3 == 2]
     asked = make_recipe("int4", CPU, BuildOptions(recipe="balanced", bits=4))

@@ -36,7 +36,7 @@ def test_a_file(tmp_path: Path) -> None:
         return str(recipe(MatrixLocation(role, node, layer, 16)))
 
     assert at("gate_up", 15) == "int8, block 64, asymmetric, awq_gptq"
-    assert at("gate_up", 5) == "int4, block 64, asymmetric, awq_gptq"
+    assert at("gate_up", 5) == "int6, block 64, asymmetric, awq_gptq"
     assert at("qkv", 3, "/model/layers.3/attn/qkv_proj/MatMul").endswith("rtn")
     assert at("embed") == "int4, block 64, asymmetric, rtn"
     assert (at("down", 0), at("down", 3)) == ("None", "int8, block 64, asymmetric, awq_gptq")
@@ -48,7 +48,7 @@ def test_a_file(tmp_path: Path) -> None:
         ("- a list", "must hold keys and values"),
         ("bits: true", "bits is True"),
         ("bitz: 4", "there is no key 'bitz'.*Did you mean: bits"),
-        ("bits: 5", "bits must be one of 2, 4, 8"),
+        ("bits: 7", "bits must be one of 2, 4, 5, 6, 8"),
         ("block: 48", "Nearest: 32|Nearest: 64"),
         ("base: best", "there are fast, balanced, quality"),
         ("algorithm: hqq", "there is no quantization algorithm 'hqq'"),

@@ -23,7 +23,11 @@ _WEIGHT_INPUT = {
     "QLinearMatMul": 3,
 }
 # What may stand between a stored weight and its product; ONNX Runtime folds or fuses all of them.
-_TRANSPARENT = ("Transpose", "Cast", "Reshape", "DequantizeLinear", "Identity")
+_TRANSPARENT = (
+    "Transpose", "Cast", "Reshape", "DequantizeLinear", "Identity",
+    # Codes that are widened at loading.
+    "BitwiseOr", "Concat", "BitwiseAnd", "BitShift", "Slice",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,14 +29,18 @@ _SHAPING = (
 
 @dataclass(frozen=True, slots=True)
 class KeptWeights:
-    """How many bits the codes of a weight take that is carried over, by its name in the spec."""
+    """How many bits the codes of a weight take that is carried over, by its name in the spec.
+
+    ``accuracy_level`` and ``scales`` are those of ``Scheme``.
+    """
 
     bits: Mapping[str, int] = field(default_factory=dict)
     accuracy_level: int = 0
+    scales: str = "fp32"
 
     def recipe(self, base: Recipe) -> Recipe:
         """Return ``base``, but for what is carried over."""
-        return Keeping(base, self.bits, self.accuracy_level) if self.bits else base
+        return Keeping(base, self.bits, self.accuracy_level, self.scales) if self.bits else base
 
 
 def kept_weights(
@@ -95,7 +99,7 @@ def kept_weights(
         )
         raise BadOption(f"keep_quantization does not apply to {checkpoint.path.name}: {why}. Leave it out.")
     level = target.accuracy_level if options.accuracy_level is None else options.accuracy_level
-    return KeptWeights(found, level)
+    return KeptWeights(found, level, "fp16" if target.half_scales else "fp32")
 
 
 def _is_trained(checkpoint: Checkpoint) -> bool:

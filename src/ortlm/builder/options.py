@@ -8,7 +8,19 @@ from dataclasses import dataclass, field, replace
 
 from ortlm.errors import BadOption
 from ortlm.quant.algorithms import CALIBRATED, check_algorithm
-from ortlm.quant.recipe import PRESETS, ROLES, SENSITIVE, WIDE, Preset, Recipe, Rule, Ruled, Uniform
+from ortlm.quant.recipe import (
+    FINE,
+    FINE_BLOCK,
+    PRESETS,
+    ROLES,
+    SENSITIVE,
+    WIDE,
+    Preset,
+    Recipe,
+    Rule,
+    Ruled,
+    Uniform,
+)
 from ortlm.quant.recipe_file import DEFAULTS, find_preset
 from ortlm.quant.scheme import Scheme
 from ortlm.target import TARGETS, Target
@@ -150,9 +162,11 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
     body = Scheme(
         bits=first(options.bits, 8 if eight else preset.bits, 4),
         block=first(options.block_size, preset.block, target.block),
-        symmetric=bool(first(options.symmetric, preset.symmetric, target.symmetric)),
+        # At 8 bits a zero point gains less than its bytes.
+        symmetric=bool(first(options.symmetric, preset.symmetric, eight or target.symmetric)),
         accuracy_level=first(options.accuracy_level, target.accuracy_level),
         algorithm=preset.algorithm,
+        scales="fp16" if target.half_scales else "fp32",
     )
 
     def at(bits: int, *, rounded: bool) -> Scheme | None:
@@ -165,9 +179,12 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
     vision = first(options.vision_bits, 8 if eight else preset.vision_bits, target.vision_bits)
     base = Uniform(body, at(head, rounded=False), at(embed, rounded=True), at(vision, rounded=True))
     rules: list[Rule] = []
+    block = first(options.block_size, preset.block, 0)
+    if not block and target.block > FINE_BLOCK:
+        rules += FINE
     # A width that was asked for wins over one that a named recipe implies.
     if preset.wide and options.bits is None and target.wide:
-        rules += WIDE
+        rules += [replace(r, block=block or r.block) for r in WIDE]
     rules += [r for r in preset.rules if not (options.recipe in (None, *PRESETS) and _too_wide(r, target))]
     if options.mixed:
         rules.append(Rule(roles=("qkv", "down"), layers=SENSITIVE, bits=8))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ortlm.dtypes import Floats, dtype
+from ortlm.dtypes import Floats
 from ortlm.errors import BadCheckpoint
 from ortlm.graph.builder import Product
 from ortlm.graph.weight_plan import Plain, Plan, Quantized
@@ -15,7 +15,7 @@ from ortlm.quant.algorithms import CALIBRATED, KEPT, Calibrated, quantizer
 from ortlm.quant.awq import channel_scales
 from ortlm.quant.gptq import Feedback, Moments, corrected, feedback, gptq, moments
 from ortlm.quant.recipe import Calibration
-from ortlm.quant.rtn import Packed, clip_search, clipped_range, dequantize
+from ortlm.quant.rtn import Packed, clip_search, clipped_range, dequantize, stored
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import GatedMLP
 from ortlm.weights.reader import Weights
@@ -120,9 +120,7 @@ class LayerQuantizer:
             if self._settings.correct:
                 part = corrected(part, known)
             scales, zeros = self._ranges(part, scheme, importance)
-            # What is rounded against is what will be stored.
-            kept = scales.astype(dtype(item.scales.dtype).numpy).astype(np.float32)
-            done.append(gptq(part, scheme, known, np.where(kept == 0, scales, kept), zeros))
+            done.append(gptq(part, scheme, known, stored(scales, scheme), zeros))
         return _joined(done)
 
     @staticmethod

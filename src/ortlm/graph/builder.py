@@ -281,11 +281,16 @@ class Builder:
         rows, inputs = sum(p.shape[0] for p in parameters), parameters[0].shape[1]
         blocks, row = scheme.blocks(inputs), scheme.row_bytes(inputs)
         views = []
-        if matmul:
+        if scheme.kernel_bits != scheme.bits:
+            # The planes of codes that have to be widened are not block by block.
+            views.append(Initializer(f"{name}.codes", "uint8", (rows, row)))
+        elif matmul:
             views.append(Initializer(f"{name}.codes", "uint8", (rows, blocks, row // blocks)))
-        if gather:
+        if gather and scheme.kernel_bits == scheme.bits:
             views.append(Initializer(f"{name}.rows", "uint8", (rows, row)))
-        scales = Initializer(f"{name}.scales", self.dtype, (rows, blocks))
+        kind = self.dtype if self.dtype != "fp32" else scheme.scales
+        scheme = replace(scheme, scales=kind)
+        scales = Initializer(f"{name}.scales", kind, (rows, blocks))
         zeros = (
             None
             if scheme.symmetric

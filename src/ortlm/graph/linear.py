@@ -8,6 +8,7 @@ from dataclasses import replace
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
 from ortlm.graph.integer_matmul import as_rows, integer_products
 from ortlm.graph.lora import add_lora, is_adapted
+from ortlm.graph.stored_codes import StoredCodes, stored_codes
 from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.scheme import BLOCKS, Scheme
 from ortlm.spec import Decoder, Parameter
@@ -86,11 +87,11 @@ def _quantized_product(
         rows = as_rows(g, x, inputs, path)
         columns = g.columns(weights, module)
         return integer_products(g, x, rows, [columns], inputs=inputs, shapes=[out], path=path)
-    codes, _, scales, zeros = g.quantized(weights, module, scheme)
+    matrix = stored_codes(g, weights, module, scheme)
     g.stored_for[f"{module}.codes"] = f"{path}/MatMul"
 
     def packed() -> Value:
-        return _matmul_nbits(g, x, codes, scales, zeros, scheme=scheme, inputs=inputs, out=out, path=path)
+        return _matmul_nbits(g, x, matrix, scheme=scheme, inputs=inputs, out=out, path=path)
 
     # The head is for the last rows of a prompt only.
     if g.many is None or role == "head":
@@ -115,9 +116,7 @@ def _quantized_product(
 def _matmul_nbits(
     g: Builder,
     x: Value,
-    codes: Value | None,
-    scales: Value,
-    zeros: Value | None,
+    matrix: StoredCodes,
     *,
     scheme: Scheme,
     inputs: int,
@@ -127,15 +126,15 @@ def _matmul_nbits(
     return g.op(
         "MatMulNBits",
         x,
-        codes,
-        scales,
-        zeros,
+        matrix.codes,
+        matrix.scales,
+        matrix.zeros,
         shape=out,
         name=path,
         domain=MICROSOFT,
         K=inputs,
         N=int(out[-1]),
-        bits=scheme.bits,
+        bits=scheme.kernel_bits,
         block_size=scheme.block,
         accuracy_level=scheme.accuracy_level,
     )
@@ -163,38 +162,36 @@ class Vocabulary:
         self._scheme = _dividing(embed_scheme, spec.hidden)
         self._shared = spec.tied_head and self._scheme == head_scheme
         self._head_scheme = head_scheme
-        self._codes: Value | None = None
+        self._matrix: StoredCodes | None = None
         matmul = self._shared and head
         if self._scheme is not None and (embed or matmul):
-            self._codes, self._rows, self._scales, self._zeros = g.quantized(
-                [self._embed], "embed_tokens", self._scheme, gather=embed, matmul=matmul
+            self._matrix = stored_codes(
+                g, [self._embed], "embed_tokens", self._scheme, gather=embed, matmul=matmul
             )
 
     def embed(self, ids: Value, shape: Shape) -> Value:
         """Return the embeddings [B, S, H] of token ``ids`` int64 [B, S]."""
         g, path = self._g, "/model/embed_tokens"
-        if self._scheme is None:
+        if self._scheme is None or self._matrix is None:
             table = g.matrix([self._embed], "embed_tokens.weight", transposed=False)
             return g.op("Gather", table, ids, shape=shape, name=path, axis=0)
         scheme, blocks = self._scheme, self._scheme.blocks(self._spec.hidden)
         if not g.target.block_lookup:
-            return _dequantized_rows(
-                g, ids, self._rows, self._scales, self._zeros, scheme=scheme, shape=shape, path=path
-            )
+            return _dequantized_rows(g, ids, self._matrix, scheme=scheme, shape=shape, path=path)
         # Older ones refuse 2 bits; an odd number of zero points of 4 bits they read as if rows were not padded,
         # and say nothing.
         if scheme.bits == 2 or (scheme.bits == 4 and not scheme.symmetric and blocks % 2):
             g.need(_NARROW_LOOKUP)
         return g.op(
             "GatherBlockQuantized",
-            self._rows,
+            self._matrix.rows,
             ids,
-            self._scales,
-            self._zeros,
+            self._matrix.scales,
+            self._matrix.zeros,
             shape=shape,
             name=path,
             domain=MICROSOFT,
-            bits=self._scheme.bits,
+            bits=self._scheme.kernel_bits,
             block_size=self._scheme.block,
             gather_axis=0,
             quantize_axis=1,
@@ -208,12 +205,11 @@ class Vocabulary:
             [y] = linear(g, x, ["head"], parameters=self._parameters, module="lm_head", shape=shape)
             return y
         if self._head_scheme is not None:
-            if self._shared:
-                codes, scales, zeros = self._codes, self._scales, self._zeros
-            else:
-                codes, _, scales, zeros = g.quantized([self._embed], "lm_head", self._head_scheme)
+            matrix = self._matrix
+            if matrix is None or not self._shared:
+                matrix = stored_codes(g, [self._embed], "lm_head", self._head_scheme)
             y = _matmul_nbits(
-                g, x, codes, scales, zeros,
+                g, x, matrix,
                 scheme=self._head_scheme, inputs=spec.hidden, out=out, path=path,
             )  # fmt: skip
         else:
@@ -234,9 +230,7 @@ class Vocabulary:
 def _dequantized_rows(
     g: Builder,
     ids: Value,
-    rows: Value | None,
-    scales: Value,
-    zeros: Value | None,
+    matrix: StoredCodes,
     *,
     scheme: Scheme,
     shape: Shape,
@@ -244,14 +238,14 @@ def _dequantized_rows(
 ) -> Value:
     """Return what GatherBlockQuantized gives for ``ids``, float [B, S, H], by operators that every provider has.
 
-    ``rows`` uint8 [V, bytes], ``scales`` [V, blocks] and ``zeros`` uint8 [V, bytes] are stored as it wants them.
+    ``matrix`` is stored as it wants it.
     """
     lead, inputs = tuple(shape[:-1]), int(shape[-1])
     blocks = scheme.blocks(inputs)
     apart = (*lead, blocks, scheme.block)
 
     def codes(packed: Value | None, count: int) -> Value:
-        width = -(-count * scheme.bits // 8)
+        width = -(-count * scheme.kernel_bits // 8)
         x = g.op("Gather", packed, ids, shape=(*lead, width), dtype="uint8", name=path, axis=0)
         if scheme.bits == 4:
             pair = (*lead, width, 1)
@@ -277,12 +271,16 @@ def _dequantized_rows(
                 )  # fmt: skip
         return g.cast(x, g.dtype, (*lead, count), path)
 
-    x = g.op("Reshape", codes(rows, inputs), g.integers(0, 0, blocks, scheme.block), shape=apart, name=path)
+    x = g.op(
+        "Reshape", codes(matrix.rows, inputs), g.integers(0, 0, blocks, scheme.block), shape=apart, name=path
+    )
     zero: Value = g.number(float(scheme.zero))
-    if zeros is not None:
-        zero = g.op("Unsqueeze", codes(zeros, blocks), g.integers(-1), shape=(*lead, blocks, 1), name=path)
+    if matrix.zeros is not None:
+        zero = g.op(
+            "Unsqueeze", codes(matrix.zeros, blocks), g.integers(-1), shape=(*lead, blocks, 1), name=path
+        )
     x = g.op("Sub", x, zero, shape=apart, name=path)
-    scale = g.op("Gather", scales, ids, shape=(*lead, blocks), name=path, axis=0)
+    scale = g.op("Gather", matrix.scales, ids, shape=(*lead, blocks), name=path, axis=0)
     scale = g.op("Unsqueeze", scale, g.integers(-1), shape=(*lead, blocks, 1), name=path)
     x = g.op("Mul", x, scale, shape=apart, name=path)
     return g.op("Reshape", x, g.integers(0, 0, inputs), shape=shape, name=path)

@@ -175,5 +175,5 @@ def gptq(weight: Floats, scheme: Scheme, carry: Feedback, scales: Floats, zeros:
     return Packed(
         values=pack(np.ascontiguousarray(codes.T), scheme.bits),
         scales=scales,
-        zeros=None if scheme.symmetric else pack(zeros.astype(np.uint8), scheme.bits),
+        zeros=None if scheme.symmetric else pack(zeros.astype(np.uint8), scheme.kernel_bits),
     )

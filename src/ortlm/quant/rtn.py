@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ortlm.dtypes import Array
+from ortlm.dtypes import Array, dtype
 from ortlm.quant.pack import pack, unpack
 from ortlm.quant.scheme import Scheme
 
@@ -29,6 +29,9 @@ class Packed:
 
 
 Quantizer = Callable[[Array, Scheme], Packed]
+
+# The smallest number that fp16 holds in full precision.
+_NORMAL = np.float32(2.0**-14)
 
 
 def rtn(weight: Array, scheme: Scheme) -> Packed:
@@ -104,6 +107,25 @@ def _clipped(weight: Array, scheme: Scheme, importance: Array | None) -> tuple[A
     return best_scales, best_zeros
 
 
+def stored(scales: Array, scheme: Scheme) -> Array:
+    """Return ``scales`` as ``scheme`` stores them, float32; codes are rounded against these.
+
+    Those that fp16 holds in few digits only are rounded up, so that the largest weight of a block keeps its code
+    and none becomes 0. What fp16 cannot hold is infinite.
+    """
+    if scheme.scales == "fp32":
+        return scales.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        small = scales.astype(dtype(scheme.scales).numpy)
+    if scheme.scales == "fp16":
+        size = np.abs(scales)
+        short = (size < _NORMAL) & (np.abs(small.astype(np.float32)) < size)
+        if short.any():
+            up = np.nextafter(np.abs(small[short]), np.float16(np.inf))
+            small[short] = np.copysign(up, scales[short])
+    return small.astype(np.float32)
+
+
 def dequantize(packed: Packed, scheme: Scheme, inputs: int) -> Array:
     """Return the float32 weights [rows, inputs] that ``packed`` stands for."""
     blocks = packed.scales.shape[-1]
@@ -112,7 +134,7 @@ def dequantize(packed: Packed, scheme: Scheme, inputs: int) -> Array:
     zeros = (
         np.float32(scheme.zero)
         if packed.zeros is None
-        else unpack(packed.zeros, scheme.bits, blocks)[..., None].astype(np.float32)
+        else unpack(packed.zeros, scheme.kernel_bits, blocks)[..., None].astype(np.float32)
     )
     return ((codes - zeros) * packed.scales[..., None]).reshape(len(packed.scales), -1)[:, :inputs]
 
@@ -143,6 +165,7 @@ def _affine(low: Array, high: Array, scheme: Scheme) -> tuple[Array, Array]:
 
 
 def _finish(blocks: Array, scales: Array, zeros: Array, scheme: Scheme) -> Packed:
+    scales = stored(scales, scheme)
     codes = blocks / scales[..., None]
     codes += zeros[..., None]
     np.rint(codes, out=codes)
@@ -150,6 +173,6 @@ def _finish(blocks: Array, scales: Array, zeros: Array, scheme: Scheme) -> Packe
     rows = len(blocks)
     return Packed(
         values=pack(codes.astype(np.uint8).reshape(rows, -1), scheme.bits),
-        scales=scales.astype(np.float32, copy=False),
-        zeros=None if scheme.symmetric else pack(zeros.astype(np.uint8), scheme.bits),
+        scales=scales,
+        zeros=None if scheme.symmetric else pack(zeros.astype(np.uint8), scheme.kernel_bits),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ortlm.errors import BadOption
 
-BITS = (2, 4, 8)
+BITS = (2, 4, 5, 6, 8)
 BLOCKS = (16, 32, 64, 128, 256)
 
 
@@ -16,7 +16,9 @@ class Scheme:
 
     ``bits`` per code, ``block`` inputs that share a scale, ``symmetric`` fixes zero at ``2**(bits-1)``.
     ``accuracy_level`` is MatMulNBits' lowest allowed precision of activations: 0 any, 1 fp32, 2 fp16,
-    3 bf16, 4 int8 (the fast one on CPU). ``algorithm`` names the function that finds the codes.
+    3 bf16, 4 int8 (the fast one on CPU). ``algorithm`` names the function that finds the codes. ``scales`` is
+    the element type in which scales are stored: fp16 halves them, and a graph with fp32 activations converts
+    them when it is loaded.
     """
 
     bits: int
@@ -24,6 +26,7 @@ class Scheme:
     symmetric: bool = False
     accuracy_level: int = 0
     algorithm: str = "rtn"
+    scales: str = "fp32"
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -35,6 +38,11 @@ class Scheme:
             )
         if self.accuracy_level not in range(5):
             raise BadOption(f"accuracy_level must be 0 to 4; got {self.accuracy_level}.")
+
+    @property
+    def kernel_bits(self) -> int:
+        """Bits of the codes that the kernel multiplies by: those that it does not know become 8 at loading."""
+        return 8 if self.bits in (5, 6) else self.bits
 
     @property
     def zero(self) -> int:
@@ -51,11 +59,7 @@ class Scheme:
 
     def zero_row_bytes(self, inputs: int) -> int:
         """Bytes of the packed zero points of one row (0 if symmetric)."""
-        return 0 if self.symmetric else -(-self.blocks(inputs) * self.bits // 8)
-
-    def bits_per_weight(self, scale_bytes: int = 4) -> float:
-        """Stored bits per weight, scales and zero points included."""
-        return self.bits + (8 * scale_bytes + (0 if self.symmetric else self.bits)) / self.block
+        return 0 if self.symmetric else -(-self.blocks(inputs) * self.kernel_bits // 8)
 
     def __str__(self) -> str:
         symmetry = "symmetric" if self.symmetric else "asymmetric"

@@ -1,0 +1,98 @@
+"""Quantized matrices as the kernels take them.
+
+Kernels know codes of 2, 4 and 8 bits, and scales of the activations' type. Codes of 5 and 6 bits, and fp16 scales
+next to fp32 activations, are widened by operators on initializers, which ONNX Runtime computes once: when it loads
+the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ortlm.graph.builder import Builder, Value
+from ortlm.quant.scheme import Scheme
+from ortlm.spec import Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCodes:
+    """A quantized matrix [out, in].
+
+    ``codes`` [out, blocks, bytes] is for a product, ``rows`` [out, bytes] for a lookup; each is None if it was not
+    asked for. ``scales`` [out, blocks] are as activations, ``zeros`` packed, None if they are in the middle.
+    """
+
+    codes: Value | None
+    rows: Value | None
+    scales: Value
+    zeros: Value | None
+
+
+def stored_codes(
+    g: Builder,
+    parameters: Sequence[Parameter],
+    name: str,
+    scheme: Scheme,
+    *,
+    gather: bool = False,
+    matmul: bool = True,
+) -> StoredCodes:
+    """Return the matrix that ``parameters`` make, one below the other, for a lookup, a product or both."""
+    codes, rows, scales, zeros = g.quantized(parameters, name, scheme, gather=gather, matmul=matmul)
+    path = f"/{name}"
+    out, inputs = sum(p.shape[0] for p in parameters), parameters[0].shape[1]
+    width, blocks = scheme.blocks(inputs) * scheme.block, scheme.blocks(inputs)
+    if g.dtype == "fp32" and scheme.scales != "fp32":
+        scales = g.cast(scales, g.dtype, (out, blocks), f"{path}.scales")
+    if scheme.kernel_bits == scheme.bits:
+        return StoredCodes(codes, rows, scales, zeros)
+    packed = codes if codes is not None else rows
+    assert packed is not None
+    wide = _widened(g, packed, f"{path}.codes", out, width, scheme.bits)
+    if zeros is None:
+        # The kernels' own middle is that of 8 bits.
+        size = g.integers(out, blocks)
+        zeros = g.op(
+            "Expand",
+            g.integer(scheme.zero, "uint8"),
+            size,
+            shape=(out, blocks),
+            dtype="uint8",
+            name=f"{path}.zeros",
+        )
+    return StoredCodes(
+        codes=g.op(
+            "Reshape", wide, g.integers(out, blocks, scheme.block),
+            shape=(out, blocks, scheme.block), dtype="uint8", name=f"{path}.codes",
+        ) if matmul else None,
+        rows=wide if gather else None,
+        scales=scales,
+        zeros=zeros,
+    )  # fmt: skip
+
+
+def _widened(g: Builder, packed: Value, path: str, out: int, width: int, bits: int) -> Value:
+    """Return codes uint8 [out, width] of what ``quant.pack`` has packed into two planes."""
+    low = width // 2
+    planes = []
+    for begin, end, size, shift in ((0, low, 4, 0), (low, low + width * (bits - 4) // 8, bits - 4, 4)):
+        bounds = (g.integers(begin), g.integers(end), g.integers(1))
+        plane = g.op("Slice", packed, *bounds, shape=(out, end - begin), dtype="uint8", name=path)
+        parts = [_bits(g, plane, size * i, size, shift, (out, end - begin), path) for i in range(8 // size)]
+        planes.append(g.op("Concat", *parts, shape=(out, width), dtype="uint8", name=path, axis=1))
+    return g.op("BitwiseOr", *planes, shape=(out, width), dtype="uint8", name=path)
+
+
+def _bits(
+    g: Builder, plane: Value, start: int, size: int, to: int, shape: tuple[int, int], path: str
+) -> Value:
+    """Return ``size`` bits of each byte, from bit ``start`` on, moved to bit ``to``."""
+    moved = plane
+    if start != to:
+        moved = g.op(
+            "BitShift", plane, g.integer(abs(start - to), "uint8"), shape=shape, dtype="uint8", name=path,
+            direction="RIGHT" if start > to else "LEFT",
+        )  # fmt: skip
+    mask = g.integer(((1 << size) - 1) << to, "uint8")
+    return g.op("BitwiseAnd", moved, mask, shape=shape, dtype="uint8", name=path)
