@@ -53,6 +53,12 @@ test-real: $(VENV)/.tested
 	$(BIN)/python tests/real/models.py $(REAL)
 	REAL_MODELS=$(abspath $(REAL)) $(BIN)/python -m pytest tests/real -m real -rP
 
+.PHONY: test-as-device
+# The CPU behind a device that copies what is bound and hides its memory: faults that only a GPU would show.
+test-as-device: $(VENV)/.tested
+	$(BIN)/python -m pytest --as-device tests/runtime/test_generate.py tests/runtime/engine/test_prompt_cache.py \
+		tests/runtime/engine/test_kv_cache.py tests/runtime/sampling/test_beam_search.py
+
 .PHONY: test
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest $(PYTEST)
