@@ -40,6 +40,14 @@ def test_a_size_on_the_command_line(tiny: Path, tmp_path: Path, capsys: pytest.C
     assert "chosen" in capsys.readouterr().err
 
 
+def test_a_recipe_with_blocks_of_its_own(tiny: Path, tmp_path: Path) -> None:
+    """The mixture reads each matrix as the build has it that it comes from."""
+    options = BuildOptions(recipe="balanced", calibration_tokens=256)
+    allocation = search(BuildRequest(tiny, options=options), tmp_path / "out", target_kld=0.01, threads=1)
+    assert max(p.kld for p in allocation.frontier) < 0.2
+    assert allocation.frontier[-1].kld < 0.002
+
+
 def test_what_cannot_be_reached(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="with 4 bits everywhere the model takes"):
         search(BuildRequest(tiny, options=FAST), tmp_path / "out", target_size=1_000_000, threads=1)

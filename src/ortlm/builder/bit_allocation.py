@@ -27,6 +27,7 @@ from ortlm.graph.weight_plan import Quantized
 from ortlm.layerwise.reference import Reference
 from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Rule
+from ortlm.quant.scheme import Scheme
 from ortlm.runtime.language_model import LanguageModel
 from ortlm.runtime.text.tokenizer import Tokenizer
 
@@ -159,7 +160,7 @@ class _Pair:
         }
         self._schemes = {
             name: {
-                item.tensors[0].name: _bits_and_block(item)
+                item.tensors[0].name: _form(item)
                 for item in prepared.emitted.builder.plan.items
                 if isinstance(item, Quantized)
             }
@@ -171,10 +172,8 @@ class _Pair:
         request = self._everywhere(bits)
         options = replace(request.options, filename=f"{name}.onnx")
         if fast:
-            # What 8 bits lose in rounding is far below what is asked about.
-            options = replace(
-                options, recipe="fast", algorithm=None, calibration=None, calibration_tokens=None
-            )
+            # What 8 bits lose in rounding is far below what is asked about. The recipe stays: it says the blocks.
+            options = replace(options, algorithm="rtn", calibration=None, calibration_tokens=None)
         prepared = prepare(replace(request, options=options))
         built = self._folder / name
         write(prepared, built, force=True, threads=self._threads, progress=self._progress)
@@ -228,8 +227,9 @@ class _Pair:
             name, tensors = _NARROW, item.tensors
             if isinstance(item, Quantized):
                 tensors = (*tensors, *item.views[1:])
-                if self._schemes[_NARROW].get(tensors[0].name) not in (None, _bits_and_block(item)):
+                if self._schemes[_NARROW].get(tensors[0].name) not in (None, _form(item)):
                     name = _WIDE
+                    assert self._schemes[name][tensors[0].name] == _form(item), tensors[0].name
             offsets = self._built[name].layout.offsets
             for tensor in tensors:
                 placed[tensor.name] = (f"{name}.onnx.data", offsets[tensor.name])
@@ -264,5 +264,6 @@ def _with_rule(request: BuildRequest, rule: Rule) -> BuildRequest:
     return replace(request, options=replace(options, rules=(*options.rules, rule)))
 
 
-def _bits_and_block(item: Quantized) -> tuple[int, int]:
-    return item.scheme.bits, item.scheme.block
+def _form(item: Quantized) -> Scheme:
+    """Return how ``item`` is stored, however its codes were found."""
+    return replace(item.scheme, algorithm="rtn")
