@@ -46,8 +46,11 @@ def builds(checkpoint: Path, folder: Path, in_domain: Path | None) -> dict[str, 
     recipes = {
         "ortlm fast": ("int4", BuildOptions(recipe="fast")),
         "ortlm balanced (default)": ("int4", BuildOptions()),
-        # WIDE[-1] is what large matrices get, see ortlm.quant.recipe.
-        "ortlm balanced, as in large models": ("int4", BuildOptions(bits=4, rules=WIDE[-1:])),
+        # WIDE[0] is what large matrices get, see ortlm.quant.recipe.
+        "ortlm balanced, as in large models": (
+            "int4",
+            BuildOptions(bits=4, block_size=128, rules=WIDE[:1]),
+        ),
         "ortlm balanced, 4 bits in all layers": ("int4", BuildOptions(bits=4)),
         "ortlm balanced, rotated": ("int4", BuildOptions(rotate=True)),
         "ortlm quality": ("int4", BuildOptions(recipe="quality")),
