@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ortlm.calibration.dataset import write_rows
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.dtypes import Floats
 from ortlm.evaluation.chunks import read_text
+from ortlm.evaluation.compare import log_softmax
 from ortlm.graph.builder import Product
 from ortlm.layerwise.model import LayerwiseModel
 from ortlm.layerwise.reference import open_reference
@@ -127,12 +129,6 @@ def importance(checkpoint: Path, rows: Sequence[NDArray[np.int64]], out: Path) -
     np.savez(out, **squares)
 
 
-def log_softmax(logits: Floats) -> NDArray[np.float64]:
-    """Return the log-probabilities of ``logits`` [S, V]."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
-
-
 def measure(folder: Path, rows: NDArray[np.int64], reference: Floats) -> dict[str, Any]:
     """Return the size of the artifact in ``folder``, its mean KL divergence and its top-1 agreement."""
     lm = ortlm.load(folder)
@@ -182,7 +178,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             continue
         out = work / "out"
         given = (
-            options if precision == "int8" or options.recipe == "fast" else _calibrated(options, calibration)
+            options
+            if precision == "int8" or options.recipe == "fast"
+            else replace(options, calibration=str(calibration))
         )
         ortlm.build(args.checkpoint, out, precision=precision, options=given, force=True)
         add({"name": f"ortlm {name}", **measure(out, rows, logits)})
@@ -201,12 +199,6 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         if peer.returncode:
             raise SystemExit(f"llama.cpp ended with {peer.returncode}; run it by hand: {' '.join(command)}")
     return table
-
-
-def _calibrated(options: BuildOptions, rows: Path) -> BuildOptions:
-    import dataclasses
-
-    return dataclasses.replace(options, calibration=str(rows))
 
 
 def main() -> int:
