@@ -108,7 +108,7 @@ def _pieces(settings: Mapping[str, Any]) -> Rebuilt:
             },
             "decoder": {"type": "Sequence", "decoders": [*_PIECES_DECODER, *strip]},
         },
-        model=_model(fuse_unk=True, byte_fallback=True),
+        model=bpe_settings(fuse_unk=True, byte_fallback=True),
         names={"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     )
 
@@ -135,7 +135,7 @@ def _plain_pieces(settings: Mapping[str, Any]) -> Rebuilt:
             },
             "decoder": {"type": "Sequence", "decoders": list(_PIECES_DECODER)},
         },
-        model=_model(unk_token=unknown, fuse_unk=True, byte_fallback=True),
+        model=bpe_settings(unk_token=unknown, fuse_unk=True, byte_fallback=True),
         names=names,
     )
 
@@ -154,7 +154,7 @@ def _words(settings: Mapping[str, Any]) -> Rebuilt:
             },
             "decoder": _BYTES_DECODER,
         },
-        model=_model(continuing_subword_prefix="", end_of_word_suffix=""),
+        model=bpe_settings(continuing_subword_prefix="", end_of_word_suffix=""),
         names={"unk_token": end, "eos_token": end, "pad_token": end},
         restates=True,
     )
@@ -168,7 +168,7 @@ def _bytes(settings: Mapping[str, Any]) -> Rebuilt:
             "pre_tokenizer": {**_BYTES_PRE_TOKENIZER, "add_prefix_space": _prefix(settings)},
             "decoder": _BYTES_DECODER,
         },
-        model=_model(continuing_subword_prefix="", end_of_word_suffix=""),
+        model=bpe_settings(continuing_subword_prefix="", end_of_word_suffix=""),
         names={"unk_token": end, "bos_token": end, "eos_token": end},
     )
 
@@ -177,7 +177,8 @@ def _prefix(settings: Mapping[str, Any]) -> bool:
     return bool(settings.get("add_prefix_space") or False)
 
 
-def _model(**settings: Any) -> dict[str, Any]:
+def bpe_settings(**settings: Any) -> dict[str, Any]:
+    """Return what a BPE model of ``tokenizer.json`` says next to its vocabulary, usual but for ``settings``."""
     usual = {
         "dropout": None,
         "unk_token": None,

@@ -15,7 +15,7 @@ from typing import Any
 from ortlm._utils.checked_json import shown
 from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._pre_tokenizers import PRE_TOKENIZERS
-from ortlm.architectures._tokenizers import FINISHED
+from ortlm.architectures._tokenizers import FINISHED, bpe_settings
 from ortlm.checkpoint.gguf_header import Numbers
 from ortlm.errors import BadCheckpoint, UnsupportedModel, nearest
 
@@ -237,13 +237,7 @@ def _byte_level(known: _Metadata, tokens: _Tokens) -> tuple[dict[str, Any], bool
         merges.append([left, right])
     model = {
         "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": way.ignores_merges,
+        **bpe_settings(ignore_merges=way.ignores_merges),
         "vocab": ids,
         "merges": merges,
     }
@@ -274,13 +268,11 @@ def _sentence_piece(known: _Metadata, tokens: _Tokens) -> tuple[dict[str, Any], 
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     model = {
         "type": "BPE",
-        "dropout": None,
-        "unk_token": tokens.texts[tokens.ids["unknown"]] if "unknown" in tokens.ids else None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": True,
-        "byte_fallback": bytes_there,
-        "ignore_merges": False,
+        **bpe_settings(
+            unk_token=tokens.texts[tokens.ids["unknown"]] if "unknown" in tokens.ids else None,
+            fuse_unk=True,
+            byte_fallback=bytes_there,
+        ),
         "vocab": ids,
         "merges": _merges(tokens, ids, scores),
     }
