@@ -80,7 +80,7 @@ def measure_bare(folder: str, length: int, new: int, threads: int) -> dict[str, 
     options.enable_mem_pattern = False
     session = ort.InferenceSession(Path(folder) / graph.file, options, providers=["CPUExecutionProvider"])
     # The loader's work, not the loop's.
-    use_huge_pages(threads=threads)
+    use_huge_pages()
     binding = session.io_binding()
     shapes = {node.name: node.shape for node in session.get_inputs()}
     kept = []

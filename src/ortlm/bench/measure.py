@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ortlm.runtime.engine.huge_pages import wait_for_huge_pages
 from ortlm.runtime.language_model import LanguageModel, load
 
 WARM_UP_TOKENS, WARM_UP_STEPS = 16, 4
@@ -34,6 +35,7 @@ def measure_model(
     began = time.perf_counter()
     lm = load(path, threads=threads, device=device, device_options=device_options)
     loaded = time.perf_counter() - began
+    wait_for_huge_pages()
     private = _status_bytes("RssAnon")
     return {
         "device": lm.device.name,

@@ -28,23 +28,41 @@ def test_only_large_anonymous_regions(monkeypatch, tmp_path):
 
 def test_memory_keeps_its_contents():
     before = np.arange(8 << 20, dtype=np.int32)
-    with pages.huge_pages(threads=2):
-        within = np.arange(8 << 20, dtype=np.int32)
+    pages.use_huge_pages()
     assert (before == np.arange(8 << 20, dtype=np.int32)).all()
-    assert (within == before).all()
 
 
-def test_an_error_within_comes_out():
-    with pytest.raises(KeyError), pages.huge_pages(threads=1):
-        raise KeyError
+def test_memory_keeps_its_contents_while_it_is_used():
+    before = np.arange(8 << 20, dtype=np.int32)
+    pages.use_huge_pages_soon()
+    for _ in range(8):
+        before += 1
+    pages.wait_for_huge_pages()
+    assert (before == np.arange(8, (8 << 20) + 8, dtype=np.int32)).all()
+
+
+def test_regions_that_are_gone(monkeypatch):
+    monkeypatch.setattr(pages, "_large_regions", lambda: {(1 << 40, (1 << 40) + (8 << 20))})
+    pages.use_huge_pages()
+
+
+def test_freed_memory_is_given_back():
+    kept = [np.zeros(100_000, np.uint8) for _ in range(2000)]
+    del kept[::2], kept[:900]
+    pages.give_back_freed_memory()
+
+
+def test_other_c_libraries(monkeypatch):
+    monkeypatch.setattr(pages, "_libc", lambda: object())
+    pages.give_back_freed_memory()
 
 
 def test_systems_without_them(monkeypatch, tmp_path):
     monkeypatch.setattr(pages, "_large_regions", lambda: pytest.fail("memory was looked at"))
     monkeypatch.setattr(pages, "_SETTING", tmp_path / "missing")
-    with pages.huge_pages(threads=2):
-        pass
+    pages.use_huge_pages()
     (tmp_path / "enabled").write_text("[always] madvise never\n")
     monkeypatch.setattr(pages, "_SETTING", tmp_path / "enabled")
-    with pages.huge_pages(threads=2):
-        pass
+    pages.use_huge_pages()
+    pages.use_huge_pages_soon()
+    pages.wait_for_huge_pages()

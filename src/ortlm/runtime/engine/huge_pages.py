@@ -6,14 +6,15 @@ with 2 MB ones it does not. Most Linux systems give huge pages only to programs 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import logging
+import os
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,57 +25,69 @@ _HUGEPAGE, _COLLAPSE = 14, 25  # madvise(2); MADV_COLLAPSE came with Linux 6.1, 
 _HUGE = 1 << 21
 # Smaller regions are thread stacks and Python's own memory.
 _SMALLEST_BYTES = 4 << 20
-_PIECE_BYTES = 16 << 20
-_EVERY_SECONDS = 0.001  # ONNX Runtime fills a few MB in that time
+# The system is asked for this much at a time: a page fault elsewhere waits for one call at most.
+_PIECE_BYTES = 4 << 20
+_LEAST_PRIORITY = 19
 _MOST_KEPT_BYTES = (32 << 20) - (64 << 10)  # glibc's limit, less what it needs itself
 
+_threads: list[threading.Thread] = []
 
-@contextmanager
-def huge_pages(*, threads: int) -> Iterator[None]:
-    """Put what is allocated within the block, and all other large private memory, on huge pages.
 
-    Memory is asked for while the block runs, shortly after it appears: what is not yet written then comes as huge
-    pages, for less than small ones cost. What was written before is copied to huge pages at the end, which takes a
-    quarter of a second per GB on two cores, several times as long where free memory is in small pieces. Does
-    nothing where the system does not offer huge pages on request (Linux with ``transparent_hugepage`` set to
-    ``madvise``).
+def use_huge_pages() -> None:
+    """Put all large private memory of this process on huge pages, which takes a copy.
+
+    That is a quarter of a second per GB, several times as long where free memory is in small pieces. Does nothing
+    where the system does not offer huge pages on request (Linux with ``transparent_hugepage`` set to ``madvise``).
     """
-    try:
-        on_request = sys.platform.startswith("linux") and "[madvise]" in _SETTING.read_text(encoding="ascii")
-    except OSError:
-        on_request = False
-    if not on_request:
-        yield
+    if not _on_request():
         return
-    madvise = ctypes.CDLL(None).madvise
+    madvise = _libc().madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    ended = threading.Event()
-
-    def ask_early() -> None:
-        asked: set[tuple[int, int]] = set()
-        while not ended.wait(_EVERY_SECONDS):
-            for region in _large_regions() - asked:
-                madvise(region[0], region[1] - region[0], _HUGEPAGE)
-                asked.add(region)
-
-    def collapse(piece: tuple[int, int]) -> int:
-        madvise(*piece, _HUGEPAGE)
-        return piece[1] if madvise(*piece, _COLLAPSE) == 0 else 0
-
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        early = pool.submit(ask_early)
-        try:
-            yield
-        finally:
-            ended.set()
-            early.result()
-        pieces = [
-            (start, min(_PIECE_BYTES, high - start))
-            for low, high in _large_regions()
-            for start in range(low, high, _PIECE_BYTES)
-        ]
-        gained = sum(pool.map(collapse, pieces))
+    gained = 0
+    for low, high in sorted(_large_regions()):
+        for start in range(low, high, _PIECE_BYTES):
+            size = min(_PIECE_BYTES, high - start)
+            # A region may be gone by now: then both calls fail, which does no harm.
+            madvise(start, size, _HUGEPAGE)
+            gained += size if madvise(start, size, _COLLAPSE) == 0 else 0
     _log.info("%d MB of memory are on huge pages", gained // 1_000_000)
+
+
+def use_huge_pages_soon() -> None:
+    """Let ``use_huge_pages`` run in a thread of its own, which leaves the processor to whoever wants it.
+
+    The process may end in the middle of it, and memory may be used meanwhile.
+    """
+    if not _on_request():
+        return
+
+    def work() -> None:
+        # On Linux a priority is a thread's own.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)
+        use_huge_pages()
+
+    thread = threading.Thread(target=work, name="huge pages", daemon=True)
+    _threads[:] = [other for other in _threads if other.is_alive()]
+    _threads.append(thread)
+    thread.start()
+
+
+def wait_for_huge_pages() -> None:
+    """Wait until every ``use_huge_pages_soon`` has done its work: what is measured afterwards is undisturbed."""
+    for thread in tuple(_threads):
+        thread.join()
+
+
+def give_back_freed_memory() -> None:
+    """Give what was freed back to the system.
+
+    Whatever ONNX Runtime computes while it loads a graph, it computes on the C library's heap, where the weights
+    that it keeps lie between what it has freed: several times the size of the model, that would stay with the
+    process. Takes some milliseconds. glibc only.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        _libc().malloc_trim(0)
 
 
 def keep_freed_memory() -> None:
@@ -85,6 +98,22 @@ def keep_freed_memory() -> None:
     allocating and freeing one such array once is all it takes; other C libraries are not affected.
     """
     np.empty(_MOST_KEPT_BYTES, dtype=np.uint8)
+
+
+def _on_request() -> bool:
+    """Return whether the system gives huge pages to programs that ask, and to no others."""
+    try:
+        return sys.platform.startswith("linux") and "[madvise]" in _SETTING.read_text(encoding="ascii")
+    except OSError:
+        return False
+
+
+@functools.cache
+def _libc() -> Any:
+    """Return the C library that this process runs on; OSError where it cannot be named that way (Windows)."""
+    if sys.platform == "win32":
+        raise OSError("there is no C library to ask")
+    return ctypes.CDLL(None)
 
 
 def _large_regions() -> set[tuple[int, int]]:

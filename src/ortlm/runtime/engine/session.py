@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,11 @@ from ortlm.runtime.engine.backend import Binding, DeviceTensor, Memory, TensorIn
 from ortlm.runtime.engine.device_memory import DeviceMemory
 from ortlm.runtime.engine.devices import CPU, Device, not_started
 from ortlm.runtime.engine.host_memory import HostMemory
-from ortlm.runtime.engine.huge_pages import huge_pages, keep_freed_memory
+from ortlm.runtime.engine.huge_pages import (
+    give_back_freed_memory,
+    keep_freed_memory,
+    use_huge_pages_soon,
+)
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGE_BYTES = 64 << 20
@@ -75,20 +78,17 @@ class Session:
         if model is not None:
             settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
         check_external_data(path if model is None else model, path.parent)
-        # Small models live in the processor's caches and gain nothing from huge pages.
         named = path if weights_of is None else weights_of
         weights = sum(file.stat().st_size for file in named.parent.glob(f"{named.name}*"))
-        large = weights >= _LARGE_BYTES and device.is_cpu
         try:
-            with huge_pages(threads=settings.intra_op_num_threads or 1) if large else nullcontext():
-                self._session = onnxruntime.InferenceSession(
-                    str(path) if model is None else model,
-                    settings,
-                    **device.session_arguments(settings),
-                )
-                self._inputs = _infos(self._session.get_inputs(), path)
-                self._outputs = _infos(self._session.get_outputs(), path)
-                self.optional = _infos(self._session.get_overridable_initializers(), path)
+            self._session = onnxruntime.InferenceSession(
+                str(path) if model is None else model,
+                settings,
+                **device.session_arguments(settings),
+            )
+            self._inputs = _infos(self._session.get_inputs(), path)
+            self._outputs = _infos(self._session.get_outputs(), path)
+            self.optional = _infos(self._session.get_overridable_initializers(), path)
         except _ORT_ERRORS as error:
             raise BadArtifact(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {one_line(error)} "
@@ -104,6 +104,11 @@ class Session:
         if self._place is not None:
             self.memory = DeviceMemory(_Runner(self._place, device))
         keep_freed_memory()
+        # Small models live in the processor's caches and gain nothing from huge pages.
+        if weights >= _LARGE_BYTES:
+            give_back_freed_memory()
+            if device.is_cpu:
+                use_huge_pages_soon()
 
     @property
     def inputs(self) -> Mapping[str, TensorInfo]:
@@ -346,6 +351,8 @@ def _session_options(found: Mapping[str, Any], threads: int | None) -> Any:
     options.inter_op_num_threads = 1
     # A pattern is kept for every new shape, so memory would grow with each token.
     options.enable_mem_pattern = False
+    # Brings weights into the kernels' layout on all threads; ONNX Runtimes before 1.32 do not know it.
+    options.add_session_config_entry("session.prepack.enable_parallel", "1")
     options.log_severity_level = 3
     for key, value in found.items():
         try:
