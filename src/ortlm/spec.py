@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ class Attention:
 
     ``scale`` multiplies query·key. ``window`` is how many positions a token sees, itself included; None is
     all. ``softcap`` c bounds scores to c·tanh(score / c). ``qk_norm`` normalizes queries and keys before
-    rotation: over each head, or over the full projection if ``qk_norm_full``.
+    rotation: over each head, or over the full projection if ``qk_norm_full``. With ``sinks`` each head has a
+    learned score of no position, which takes a part of the attention.
     """
 
     heads: int
@@ -71,6 +72,7 @@ class Attention:
     out_bias: bool = False
     qk_norm: Norm | None = None
     qk_norm_full: bool = False
+    sinks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,43 @@ class MLP:
     bias: bool = False
 
 
+# How a router's logits become weights, see ``Experts.routing``.
+CHOSEN_SOFTMAX, SOFTMAX, SPARSE_MIXER = "chosen_softmax", "softmax", "sparse_mixer"
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts: a router gives each a logit, and the ``top_k`` largest compute the token.
+
+    An expert is ``down(g · sigmoid(alpha · g) · (u + beta))`` of g = gate(x) and u = up(x), with ``intermediate``
+    channels; with ``limit`` g is at most that, and u within plus and minus that. Outputs are added, each times its
+    weight. ``routing`` says which weights the logits give: "chosen_softmax" is the softmax over those chosen,
+    "softmax" what the softmax over all gives the chosen, and "sparse_mixer" (``top_k`` 2) a softmax for each of
+    the two, over all whose logit is relatively near: (largest - logit) / max(abs(logit), largest) at most
+    2 · ``mixer_eps``, for the second without the first. ``bias``: the experts' maps have biases; ``router_bias``:
+    the router has.
+
+    ``shared`` channels (0 is none) compute every token as a gated MLP does; with ``shared_scale`` its output is
+    multiplied by the sigmoid of one more logit.
+    """
+
+    experts: int
+    top_k: int
+    intermediate: int
+    routing: str = CHOSEN_SOFTMAX
+    mixer_eps: float = 0.01
+    alpha: float = 1.0
+    beta: float = 0.0
+    limit: float | None = None
+    bias: bool = False
+    router_bias: bool = False
+    shared: int = 0
+    shared_scale: bool = False
+
+
 # The other mixers join here.
 Mixer = Attention
-FeedForward = GatedMLP | MLP
+FeedForward = GatedMLP | MLP | Experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +262,9 @@ class Parameter:
     """One weight that the spec implies: what it is part of, its shape, and what recipes group it by.
 
     ``part`` is "q", "mixer_pre" or "embed", for example, in ``layer`` if it belongs to one; with ``vision`` it is
-    not the decoder's, but the vision encoder's or projector's. ``kind`` is "weight" or "bias". A linear weight has
-    shape [out, in]. ``role`` is "embed", "head", "qkv", "out", "gate_up", "down", "vision", "table", "norm" or
-    "bias".
+    not the decoder's, but the vision encoder's or projector's, and with ``expert`` that expert's. ``kind`` is
+    "weight" or "bias". A linear weight has shape [out, in]. ``role`` is "embed", "head", "qkv", "out", "gate_up",
+    "down", "experts", "router", "vision", "table", "norm" or "bias".
     """
 
     part: str
@@ -237,12 +273,14 @@ class Parameter:
     role: str
     layer: int | None = None
     vision: bool = False
+    expert: int | None = None
 
     @property
     def name(self) -> str:
-        """The canonical name, such as "layers.3.q.weight" or "vision.patches.bias"."""
+        """The canonical name, such as "layers.3.q.weight" or "layers.3.expert_up.15.weight"."""
         layer = "" if self.layer is None else f"layers.{self.layer}."
-        return f"{'vision.' if self.vision else ''}{layer}{self.part}.{self.kind}"
+        expert = "" if self.expert is None else f".{self.expert}"
+        return f"{'vision.' if self.vision else ''}{layer}{self.part}{expert}.{self.kind}"
 
     @property
     def size(self) -> int:
@@ -254,7 +292,8 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
     """Yield every weight of ``spec`` once, in the order of computation.
 
     Canonical names: ``embed``, ``layers.{i}.{mixer_pre|q|k|v|q_norm|k_norm|o|mixer_post|ffn_pre|gate|up|down|
-    ffn_post}``, ``final_norm`` and ``head``, each with ``.weight`` or ``.bias``. A tied head is left out.
+    ffn_post}``, ``final_norm`` and ``head``, each with ``.weight`` or ``.bias``. A tied head is left out. Layers
+    of experts have ``router``, ``expert_{gate|up|down}.{e}``, ``shared_{gate|up|down}`` and ``shared_scale``.
     """
     yield Parameter("embed", "weight", (spec.vocab, spec.hidden), "embed")
     for i, layer in enumerate(spec.layers):
@@ -278,15 +317,38 @@ def mixer_parameters(mixer: Mixer, layer: int, hidden: int) -> Iterator[Paramete
         yield from _linear(part, width, hidden, "qkv", bias=mixer.qkv_bias, layer=layer)
     for part, width in (("q_norm", wide), ("k_norm", narrow)):
         yield from _norm(part, mixer.qk_norm, width if mixer.qk_norm_full else mixer.head_dim, layer=layer)
+    if mixer.sinks:
+        yield Parameter("sinks", "weight", (mixer.heads,), "table", layer)
     yield from _linear("o", hidden, wide, "out", bias=mixer.out_bias, layer=layer)
 
 
 def ffn_parameters(ffn: FeedForward, layer: int, hidden: int) -> Iterator[Parameter]:
     """Yield the weights of the feed-forward block ``ffn`` in ``layer``, between ``hidden`` channels."""
+    if isinstance(ffn, Experts):
+        yield from _expert_parameters(ffn, layer, hidden)
+        return
     if isinstance(ffn, GatedMLP):
         yield from _linear("gate", ffn.intermediate, hidden, "gate_up", bias=ffn.bias, layer=layer)
     yield from _linear("up", ffn.intermediate, hidden, "gate_up", bias=ffn.bias, layer=layer)
     yield from _linear("down", hidden, ffn.intermediate, "down", bias=ffn.bias, layer=layer)
+
+
+def _expert_parameters(ffn: Experts, layer: int, hidden: int) -> Iterator[Parameter]:
+    wide = ffn.intermediate
+    yield from _linear("router", ffn.experts, hidden, "router", bias=ffn.router_bias, layer=layer)
+    for part, out, width in (
+        ("expert_gate", wide, hidden), ("expert_up", wide, hidden), ("expert_down", hidden, wide)
+    ):  # fmt: skip
+        for e in range(ffn.experts):
+            yield from (
+                replace(p, expert=e) for p in _linear(part, out, width, "experts", bias=ffn.bias, layer=layer)
+            )
+    if ffn.shared:
+        yield from _linear("shared_gate", ffn.shared, hidden, "gate_up", bias=False, layer=layer)
+        yield from _linear("shared_up", ffn.shared, hidden, "gate_up", bias=False, layer=layer)
+        yield from _linear("shared_down", hidden, ffn.shared, "down", bias=False, layer=layer)
+    if ffn.shared_scale:
+        yield from _linear("shared_scale", 1, hidden, "router", bias=False, layer=layer)
 
 
 def _linear(
@@ -364,10 +426,11 @@ def vision_parameters(vision: Vision, hidden: int) -> Iterator[Parameter]:
 class Source:
     """Where a canonical weight lies in the checkpoint.
 
-    ``rows`` takes the rows [start, stop) of a tensor that holds several weights one below the other.
-    ``add`` is added to every element: 1.0 for norms stored as ``weight - 1``. ``stored`` is the tensor's shape
-    where it differs from the weight's, whose elements it has in the same order. ``transposed``: a
-    matrix that lies there as [in, out].
+    ``rows`` takes the rows [start, stop) of a tensor that holds several weights one below the other, every
+    ``step``-th of them where their rows take turns. ``index``: the tensor holds a matrix or vector for each
+    expert, and this one's is meant. ``add`` is added to every element: 1.0 for norms stored as ``weight - 1``.
+    ``stored`` is the tensor's shape where it differs from the weight's, whose elements it has in the same order.
+    ``transposed``: a matrix that lies there as [in, out].
     """
 
     tensor: str
@@ -375,6 +438,8 @@ class Source:
     add: float = 0.0
     stored: tuple[int, ...] | None = None
     transposed: bool = False
+    step: int = 1
+    index: int | None = None
 
 
 Sources = dict[str, Source]

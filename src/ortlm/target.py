@@ -29,7 +29,9 @@ class Target:
     "positions" (those that it is to rotate at, instead of counting from the cache).
     ``without_fp16``: ``precisions`` for devices of this kind that do not compute in fp16 (use_webgpu_fp32).
     ``block_lookup``: GatherBlockQuantized has a kernel here; without one, embeddings are dequantized by other
-    operators. ``left_padding``: rows may be padded on the left, too, and whoever runs the graph always says for
+    operators. ``expert_bits``: what QMoE has been found to be right for here; with none, mixtures of experts are
+    refused, and ``no_experts`` says why. ``experts_apart``: experts are products like all others, one after the
+    other. ``left_padding``: rows may be padded on the left, too, and whoever runs the graph always says for
     how many positions it wants logits.
     """
 
@@ -56,6 +58,9 @@ class Target:
     attention_ignores: frozenset[str] = frozenset()
     without_fp16: dict[str, str] = field(default_factory=dict)
     block_lookup: bool = True
+    expert_bits: tuple[int, ...] = ()
+    no_experts: str = "has not been checked there"
+    experts_apart: bool = False
     left_padding: bool = False
 
 
@@ -82,6 +87,7 @@ _TARGETS = (
         integer_products=True,
         int8_cache=True,
         window_cache=True,
+        expert_bits=(2, 4, 8),
     ),
     Target(
         name="cuda",
@@ -98,6 +104,7 @@ _TARGETS = (
         embed_bits=4,
         vision_bits=8,
         weight_bits=(4, 8),
+        no_experts="wants weights in a layout of its own there, and computes something else from any other",
     ),
     Target(
         name="dml",
@@ -117,6 +124,7 @@ _TARGETS = (
         weight_bits=(4,),
         # Read in onnxruntime-directml 1.24.4's source, not run.
         attention_ignores=frozenset({"softcap", "window"}),
+        no_experts="has no kernel there",
     ),
     Target(
         name="webgpu",
@@ -136,6 +144,7 @@ _TARGETS = (
         vision_bits=8,
         weight_bits=(4, 8),
         # Found by running onnxruntime-ep-webgpu 0.4.0 against the CPU.
+        no_experts="gave other numbers from run to run there",
         attention_ignores=frozenset({"softcap", "positions"}),
     ),
     Target(
@@ -160,7 +169,7 @@ _TARGETS = (
 TARGETS = {t.name: t for t in _TARGETS}
 
 # What a build itself computes on, in fp32 and with operators that every ONNX Runtime here knows.
-HERE = replace(TARGETS["cpu"], query_lengths=False, window_cache=False)
+HERE = replace(TARGETS["cpu"], query_lengths=False, window_cache=False, experts_apart=True)
 # What --layout transformers.js builds: one graph for WebGPU and for WebAssembly, whose build of the CPU provider
 # has no GatherBlockQuantized. transformers.js pads on the left.
 BROWSER = replace(

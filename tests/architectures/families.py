@@ -22,14 +22,21 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
+    OlmoeConfig,
     Phi3Config,
     PhiConfig,
+    PhimoeConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
@@ -100,6 +107,31 @@ def gemma3() -> Config:
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         },
     )
+
+
+def phimoe() -> Config:
+    rope = longrope(8) | {
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 64,
+        "short_mscale": 1.2,
+        "long_mscale": 1.3,
+    }
+    return PhimoeConfig(
+        **sizes(num_local_experts=4, rope_parameters=rope, attention_bias=True, lm_head_bias=True)
+    )
+
+
+def gpt_oss() -> Config:
+    rope = {
+        "rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+        "original_max_position_embeddings": 64, "rope_theta": 1e4,
+    }  # fmt: skip
+    return GptOssConfig(
+        **sizes(
+            num_local_experts=4, num_experts_per_tok=2, head_dim=32, sliding_window=8, rope_parameters=rope,
+            swiglu_limit=1.5,
+        )
+    )  # fmt: skip
 
 
 # What comes out of attention is small, because it is an average; a plain MLP knows the last token only, and
@@ -187,7 +219,87 @@ FAMILIES: dict[str, Callable[[], Config]] = {
         )
     ),
     "olmo2": lambda: Olmo2Config(**sizes(rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
+    "mixtral": lambda: MixtralConfig(**sizes(num_local_experts=4)),
+    "mixtral-window": lambda: MixtralConfig(
+        **sizes(num_local_experts=6, num_experts_per_tok=3, sliding_window=8)
+    ),
+    "qwen2-moe": lambda: Qwen2MoeConfig(
+        **sizes(
+            num_hidden_layers=3,
+            mlp_only_layers=[1],
+            num_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            shared_expert_intermediate_size=64,
+        )
+    ),
+    "qwen2-moe-window": lambda: Qwen2MoeConfig(
+        **sizes(
+            num_hidden_layers=4,
+            decoder_sparse_step=2,
+            num_experts=4,
+            num_experts_per_tok=2,
+            norm_topk_prob=True,
+            moe_intermediate_size=64,
+            shared_expert_intermediate_size=32,
+            use_sliding_window=True,
+            sliding_window=8,
+            max_window_layers=2,
+        )
+    ),
+    "qwen3-moe": lambda: Qwen3MoeConfig(
+        **sizes(
+            head_dim=32, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=32, norm_topk_prob=True
+        )
+    ),
+    "qwen3-moe-plain": lambda: Qwen3MoeConfig(
+        **sizes(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32)
+    ),
+    "olmoe": lambda: OlmoeConfig(**sizes(num_experts=8, num_experts_per_tok=3)),
+    "granitemoe": lambda: GraniteMoeConfig(
+        **sizes(
+            num_local_experts=4,
+            embedding_multiplier=6.0,
+            logits_scaling=4.0,
+            residual_multiplier=0.4,
+            attention_multiplier=0.4,
+            tie_word_embeddings=True,
+        )
+    ),
+    "gpt-oss": gpt_oss,
+    "phimoe": phimoe,
+    "phimoe-old": phimoe,
 }
+
+
+class PhimoeRotary(torch.nn.Module):
+    """The rotation of Phi-3.5-MoE as its publisher's code has it: long factors beyond the original length.
+
+    transformers 5 uses the short ones at any length.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.rope = config.rope_parameters
+        self.dims = config.hidden_size // config.num_attention_heads
+        self.original_inv_freq = self.frequencies("short_factor")
+        self.inv_freq = self.original_inv_freq
+        self.attention_scaling = self.rope["short_mscale"]
+
+    def frequencies(self, table: str) -> torch.Tensor:
+        powers = self.rope["rope_theta"] ** (torch.arange(0, self.dims, 2).float() / self.dims)
+        return 1.0 / (torch.tensor(self.rope[table]) * powers)
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        long = int(position_ids.max()) + 1 > self.rope["original_max_position_embeddings"]
+        angles = position_ids[..., None].float() * self.frequencies("long_factor" if long else "short_factor")
+        both = torch.cat((angles, angles), dim=-1)
+        scale = self.rope["long_mscale" if long else "short_mscale"]
+        return both.cos() * scale, both.sin() * scale
+
+
+# Rows that are mixtures of experts.
+MIXTURES = tuple(name for name in FAMILIES if "moe" in name or name.startswith(("mixtral", "gpt-oss")))
 
 
 def save(name: str, folder: str | Path, *, seed: int = 0) -> Any:
@@ -199,6 +311,8 @@ def save(name: str, folder: str | Path, *, seed: int = 0) -> Any:
     config = FAMILIES[name]()
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     randomize(model, seed=seed)
+    if isinstance(config, PhimoeConfig):
+        model.model.rotary_emb = PhimoeRotary(config)
     model.generation_config.eos_token_id = [SPECIAL.index("</s>"), SPECIAL.index("<|end|>")]
     model.save_pretrained(folder)
     if name.endswith("-old"):
@@ -231,9 +345,10 @@ def randomize(model: Any, *, seed: int) -> None:
                 weight.copy_(embed_std * noise)
             elif weight is head:
                 weight.copy_(logit_std / width * noise)
-            elif weight.ndim == 2:
+            elif weight.ndim >= 2 and not name.endswith("bias"):
+                # Of experts too, which are one tensor here.
                 gain = GAINS.get(name.split(".")[-2], 1.5)
-                weight.copy_(gain / math.sqrt(weight.shape[1]) * noise)
+                weight.copy_(gain / math.sqrt(weight.shape[-1]) * noise)
             elif name.endswith("bias"):
                 weight.copy_(0.2 * noise)
             else:

@@ -98,6 +98,15 @@ class Config:
         )
         return found[:length]
 
+    def indices(self, key: str) -> list[int]:
+        """Return a list of whole numbers, which may be empty or absent."""
+        return self._read(
+            key,
+            [],
+            lambda v: isinstance(v, list) and all(_whole(x) and x >= 0 for x in v),
+            "a list of numbers of layers",
+        )
+
     def part(self, key: str) -> Config | None:
         """Return the object under ``key``, or None if it is absent, null or empty."""
         if self.values.get(key) is None:

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._keys import quoted
+from ortlm.errors import UnsupportedModel
 from ortlm.spec import (
     Architecture,
     Attention,
     Decoder,
+    Experts,
     Layer,
     Norm,
     Rope,
@@ -32,6 +35,10 @@ _NAMES = {
     "gate": "mlp.gate_proj",
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
+    "router": "mlp.gate",
+    "expert_gate": "mlp.experts.{}.gate_proj",
+    "expert_up": "mlp.experts.{}.up_proj",
+    "expert_down": "mlp.experts.{}.down_proj",
     "final_norm": "model.norm",
     "head": "lm_head",
 }
@@ -69,13 +76,43 @@ VISION_LAYER = {
 
 # Far beyond any model there is; what follows from larger numbers would fill the memory before the weights are
 # looked at.
-MOST_LAYERS, MOST_WIDE, MOST_TOKENS = 10_000, 2**20, 10_000_000
+MOST_LAYERS, MOST_WIDE, MOST_TOKENS, MOST_EXPERTS = 10_000, 2**20, 10_000_000, 4096
 
 
 def check_colors(config: Config) -> None:
     """Raise BadCheckpoint if images are of anything else than red, green and blue."""
     if config.integer("num_channels", 3) != 3:
         raise config.wrong("num_channels", "3, for red, green and blue")
+
+
+_COUNTS = ("num_local_experts", "num_experts")
+
+
+def check_silu(config: Config, default: str = "silu") -> None:
+    """Raise UnsupportedModel if experts have another activation than SiLU: there is no kernel for others."""
+    if config.activation("hidden_act", default) != "silu":
+        raise UnsupportedModel(
+            f'{config.at}: "hidden_act" is {quoted(config.text("hidden_act", default))}; experts are supported '
+            'with "silu" only, for which ONNX Runtime has a kernel.'
+        )
+
+
+def experts(config: Config, count: int, *, chosen: int, intermediate: int) -> Experts:
+    """Return experts of which the best are weighted by the softmax over those.
+
+    ``count`` and ``chosen`` are the family's defaults. The number of experts has two names, which transformers
+    takes for one in most families.
+    """
+    numbers = {key: config.integer(key) for key in _COUNTS if config.has(key)}
+    number = next(iter(numbers.values()), count)
+    if len(set(numbers.values())) > 1:
+        raise config.wrong("num_experts", f'the same as "num_local_experts" ({number})')
+    if not 2 <= number <= MOST_EXPERTS:
+        raise config.wrong(next(iter(numbers), _COUNTS[0]), f"a whole number from 2 to {MOST_EXPERTS}")
+    best = config.integer("num_experts_per_tok", chosen)
+    if best > number:
+        raise config.wrong("num_experts_per_tok", f"at most the number of experts ({number})")
+    return Experts(number, best, intermediate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +218,16 @@ def architecture(
 ) -> Architecture:
     """Return ``decoder`` with a source for each weight.
 
-    ``names`` overrides module names by canonical part, ``fused`` whole sources by canonical weight name, and
-    ``norm_add`` is added to each norm's weight. ``notes`` are what whoever builds should know.
+    ``names`` overrides module names by canonical part, in which ``{}`` is an expert's number, ``fused`` whole
+    sources by canonical weight name, and ``norm_add`` is added to each norm's weight. ``notes`` are what whoever
+    builds should know.
     """
     known = _NAMES | dict(names or {})
     sources: Sources = {}
     for parameter in parameters(decoder):
         layer = f"model.layers.{parameter.layer}." if parameter.layer is not None else ""
         add = norm_add if parameter.role == "norm" and parameter.kind == "weight" else 0.0
-        sources[parameter.name] = Source(f"{layer}{known[parameter.part]}.{parameter.kind}", add=add)
+        module = known[parameter.part].format(parameter.expert)
+        sources[parameter.name] = Source(f"{layer}{module}.{parameter.kind}", add=add)
     sources |= fused or {}
     return Architecture(decoder, sources, genai_type, renamed=_PREFIXES, notes=tuple(notes))

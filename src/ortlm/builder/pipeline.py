@@ -38,6 +38,7 @@ from ortlm.builder.transformers_js import DataFile, laid_out, with_options
 from ortlm.checkpoint.files import copy_file
 from ortlm.errors import BadOption, NotEnoughSpace
 from ortlm.graph.decoder import Emitted
+from ortlm.graph.weight_plan import Columns
 from ortlm.quant.recipe import Calibration
 from ortlm.target import HERE
 from ortlm.weights.reader import Weights
@@ -244,7 +245,12 @@ def _hashes(folder: Path) -> dict[str, Any]:
 
 def _write_all(prepared: Prepared, weights: Weights, path: Path, threads: int, progress: Progress) -> None:
     plan = prepared.plan
-    stacks = {item.tensors[0].name: weights.stack(item.parameters) for item in plan.items}
+    stacks = {
+        item.tensors[0].name: weights.stack(
+            item.parameters, interleaved=1 if isinstance(item, Columns) else item.interleaved
+        )
+        for item in plan.items
+    }
     write_weights(path, plan, prepared.layout, stacks, threads=threads, progress=progress)
 
 

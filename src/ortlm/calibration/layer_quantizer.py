@@ -20,12 +20,16 @@ from ortlm.quant.scheme import Scheme
 from ortlm.spec import GatedMLP
 from ortlm.weights.reader import Weights
 
-Results = dict[Quantized | Plain, Packed | Floats]
+# What to write of each stored tensor, from which of its rows on.
+Results = dict[tuple[Quantized | Plain, int], Packed | Floats]
 
 # Elements of a matrix that are rounded at once; more would only take more memory.
 _CHUNK = 1 << 25
 # Rounding to 8 bits loses little, and the moments of so many inputs take more time and memory than all the rest.
 _WIDE = 4096
+# An expert is calibrated if at least so many tokens chose it for each of its inputs: from fewer, what inputs have
+# in common cannot be told from chance.
+_ENOUGH = 0.25
 # Elements whose ranges one core looks for at once.
 _PIECE = 1 << 22
 
@@ -34,7 +38,8 @@ class LayerQuantizer:
     """Finds the codes of one layer's matrices while ``LayerwiseModel`` computes it.
 
     ``plan`` says what is stored and how. After a layer, ``results`` holds what has to be written: packed matrices,
-    and float weights that scales were moved into.
+    and float weights that scales were moved into; ``experts`` has for each expert's matrix whether it was
+    calibrated, or only rounded because too few tokens chose that expert.
     """
 
     def __init__(self, plan: Plan, weights: Weights, settings: Calibration, *, threads: int) -> None:
@@ -46,38 +51,70 @@ class LayerQuantizer:
         }
         self._weights, self._settings, self._threads = weights, settings, threads
         self.results: Results = {}
+        self.experts: dict[str, bool] = {}
 
     def __call__(
         self, product: Product, inputs: list[Floats], floats: list[Floats] | None, weight: Floats
     ) -> Floats:
         """Quantize ``weight`` for these ``inputs`` and return what it has become."""
+        if self._weights.parameters[product.parameters[0]].expert is not None:
+            return self._expert(product, inputs, weight)
         items = [item for _, _, item in self._parts(product) if item is not None]
-        schemes = [item.scheme for item in items]
         methods = [self._method(item) for item in items]
         if any(m is not None and m.equalizes for m in methods):
-            weight = self._equalize(product, schemes[0], inputs, floats, weight)
-        known: Moments | Feedback | None = None
-        if any(methods):
-            seen = moments(inputs, floats)
-            if not np.isfinite(np.diagonal(seen.second)).all():
-                raise BadCheckpoint(
-                    f"what {product.parameters[0]} is multiplied by becomes infinite while the model reads the "
-                    "calibration text: the checkpoint is damaged or training diverged."
-                )
-            known = seen
-            if any(m is not None and m.feeds_back for m in methods):
-                known = feedback(seen, damping=self._settings.damping)
-            del seen
+            weight = self._equalize(product, items[0].scheme, inputs, floats, weight)
+        known = self._seen(product, inputs, floats, methods)
         done = []
         for start, stop, item in self._parts(product):
             rows = weight[start:stop]
             # What is carried over is what the float model has.
             if item is not None and item.scheme.algorithm != KEPT:
                 packed = self._pack(rows, item, known)
-                self.results[item] = packed
+                self.results[item, 0] = packed
                 rows = dequantize(packed, item.scheme, item.inputs)
             done.append(rows)
         return np.concatenate(done) if len(done) > 1 else done[0]
+
+    def _expert(self, product: Product, inputs: list[Floats], weight: Floats) -> Floats:
+        """Quantize one expert's ``weight`` and return what it has become.
+
+        Other tokens chose it in the float model, so that nothing is known of their difference.
+        """
+        first = self._weights.parameters[product.parameters[0]]
+        assert first.expert is not None
+        item = self._quantized.get(first.name)
+        if item is None or item.scheme.algorithm == KEPT:
+            return weight
+        method, turns = self._method(item), item.interleaved
+        enough = sum(len(x) for x in inputs) >= _ENOUGH * item.inputs
+        known = self._seen(product, inputs, None, [method]) if enough else None
+        if method is not None:
+            self.experts |= dict.fromkeys(product.parameters, enough)
+        rows = weight.reshape(turns, -1, item.inputs).swapaxes(0, 1).reshape(weight.shape)
+        packed = self._pack(rows, item, known)
+        self.results[item, first.expert * len(rows)] = packed
+        rows = dequantize(packed, item.scheme, item.inputs)
+        return rows.reshape(-1, turns, item.inputs).swapaxes(0, 1).reshape(weight.shape)
+
+    def _seen(
+        self,
+        product: Product,
+        inputs: list[Floats],
+        floats: list[Floats] | None,
+        methods: Sequence[Calibrated | None],
+    ) -> Moments | Feedback | None:
+        """Return what ``methods`` have to know of a product's inputs."""
+        if not any(methods):
+            return None
+        seen = moments(inputs, floats)
+        if not np.isfinite(np.diagonal(seen.second)).all():
+            raise BadCheckpoint(
+                f"what {product.parameters[0]} is multiplied by becomes infinite while the model reads the "
+                "calibration text: the checkpoint is damaged or training diverged."
+            )
+        if any(m is not None and m.feeds_back for m in methods):
+            return feedback(seen, damping=self._settings.damping)
+        return seen
 
     def head(self, states: Sequence[Floats], floats: Sequence[Floats] | None, item: Quantized) -> None:
         """Quantize the head, which is multiplied by ``states`` [B, S, H], a part of its rows at a time.
@@ -91,7 +128,7 @@ class LayerQuantizer:
             self._pack(stack.rows(a, min(a + step, item.rows)), item, carry)
             for a in range(0, item.rows, step)
         ]
-        self.results[item] = _joined(parts)
+        self.results[item, 0] = _joined(parts)
 
     def _parts(self, product: Product) -> Iterator[tuple[int, int, Quantized | None]]:
         """Yield the stored matrices that make up a product, with the rows [start, stop) that they have in it."""
@@ -205,10 +242,10 @@ class LayerQuantizer:
                     value: Floats = self._weights.read(vector.parameters)
                     if value.ndim > 1:
                         return False
-                    self.results[vector] = value / scales
+                    self.results[vector, 0] = value / scales
             return True
         item = self._quantized.get(f"{name}.weight")
-        packed = self.results.get(item) if item is not None else None
+        packed = self.results.get((item, 0)) if item is not None else None
         if item is None or not isinstance(packed, Packed) or f"{name}.bias" in self._weights.parameters:
             return False
         start = 0

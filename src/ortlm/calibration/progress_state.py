@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class CalibrationProgress:
     """The folder of a calibration: the weights' file, the rows that are read, and what the last layer gave.
 
     ``done`` layers are finished; ``complete`` says that the head is, too. ``fingerprint`` stands for everything
-    that the result depends on.
+    that the result depends on. ``experts``: see ``LayerQuantizer``.
     """
 
     folder: Path
@@ -32,6 +32,7 @@ class CalibrationProgress:
     done: int = 0
     resumed: bool = False
     complete: bool = False
+    experts: dict[str, bool] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, fingerprint: str) -> CalibrationProgress:
@@ -41,6 +42,7 @@ class CalibrationProgress:
         if record.get("fingerprint") == fingerprint and (folder / "weights.data").is_file():
             state.done, state.resumed = int(record["done"]), True
             state.complete = record.get("complete") is True
+            state.experts = dict(record["experts"])
             if not state.complete:
                 _own(state.data)
         else:
@@ -107,7 +109,12 @@ class CalibrationProgress:
         (self.folder / _STATE).unlink()
 
     def _write(self, done: int) -> None:
-        record = {"fingerprint": self.fingerprint, "done": done, "complete": self.complete}
+        record = {
+            "fingerprint": self.fingerprint,
+            "done": done,
+            "complete": self.complete,
+            "experts": self.experts,
+        }
         with _replacing(self.folder / _STATE) as path:
             path.write_text(json.dumps(record), encoding="utf-8")
 

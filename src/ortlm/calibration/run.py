@@ -51,6 +51,7 @@ def calibrate(
             floats = streams[1] if settings.correct else None
             streams = list(model.layer(index, streams[0], layer, floats))
             _write(state, layout, layer.results)
+            state.experts |= layer.experts
             state.finish(index + 1, streams)
             progress.advance(1)
         head = _head(plan)
@@ -87,10 +88,10 @@ def _head(plan: Plan) -> Quantized | None:
 
 
 def _write(state: CalibrationProgress, layout: Layout, results: Results) -> None:
-    for item, result in results.items():
+    for (item, start), result in results.items():
         if isinstance(result, Packed):
             assert isinstance(item, Quantized)
-            write_packed(state.data, item, layout, result, 0)
+            write_packed(state.data, item, layout, result, start)
         else:
             assert not isinstance(item, Quantized)
             write_values(state.data, item, layout, result)

@@ -10,7 +10,7 @@ import io
 import math
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,10 @@ class Weight:
     def bytes(self) -> int:
         """Size in the file."""
         return math.prod(self.shape) * self.dtype.bytes
+
+    def at(self, index: int) -> Weight:
+        """Return what lies at ``index`` of the first axis: the matrix of one expert, for example."""
+        return replace(self, shape=self.shape[1:], offset=self.offset + index * (self.bytes // self.shape[0]))
 
     def rows(self, start: int, stop: int) -> Array:
         """Return rows [start, stop) as float32; a vector's rows are its elements.

@@ -17,7 +17,7 @@ from ortlm.dtypes import Array
 class Part:
     """Rows [start, stop) of a tensor, with ``add`` added to every element and the same rows of ``delta``.
 
-    ``transposed``: the tensor's columns are meant.
+    ``transposed``: the tensor's columns are meant. With ``step`` n it is every n-th row, and rows are counted so.
     """
 
     weight: Weight
@@ -26,10 +26,20 @@ class Part:
     add: float = 0.0
     delta: Delta | None = None
     transposed: bool = False
+    step: int = 1
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return -(-(self.stop - self.start) // self.step)
 
     def rows(self, start: int, stop: int) -> Array:
-        """Return rows [start, stop) of the tensor as float32; they lie within the part."""
-        found = self.weight.columns(start, stop) if self.transposed else self.weight.rows(start, stop)
+        """Return rows [start, stop) of the part as float32."""
+        low, high = self.start + self.step * start, self.start + self.step * (stop - 1) + 1
+        found = self.weight.columns(low, high) if self.transposed else self.weight.rows(low, high)
+        if self.step > 1:
+            found = np.ascontiguousarray(found[:: self.step])
+        start, stop = low, high
         check_finite(found, self.weight)
         if self.delta is not None:
             found = found + self.delta.rows(start, stop)
@@ -38,10 +48,11 @@ class Part:
     def codes(self, start: int, stop: int, bits: int) -> tuple[Array, Array]:
         """Return codes and scales of rows [start, stop); see ``BlockWeight.codes``. Nothing changes the part."""
         assert isinstance(self.weight, BlockWeight)
+        assert self.step == 1
         assert not self.add
         assert not self.transposed
         assert self.delta is None
-        return self.weight.codes(start, stop, bits)
+        return self.weight.codes(self.start + start, self.start + stop, bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +64,7 @@ class Stack:
     @property
     def count(self) -> int:
         """Number of rows."""
-        return sum(p.stop - p.start for p in self.parts)
+        return sum(p.count for p in self.parts)
 
     def rows(self, start: int, stop: int) -> Array:
         """Return rows [start, stop) as float32.
@@ -69,14 +80,33 @@ class Stack:
         return np.concatenate([codes for codes, _ in found]), np.concatenate([scales for _, scales in found])
 
     def _within(self, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:
-        """Yield the parts that rows [start, stop) lie in, with their rows in the tensor of each."""
+        """Yield the parts that rows [start, stop) lie in, with the rows of each."""
         at = 0
         for part in self.parts:
-            height = part.stop - part.start
+            height = part.count
             low, high = max(start - at, 0), min(stop - at, height)
             if low < high:
-                yield part, part.start + low, part.start + high
+                yield part, low, high
             at += height
+
+
+@dataclass(frozen=True, slots=True)
+class Interleaved:
+    """Stacks of equal height whose rows take turns: the first of each, then the second of each, and so on."""
+
+    stacks: tuple[Stack, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return sum(stack.count for stack in self.stacks)
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Return rows [start, stop) as float32; see ``Stack.rows``."""
+        turns = len(self.stacks)
+        low, high = start // turns, -(-stop // turns)
+        found = np.stack([stack.rows(low, high) for stack in self.stacks], axis=1)
+        return found.reshape(-1, *found.shape[2:])[start - turns * low : stop - turns * low]
 
 
 def stack(parts: Sequence[Part]) -> Stack:
@@ -84,7 +114,12 @@ def stack(parts: Sequence[Part]) -> Stack:
     merged: list[Part] = []
     for part in parts:
         last = merged[-1] if merged else None
-        if last and part == replace(last, start=part.start, stop=part.stop) and last.stop == part.start:
+        if (
+            last
+            and part.step == 1
+            and part == replace(last, start=part.start, stop=part.stop)
+            and last.stop == part.start
+        ):
             merged[-1] = replace(part, start=last.start)
         else:
             merged.append(part)

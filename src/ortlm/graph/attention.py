@@ -121,6 +121,7 @@ def attention(
             )
     cache = ("batch_size", spec.kv_heads, cache_lengths(g, spec)[1], spec.head_dim)
     kind = g.dtype if scales is None else "int8"
+    sinks = g.weight(parameters[f"{at}.sinks.weight"]) if spec.sinks else None
     key_scale = value_scale = None
     if scales is not None:
         key_scale = g.constant(scales.key, f"{module}.key_scale")
@@ -138,7 +139,7 @@ def attention(
         [
             q, k, v, past.key, past.value, step.last_key, step.total,
             cos if inside else None, sin if inside else None, positions,
-            None, None, key_scale, value_scale, None, None, step.query_lengths,
+            None, sinks, key_scale, value_scale, None, None, step.query_lengths,
         ],
         outputs=[(g.dtype, ("batch_size", "sequence_length", wide)), (kind, cache), (kind, cache)],
         name=path,

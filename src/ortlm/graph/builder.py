@@ -14,7 +14,7 @@ from ortlm.graph.weight_plan import Columns, Initializer, Plain, Plan, Quantized
 from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import MatrixLocation, Recipe
 from ortlm.quant.scheme import Scheme
-from ortlm.spec import Parameter
+from ortlm.spec import Experts, Parameter
 from ortlm.target import Target
 
 Value = ir.Value
@@ -35,7 +35,9 @@ _CONTRIB = frozenset(
         "GroupQueryAttention",
         "MatMulIntegerToFloat",
         "MatMulNBits",
+        "MoE",
         "MultiHeadAttention",
+        "QMoE",
         "QuantizeLinear",
         "QuickGelu",
         "RotaryEmbedding",
@@ -258,6 +260,9 @@ class Builder:
         """
         self.asked.add(node)
         role = role or parameters[0].role
+        if role == "router":
+            # Few numbers, which decide what all others are for.
+            return None
         names, weights = tuple(p.name for p in parameters), sum(p.size for p in parameters)
         scheme = self.recipe(MatrixLocation(role, node, layer, self.layers, weights, names))
         if scheme is not None and role == "vision" and scheme.algorithm in CALIBRATED:
@@ -273,30 +278,39 @@ class Builder:
         *,
         gather: bool = False,
         matmul: bool = True,
+        of: Experts | None = None,
+        interleaved: int = 1,
     ) -> tuple[Value | None, Value | None, Value, Value | None]:
         """Return initializers for a quantized matrix: codes for a product, codes for a lookup, scales, zeros.
 
-        Both views of the codes, [out, blocks, bytes] and [out, row_bytes], show the same bytes in the file.
+        Both views of the codes, [out, blocks, bytes] and [out, row_bytes], show the same bytes in the file. With
+        ``of`` it is the matrices of those experts, and all have one axis more, before the others; codes for a
+        product are [experts, out, row_bytes] then. For ``interleaved`` see ``weight_plan.Quantized``.
         """
         rows, inputs = sum(p.shape[0] for p in parameters), parameters[0].shape[1]
         blocks, row = scheme.blocks(inputs), scheme.row_bytes(inputs)
+        lead = (rows,) if of is None else (of.experts, rows // of.experts)
         views = []
         if scheme.kernel_bits != scheme.bits:
             # The planes of codes that have to be widened are not block by block.
             views.append(Initializer(f"{name}.codes", "uint8", (rows, row)))
         elif matmul:
-            views.append(Initializer(f"{name}.codes", "uint8", (rows, blocks, row // blocks)))
+            inner = (blocks, row // blocks) if of is None else (row,)
+            views.append(Initializer(f"{name}.codes", "uint8", (*lead, *inner)))
         if gather and scheme.kernel_bits == scheme.bits:
             views.append(Initializer(f"{name}.rows", "uint8", (rows, row)))
         kind = self.dtype if self.dtype != "fp32" else scheme.scales
         scheme = replace(scheme, scales=kind)
-        scales = Initializer(f"{name}.scales", kind, (rows, blocks))
+        scales = Initializer(f"{name}.scales", kind, (*lead, blocks))
         zeros = (
             None
             if scheme.symmetric
-            else Initializer(f"{name}.zeros", "uint8", (rows, scheme.zero_row_bytes(inputs)))
+            else Initializer(f"{name}.zeros", "uint8", (*lead, scheme.zero_row_bytes(inputs)))
         )
-        item = Quantized(tuple(p.name for p in parameters), scheme, rows, inputs, tuple(views), scales, zeros)
+        item = Quantized(
+            tuple(p.name for p in parameters), scheme, rows, inputs, tuple(views), scales, zeros,
+            interleaved=interleaved, experts=of.experts if of else 1, top_k=of.top_k if of else 1,
+        )  # fmt: skip
         self.plan.items.append(item)
         made = [self._initializer(t) for t in views]
         return (
@@ -305,6 +319,12 @@ class Builder:
             self._initializer(scales),
             self._initializer(zeros) if zeros else None,
         )
+
+    def floats(
+        self, parameters: Sequence[Parameter], name: str, shape: tuple[int, ...], *, interleaved: int = 1
+    ) -> Value:
+        """Return float weights one below the other, as ``shape``; ``interleaved`` is that of ``Plain``."""
+        return self._plain(parameters, name, shape, interleaved=interleaved)
 
     def columns(self, parameters: Sequence[Parameter], name: str) -> tuple[Value, Value]:
         """Return initializers for a matrix in 8 bits by columns: codes int8 [in, out] and scales float32 [out]."""
@@ -315,12 +335,18 @@ class Builder:
         return self._initializer(codes), self._initializer(scales)
 
     def _plain(
-        self, parameters: Sequence[Parameter], name: str, shape: tuple[int, ...], *, transposed: bool = False
+        self,
+        parameters: Sequence[Parameter],
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        transposed: bool = False,
+        interleaved: int = 1,
     ) -> Value:
         if name in self._initializers:
             return self._initializers[name]
         tensor = Initializer(name, self.dtype, shape)
-        self.plan.items.append(Plain(tuple(p.name for p in parameters), tensor, transposed))
+        self.plan.items.append(Plain(tuple(p.name for p in parameters), tensor, transposed, interleaved))
         return self._initializer(tensor)
 
     def _initializer(self, tensor: Initializer) -> Value:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from ortlm.graph.attention import CacheScales, KeyValue, attention, cache_lengths
 from ortlm.graph.builder import Builder, Shape, Value
 from ortlm.graph.linear import Parameters, Vocabulary, linear, node_path
-from ortlm.graph.mlp import feed_forward
+from ortlm.graph.mlp import dense
+from ortlm.graph.moe import mixture
 from ortlm.graph.norm import Residual, Selection, norm
 from ortlm.graph.rope import RopeTables
 from ortlm.graph.step import Step
 from ortlm.quant.recipe import Recipe
-from ortlm.spec import Decoder, Layer, parameters
+from ortlm.spec import Decoder, Experts, Layer, parameters
 from ortlm.target import Target
 
 CACHE_NAMES = ("past_key_values.%d.key", "past_key_values.%d.value", "present.%d.key", "present.%d.value")
@@ -191,7 +192,10 @@ def emit_layer(
     stream.add(y, scale=spec.residual_scale, module=module)
     if not spec.parallel:
         x = stream.normed(spec.ffn_pre, f"{at}.ffn_pre", module=f"{module}.pre_feedforward_layernorm")
-    y = feed_forward(g, spec.ffn, x, layer=index, parameters=weights, shape=stream.shape)
+    if isinstance(spec.ffn, Experts):
+        y = mixture(g, spec.ffn, x, layer=index, parameters=weights, shape=stream.shape)
+    else:
+        y = dense(g, spec.ffn, x, layer=index, parameters=weights, shape=stream.shape)
     if spec.ffn_post is not None:
         y = norm(
             g, y, spec.ffn_post, f"{at}.ffn_post",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
 from ortlm.graph.linear import Parameters, linear, node_path
-from ortlm.spec import MLP, FeedForward, GatedMLP
+from ortlm.spec import MLP, GatedMLP
 
 
 def activate(g: Builder, x: Value, act: str, *, shape: Shape, path: str) -> Value:
@@ -24,29 +24,39 @@ def activate(g: Builder, x: Value, act: str, *, shape: Shape, path: str) -> Valu
     raise AssertionError(f"no emitter for activation {act}")
 
 
-def feed_forward(
-    g: Builder, spec: FeedForward, x: Value, *, layer: int, parameters: Parameters, shape: Shape
+def dense(
+    g: Builder,
+    spec: GatedMLP | MLP,
+    x: Value,
+    *,
+    layer: int,
+    parameters: Parameters,
+    shape: Shape,
+    prefix: str = "",
 ) -> Value:
-    """Return the feed-forward block's output [B, S, H] for ``x`` [B, S, H]."""
-    module = f"layers.{layer}.mlp"
-    at, path = f"layers.{layer}", node_path(f"layers.{layer}.mlp")
+    """Return the output [B, S, H] of a block that computes every token ``x`` [B, S, H].
+
+    The names of its weights begin with ``prefix``.
+    """
+    module = f"layers.{layer}.{prefix}mlp"
+    at, path = f"layers.{layer}.{prefix}", node_path(module)
     inner = (*shape[:-1], spec.intermediate)
     if isinstance(spec, MLP):
         [y] = linear(
-            g, x, [f"{at}.up"], parameters=parameters, module=f"{module}.up_proj", shape=shape, layer=layer
+            g, x, [f"{at}up"], parameters=parameters, module=f"{module}.up_proj", shape=shape, layer=layer
         )
         y = activate(g, y, spec.act, shape=inner, path=path)
-    elif isinstance(spec, GatedMLP):
+    else:
         packed = g.target.packed_mlp
         if g.target.packed_projections if packed is None else packed:
             gate, up = linear(
-                g, x, [f"{at}.gate", f"{at}.up"],
+                g, x, [f"{at}gate", f"{at}up"],
                 parameters=parameters, module=f"{module}.gate_up_proj", shape=shape, layer=layer, apart=True,
             )  # fmt: skip
         else:
             gate, up = (
                 linear(
-                    g, x, [f"{at}.{p}"],
+                    g, x, [f"{at}{p}"],
                     parameters=parameters, module=f"{module}.{p}_proj", shape=shape, layer=layer,
                 )[0]
                 for p in ("gate", "up")
@@ -54,6 +64,6 @@ def feed_forward(
         y = activate(g, gate, spec.act, shape=inner, path=path)
         y = g.op("Mul", y, up, shape=inner, name=path)
     [y] = linear(
-        g, y, [f"{at}.down"], parameters=parameters, module=f"{module}.down_proj", shape=inner, layer=layer
+        g, y, [f"{at}down"], parameters=parameters, module=f"{module}.down_proj", shape=inner, layer=layer
     )
     return y

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ortlm.graph.builder import Builder, Value
 from ortlm.quant.scheme import Scheme
-from ortlm.spec import Parameter
+from ortlm.spec import Experts, Parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class StoredCodes:
 
     ``codes`` [out, blocks, bytes] is for a product, ``rows`` [out, bytes] for a lookup; each is None if it was not
     asked for. ``scales`` [out, blocks] are as activations, ``zeros`` packed, None if they are in the middle.
+    Of experts, all have one axis more, before the others, and ``codes`` are [experts, out, bytes].
     """
 
     codes: Value | None
@@ -37,14 +38,22 @@ def stored_codes(
     *,
     gather: bool = False,
     matmul: bool = True,
+    of: Experts | None = None,
+    interleaved: int = 1,
 ) -> StoredCodes:
-    """Return the matrix that ``parameters`` make, one below the other, for a lookup, a product or both."""
-    codes, rows, scales, zeros = g.quantized(parameters, name, scheme, gather=gather, matmul=matmul)
+    """Return the matrix that ``parameters`` make, one below the other, for a lookup, a product or both.
+
+    ``of`` and ``interleaved`` are those of ``Builder.quantized``.
+    """
+    codes, rows, scales, zeros = g.quantized(
+        parameters, name, scheme, gather=gather, matmul=matmul, of=of, interleaved=interleaved
+    )
     path = f"/{name}"
     out, inputs = sum(p.shape[0] for p in parameters), parameters[0].shape[1]
     width, blocks = scheme.blocks(inputs) * scheme.block, scheme.blocks(inputs)
+    lead = (out,) if of is None else (of.experts, out // of.experts)
     if g.dtype == "fp32" and scheme.scales != "fp32":
-        scales = g.cast(scales, g.dtype, (out, blocks), f"{path}.scales")
+        scales = g.cast(scales, g.dtype, (*lead, blocks), f"{path}.scales")
     if scheme.kernel_bits == scheme.bits:
         return StoredCodes(codes, rows, scales, zeros)
     packed = codes if codes is not None else rows
@@ -52,19 +61,18 @@ def stored_codes(
     wide = _widened(g, packed, f"{path}.codes", out, width, scheme.bits)
     if zeros is None:
         # The kernels' own middle is that of 8 bits.
-        size = g.integers(out, blocks)
         zeros = g.op(
             "Expand",
             g.integer(scheme.zero, "uint8"),
-            size,
-            shape=(out, blocks),
+            g.integers(*lead, blocks),
+            shape=(*lead, blocks),
             dtype="uint8",
             name=f"{path}.zeros",
         )
+    shape = (*lead, blocks, scheme.block) if of is None else (*lead, width)
     return StoredCodes(
         codes=g.op(
-            "Reshape", wide, g.integers(out, blocks, scheme.block),
-            shape=(out, blocks, scheme.block), dtype="uint8", name=f"{path}.codes",
+            "Reshape", wide, g.integers(*shape), shape=shape, dtype="uint8", name=f"{path}.codes",
         ) if matmul else None,
         rows=wide if gather else None,
         scales=scales,

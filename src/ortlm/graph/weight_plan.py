@@ -30,11 +30,15 @@ class Initializer:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """``parameters``, one below the other, as ``tensor``; transposed from [out, in] if ``transposed``."""
+    """``parameters``, one below the other, as ``tensor``; transposed from [out, in] if ``transposed``.
+
+    ``interleaved`` n: the rows of n equal parts of them take turns.
+    """
 
     parameters: tuple[str, ...]
     tensor: Initializer
     transposed: bool = False
+    interleaved: int = 1
 
     @property
     def tensors(self) -> tuple[Initializer, ...]:
@@ -47,6 +51,8 @@ class Quantized:
     """``parameters``, one below the other (``rows`` by ``inputs``), quantized by ``scheme``.
 
     ``views`` are the initializers that show the packed codes, in any shape; all share the same bytes.
+    ``interleaved`` n: the rows of n equal parts of the parameters take turns. It may hold ``experts``, of which
+    ``top_k`` compute a token.
     """
 
     parameters: tuple[str, ...]
@@ -56,6 +62,9 @@ class Quantized:
     views: tuple[Initializer, ...]
     scales: Initializer
     zeros: Initializer | None
+    interleaved: int = 1
+    experts: int = 1
+    top_k: int = 1
 
     @property
     def tensors(self) -> tuple[Initializer, ...]:

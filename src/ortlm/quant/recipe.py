@@ -11,7 +11,7 @@ from ortlm.quant.algorithms import KEPT
 from ortlm.quant.scheme import Scheme
 
 # Roles of matrices, as in ``spec.Parameter``.
-ROLES = ("embed", "head", "qkv", "out", "gate_up", "down", "vision")
+ROLES = ("embed", "head", "qkv", "out", "gate_up", "down", "experts", "vision")
 # The layers that suffer most: the first and the last eighth, and every third between.
 # Source: llama.cpp's Q4_K_M and onnxruntime-genai's k_quant_mixed use this rule.
 SENSITIVE = "sensitive"

@@ -11,11 +11,11 @@ import numpy as np
 
 from ortlm.checkpoint.peft import Delta
 from ortlm.checkpoint.reader import Checkpoint
-from ortlm.checkpoint.stack import Part, Stack, stack
+from ortlm.checkpoint.stack import Interleaved, Part, Stack, stack
 from ortlm.dtypes import Array
 from ortlm.errors import BadOption
 from ortlm.quant.rotation import Rotation
-from ortlm.spec import Architecture, Decoder
+from ortlm.spec import Architecture, Decoder, Experts
 
 
 class RowReader(Protocol):
@@ -52,8 +52,17 @@ class Weights:
         if rotation is not None:
             check_rotatable(self.spec)
 
-    def stack(self, names: Sequence[str]) -> RowReader:
-        """Return the weights ``names``, one below the other."""
+    def stack(self, names: Sequence[str], *, interleaved: int = 1) -> RowReader:
+        """Return the weights ``names``, one below the other.
+
+        The rows of ``interleaved`` equal parts of them take turns.
+        """
+        if interleaved > 1:
+            # Which are of experts: nothing rotates them.
+            height = len(names) // interleaved
+            return Interleaved(
+                tuple(self._plain(names[i : i + height]) for i in range(0, len(names), height))
+            )
         plain = self._plain(names)
         if self._rotation is None:
             return plain
@@ -89,10 +98,12 @@ class Weights:
         source = self._architecture.sources[name]
         start, stop = source.rows or (0, self.parameters[name].shape[0])
         weight = self._checkpoint.weights[source.tensor]
+        if source.index is not None:
+            weight = weight.at(source.index)
         if source.stored is not None:
             weight = replace(weight, shape=self.parameters[name].shape)
         add = source.add - weight.added
-        return Part(weight, start, stop, add, self._deltas.get(name), source.transposed)
+        return Part(weight, start, stop, add, self._deltas.get(name), source.transposed, source.step)
 
 
 # --- rotation -----------------------------------------------------------------------------------------------
@@ -114,6 +125,8 @@ def check_rotatable(spec: Decoder) -> None:
             why = "it has norms after its layers' branches"
         if layer.mixer_pre is None or (layer.ffn_pre is None and not layer.parallel):
             why = "its layers read the stream without a norm"
+        if isinstance(layer.ffn, Experts):
+            why = "it is a mixture of experts"
         norms += [n for n in (layer.mixer_pre, layer.ffn_pre) if n is not None]
     if any(norm.kind != "rms" for norm in norms):
         why = "its norms subtract the mean"

@@ -75,15 +75,17 @@ def _check_head(checkpoint: Checkpoint, architecture: Architecture) -> None:
 
 def _check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
     """Compare the checkpoint's tensors, names and shapes, with what the spec implies."""
-    tall: dict[str, int] = {}
-    wide: dict[str, tuple[int, ...]] = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for parameter in architecture.parameters:
         source = architecture.sources[parameter.name]
-        shape = source.stored or (parameter.shape[::-1] if source.transposed else parameter.shape)
-        stop = source.rows[1] if source.rows else shape[0]
-        tall[source.tensor] = max(tall.get(source.tensor, 0), stop)
-        wide[source.tensor] = shape[1:]
-    expected = {name: (tall[name], *wide[name]) for name in tall}
+        shape = source.stored or parameter.shape
+        shape = (source.rows[1] if source.rows else shape[0], *shape[1:])
+        if source.transposed:
+            shape = shape[::-1]
+        if source.index is not None:
+            shape = (source.index + 1, *shape)
+        # Several weights may lie in one tensor.
+        expected[source.tensor] = tuple(map(max, shape, expected.get(source.tensor, shape)))
     copies = (architecture.head_copy,) if architecture.decoder.tied_head else ()
     check_weights(checkpoint, expected, (*architecture.ignored, *copies))
 

@@ -126,9 +126,8 @@ def _tasks(path: Path, item: Item, layout: Layout, weights: RowReader) -> list[_
     if isinstance(item, Quantized | Columns):
         rows, width = item.rows, item.inputs
     else:
-        rows, width = item.tensor.shape[0], math.prod(item.tensor.shape[1:])
-        if item.transposed:
-            rows, width = width, rows
+        rows = weights.count
+        width = math.prod(item.tensor.shape) // rows
     size = sum(t.bytes for t in item.tensors)
     return [
         _Task(
@@ -214,7 +213,7 @@ def _write_plain(path: Path, item: Plain, layout: Layout, weights: RowReader, a:
     if item.transposed:
         _write_across(path, data, place, item.tensor.shape[1], a)
     else:
-        _write_at(path, data, place + a * (item.tensor.bytes // item.tensor.shape[0]))
+        _write_at(path, data, place + a * (item.tensor.bytes // weights.count))
 
 
 def _narrow(data: Array, kind: str, name: str) -> Array:

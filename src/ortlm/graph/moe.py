@@ -1,0 +1,314 @@
+"""Mixtures of experts, through ONNX Runtime's QMoE and MoE.
+
+Both operators choose the ``k`` experts with the largest router logits and weigh them by the softmax over those:
+QMoE on CPU does so whatever its attributes say. Every other router is brought to that form: logits whose softmax
+over the chosen gives the ratios of the weights, and a factor for each token, the sum of its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ortlm.errors import BadOption, UnsupportedModel
+from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
+from ortlm.graph.linear import Parameters, linear, node_path
+from ortlm.graph.mlp import dense
+from ortlm.graph.stored_codes import stored_codes
+from ortlm.quant.scheme import BLOCKS, Scheme
+from ortlm.spec import CHOSEN_SOFTMAX, SOFTMAX, SPARSE_MIXER, Experts, GatedMLP, Parameter
+
+# The first ONNX Runtimes whose QMoE on CPU takes zero points, and 2 bits.
+_QMOE, _NARROW = (1, 24), (1, 27)
+# Below any logarithm of a weight: never chosen.
+_NEVER = -1e4
+
+
+def mixture(
+    g: Builder, spec: Experts, x: Value, *, layer: int, parameters: Parameters, shape: Shape
+) -> Value:
+    """Return the output [B, S, H] of the experts for ``x`` [B, S, H]."""
+    at, module = f"layers.{layer}", f"layers.{layer}.moe"
+    path = node_path(module)
+    if not g.target.experts_apart and not g.target.expert_bits:
+        raise BadOption(
+            f"this model is a mixture of experts, and is not built for {g.target.name}: ONNX Runtime's QMoE "
+            f"{g.target.no_experts}. Nearest: -e cpu."
+        )
+    [logits] = linear(
+        g, x, [f"{at}.router"], parameters=parameters, module=f"{module}.router", shape=shape, layer=layer
+    )
+    rows = ("tokens", spec.experts)
+    logits = g.op("Reshape", logits, g.integers(-1, spec.experts), shape=rows, name=path)
+    compute = _apart if g.target.experts_apart else _fused
+    y = compute(g, spec, x, logits, layer=layer, parameters=parameters, shape=shape)
+    if spec.shared:
+        shared = dense(
+            g,
+            GatedMLP(spec.shared, "silu"),
+            x,
+            layer=layer,
+            parameters=parameters,
+            shape=shape,
+            prefix="shared_",
+        )
+        if spec.shared_scale:
+            [scale] = linear(
+                g, x, [f"{at}.shared_scale"],
+                parameters=parameters, module=f"{module}.shared_scale", shape=shape, layer=layer,
+            )  # fmt: skip
+            one = (*shape[:-1], 1)
+            scale = g.op("Sigmoid", scale, shape=one, name=path)
+            shared = g.op("Mul", shared, scale, shape=shape, name=path)
+        y = g.op("Add", y, shared, shape=shape, name=path)
+    return y
+
+
+# --- routing ------------------------------------------------------------------------------------------------
+
+
+def _chosen(g: Builder, spec: Experts, logits: Value, path: str) -> tuple[Value, Value]:
+    """Return the weights of the chosen experts and which those are, [T, k] each."""
+    if spec.routing == SPARSE_MIXER:
+        return _sparse_mixer(g, spec, logits, path)
+    if spec.routing == SOFTMAX:
+        logits = _softmax(g, logits, spec.experts, path)
+    best, which = _largest(g, logits, spec.top_k, path)
+    if spec.routing == CHOSEN_SOFTMAX:
+        best = _softmax(g, best, spec.top_k, path)
+    return best, which
+
+
+def _sparse_mixer(g: Builder, spec: Experts, logits: Value, path: str) -> tuple[Value, Value]:
+    """Return what ``Experts.routing`` "sparse_mixer" chooses; see ``_chosen``.
+
+    Source: Liu et al. 2024 (GRIN MoE), https://arxiv.org/abs/2409.12136, at inference.
+    """
+    rows, one, pair = ("tokens", spec.experts), ("tokens", 1), ("tokens", 2)
+    best, which = _largest(g, logits, 2, path)
+    size = g.op("Abs", logits, shape=rows, name=path)
+    never = g.number(float("-inf"))
+    left, weights = logits, []
+    for i in range(2):
+        cut = (g.integers(i), g.integers(i + 1), g.integers(1))
+        most = g.op("Slice", best, *cut, shape=one, name=path)
+        index = g.op("Slice", which, *cut, shape=one, dtype="int64", name=path)
+        apart = g.op("Sub", most, logits, shape=rows, name=path)
+        apart = g.op("Div", apart, g.op("Max", size, most, shape=rows, name=path), shape=rows, name=path)
+        far = g.op("Greater", apart, g.number(2 * spec.mixer_eps), shape=rows, dtype="bool", name=path)
+        near = g.op("Where", far, never, left, shape=rows, name=path)
+        near = _softmax(g, near, spec.experts, path)
+        weights.append(g.op("GatherElements", near, index, shape=one, name=path, axis=1))
+        if i == 0:
+            none = g.op(
+                "Expand",
+                never,
+                g.op("Shape", index, shape=(2,), dtype="int64", name=path),
+                shape=one,
+                name=path,
+            )
+            left = g.op("ScatterElements", logits, index, none, shape=rows, name=path, axis=1)
+    return g.op("Concat", *weights, shape=pair, name=path, axis=1), which
+
+
+def _for_operator(g: Builder, spec: Experts, logits: Value, path: str) -> tuple[Value, Value | None]:
+    """Return what MoE and QMoE take for the router's ``logits`` [T, E], and the factor [T, 1] of their result."""
+    if spec.routing == CHOSEN_SOFTMAX:
+        return logits, None
+    weights, which = _chosen(g, spec, logits, path)
+    total = g.op("ReduceSum", weights, g.integers(1), shape=("tokens", 1), name=path, keepdims=1)
+    if spec.routing == SOFTMAX:
+        return logits, total
+    logs = g.op("Log", weights, shape=("tokens", spec.top_k), name=path)
+    return _scattered(g, spec, logs, which, _NEVER, path), total
+
+
+def _scattered(g: Builder, spec: Experts, values: Value, which: Value, rest: float, path: str) -> Value:
+    """Return [T, E] with ``values`` [T, k] at the experts ``which``, and ``rest`` elsewhere."""
+    rows = ("tokens", spec.experts)
+    count = g.op("Shape", which, shape=(1,), dtype="int64", name=path, start=0, end=1)
+    sizes = g.op("Concat", count, g.integers(spec.experts), shape=(2,), dtype="int64", name=path, axis=0)
+    empty = g.op("Expand", g.number(rest), sizes, shape=rows, name=path)
+    return g.op("ScatterElements", empty, which, values, shape=rows, name=path, axis=1)
+
+
+def _largest(g: Builder, logits: Value, count: int, path: str) -> tuple[Value, Value]:
+    shape = ("tokens", count)
+    best, which = g.ops(
+        "TopK", [logits, g.integers(count)], outputs=[(g.dtype, shape), ("int64", shape)], name=path,
+        attributes={"axis": 1},
+    )  # fmt: skip
+    return best, which
+
+
+def _softmax(g: Builder, x: Value, width: int, path: str) -> Value:
+    return g.op("Softmax", x, shape=("tokens", width), name=path, axis=-1)
+
+
+# --- as one operator ----------------------------------------------------------------------------------------
+
+
+def _fused(
+    g: Builder,
+    spec: Experts,
+    x: Value,
+    logits: Value,
+    *,
+    layer: int,
+    parameters: Parameters,
+    shape: Shape,
+) -> Value:
+    module = f"layers.{layer}.moe"
+    path = node_path(module)
+    hidden, wide, count = int(shape[-1]), spec.intermediate, spec.experts
+    logits, factor = _for_operator(g, spec, logits, path)
+    # The rows of gate and up take turns: that is the only layout with a kernel on CPU.
+    up = _of_all(spec, layer, parameters, "gate", "up")
+    down = _of_all(spec, layer, parameters, "down")
+    up_bias = down_bias = None
+    if spec.bias:
+        up_bias = g.floats(
+            _of_all(spec, layer, parameters, "gate", "up", kind="bias"),
+            f"{module}.gate_up.bias",
+            (count, 2 * wide),
+            interleaved=2,
+        )
+        down_bias = g.floats(
+            _of_all(spec, layer, parameters, "down", kind="bias"), f"{module}.down.bias", (count, hidden)
+        )
+    attributes: dict[str, int | float | str] = {
+        "k": spec.top_k,
+        "activation_type": "swiglu",
+        "swiglu_fusion": 1,
+        "activation_alpha": spec.alpha,
+        "activation_beta": spec.beta,
+        "normalize_routing_weights": 1,
+    }
+    if spec.limit is not None:
+        attributes["swiglu_limit"] = spec.limit
+    scheme = g.scheme([*up, *down], f"{path}/QMoE", layer)
+    if scheme is None:
+        operator, inputs = "MoE", [
+            x, logits,
+            g.floats(up, f"{module}.gate_up.weight", (count, 2 * wide, hidden), interleaved=2), up_bias,
+            g.floats(down, f"{module}.down.weight", (count, hidden, wide)), down_bias,
+        ]  # fmt: skip
+    else:
+        scheme = _for_kernel(scheme, spec, hidden)
+        g.need(_NARROW if scheme.bits == 2 else _QMOE)
+        first = stored_codes(g, up, f"{module}.gate_up", scheme, of=spec, interleaved=2)
+        second = stored_codes(g, down, f"{module}.down", scheme, of=spec)
+        for name in ("gate_up", "down"):
+            g.stored_for[f"{module}.{name}.codes"] = f"{path}/QMoE"
+        operator, inputs = "QMoE", [
+            x, logits, first.codes, first.scales, up_bias, second.codes, second.scales, down_bias,
+            None, None, None, first.zeros, second.zeros,
+        ]  # fmt: skip
+        attributes |= {"expert_weight_bits": scheme.kernel_bits, "block_size": scheme.block}
+    [y] = g.ops(
+        operator, inputs, outputs=[(g.dtype, shape)], name=path, domain=MICROSOFT, attributes=attributes
+    )
+    if factor is None:
+        return y
+    sizes = g.op("Shape", x, shape=(2,), dtype="int64", name=path, start=0, end=2)
+    sizes = g.op("Concat", sizes, g.integers(1), shape=(3,), dtype="int64", name=path, axis=0)
+    factor = g.op("Reshape", factor, sizes, shape=(*shape[:-1], 1), name=path)
+    return g.op("Mul", y, factor, shape=shape, name=path)
+
+
+def _of_all(
+    spec: Experts, layer: int, parameters: Parameters, *parts: str, kind: str = "weight"
+) -> list[Parameter]:
+    """Return the weights ``parts`` of all experts, the first part of each before the second of each."""
+    return [
+        parameters[f"layers.{layer}.expert_{part}.{e}.{kind}"] for part in parts for e in range(spec.experts)
+    ]
+
+
+def _for_kernel(scheme: Scheme, spec: Experts, hidden: int) -> Scheme:
+    """Return ``scheme`` with the largest block that the kernel can take; raises UnsupportedModel if none is."""
+    blocks = [b for b in BLOCKS if b <= scheme.block and hidden % b == 0 and spec.intermediate % b == 0]
+    if not blocks:
+        raise UnsupportedModel(
+            f"experts of {spec.intermediate} channels in a model of {hidden} cannot be quantized: QMoE wants "
+            f"blocks of {BLOCKS[0]} or more that divide both. Build with -p fp32."
+        )
+    return replace(scheme, block=max(blocks))
+
+
+# --- one after the other ------------------------------------------------------------------------------------
+
+
+def _apart(
+    g: Builder,
+    spec: Experts,
+    x: Value,
+    logits: Value,
+    *,
+    layer: int,
+    parameters: Parameters,
+    shape: Shape,
+) -> Value:
+    """Compute each expert on the tokens that chose it, with products that can be looked at."""
+    at, module = f"layers.{layer}", f"layers.{layer}.moe"
+    path, hidden, wide = node_path(module), int(shape[-1]), spec.intermediate
+    weights = _scattered(g, spec, *_chosen(g, spec, logits, path), 0.0, path)
+    chosen = g.op("Cast", weights, shape=("tokens", spec.experts), dtype="bool", name=path, to=9)
+    flat = g.op("Reshape", x, g.integers(-1, hidden), shape=("tokens", hidden), name=path)
+    sizes = g.op("Shape", flat, shape=(2,), dtype="int64", name=path)
+    total = g.op("Expand", g.number(0.0), sizes, shape=("tokens", hidden), name=path)
+    for e in range(spec.experts):
+        some = f"tokens_{layer}_{e}"
+        mine = g.op("Gather", chosen, g.integer(e), shape=("tokens",), dtype="bool", name=path, axis=1)
+        where = g.op("NonZero", mine, shape=(1, some), dtype="int64", name=path)
+        where = g.op("Reshape", where, g.integers(-1), shape=(some,), dtype="int64", name=path)
+        inner = g.op("Gather", flat, where, shape=(some, hidden), name=path, axis=0)
+        gate, up = _product(
+            g, inner, [f"{at}.expert_gate.{e}", f"{at}.expert_up.{e}"], parameters, wide, some
+        )
+        y = _activated(g, spec, gate, up, (some, wide), path)
+        [y] = _product(g, y, [f"{at}.expert_down.{e}"], parameters, hidden, some)
+        weight = g.op("Gather", weights, g.integer(e), shape=("tokens",), name=path, axis=1)
+        weight = g.op("Gather", weight, where, shape=(some,), name=path, axis=0)
+        column = g.op("Unsqueeze", weight, g.integers(-1), shape=(some, 1), name=path)
+        y = g.op("Mul", y, column, shape=(some, hidden), name=path)
+        index = g.op("Unsqueeze", where, g.integers(-1), shape=(some, 1), dtype="int64", name=path)
+        total = g.op("ScatterND", total, index, y, shape=("tokens", hidden), name=path, reduction="add")
+    lead = g.op("Shape", x, shape=(len(shape),), dtype="int64", name=path)
+    return g.op("Reshape", total, lead, shape=shape, name=path)
+
+
+def _product(
+    g: Builder, x: Value, names: Sequence[str], parameters: Parameters, width: int, some: str
+) -> list[Value]:
+    weights = [parameters[f"{name}.weight"] for name in names]
+    path = node_path(names[0])
+    out = (some, width * len(names))
+    y = g.product(x, weights, f"{names[0]}.weights", shape=out, path=path)
+    if f"{names[0]}.bias" in parameters:
+        y = g.op(
+            "Add",
+            y,
+            g.vector([parameters[f"{n}.bias"] for n in names], f"{names[0]}.biases"),
+            shape=out,
+            name=path,
+        )
+    if len(names) == 1:
+        return [y]
+    return g.ops(
+        "Split", [y, g.integers(*[width] * len(names))], outputs=[(g.dtype, (some, width))] * len(names),
+        name=path, attributes={"axis": -1},
+    )  # fmt: skip
+
+
+def _activated(g: Builder, spec: Experts, gate: Value, up: Value, shape: Shape, path: str) -> Value:
+    """Return what ``Experts`` says of gate and up."""
+    if spec.limit is not None:
+        most, least = g.number(spec.limit), g.number(-spec.limit)
+        gate = g.op("Min", gate, most, shape=shape, name=path)
+        up = g.op("Max", g.op("Min", up, most, shape=shape, name=path), least, shape=shape, name=path)
+    if spec.beta:
+        up = g.op("Add", up, g.number(spec.beta), shape=shape, name=path)
+    inner = g.op("Mul", gate, g.number(spec.alpha), shape=shape, name=path) if spec.alpha != 1.0 else gate
+    gate = g.op("Mul", gate, g.op("Sigmoid", inner, shape=shape, name=path), shape=shape, name=path)
+    return g.op("Mul", gate, up, shape=shape, name=path)
