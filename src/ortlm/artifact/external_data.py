@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ortlm._utils.protobuf import Bytes, fields
 from ortlm.artifact.json_values import inside
 from ortlm.errors import BadArtifact
 
@@ -39,6 +40,8 @@ _IN_MEMORY = "*/_ORT_MEM_ADDR_/*"
 _MOST_DEPTH = 50
 
 _BLOCK_BYTES = 1 << 16
+# Files that hold their weights themselves are read in blocks.
+_MOST_READ_BYTES = 16 << 20
 _MOST_LOCATION_BYTES = 4_096
 
 
@@ -70,81 +73,48 @@ def check_external_data(model: Path | bytes, folder: Path) -> None:
 def _locations(model: Path | bytes) -> set[str]:
     try:
         if isinstance(model, bytes):
-            return set(_walk(_Reader(io.BytesIO(model)), 0, len(model), "model", 0))
+            return set(_walk(model, 0, len(model), "model", 0))
         with model.open("rb", buffering=0) as file:
-            return set(_walk(_Reader(file), 0, os.fstat(file.fileno()).st_size, "model", 0))
+            size = os.fstat(file.fileno()).st_size
+            return set(_walk(file.read() if size <= _MOST_READ_BYTES else _Blocks(file), 0, size, "model", 0))
     except ValueError as error:
         # Another reader might see in it what this one does not.
         raise _Damaged(str(error)) from error
 
 
-class _Reader:
+class _Blocks:
     """Bytes of a file by their place. Not mapped: a file that shrinks would end the process."""
 
-    def __init__(self, file: io.RawIOBase | io.BytesIO) -> None:
+    def __init__(self, file: io.FileIO) -> None:
         self._file = file
         self._block, self._start = b"", 0
 
-    def byte(self, at: int) -> int:
-        """Return one byte."""
+    def __getitem__(self, at: int) -> int:
         if not self._start <= at < self._start + len(self._block):
             self._file.seek(at)
             self._start, self._block = at, self._file.read(_BLOCK_BYTES) or b""
-            if not self._block:
-                raise ValueError("it ends early")
         return self._block[at - self._start]
 
-    def varint(self, at: int) -> tuple[int, int]:
-        """Return a number, and the place after it."""
-        value = shift = 0
-        while shift < 70:
-            byte = self.byte(at)
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, at
-            shift += 7
-        raise ValueError("a number is too long")
 
-    def text(self, at: int, end: int) -> str:
-        """Return a short text."""
-        if end - at > _MOST_LOCATION_BYTES:
-            raise ValueError("the name of a file is too long")
-        return bytes(self.byte(i) for i in range(at, end)).decode("utf-8", "surrogateescape")
+def _text(data: Bytes, at: int, end: int) -> str:
+    """Return a short text."""
+    if end - at > _MOST_LOCATION_BYTES:
+        raise ValueError("the name of a file is too long")
+    return bytes(data[i] for i in range(at, end)).decode("utf-8", "surrogateescape")
 
 
-def _walk(reader: _Reader, at: int, end: int, kind: str, depth: int) -> Iterator[str]:
+def _walk(data: Bytes, at: int, end: int, kind: str, depth: int) -> Iterator[str]:
     """Yield the locations in the message of this kind between two places."""
     if depth > _MOST_DEPTH:
         raise ValueError("it is nested too deeply")
-    for number, start, stop in _fields(reader, at, end):
-        if kind == "tensor":
+    inner = _INNER.get(kind)
+    for number, start, stop in fields(data, at, end):
+        if stop < 0:
+            continue
+        if inner is None:
             if number == _TENSOR_EXTERNAL:
-                entry = {n: (a, b) for n, a, b in _fields(reader, start, stop)}
-                if _ENTRY_KEY in entry and reader.text(*entry[_ENTRY_KEY]) == "location":
-                    yield reader.text(*entry.get(_ENTRY_VALUE, (0, 0)))
-        elif number in _INNER[kind]:
-            yield from _walk(reader, start, stop, _INNER[kind][number], depth + 1)
-
-
-def _fields(reader: _Reader, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield number, beginning and end of the length-delimited fields of a protobuf message."""
-    while at < end:
-        key, at = reader.varint(at)
-        # Other readers look at 32 bits only.
-        key &= 0xFFFFFFFF
-        kind = key & 7
-        if kind == 2:
-            size, at = reader.varint(at)
-            if at + size > end:
-                raise ValueError("a field ends beyond its message")
-            yield key >> 3, at, at + size
-            at += size
-        elif kind == 0:
-            _, at = reader.varint(at)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"there is no wire type {kind}")
-    if at != end:
-        raise ValueError("a field ends beyond its message")
+                entry = {n: (a, b) for n, a, b in fields(data, start, stop) if b >= 0}
+                if _ENTRY_KEY in entry and _text(data, *entry[_ENTRY_KEY]) == "location":
+                    yield _text(data, *entry.get(_ENTRY_VALUE, (0, 0)))
+        elif number in inner:
+            yield from _walk(data, start, stop, inner[number], depth + 1)

@@ -28,9 +28,12 @@ from ortlm.runtime.engine.huge_pages import (
     keep_freed_memory,
     use_huge_pages_soon,
 )
+from ortlm.runtime.engine.widened_codes import with_widened_codes
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGE_BYTES = 64 << 20
+# Weights are brought into the kernels' layout on all threads; ONNX Runtimes before 1.32 do not know the option.
+_DEFAULTS = {"session.prepack.enable_parallel": "1"}
 
 _BF16 = dtype("bf16")
 # ONNX Runtime's name of a kind of device, and its number.
@@ -75,9 +78,11 @@ class Session:
             raise BadOption(f"threads must be at least 1, and at most {MOST_THREADS}, found {threads}.")
         self.path = path
         settings = _session_options(options or {}, threads)
+        check_external_data(path if model is None else model, path.parent)
+        if model is None and device.is_cpu:
+            model = with_widened_codes(path, threads=settings.intra_op_num_threads)
         if model is not None:
             settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
-        check_external_data(path if model is None else model, path.parent)
         named = path if weights_of is None else weights_of
         weights = sum(file.stat().st_size for file in named.parent.glob(f"{named.name}*"))
         try:
@@ -86,6 +91,8 @@ class Session:
                 settings,
                 **device.session_arguments(settings),
             )
+            # Kept for another attempt with other providers, which is never made.
+            self._session._model_bytes = None
             self._inputs = _infos(self._session.get_inputs(), path)
             self._outputs = _infos(self._session.get_outputs(), path)
             self.optional = _infos(self._session.get_overridable_initializers(), path)
@@ -351,10 +358,8 @@ def _session_options(found: Mapping[str, Any], threads: int | None) -> Any:
     options.inter_op_num_threads = 1
     # A pattern is kept for every new shape, so memory would grow with each token.
     options.enable_mem_pattern = False
-    # Brings weights into the kernels' layout on all threads; ONNX Runtimes before 1.32 do not know it.
-    options.add_session_config_entry("session.prepack.enable_parallel", "1")
     options.log_severity_level = 3
-    for key, value in found.items():
+    for key, value in {**_DEFAULTS, **found}.items():
         try:
             _set_option(options, key, value)
         except _ORT_ERRORS as error:
