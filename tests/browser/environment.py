@@ -31,7 +31,7 @@ JAVASCRIPT = Runtime(
     "node.mjs",
 )
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# On a software adapter, runs on 32 tokens and more at once are wrong: its subgroups are too small for the kernel.
+# Attention of WebGPU on Vulkan is wrong on 32 tokens and more at once: Device.most_tokens.
 MOST_TOKENS = 31
 TEXTS = ("def read_lines(path):", "The first thing to know about a river is", "import os")
 
@@ -51,12 +51,24 @@ class Place:
         return f"{self.driver} {self.device}"
 
 
+def lavapipe() -> str | None:
+    """Return the library of Mesa's software adapter if VK_ICD_FILENAMES names it, else None.
+
+    It has shader-f16, which Chromium's own software adapter, SwiftShader, lacks.
+    """
+    for name in filter(None, os.environ.get("VK_ICD_FILENAMES", "").split(os.pathsep)):
+        if "lvp" in Path(name).name:
+            library: str = json.loads(Path(name).read_text(encoding="utf-8"))["ICD"]["library_path"]
+            return library
+    return None
+
+
 PLACES = (
     Place("node", "cpu"),
     Place("node", "wasm"),
     Place("chromium", "wasm"),
-    # SwiftShader has no shader-f16, and takes a second for each token.
-    Place("chromium", "webgpu", fp16=False, rows=1),
+    # A software adapter is slow.
+    Place("chromium", "webgpu", fp16=lavapipe() is not None, rows=1),
 )
 
 
@@ -111,6 +123,22 @@ def copy_programs() -> None:
             shutil.copy(program, there)
 
 
+def adapter(place: Path) -> dict[str, str]:
+    """Return the environment that gives Chromium the software adapter of ``lavapipe``.
+
+    ``place`` is a folder to write to. Raises Unavailable.
+    """
+    library, compiled = lavapipe(), place / "lavapipe.so"
+    if library is None:
+        return {}
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(compiled), str(PROGRAMS / "lavapipe.c"), "-ldl"]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise Unavailable("there is no C compiler, which Mesa's software adapter needs here") from error
+    return {"LD_PRELOAD": str(compiled), "LAVAPIPE": library, "VK_ICD_FILENAMES": ""}
+
+
 def ask(driver: str, folder: Path, cases: Sequence[Case]) -> dict[str, Any]:
     """Return what ``driver`` ("node", "chromium") makes of ``cases``, whose models are in ``folder``, by name.
 
@@ -121,7 +149,12 @@ def ask(driver: str, folder: Path, cases: Sequence[Case]) -> dict[str, Any]:
     copy_programs()
     with tempfile.TemporaryDirectory() as place:
         given, answers = Path(place) / "cases.json", Path(place) / "answers.json"
-        asked = {"folder": str(folder), "cases": [asdict(case) for case in cases], "chromium": browser}
+        asked = {
+            "folder": str(folder),
+            "cases": [asdict(case) for case in cases],
+            "chromium": browser,
+            "environment": adapter(Path(place)) if browser is not None else {},
+        }
         given.write_text(json.dumps(asked))
         command = ["node", str(JAVASCRIPT.folder / f"{driver}.mjs"), str(given), str(answers)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)

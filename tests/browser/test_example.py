@@ -86,6 +86,15 @@ def test_answer(device: str, ask: Callable[..., dict[str, Any]], model: Path) ->
     assert found["status"].startswith("12 tokens; the first after")
 
 
+def test_long_prompts_are_refused_where_attention_is_wrong(ask: Callable[..., dict[str, Any]]) -> None:
+    """Chromium's software adapter is used through Vulkan: see Device.most_tokens."""
+    found = ask(device="webgpu", tokens=4, prompt=" ".join([QUESTION] * 4))
+    assert found["answer"] == ""
+    assert "WebGPU in this browser is right for 31 at once" in found["status"]
+    # The page goes on.
+    assert ask(device="wasm", tokens=4, prompt=" ".join([QUESTION] * 4))["answer"] != ""
+
+
 def test_stop(ask: Callable[..., dict[str, Any]]) -> None:
     found = ask(device="wasm", tokens=400, stopped=True)
     assert found["logged"] == []

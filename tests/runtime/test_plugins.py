@@ -17,7 +17,7 @@ import pytest
 
 import ortlm
 from ortlm.builder.options import BuildOptions
-from ortlm.errors import BadOption, NoDevice
+from ortlm.errors import BadArtifact, BadOption, NoDevice
 from ortlm.runtime.engine import session
 from ortlm.runtime.engine.devices import choose_device
 from tests.architectures import oracle
@@ -75,7 +75,7 @@ def both(pair: list[ortlm.LanguageModel], ask: Callable[[ortlm.LanguageModel], A
 
 
 def length(lm: ortlm.LanguageModel) -> int:
-    """Return how long a prompt may be that a software adapter takes."""
+    """Return how long a prompt may be that the device takes."""
     switch = lm.manifest.rope_switch_tokens
     return 48 if switch is None or lm.device.most_tokens is None else min(48, switch - 2)
 
@@ -128,6 +128,32 @@ def test_drafts(pair: Any) -> None:
     options = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True, "draft": "lookup"}
     got, want = both(pair, lambda lm: lm.generate(prompt, **options).token_ids)
     assert got == want
+
+
+@pytest.mark.skipif(missing("webgpu") is not None, reason=missing("webgpu") or "")
+@pytest.mark.parametrize("precision", ["fp16", "int4", "int8"])
+@pytest.mark.parametrize("name", ["phi3", "gemma3", "qwen3", "phi3-longrope"])
+def test_activations_in_fp16(name: str, precision: str, saved: Any, tmp_path: Path) -> None:
+    """Where the adapter computes in fp16, as Mesa's does and SwiftShader does not."""
+    # The CPU rounds activations of int4 and int8 to 8 bits in a way of its own.
+    options = BuildOptions(recipe="fast" if precision != "fp16" else None, accuracy_level=0)
+    ortlm.build(saved(name).folder, tmp_path / name, precision=precision, target="webgpu", options=options)
+    found = []
+    for device in ("webgpu", "cpu"):
+        lm = ortlm.load(tmp_path / name, threads=1, device=device)
+        loop = lm.loop()
+        loop.start()
+        try:
+            logits = [loop.append([IDS[:24]]).copy(), loop.append([IDS[24:30]]).copy()]
+        except BadArtifact as error:
+            if "f16" in str(error) and device == "webgpu":
+                pytest.skip("the adapter does not compute in fp16")
+            raise
+        loop.trim(11)
+        logits += [loop.append([IDS[30:33]]).copy(), loop.step(np.array(IDS[40:41])).copy()]
+        found.append(logits)
+    for got, want in zip(*found, strict=True):
+        assert oracle.relative_error(got, want) < 2e-2
 
 
 @pytest.mark.skipif(missing("webgpu") is not None, reason=missing("webgpu") or "")

@@ -5,7 +5,7 @@ import { extname, join, normalize } from 'node:path';
 import puppeteer from 'puppeteer-core';
 
 const [given, answers] = process.argv.slice(2);
-const { folder, cases, chromium } = JSON.parse(readFileSync(given, 'utf8'));
+const { folder, cases, chromium, environment } = JSON.parse(readFileSync(given, 'utf8'));
 const here = import.meta.dirname;
 const types = { '.html': 'text/html', '.js': 'text/javascript', '.mjs': 'text/javascript', '.wasm': 'application/wasm' };
 const places = { '/models/': folder, '/': here };
@@ -25,7 +25,9 @@ const base = `http://127.0.0.1:${server.address().port}`;
 // The software adapter: no machine that runs tests has to have a GPU.
 const flags = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader', '--enable-features=Vulkan'];
 if (process.getuid?.() === 0) flags.push('--no-sandbox');
-const browser = await puppeteer.launch({ executablePath: chromium, args: flags, protocolTimeout: 3_600_000 });
+const browser = await puppeteer.launch({
+  executablePath: chromium, args: flags, protocolTimeout: 3_600_000, env: { ...process.env, ...environment },
+});
 
 const found = {};
 for (const one of cases) {

@@ -252,6 +252,25 @@ def test_a_plugin(ort: FakeOrt, monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device("webgpu:1")
 
 
+def test_most_tokens_of_shaders_for_vulkan(ort: FakeOrt, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "WebGpuExecutionProvider"
+    plugin(monkeypatch, ort, "onnxruntime_ep_webgpu", ep_device(name, vendor=0x8086))
+    assert choose_device("webgpu").most_tokens == 31
+    assert CPU.most_tokens is None
+    for system in ("win32", "darwin"):
+        monkeypatch.setattr(sys, "platform", system)
+        assert choose_device("webgpu").most_tokens is None
+    assert choose_device(DeviceRequest("webgpu", {"dawnBackendType": "Vulkan"})).most_tokens == 31
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert choose_device(DeviceRequest("webgpu", {"dawnBackendType": "D3D12"})).most_tokens is None
+    # The provider picks among them by itself.
+    nvidia = ep_device(name, vendor=0x10DE)
+    for others, most in (([], None), ([ep_device(name, vendor=0x1002)], 31)):
+        path = next(iter(ort.registered.values()))
+        ort.plugins[path] = [nvidia, *others]
+        assert choose_device("webgpu").most_tokens == most
+
+
 def test_one_of_several_of_a_plugin(ort: FakeOrt, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "OpenVINOExecutionProvider"
     there = [ep_device(name, "CPU"), ep_device(name, number=7, vendor=8), ep_device(name, number=9, vendor=8)]

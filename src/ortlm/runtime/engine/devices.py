@@ -34,6 +34,7 @@ from ortlm.runtime.engine.device_kinds import (
 )
 
 CPU_PROVIDER = "CPUExecutionProvider"
+_NVIDIA = 0x10DE  # as PCI numbers vendors
 # The packages that each hold a whole onnxruntime; the last one installed replaces the files of the others.
 _PACKAGES = (
     "onnxruntime",
@@ -82,11 +83,18 @@ class Device:
     def most_tokens(self) -> int | None:
         """How many tokens of a row attention is right for in one run, None for any number.
 
-        From 32 on WebGPU's attention (0.4.0) takes subgroups of 8 or more for granted, and those of software
-        adapters, which are processors, have 4.
+        WebGPU's shaders for Vulkan (0.4.0) do not zero what a loop declares without a value, so that attention on
+        32 tokens and more adds scores to those of the keys before. NVIDIA's GPUs run a shader without such a loop.
         """
-        software = self.kind == "webgpu" and self.ep_device is not None and type_name(self.ep_device) == "cpu"
-        return 31 if software else None
+        if self.kind != "webgpu":
+            return None
+        # What Dawn takes unless it is told otherwise.
+        backend = {"win32": "D3D12", "darwin": "Metal"}.get(sys.platform, "Vulkan")
+        if self.options.get("dawnBackendType", backend) != "Vulkan":
+            return None
+        # The provider picks the GPU by itself, so that all have to be such.
+        vendors = {device.device.vendor_id for device in plugged_devices(KINDS[self.kind])}
+        return None if vendors == {_NVIDIA} else 31
 
     @property
     def constant_defaults(self) -> bool:
