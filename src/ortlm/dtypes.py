@@ -39,9 +39,13 @@ _TABLE = (
     DType("fp64", 11, "tensor(double)", np.dtype(np.float64), "F64"),
     DType("uint8", 2, "tensor(uint8)", np.dtype(np.uint8), "U8"),
     DType("int8", 3, "tensor(int8)", np.dtype(np.int8), "I8"),
+    DType("int16", 5, "tensor(int16)", np.dtype(np.int16), "I16"),
     DType("int32", 6, "tensor(int32)", np.dtype(np.int32), "I32"),
     DType("int64", 7, "tensor(int64)", np.dtype(np.int64), "I64"),
     DType("bool", 9, "tensor(bool)", np.dtype(np.bool_), "BOOL"),
+    DType("fp8_e4m3", 17, "tensor(float8e4m3fn)", np.dtype(ml_dtypes.float8_e4m3fn), "F8_E4M3"),
+    DType("fp8_e5m2", 19, "tensor(float8e5m2)", np.dtype(ml_dtypes.float8_e5m2), "F8_E5M2"),
+    DType("e8m0", 24, "tensor(float8e8m0)", np.dtype(ml_dtypes.float8_e8m0fnu), "F8_E8M0"),
 )
 
 BY_NAME = {d.name: d for d in _TABLE}

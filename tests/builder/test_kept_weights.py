@@ -19,6 +19,7 @@ from ortlm.builder.planning import prepare
 from ortlm.builder.request import BuildRequest
 from ortlm.checkpoint.gguf import open_gguf
 from ortlm.checkpoint.gguf_weights import WHOLE
+from ortlm.checkpoint.quantized_weight import Grid
 from ortlm.errors import BadOption
 from ortlm.graph.weight_plan import Quantized
 from ortlm.quant.algorithms import KEPT
@@ -59,12 +60,13 @@ def test_codes_and_scales_are_the_files(kind: str, tmp_path: Path) -> None:
     for part in "vq":
         weight: Any = weights[f"model.layers.0.self_attn.{part}_proj.weight"]
         for bits in {WHOLE[kind], 8}:
-            codes, scales = weight.codes(3, 29, bits)
+            codes, scales, _ = weight.codes(3, 29, Grid(bits, 32))
             scheme = Scheme(bits, 32, symmetric=True)
             found = dequantize(Packed(pack(codes, bits), scales, None), scheme, 64)
             np.testing.assert_array_equal(found, weight.rows(3, 29))
     blocks = raw["attn_v"].reshape(32, 2, -1)
-    _, scales = weights["model.layers.0.self_attn.v_proj.weight"].codes(0, 32, 8)  # type: ignore[attr-defined]
+    weight = weights["model.layers.0.self_attn.v_proj.weight"]
+    scales = weight.codes(0, 32, Grid(8, 32)).scales
     np.testing.assert_array_equal(scales, blocks[..., :2].copy().view(np.float16)[..., 0])
 
 
@@ -117,7 +119,7 @@ def test_calibration_leaves_alone_what_is_carried_over(tmp_path: Path) -> None:
         prepared.layout.offsets[item.views[0].name] :
     ]
     weight: Any = prepared.checkpoint.weights["model.layers.0.mlp.down_proj.weight"]
-    want = weight.codes(0, item.rows, 8)[0].tobytes()
+    want = weight.codes(0, item.rows, Grid(8, 32)).codes.tobytes()
     assert codes[: len(want)] == want
 
 
@@ -127,7 +129,7 @@ def test_models_that_were_trained_for_it(tmp_path: Path) -> None:
     fast = BuildOptions(recipe="fast")
 
     def kept(path: Path, options: BuildOptions, precision: str = "int4") -> bool:
-        return bool(prepare(BuildRequest(path, precision=precision, options=options)).kept.bits)
+        return bool(prepare(BuildRequest(path, precision=precision, options=options)).kept.schemes)
 
     assert kept(trained, fast)
     assert not kept(other, fast)
@@ -155,7 +157,9 @@ def test_what_contradicts_it(
 
 def test_where_nothing_can_be_kept(tmp_path: Path) -> None:
     path = made(tmp_path, lambda name: Kind.Q4_1)
-    with pytest.raises(BadOption, match="holds Q4_1, and Q4_0, Q5_0, Q8_0, IQ4_NL are what cpu has"):
+    with pytest.raises(
+        BadOption, match=r"holds Q4_1, and whole numbers .* and Q4_0, Q5_0, Q8_0, IQ4_NL of GGUF, are what"
+    ):
         prepare(BuildRequest(path, options=KEEP))
     with pytest.raises(BadOption, match="holds no quantized weights"):
         prepare(BuildRequest(tmp_path, options=KEEP))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from ortlm.architectures import gguf_forms, model_types
 from ortlm.architectures._pre_tokenizers import PRE_TOKENIZERS
 from ortlm.checkpoint.gguf_weights import READ, WHOLE, block_of
+from ortlm.checkpoint.quantized import METHODS
 from ortlm.checkpoint.safetensors import FLOATS
 from tests.docs.pages import ROOT
 
@@ -27,11 +28,40 @@ Written by `python -m tests.docs.checkpoints` from the code. `ortlm build` reads
 | safetensors in {floats} | `-i FOLDER`, `-m NAME` | read row by row | yes |
 | GGUF, one file or parts | `-i FILE.gguf` | dequantized row by row, see [below](#gguf) | llama.cpp's values |
 | peft LoRA adapters | `--adapter`, `--merge-adapter` | see [LoRA adapters](adapters.md) | |
+| GPTQ, AWQ, FP8 and others, quantized already | as these | see [below](#quantized-already) | bit for bit |
 | `pytorch_model.bin`, pickles | | refused: opening one may run any code | |
-| all with a `quantization_config` | | refused: use the original checkpoint | |
 
 Families by `model_type`: {families}. What is not known and may change what a model computes is refused by its
 name.
+"""
+QUANTIZED = """\
+## Quantized already
+
+A checkpoint whose `config.json` has a `quantization_config` (or that comes with `quantize_config.json`,
+`quant_config.json` or `hf_quant_config.json`) is read as its tool reads it: values are bit for bit those of the
+tool's own dequantization, computed in float32. Activations are not quantized, whatever the checkpoint says of
+them.
+
+| `quant_method` | read | in a build |
+|---|---|---|
+{methods}
+
+What is carried over keeps its codes, scales and zero points in MatMulNBits: 2, 4 or 8 bits, in blocks of 16 to
+128 inputs. A larger group, or a whole row, becomes several blocks with the same scale. Scales that fp16 does not
+hold exactly stay in fp32, which needs fp32 activations. Where queries, keys and values are one product, it gets
+what holds all three: the smallest blocks, and zero points if one of them has any. In AutoRound's and
+compressed-tensors' files act-order is treated as in GPTQ's: where the inputs of a group do not lie together,
+MatMulNBits has no form for it, and the matrix is dequantized.
+
+**Carried over by default**: with `-p int4` what has up to 4 bits, with `-p int8` up to 8, because these codes were
+found by calibration, and finding others would lose what that gained. Everything else (embeddings and head, as a
+rule) is quantized by the [recipe](quantization.md), and so is what is dequantized. `--keep-quantization` carries
+over more bits, too, and is an error where nothing can be; `--no-keep-quantization` quantizes everything again, and
+so do options that say how matrices are stored, such as `block_size=` and `bits=`. The build's summary,
+`ortlm.json` and the model card say how much was carried over. `-p fp16` and `-p fp32` store the values.
+
+Methods other than these (HQQ, AQLM, VPTQ, HIGGS, EETQ, quanto, torchao, BitNet, SpQR) are refused by name.
+
 """
 GGUF = """\
 ## GGUF
@@ -118,7 +148,10 @@ def page() -> str:
     body = GGUF.format(
         forms=rows(forms), types=rows(kinds()), pre=", ".join(f"`{name}`" for name in sorted(PRE_TOKENIZERS))
     )
-    return "\n\n".join(filled(part) for part in f"{head}\n{body}".split("\n\n"))
+    methods = QUANTIZED.format(
+        methods=rows((f"`{name}`", method.reads, method.kept) for name, method in METHODS.items())
+    )
+    return "\n\n".join(filled(part) for part in f"{head}\n{methods}{body}".split("\n\n"))
 
 
 def filled(paragraph: str) -> str:

@@ -72,8 +72,8 @@ def find(config: Mapping[str, Any]) -> Describe:
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
         named = quoted(str(method))[1:-1] if method else "unnamed method"
         raise UnsupportedModel(
-            f'config.json: "quantization_config" ({named}) says that the weights are '
-            "quantized already, which cannot be read yet. Use the original checkpoint in bf16, fp16 or fp32."
+            f'config.json: "quantization_config" ({named}) says that the weights are quantized already. That is '
+            "read where it is a key of the file itself. Use the original checkpoint in bf16, fp16 or fp32."
         )
     kinds = config.get("architectures")
     kinds = kinds if isinstance(kinds, list) else []

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ortlm.builder.options import BuildOptions
 from ortlm.checkpoint.gguf_weights import WHOLE, BlockWeight
+from ortlm.checkpoint.quantized_weight import QuantizedWeight, TransposedWeight
 from ortlm.checkpoint.reader import Checkpoint
 from ortlm.errors import BadOption
 from ortlm.graph.weight_plan import Plan, Quantized
 from ortlm.quant.algorithms import KEPT
 from ortlm.quant.recipe import Keeping, Recipe
-from ortlm.spec import Architecture
+from ortlm.quant.scheme import Scheme
+from ortlm.spec import Architecture, Parameter
 from ortlm.target import Target
 
 # Models that were trained to be stored in a type say so in their names.
@@ -25,22 +27,18 @@ _SHAPING = (
     "bits", "block_size", "symmetric", "head_bits", "embed_bits", "bits8_roles", "mixed", "excluded_nodes",
     "rules", "rotate",
 )  # fmt: skip
+_BITS = {"int4": 4, "int8": 8}
 
 
 @dataclass(frozen=True, slots=True)
 class KeptWeights:
-    """How many bits the codes of a weight take that is carried over, by its name in the spec.
+    """What holds the codes of a weight that is carried over, by its name in the spec."""
 
-    ``accuracy_level`` and ``scales`` are those of ``Scheme``.
-    """
-
-    bits: Mapping[str, int] = field(default_factory=dict)
-    accuracy_level: int = 0
-    scales: str = "fp32"
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
 
     def recipe(self, base: Recipe) -> Recipe:
         """Return ``base``, but for what is carried over."""
-        return Keeping(base, self.bits, self.accuracy_level, self.scales) if self.bits else base
+        return Keeping(base, self.schemes) if self.schemes else base
 
 
 def kept_weights(
@@ -55,51 +53,90 @@ def kept_weights(
 ) -> KeptWeights:
     """Return the weights that ``options`` carry over, of those that are stored as ONNX Runtime has them too.
 
-    With ``rotated`` no weight is as it was; ``changed`` are weights that an adapter changes. Models that were
-    trained for their type (QAT) are carried over unless the options say otherwise. Raises BadOption where nothing
-    can be, or other options contradict.
+    With ``rotated`` no weight is as it was; ``changed`` are weights that an adapter changes. Unless the options
+    say otherwise, those are carried over whose codes were trained or calibrated, and take no more bits than
+    ``precision`` asks for. Raises BadOption where nothing can be, or other options contradict.
     """
     keep = options.keep_quantization
     set_ones = [name for name in _SHAPING if getattr(options, name) not in (None, (), False)]
     if rotated and "rotate" not in set_ones:
         set_ones.append("rotate")
-    quantized = precision in ("int4", "int8")
-    if keep is None:
-        keep = quantized and not set_ones and _is_trained(checkpoint)
-    elif keep and not quantized:
+    if keep and precision not in _BITS:
         raise BadOption(
             f"keep_quantization does not apply: -p {precision} quantizes nothing. Nearest: -p int4 or -p int8."
         )
-    elif keep and set_ones:
+    if keep and set_ones:
         raise BadOption(
             f"keep_quantization and {', '.join(set_ones)} contradict each other: the checkpoint says how its "
             "matrices are stored. Give one of the two."
         )
-    if not keep:
+    if precision not in _BITS or set_ones or keep is False:
         return KeptWeights()
-    left_out = set(changed)
-    found = {}
+    trained = _is_trained(checkpoint)
+    schemes = {}
+    why = ""
     for parameter in architecture.parameters:
-        source = architecture.sources[parameter.name]
-        weight = checkpoint.weights[source.tensor]
-        bits = WHOLE.get(weight.kind) if isinstance(weight, BlockWeight) else None
-        plain = len(parameter.shape) == 2 and not source.transposed and source.stored is None
-        if bits and plain and parameter.name not in left_out and bits in target.weight_bits:
-            found[parameter.name] = bits
-    # Scales of 16 bits lose nothing in activations of fp16 or fp32.
-    exact = target.precisions[precision] in ("fp16", "fp32")
-    if not found or not exact:
-        if options.keep_quantization is None:
-            return KeptWeights()
-        why = (
-            f"scales in {target.precisions[precision]} would not be the checkpoint's"
-            if found
-            else f"it holds {types_of(checkpoint) or 'no quantized weights'}, and {', '.join(WHOLE)} are what "
-            f"{target.name} has the same form for"
+        weight = _stored(checkpoint, architecture, parameter)
+        if weight is None or parameter.name in changed:
+            continue
+        if keep is None and not (weight.calibrated or trained):
+            continue
+        scheme, reason = _scheme(weight, target, precision, options)
+        if scheme is None:
+            why = reason
+        elif keep or scheme.bits <= _BITS[precision]:
+            schemes[parameter.name] = scheme
+    if keep and not schemes:
+        held = types_of(checkpoint)
+        raise BadOption(
+            f"keep_quantization does not apply to {checkpoint.path.name}: "
+            + (
+                why
+                or f"it holds {held or 'no quantized weights'}, and {_forms()} are what ONNX Runtime has the same "
+                "form for"
+            )
+            + ". Leave it out."
         )
-        raise BadOption(f"keep_quantization does not apply to {checkpoint.path.name}: {why}. Leave it out.")
+    return KeptWeights(schemes)
+
+
+def _stored(
+    checkpoint: Checkpoint, architecture: Architecture, parameter: Parameter
+) -> QuantizedWeight | None:
+    """Return the quantized matrix that ``parameter`` is, rows of one, or None."""
+    source = architecture.sources[parameter.name]
+    weight = checkpoint.weights[source.tensor]
+    if len(parameter.shape) != 2 or source.stored is not None or not isinstance(weight, QuantizedWeight):
+        return None
+    if source.index is not None:
+        weight = weight.at(source.index)
+    if source.transposed:
+        return weight.inner if isinstance(weight, TransposedWeight) else None
+    return weight if isinstance(weight, QuantizedWeight) else None
+
+
+def _scheme(
+    weight: QuantizedWeight, target: Target, precision: str, options: BuildOptions
+) -> tuple[Scheme | None, str]:
+    """Return what holds ``weight`` exactly on ``target``; None, and why, if nothing does."""
+    grid = weight.grid()
+    if grid is None:
+        return None, ""
+    bits = next(
+        (bits for bits in sorted(target.weight_bits) if bits >= grid.bits and bits in (2, 4, 8)), None
+    )
+    if bits is None:
+        return None, f"{target.name} has no kernel for {grid.bits}-bit weights"
+    activations = target.precisions[precision]
+    if activations != "fp32" and not (activations == "fp16" and grid.half):
+        return None, f"scales in {activations} would not be the checkpoint's"
     level = target.accuracy_level if options.accuracy_level is None else options.accuracy_level
-    return KeptWeights(found, level, "fp16" if target.half_scales else "fp32")
+    scales = "fp16" if target.half_scales and grid.half else "fp32"
+    return Scheme(bits, grid.block, grid.symmetric, level, KEPT, scales), ""
+
+
+def _forms() -> str:
+    return f"whole numbers of up to 8 bits in groups of inputs, and {', '.join(WHOLE)} of GGUF,"
 
 
 def _is_trained(checkpoint: Checkpoint) -> bool:
@@ -110,33 +147,32 @@ def _is_trained(checkpoint: Checkpoint) -> bool:
 
 
 def types_of(checkpoint: Checkpoint) -> str:
-    """Return the types of a GGUF file's matrices, the most frequent first; empty for other checkpoints."""
-    return ", ".join(_counted(checkpoint))
-
-
-def _counted(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return the types of a checkpoint's quantized matrices, the most frequent first; empty for others."""
     counts: dict[str, int] = {}
     for weight in checkpoint.weights.values():
-        if isinstance(weight, BlockWeight) and len(weight.shape) == 2:
-            counts[weight.kind] = counts.get(weight.kind, 0) + weight.shape[0] * weight.shape[1]
-    return dict(sorted(counts.items(), key=lambda found: -found[1]))
+        if isinstance(weight, QuantizedWeight) and len(weight.shape) > 1:
+            counts[weight.kind] = counts.get(weight.kind, 0) + math.prod(weight.shape)
+    return ", ".join(sorted(counts, key=lambda kind: -counts[kind]))
 
 
 def stored_before(checkpoint: Checkpoint, architecture: Architecture, plan: Plan) -> str:
-    """Return what became of the types that a GGUF file's matrices have, in words; empty for other checkpoints."""
+    """Return what became of the types that a checkpoint's quantized matrices have, in words; empty for others."""
     kept = {
         name
         for item in plan.items
         if isinstance(item, Quantized) and item.scheme.algorithm == KEPT
         for name in item.parameters
     }
+    total = 0
     sizes: dict[tuple[str, bool], int] = {}
     for parameter in architecture.parameters:
-        weight: Any = checkpoint.weights[architecture.sources[parameter.name].tensor]
-        if isinstance(weight, BlockWeight) and len(parameter.shape) == 2:
+        if len(parameter.shape) != 2:
+            continue
+        total += parameter.size
+        weight = checkpoint.weights[architecture.sources[parameter.name].tensor]
+        if isinstance(weight, QuantizedWeight):
             key = weight.kind, parameter.name in kept
             sizes[key] = sizes.get(key, 0) + parameter.size
-    total = sum(sizes.values())
     return "; ".join(
         f"{kind} ({size / total:.0%} of matrices) {'carried over' if unchanged else 'dequantized'}"
         for (kind, unchanged), size in sorted(sizes.items(), key=lambda found: -found[1])

@@ -49,7 +49,8 @@ class BuildOptions:
     bits, with ``mixed`` also queries, keys, values and down projections of the layers that suffer most;
     ``excluded_nodes`` keep float weights; ``rotate`` rotates the residual stream (Hadamard). ``rules``
     come last and win. ``keep_quantization`` carries over the matrices of a quantized checkpoint that ONNX Runtime
-    has the same form for, bit for bit; by default only those of models that were trained for it.
+    has the same form for, bit for bit; by default those that were calibrated or trained for it, and have no more
+    bits than the precision.
 
     Calibration: ``calibration`` is a file of text, chats or token ids; without one the model generates the text
     itself. ``calibration_tokens`` of it are read.

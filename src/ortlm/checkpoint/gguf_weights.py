@@ -14,7 +14,8 @@ import numpy as np
 from ortlm._utils.checked_json import shown
 from ortlm.checkpoint import files
 from ortlm.checkpoint.gguf_header import TensorInfo
-from ortlm.checkpoint.safetensors import Weight, check_finite
+from ortlm.checkpoint.quantized_weight import Codes, Grid, QuantizedWeight, fitted
+from ortlm.checkpoint.safetensors import check_finite
 from ortlm.dtypes import Array
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 
@@ -27,10 +28,11 @@ READ = (
 # Types whose blocks are a scale before 32 whole numbers, and how many bits those take around a zero in the middle.
 WHOLE = {"Q4_0": 4, "Q5_0": 8, "Q8_0": 8, "IQ4_NL": 8}
 _FLOATS = ("F32", "F16", "BF16")
+_BLOCK = 32
 
 
-@dataclass(frozen=True, slots=True)
-class BlockWeight(Weight):
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockWeight(QuantizedWeight):
     """A tensor of a GGUF file by the name that a Hugging Face checkpoint has for it; values are float32.
 
     ``kind`` is its type's name, ``stored_name`` what the file calls it, ``first`` the row of that tensor where
@@ -54,11 +56,12 @@ class BlockWeight(Weight):
         """
         return self._in_order(start, stop, self._stored)
 
-    def codes(self, start: int, stop: int, bits: int) -> tuple[Array, Array]:
-        """Return rows [start, stop) of a type in ``WHOLE`` as they are stored: codes and scales.
+    def grid(self) -> Grid | None:
+        """Return the grid that holds its values exactly, of types in ``WHOLE``."""
+        return Grid(WHOLE[self.kind], _BLOCK) if self.kind in WHOLE else None
 
-        Codes are uint8 [rows, columns] of ``bits`` bits, with 0 at the middle one, scales float32 [rows, blocks].
-        """
+    def codes(self, start: int, stop: int, grid: Grid) -> Codes:
+        """Return rows [start, stop) on ``grid``, which is its own or finer; see ``grid``."""
 
         def stored(low: int, high: int) -> Array:
             raw = self.raw_rows(low, high)
@@ -75,8 +78,9 @@ class BlockWeight(Weight):
             return np.concatenate([whole.reshape(high - low, -1), scales[..., 0]], axis=1)
 
         found = self._in_order(start, stop, stored)
-        codes = (found[:, : self.shape[1]] + np.float32(1 << (bits - 1))).astype(np.uint8)
-        return codes, np.ascontiguousarray(found[:, self.shape[1] :])
+        own = Grid(WHOLE[self.kind], _BLOCK)
+        codes = (found[:, : self.shape[1]] + np.float32(own.zero)).astype(np.uint8)
+        return fitted(Codes(codes, np.ascontiguousarray(found[:, self.shape[1] :]), None), own, grid)
 
     def _in_order(self, start: int, stop: int, stored: Callable[[int, int], Array]) -> Array:
         """Return rows [start, stop), which ``stored`` reads as they lie in the file."""
@@ -89,14 +93,6 @@ class BlockWeight(Weight):
         # Row (half, i) of a head lies at row 2 i + half of it.
         place = row // size * size + row % half * 2 + row % size // half
         return np.asarray(stored(low, high)[place - low])
-
-    def columns(self, start: int, stop: int) -> Array:
-        """Return columns [start, stop) of a matrix, transposed: float32 [columns, rows]."""
-        step = max(1, (1 << 19) // self.shape[1])
-        parts = [
-            self.rows(a, min(a + step, self.shape[0]))[:, start:stop] for a in range(0, self.shape[0], step)
-        ]
-        return np.ascontiguousarray(np.concatenate(parts).T)
 
     def raw_rows(self, start: int, stop: int) -> Array:
         """Return the bytes, uint8 [rows, row bytes], of rows [start, stop) as they lie in the file."""

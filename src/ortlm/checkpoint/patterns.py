@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 _LONGEST_PATTERN = 1000
@@ -29,12 +29,22 @@ def matches(pattern: str, name: str) -> bool:
 
     Raises Unbounded.
     """
-    if len(pattern) > _LONGEST_PATTERN:
-        raise Unbounded(f"it has {len(pattern):,} characters, at most {_LONGEST_PATTERN:,} are allowed")
-    if len(name) > _LONGEST_NAME:
-        raise Unbounded(f"the name of a module has {len(name):,} characters")
     if _PLAIN.fullmatch(pattern) and (name == pattern or name.endswith(f".{pattern}")):
+        _check_length(pattern, name)
         return True
+    return _applied(pattern, name, lambda: re.fullmatch(rf"(.*\.)?({pattern})", name))
+
+
+def starts(pattern: str, name: str) -> bool:
+    """Whether ``name`` begins with what ``pattern`` says, as in compressed-tensors.
+
+    Raises Unbounded.
+    """
+    return _applied(pattern, name, lambda: re.match(pattern, name))
+
+
+def _applied(pattern: str, name: str, match: Callable[[], re.Match[str] | None]) -> bool:
+    _check_length(pattern, name)
     try:
         # What a later Python may read in another way (nested sets) means here what it means to peft.
         with warnings.catch_warnings():
@@ -42,9 +52,16 @@ def matches(pattern: str, name: str) -> bool:
             steps = _steps(_parsed(pattern), len(name) + 1)
             if steps * (len(name) + 1) > _MOST_STEPS:
                 raise Unbounded("matching it may take too long")
-            return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
+            return match() is not None
     except (re.error, RecursionError, OverflowError) as error:
         raise Unbounded(str(error) or type(error).__name__) from error
+
+
+def _check_length(pattern: str, name: str) -> None:
+    if len(pattern) > _LONGEST_PATTERN:
+        raise Unbounded(f"it has {len(pattern):,} characters, at most {_LONGEST_PATTERN:,} are allowed")
+    if len(name) > _LONGEST_NAME:
+        raise Unbounded(f"the name of a module has {len(name):,} characters")
 
 
 def _parsed(pattern: str) -> Any:

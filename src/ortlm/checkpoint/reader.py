@@ -10,6 +10,7 @@ from typing import Any
 
 from ortlm._utils.checked_json import shown
 from ortlm.checkpoint import files
+from ortlm.checkpoint.quantized import read_quantized
 from ortlm.checkpoint.safetensors import FLOATS, Weight, read_header
 from ortlm.errors import BadCheckpoint, nearest
 
@@ -73,7 +74,8 @@ def open_checkpoint(folder: Path, *, source: str | None = None, revision: str | 
             + (f" Of its GGUF files give one: -i {files.shown(folder / ggufs[0])}" if ggufs else "")
         )
     config = files.read_object(folder, "config.json")
-    return Checkpoint(folder, config, _weights(folder, config), source or str(folder), revision)
+    config, weights = read_quantized(config, _weights(folder, config), folder)
+    return Checkpoint(folder, config, weights, source or str(folder), revision)
 
 
 def pick_weights(

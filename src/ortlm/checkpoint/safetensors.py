@@ -23,6 +23,8 @@ from ortlm.dtypes import BY_SAFETENSORS, Array, DType
 from ortlm.errors import BadCheckpoint
 
 FLOATS = ("fp32", "fp16", "bf16")
+# What is read at once of a matrix whose columns are wanted, and the longest rows that are read whole for it.
+_READ_BYTES, _SHORT_BYTES = 1 << 20, 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +60,38 @@ class Weight:
 
         Raises BadCheckpoint if the file ends early, or was written to since its header was read.
         """
+        return _to_float32(self.raw(start, stop))
+
+    def columns(self, start: int, stop: int) -> Array:
+        """Return columns [start, stop) of a matrix, transposed: float32 [columns, rows]."""
+        return np.ascontiguousarray(_to_float32(self.raw_columns(start, stop)).T)
+
+    def raw(self, start: int, stop: int) -> Array:
+        """Return rows [start, stop) in the element type of the file."""
         width = math.prod(self.shape[1:]) * self.dtype.bytes
         raw = np.empty((stop - start) * width, np.uint8)
         # A handle of its own: several threads read at once, and not every system has pread.
         with self.stamp.open() as stream:
             self._read(stream, raw, start * width)
-        return to_float32(raw, self.dtype).reshape(stop - start, *self.shape[1:])
+        return raw.view(self.dtype.numpy).reshape(stop - start, *self.shape[1:])
 
-    def columns(self, start: int, stop: int) -> Array:
-        """Return columns [start, stop) of a matrix, transposed: float32 [columns, rows]."""
+    def raw_columns(self, start: int, stop: int) -> Array:
+        """Return columns [start, stop) of a matrix, [rows, columns], in the element type of the file."""
         rows, row = self.shape[0], self.shape[1] * self.dtype.bytes
         first, width = start * self.dtype.bytes, (stop - start) * self.dtype.bytes
         raw = np.empty((rows, width), np.uint8)
+        # Whole rows, if they are short, and many at once: that is faster than a read for each.
+        step = max(1, _READ_BYTES // row) if row <= _SHORT_BYTES else 1
         with self.stamp.open() as stream:
-            for i in range(rows):
-                self._read(stream, raw[i], i * row + first)
-        found = to_float32(raw.reshape(-1), self.dtype).reshape(rows, stop - start)
-        return np.ascontiguousarray(found.T)
+            if step == 1:
+                for i in range(rows):
+                    self._read(stream, raw[i], i * row + first)
+            else:
+                for i in range(0, rows, step):
+                    whole = np.empty((min(step, rows - i), row), np.uint8)
+                    self._read(stream, whole.reshape(-1), i * row)
+                    raw[i : i + step] = whole[:, first : first + width]
+        return raw.reshape(-1).view(self.dtype.numpy).reshape(rows, stop - start)
 
     def _read(self, stream: io.FileIO, raw: Array, at: int) -> None:
         """Fill ``raw`` (uint8) with the bytes of the tensor from ``at`` on."""
@@ -94,14 +111,13 @@ class Weight:
             ) from error
 
 
-def to_float32(raw: Array, dtype: DType) -> Array:
-    """Return the bytes ``raw`` (uint8), read as ``dtype``, as float32."""
-    if dtype.name == "bf16":
+def _to_float32(raw: Array) -> Array:
+    if raw.dtype == BY_SAFETENSORS["BF16"].numpy:
         # bf16 is the upper half of a float32: shifting is several times faster than a generic cast.
         wide = raw.view(np.uint16).astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32)
-    return raw.view(dtype.numpy).astype(np.float32, copy=False)
+    return raw.astype(np.float32, copy=False)
 
 
 def check_finite(rows: Array, weight: Weight) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ortlm.checkpoint.gguf_weights import BlockWeight
 from ortlm.checkpoint.peft import Delta
+from ortlm.checkpoint.quantized_weight import Codes, Grid, QuantizedWeight, TransposedWeight
 from ortlm.checkpoint.safetensors import Weight, check_finite
 from ortlm.dtypes import Array
 
@@ -45,14 +45,20 @@ class Part:
             found = found + self.delta.rows(start, stop)
         return found + np.float32(self.add) if self.add else found
 
-    def codes(self, start: int, stop: int, bits: int) -> tuple[Array, Array]:
-        """Return codes and scales of rows [start, stop); see ``BlockWeight.codes``. Nothing changes the part."""
-        assert isinstance(self.weight, BlockWeight)
-        assert self.step == 1
+    def codes(self, start: int, stop: int, grid: Grid) -> Codes:
+        """Return rows [start, stop) on ``grid``; see ``QuantizedWeight.codes``. Nothing changes the part."""
+        weight = self.weight
+        if self.transposed:
+            assert isinstance(weight, TransposedWeight)
+            weight = weight.inner
+        assert isinstance(weight, QuantizedWeight)
         assert not self.add
-        assert not self.transposed
         assert self.delta is None
-        return self.weight.codes(self.start + start, self.start + stop, bits)
+        found = weight.codes(self.start + self.step * start, self.start + self.step * (stop - 1) + 1, grid)
+        if self.step == 1:
+            return found
+        zeros = None if found.zeros is None else found.zeros[:: self.step]
+        return Codes(found.codes[:: self.step], found.scales[:: self.step], zeros)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +80,15 @@ class Stack:
         found = [part.rows(low, high) for part, low, high in self._within(start, stop)]
         return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def codes(self, start: int, stop: int, bits: int) -> tuple[Array, Array]:
-        """Return codes and scales of rows [start, stop) as the checkpoint has them; see ``BlockWeight.codes``."""
-        found = [part.codes(low, high, bits) for part, low, high in self._within(start, stop)]
-        return np.concatenate([codes for codes, _ in found]), np.concatenate([scales for _, scales in found])
+    def codes(self, start: int, stop: int, grid: Grid) -> Codes:
+        """Return rows [start, stop) on ``grid``, as the checkpoint has them; see ``QuantizedWeight.codes``."""
+        found = [part.codes(low, high, grid) for part, low, high in self._within(start, stop)]
+        zeros = [part.zeros for part in found if part.zeros is not None]
+        return Codes(
+            np.concatenate([part.codes for part in found]),
+            np.concatenate([part.scales for part in found]),
+            np.concatenate(zeros) if zeros else None,
+        )
 
     def _within(self, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:
         """Yield the parts that rows [start, stop) lie in, with the rows of each."""
@@ -107,6 +118,23 @@ class Interleaved:
         low, high = start // turns, -(-stop // turns)
         found = np.stack([stack.rows(low, high) for stack in self.stacks], axis=1)
         return found.reshape(-1, *found.shape[2:])[start - turns * low : stop - turns * low]
+
+    def codes(self, start: int, stop: int, grid: Grid) -> Codes:
+        """Return rows [start, stop) on ``grid``; see ``Stack.codes``."""
+        turns = len(self.stacks)
+        low, high = start // turns, -(-stop // turns)
+        found = [stack.codes(low, high, grid) for stack in self.stacks]
+
+        def woven(parts: Sequence[Array]) -> Array:
+            both = np.stack(parts, axis=1)
+            return both.reshape(-1, *both.shape[2:])[start - turns * low : stop - turns * low]
+
+        zeros = [part.zeros for part in found if part.zeros is not None]
+        return Codes(
+            woven([part.codes for part in found]),
+            woven([part.scales for part in found]),
+            woven(zeros) if zeros else None,
+        )
 
 
 def stack(parts: Sequence[Part]) -> Stack:

@@ -157,15 +157,16 @@ def add_parser(subparsers: Subparsers) -> None:
         "--keep-quantization",
         action="store_const",
         const=True,
-        help="carry over matrices of a GGUF file bit for bit where ONNX Runtime has the same form (Q4_0, Q5_0, "
-        "Q8_0, IQ4_NL), instead of quantizing them again; default for models trained for Q4_0 (QAT)",
+        help="carry over matrices that the checkpoint has quantized bit for bit, where ONNX Runtime has the same "
+        "form; default where they were calibrated (GPTQ, AWQ, compressed-tensors) or trained for it (QAT in Q4_0) "
+        "and have no more bits than -p",
     )
     how.add_argument(
         "--no-keep-quantization",
         dest="keep_quantization",
         action="store_const",
         const=False,
-        help="quantize such models again, too",
+        help="quantize them again",
     )
     how.add_argument(
         "--extra_options",

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ortlm.errors import BadOption
-from ortlm.quant.algorithms import KEPT
 from ortlm.quant.scheme import Scheme
 
 # Roles of matrices, as in ``spec.Parameter``.
@@ -34,9 +33,6 @@ class MatrixLocation:
     parameters: tuple[str, ...] = ()
 
 
-# Inputs that share a scale in what is carried over.
-KEPT_BLOCK = 32
-
 Recipe = Callable[[MatrixLocation], Scheme | None]
 
 
@@ -57,23 +53,29 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """``base``, but matrices whose weights are all in ``bits`` keep the codes and scales of the checkpoint.
+    """``base``, but matrices whose weights are all in ``schemes`` keep the codes and scales of the checkpoint.
 
-    ``bits`` is how many bits it takes to hold a weight's codes, by its name; a scale is of 32 inputs, and 0 is in
-    the middle. Where weights differ, the wider form holds both.
+    ``schemes`` is what holds a weight exactly, by its name. Where the weights of a matrix differ, it gets what
+    holds all of them: the most bits, the smallest blocks, and zeros if one of them has any.
     """
 
     base: Recipe
-    bits: Mapping[str, int]
-    accuracy_level: int
-    scales: str
+    schemes: Mapping[str, Scheme]
 
     def __call__(self, place: MatrixLocation) -> Scheme | None:
         """Return the scheme for ``place``."""
-        if not place.parameters or not all(name in self.bits for name in place.parameters):
+        if not place.parameters or not all(name in self.schemes for name in place.parameters):
             return self.base(place)
-        bits = max(self.bits[name] for name in place.parameters)
-        return Scheme(bits, KEPT_BLOCK, True, self.accuracy_level, KEPT, self.scales)
+        first, *others = (self.schemes[name] for name in place.parameters)
+        for other in others:
+            first = replace(
+                first,
+                bits=max(first.bits, other.bits),
+                block=min(first.block, other.block),
+                symmetric=first.symmetric and other.symmetric,
+                scales="fp32" if "fp32" in (first.scales, other.scales) else first.scales,
+            )
+        return first
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from ortlm._utils.progress import Progress
-from ortlm.checkpoint.stack import Stack
+from ortlm.checkpoint.quantized_weight import Grid
+from ortlm.checkpoint.stack import Interleaved, Stack
 from ortlm.dtypes import Array, dtype
 from ortlm.errors import BadCheckpoint, BadOption
 from ortlm.graph.weight_plan import Columns, Item, Plain, Plan, Quantized
@@ -164,9 +165,15 @@ def _write_quantized(path: Path, item: Quantized, layout: Layout, weights: RowRe
 
 def _kept(item: Quantized, weights: RowReader, a: int, b: int) -> Packed:
     """Return rows [a, b) of ``item`` as the checkpoint has them."""
-    assert isinstance(weights, Stack)
-    codes, scales = weights.codes(a, b, item.scheme.bits)
-    return Packed(pack(codes, item.scheme.bits), scales, None)
+    assert isinstance(weights, Stack | Interleaved)
+    scheme = item.scheme
+    codes, scales, zeros = weights.codes(a, b, Grid(scheme.bits, scheme.block, scheme.symmetric))
+    short = scheme.blocks(item.inputs) * scheme.block - item.inputs
+    if short:
+        codes = np.pad(codes, ((0, 0), (0, short)), constant_values=scheme.zero)
+    return Packed(
+        pack(codes, scheme.bits), scales, None if zeros is None else pack(zeros, scheme.kernel_bits)
+    )
 
 
 def write_packed(path: Path, item: Quantized, layout: Layout, packed: Packed, start: int) -> None:
