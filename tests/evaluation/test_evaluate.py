@@ -188,7 +188,7 @@ def test_a_model_of_the_hub_is_called_by_its_name(
     record["info"]["source"] = "acme/tiny"
     file.write_text(json.dumps(record), encoding="utf-8")
     snapshot = Path(shutil.copytree(tiny, tmp_path / "snapshots" / ("0123456789" * 4)))
-    remember(ortlm.open_artifact(own).manifest, snapshot, None)
+    remember(ortlm.open_artifact(own).manifest, snapshot, ())
     report = evaluate(own, tokens=600, speed=False, threads=1)
     assert report.data["reference"] == {"kind": "checkpoint", "name": "acme/tiny"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,24 @@ from ortlm.artifact import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A checkpoint, a folder, a file or a name on the hub, and the adapter that was added to its weights."""
+    """A checkpoint, a folder, a file or a name on the hub, and the adapters that became part of its weights.
+
+    Each adapter is a folder and the number that it was multiplied by.
+    """
 
     source: str
-    adapter: str | None = None
+    adapters: tuple[tuple[str, float], ...] = ()
 
 
-def remember(manifest: Manifest, checkpoint: Path, adapter: Path | None) -> None:
+def remember(manifest: Manifest, checkpoint: Path, adapters: Sequence[tuple[Path, float]]) -> None:
     """Note that ``checkpoint`` was built into the artifact of ``manifest``, where notes can be kept."""
     path = _note(manifest)
     if path is None:
         return
-    found = {"source": str(checkpoint.resolve()), "adapter": str(adapter.resolve()) if adapter else None}
+    found = {
+        "source": str(checkpoint.resolve()),
+        "adapters": [[str(folder.resolve()), weight] for folder, weight in adapters],
+    }
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found), encoding="utf-8")
@@ -38,10 +45,10 @@ def recall(manifest: Manifest) -> Origin | None:
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        origin = Origin(str(found["source"]), found["adapter"])
+        origin = Origin(str(found["source"]), tuple((str(a), float(n)) for a, n in found["adapters"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    there = all(Path(p).exists() for p in (origin.source, origin.adapter) if p is not None)
+    there = all(Path(p).exists() for p in (origin.source, *(folder for folder, _ in origin.adapters)))
     return origin if there else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -325,6 +326,25 @@ def parse_adapters(pairs: Sequence[str]) -> dict[str, str]:
         paths[name] = path
     check_adapter_names(paths)
     return paths
+
+
+def parse_merged(values: Sequence[str]) -> list[tuple[str, float]]:
+    """Turn ``["PATH", "PATH=0.7", …]`` into paths and numbers, 1 where there is none. Raises BadOption."""
+    found = []
+    for value in values:
+        path, sign, number = value.rpartition("=")
+        try:
+            weight = float(number) if sign else 1.0
+        except ValueError:  # a path with a sign in it
+            path, weight = value, 1.0
+        path = path if sign else value
+        if not path or not math.isfinite(weight) or weight == 0:
+            raise BadOption(
+                f"--merge-adapter takes PATH or PATH=NUMBER, a number other than 0, such as ./french-lora=0.7; "
+                f"got {value!r}."
+            )
+        found.append((path, weight))
+    return found
 
 
 def check_adapter_names(names: Iterable[str]) -> None:

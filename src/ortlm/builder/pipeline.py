@@ -33,7 +33,7 @@ from ortlm.builder.model_card import model_card
 from ortlm.builder.options import BuildOptions, preset_of
 from ortlm.builder.output_dir import check_output, put_in_place, recover, resumable, unfinished
 from ortlm.builder.planning import Prepared, files_along, installed_onnxruntime, prepare, weights_of
-from ortlm.builder.request import BuildRequest
+from ortlm.builder.request import BuildRequest, MergeAdapter
 from ortlm.builder.transformers_js import DataFile, laid_out, with_options
 from ortlm.checkpoint.files import copy_file
 from ortlm.errors import BadOption, NotEnoughSpace
@@ -61,7 +61,7 @@ def build(
     cache: str | Path | None = None,
     options: BuildOptions | None = None,
     adapters: Mapping[str, str | Path] | None = None,
-    merge_adapter: str | Path | None = None,
+    merge_adapter: MergeAdapter = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -73,9 +73,10 @@ def build(
     or mobile; ``options`` say everything else, the recipe above all. With the ``layout`` "transformers.js" the
     folder is for browsers instead, and ``precision`` one dtype or several, such as "q4,q4f16": q4 (the default),
     q4f16, q8, fp16, fp32. A page gets the first unless it asks for another. ``adapters`` are folders of peft LoRA
-    adapters by the name under which a runtime switches to them; the one in ``merge_adapter`` becomes part of the
-    weights. ``force`` replaces an artifact that is in ``output`` already. ``threads`` quantize, by default one for
-    each physical core. ``progress`` is told how far the build is.
+    adapters by the name under which a runtime switches to them; the one in ``merge_adapter``, or several with a
+    number each, ``[("french", 0.7), "code"]``, become part of the weights in their order. ``force`` replaces
+    an artifact that is in ``output`` already. ``threads`` quantize, by default one for each physical core.
+    ``progress`` is told how far the build is.
 
     The folder appears whole at the end: after an error or an interruption there is the old one, or none.
     Raises BadOption, UnsupportedModel, BadCheckpoint and NotEnoughSpace; nothing is left behind.
@@ -160,7 +161,7 @@ def write_folder(
         for state in states:
             if state is not None:
                 state.forget()
-    remember(manifest, first.checkpoint.path, first.merged.folder if first.merged else None)
+    remember(manifest, first.checkpoint.path, first.merged.adapters if first.merged else ())
     return Artifact(out, manifest) if first.options.config_only else open_artifact(out)
 
 
@@ -323,7 +324,7 @@ def _draft(prepared: Prepared, out: Path, threads: int) -> Artifact:
             target=HERE.name,
             # One graph runs in every ONNX Runtime.
             options=BuildOptions(recipe="fast", layers=prepared.options.layers, ragged_append=False),
-            merge_adapter=prepared.merged.folder if prepared.merged else None,
+            merge_adapter=prepared.merged.adapters if prepared.merged else None,
         )
     )
     return write(quick, out, force=True, threads=threads, progress=NullProgress())
@@ -335,10 +336,11 @@ def _fingerprint(prepared: Prepared, settings: Calibration, threads: int) -> str
     files = {weight.file for weight in checkpoint.weights.values()}
     merged = prepared.merged
     if merged is not None:
-        files |= {f for f in merged.folder.iterdir() if f.is_file()}
+        files |= {f for folder, _ in merged.adapters for f in folder.iterdir() if f.is_file()}
     text = Path(options.calibration) if options.calibration is not None else None
     facts = [
         __version__,
+        [weight for _, weight in merged.adapters] if merged else [],
         checkpoint.config,
         sorted((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files),
         [(str(item), prepared.layout.offsets[item.tensors[0].name]) for item in prepared.plan.items],

@@ -50,7 +50,7 @@ from ortlm.quant.recipe import Preset
 from ortlm.quant.rotation import Rotation
 from ortlm.spec import Architecture, Decoder, parameters
 from ortlm.target import Target, check_precision, find_target
-from ortlm.weights.lora import Adapter, open_adapter
+from ortlm.weights.lora import Adapter, MergedAdapters, merge, open_adapter
 from ortlm.weights.reader import Weights, check_rotatable
 from ortlm.weights.resolution import stored_architecture, untied
 from ortlm.weights.writer import Layout, lay_out
@@ -84,7 +84,7 @@ class Prepared:
     texts: Mapping[str, str]
     options: BuildOptions
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
-    merged: Adapter | None = None
+    merged: MergedAdapters | None = None
     ragged: Emitted | None = None
     dtype: str | None = None
     kept: KeptWeights = field(default_factory=KeptWeights)
@@ -119,7 +119,7 @@ class _Model:
     architecture: Architecture
     tokenizer: TokenizerFiles
     adapters: Mapping[str, Adapter]
-    merged: Adapter | None
+    merged: MergedAdapters | None
     kept: KeptWeights
 
 
@@ -232,14 +232,7 @@ def _load(request: BuildRequest, choices: _Choices) -> _Model:
         architecture = transformers_js.for_browsers(architecture)
     tokenizer = tried_tokenizer(checkpoint.folder, checkpoint.config, architecture.decoder.vocab)
     adapters = {name: open_adapter(path, checkpoint, architecture) for name, path in request.adapters.items()}
-    merged = (
-        open_adapter(request.merge_adapter, checkpoint, architecture, merging=True)
-        if request.merge_adapter is not None
-        else None
-    )
-    if merged is not None and architecture.decoder.tied_head and "head.weight" in merged.deltas:
-        # It changes the head alone, so that head and embeddings are one no longer.
-        architecture = untied(architecture, architecture.sources["embed.weight"])
+    architecture, merged = merge(request.merged, checkpoint, architecture)
     if options.layers is not None:
         architecture = _first_layers(architecture, options.layers)
     if "window" in choices.target.attention_ignores:
@@ -254,7 +247,7 @@ def _load(request: BuildRequest, choices: _Choices) -> _Model:
         precision=choices.precision,
         options=options,
         rotated=choices.preset is not None and choices.preset.rotate,
-        changed=merged.deltas if merged is not None else (),
+        changed=merged.changes if merged is not None else (),
     )
     return _Model(checkpoint, architecture, tokenizer, adapters, merged, kept)
 
@@ -312,7 +305,7 @@ def _estimate(model: _Model, choices: _Choices, graphs: _Graphs) -> Outline:
             name: adapter_bytes(adapter, graphs.plan.low_rank, graphs.decoder.builder.dtype)
             for name, adapter in model.adapters.items()
         },
-        merged_adapter=model.merged.folder.resolve().name if model.merged else None,
+        merged_adapter=str(model.merged) if model.merged else None,
         kv_cache=options.kv_cache or "none",
         recipe_name=preset.name if preset is not None else None,
         rotated=preset is not None and preset.rotate,
@@ -344,9 +337,9 @@ def _manifest(model: _Model, choices: _Choices, graphs: _Graphs, outline: Outlin
 
 def weights_of(prepared: Prepared, *, rotated: bool = True) -> Weights:
     """Return the weights that a build stores; unless ``rotated``, as they were before their rotation."""
-    deltas = prepared.merged.deltas if prepared.merged else None
+    changes = prepared.merged.changes if prepared.merged else None
     rotation = Rotation(prepared.spec.hidden) if rotated and prepared.outline.rotated else None
-    return Weights(prepared.checkpoint, prepared.architecture, deltas, rotation)
+    return Weights(prepared.checkpoint, prepared.architecture, changes, rotation)
 
 
 def _rotatable(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ortlm.checkpoint.peft import Delta
+from ortlm.checkpoint.peft import Change, Replacement
 from ortlm.checkpoint.quantized_weight import Codes, Grid, QuantizedWeight, TransposedWeight
 from ortlm.checkpoint.safetensors import Weight, check_finite
 from ortlm.dtypes import Array
@@ -15,7 +15,7 @@ from ortlm.dtypes import Array
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows [start, stop) of a tensor, with ``add`` added to every element and the same rows of ``delta``.
+    """Rows [start, stop) of a tensor, with ``add`` added to every element and ``changes`` made to them in order.
 
     ``transposed``: the tensor's columns are meant. With ``step`` n it is every n-th row, and rows are counted so.
     """
@@ -24,7 +24,7 @@ class Part:
     start: int
     stop: int
     add: float = 0.0
-    delta: Delta | None = None
+    changes: tuple[Change, ...] = ()
     transposed: bool = False
     step: int = 1
 
@@ -39,10 +39,13 @@ class Part:
         found = self.weight.columns(low, high) if self.transposed else self.weight.rows(low, high)
         if self.step > 1:
             found = np.ascontiguousarray(found[:: self.step])
-        start, stop = low, high
         check_finite(found, self.weight)
-        if self.delta is not None:
-            found = found + self.delta.rows(start, stop)
+        base = found
+        for change in self.changes:
+            if isinstance(change, Replacement):
+                found = base = change.rows(low, len(found))
+            else:
+                found = change.applied(found, base, low)
         return found + np.float32(self.add) if self.add else found
 
     def codes(self, start: int, stop: int, grid: Grid) -> Codes:
@@ -53,7 +56,7 @@ class Part:
             weight = weight.inner
         assert isinstance(weight, QuantizedWeight)
         assert not self.add
-        assert self.delta is None
+        assert not self.changes
         found = weight.codes(self.start + self.step * start, self.start + self.step * (stop - 1) + 1, grid)
         if self.step == 1:
             return found

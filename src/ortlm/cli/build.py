@@ -200,8 +200,11 @@ def add_parser(subparsers: Subparsers) -> None:
     how.add_argument(
         "--merge-adapter",
         "--merge_adapter",
-        metavar="PATH",
-        help="merge the peft LoRA adapter in folder PATH into the weights",
+        metavar="PATH[=N]",
+        action="append",
+        default=[],
+        help="merge the peft LoRA adapter in folder PATH into the weights, N times as strong (default: 1); may be "
+        "repeated, in that order",
     )
     how.add_argument(
         "--max-length",
@@ -291,7 +294,7 @@ def _requests(args: argparse.Namespace) -> list[BuildRequest]:
     """
     from ortlm._utils.limits import MOST_THREADS
     from ortlm.builder.extra_options import parse_extra_options
-    from ortlm.builder.options import parse_adapters, with_activations, with_cache, with_recipe
+    from ortlm.builder.options import parse_adapters, parse_merged, with_activations, with_cache, with_recipe
     from ortlm.builder.request import BuildRequest
     from ortlm.builder.transformers_js import laid_out, with_options
     from ortlm.cli.settings import check_count
@@ -329,7 +332,7 @@ def _requests(args: argparse.Namespace) -> list[BuildRequest]:
         name=args.model_name if args.input else None,
         cache=args.cache_dir,
         adapters=parse_adapters(args.adapter),
-        merge_adapter=args.merge_adapter,
+        merge_adapter=parse_merged(args.merge_adapter),
     )
     requests = laid_out(request, args.layout, args.precision, args.execution_provider)
     first = requests[0]

@@ -89,8 +89,8 @@ def find_reference(artifact: Artifact) -> Origin:
 
 
 def open_checkpoint(origin: Origin, *, threads: int | None = None) -> Source:
-    """Return a checkpoint, with the adapter that was added to it, as a Source in float."""
+    """Return a checkpoint, with the adapters that became part of it, as a Source in float."""
     # It needs onnx-ir, which takes most of a second to import.
     from ortlm.layerwise.reference import open_reference
 
-    return open_reference(origin.source, adapter=origin.adapter, threads=threads)
+    return open_reference(origin.source, adapters=origin.adapters, threads=threads)

@@ -14,7 +14,7 @@ from ortlm.errors import BadOption
 from ortlm.graph.builder import Product
 from ortlm.layerwise.model import LayerwiseModel
 from ortlm.layerwise.types import Observe
-from ortlm.weights.lora import open_adapter
+from ortlm.weights.lora import merge
 from ortlm.weights.reader import Weights
 from ortlm.weights.resolution import stored_architecture
 
@@ -22,20 +22,19 @@ from ortlm.weights.resolution import stored_architecture
 def open_reference(
     source: str | Path,
     *,
-    adapter: str | Path | None = None,
+    adapters: Sequence[tuple[str | Path, float]] = (),
     cache: str | Path | None = None,
     threads: int | None = None,
 ) -> Reference:
     """Return the checkpoint ``source``, a folder or a name on the hub, as a reference.
 
-    The LoRA ``adapter`` is added to its weights. Raises what a build of it would raise.
+    The LoRA ``adapters``, each times its number, become part of its weights. Raises what a build of it would
+    raise.
     """
     checkpoint = find_checkpoint(source, name=None, cache=Path(cache) if cache else None, token=None)
-    architecture = stored_architecture(checkpoint)
-    deltas = None
-    if adapter is not None:
-        deltas = open_adapter(adapter, checkpoint, architecture, merging=True).deltas
-    return Reference(Weights(checkpoint, architecture, deltas), threads=threads)
+    architecture, merged = merge(adapters, checkpoint, stored_architecture(checkpoint))
+    changes = merged.changes if merged is not None else None
+    return Reference(Weights(checkpoint, architecture, changes), threads=threads)
 
 
 class Reference:

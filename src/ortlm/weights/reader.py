@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ortlm.checkpoint.peft import Delta
+from ortlm.checkpoint.peft import Change
 from ortlm.checkpoint.reader import Checkpoint
 from ortlm.checkpoint.stack import Interleaved, Part, Stack, stack
 from ortlm.dtypes import Array
@@ -32,21 +32,21 @@ class RowReader(Protocol):
 class Weights:
     """Every weight of a model, read when it is asked for.
 
-    ``deltas`` is what a LoRA adapter adds, by name. With ``rotation`` the residual stream is rotated by it:
-    what goes into the stream is rotated, what comes out of it is rotated back, and norms hand their weights on to
-    the matrices after them, because only then can the stream be rotated between. The model computes the same.
+    ``changes`` is what LoRA adapters do to weights, by name. With ``rotation`` the residual stream is rotated by
+    it: what goes into the stream is rotated, what comes out of it is rotated back, and norms hand their weights on
+    to the matrices after them, because only then can the stream be rotated between. The model computes the same.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         architecture: Architecture,
-        deltas: Mapping[str, Delta] | None = None,
+        changes: Mapping[str, tuple[Change, ...]] | None = None,
         rotation: Rotation | None = None,
     ) -> None:
         self.spec: Decoder = architecture.decoder
         self._checkpoint, self._architecture = checkpoint, architecture
-        self._deltas = deltas or {}
+        self._changes = changes or {}
         self._rotation = rotation
         self.parameters = {p.name: p for p in architecture.parameters}
         if rotation is not None:
@@ -103,7 +103,7 @@ class Weights:
         if source.stored is not None:
             weight = replace(weight, shape=self.parameters[name].shape)
         add = source.add - weight.added
-        return Part(weight, start, stop, add, self._deltas.get(name), source.transposed, source.step)
+        return Part(weight, start, stop, add, self._changes.get(name, ()), source.transposed, source.step)
 
 
 # --- rotation -----------------------------------------------------------------------------------------------
