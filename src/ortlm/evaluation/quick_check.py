@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ortlm.artifact import Artifact, open_artifact
 from ortlm.dtypes import Floats
 from ortlm.evaluation.chunks import Chunks, Text, make_chunks, read_text
 from ortlm.evaluation.compare import compare
@@ -16,6 +17,8 @@ from ortlm.evaluation.sources import ArtifactSource
 from ortlm.evaluation.statistics import statistics
 from ortlm.evaluation.types import Source, Tokens
 from ortlm.layerwise.types import Observe
+from ortlm.runtime.engine.huge_pages import give_back_freed_memory
+from ortlm.runtime.text.tokenizer import Tokenizer
 
 _CHUNKS = 2
 _PROMPT = "The first thing to know about a river is"
@@ -53,36 +56,56 @@ def quick_check(
 ) -> Check:
     """Return whether ``artifact`` gives numbers, how far they are from those of ``reference``, and a sample.
 
-    Both read ``tokens`` tokens of the project's own corpus, in two chunks of which the second half is scored.
+    Both read ``tokens`` tokens of the project's own corpus, in two chunks of which the second half is scored: the
+    reference first, so that the two are not in memory together.
     """
-    # On the processor whatever it was built for: no other device is needed for a look.
-    source = _Watched(ArtifactSource(artifact, threads, "cpu"))
-    lm = source.inner.lm
-    chunks = _chunks(source.inner, tokens)
+    opened = open_artifact(artifact)
+    chunks = _chunks(opened, tokens)
+    base = None if reference is None else _Answers(reference, chunks)
+    # On the processor whatever it was built for: no other device is needed for a look. One weight after the other
+    # is brought into the kernels' layout, which takes longer, and less memory.
+    options = {"session.prepack.enable_parallel": "0"}
+    source = _Watched(ArtifactSource(artifact, threads, "cpu", session_options=options))
     source.open(chunks.tokens)
     kld = same_top = None
-    if reference is None:
+    if base is None:
         for number in range(_CHUNKS):
             source.logits(number)
     else:
-        reference.open(chunks.tokens)
-        figures = statistics(compare(source, reference, chunks).scores)
+        figures = statistics(compare(source, base, chunks).scores)
         if source.finite:
             kld, same_top = figures.kld.value, figures.same_top.value
     made = ""
     if source.finite:
+        lm = source.inner.lm
         made = lm.generate(prompt, max_new_tokens=new_tokens, temperature=0, reuse_cache=False).text
     return Check(source.finite, chunks.scored, kld, same_top, prompt, made)
 
 
-def _chunks(source: ArtifactSource, tokens: int) -> Chunks:
+def _chunks(artifact: Artifact, tokens: int) -> Chunks:
     """Return two chunks of the corpus, far from each other, so that they are of different kinds."""
     corpus = read_text(None)
-    size = min(max(8, tokens // _CHUNKS), source.lm.manifest.context_tokens)
-    chunks = make_chunks(Text(corpus.name, corpus.parts), source.lm.tokenizer, size=size)
+    size = min(max(8, tokens // _CHUNKS), artifact.manifest.context_tokens)
+    chunks = make_chunks(Text(corpus.name, corpus.parts), Tokenizer.open(artifact.tokenizer_path), size=size)
     apart = len(chunks.tokens) // _CHUNKS
     picked = slice(0, apart * _CHUNKS, apart)
     return replace(chunks, tokens=chunks.tokens[picked], kinds=chunks.kinds[picked])
+
+
+class _Answers:
+    """The logits that a Source gives of ``chunks``, kept."""
+
+    def __init__(self, inner: Source, chunks: Chunks) -> None:
+        self.vocab_size = inner.vocab_size
+        inner.open(chunks.tokens)
+        self._logits = [inner.logits(number) for number in range(len(chunks.tokens))]
+        give_back_freed_memory()
+
+    def open(self, chunks: Sequence[Tokens], observe: Observe | None = None) -> None:
+        raise NotImplementedError("the chunks are those that were given at the beginning.")
+
+    def logits(self, chunk: int) -> Floats:
+        return self._logits[chunk]
 
 
 class _Watched:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ortlm.artifact import GENAI_FILE, MANIFEST_FILE, Artifact, graph_named, open_artifact
@@ -23,8 +24,12 @@ class ArtifactSource:
         path: str | Path,
         threads: int | None = None,
         device: DeviceRequest | str | None = None,
+        *,
+        session_options: Mapping[str, object] | None = None,
     ) -> None:
-        self.artifact = open_artifact(path)
+        artifact = open_artifact(path)
+        options = {**artifact.manifest.session_options, **(session_options or {})}
+        self.artifact = replace(artifact, manifest=replace(artifact.manifest, session_options=options))
         self.lm = LanguageModel(self.artifact, threads=threads, device=device, prefix_caches=0)
         graph = graph_named(self.artifact.manifest, "decoder")
         info = self.lm.session.outputs[graph.outputs["logits"]]

@@ -27,8 +27,9 @@ _FLOAT = Uniform(None, None, None)
 class Piece:
     """Consecutive operators of a graph, from one product (the first of them) up to the next.
 
-    ``inputs`` are values of earlier pieces or of the graph, ``weights`` what the plan says has to be fed, and
-    ``outputs`` what later pieces need, or the graph's result. ``product`` is None for what stands before all.
+    ``inputs`` are values of earlier pieces or of the graph, ``weights`` what has to be fed: the plan's items, but
+    matrices [out, in] as they are, since transposing them takes as long as reading them. ``outputs`` is what later
+    pieces need, or the graph's result. ``product`` is None for what stands before all.
     """
 
     model: ir.Model
@@ -117,21 +118,21 @@ def _piece(
                 inputs.append(values[name])
         return values[name]
 
+    by_rows = {name for name in items if items[name].transposed and _is_only_a_second_factor(name, nodes)}
+
     copies = []
     for node in nodes:
         given = [inner(value) for value in node.inputs]
         made = [_copy(value) for value in node.outputs]
         values.update((str(value.name), value) for value in made if value.name)
-        copies.append(
-            ir.Node(
-                node.domain,
-                node.op_type,
-                given,
-                list(node.attributes.values()),
-                outputs=made,
-                name=node.name,
-            )
-        )
+        domain, kind, attributes = node.domain, node.op_type, list(node.attributes.values())
+        if kind == "MatMul" and by_rows & {str(value.name) for value in given if value is not None}:
+            domain, kind, attributes = MICROSOFT, "FusedMatMul", [ir.AttrInt64("transB", 1)]
+        copies.append(ir.Node(domain, kind, given, attributes, outputs=made, name=node.name))
+    for name in by_rows & values.keys():
+        values[name].shape = ir.Shape(reversed(items[name].tensor.shape))
+        tensor = replace(items[name].tensor, shape=items[name].tensor.shape[::-1])
+        items = {**items, name: replace(items[name], tensor=tensor, transposed=False)}
     outputs = [values[str(v.name)] for node in nodes for v in node.outputs if v.name in wanted]
     graph = ir.Graph(
         inputs,
@@ -149,6 +150,17 @@ def _piece(
         tuple(str(value.name) for value in outputs),
         product,
     )
+
+
+def _is_only_a_second_factor(name: str, nodes: Sequence[ir.Node]) -> bool:
+    """Return whether ``nodes`` use the value ``name`` to multiply by, and for nothing else."""
+    uses = [
+        (node.op_type, at)
+        for node in nodes
+        for at, value in enumerate(node.inputs)
+        if value is not None and value.name == name
+    ]
+    return bool(uses) and set(uses) == {("MatMul", 1)}
 
 
 def _copy(value: ir.Value) -> ir.Value:

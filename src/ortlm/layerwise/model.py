@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,18 +16,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ortlm._utils.cpu import physical_cores
 from ortlm.dtypes import Floats
 from ortlm.graph.builder import Product
 from ortlm.graph.decoder import CACHE_NAMES
 from ortlm.graph.subgraphs import HIDDEN, MASK, RESULT, Piece, head_pieces, layer_pieces
+from ortlm.runtime.engine.huge_pages import give_back_freed_memory
 from ortlm.runtime.engine.session import Session
 from ortlm.spec import Decoder, Layer
 from ortlm.weights.reader import Weights
 
 # Rows of the same length run together, up to so many tokens: large enough for fast products.
 _BATCH_TOKENS = 2048
-# Rows of the head that are in memory at once.
-_HEAD_ROWS = 16384
+# Rows of the head that are in memory at once, and bytes that they may take.
+_HEAD_ROWS, _HEAD_BYTES = 16384, 64 << 20
 
 
 # Values of a graph by name, of any element type.
@@ -65,6 +69,9 @@ class LayerwiseModel:
         self._weights, self._threads = weights, threads
         self._layers: dict[Layer, tuple[int, list[_Ready]]] = {}
         self._heads: dict[int, list[_Ready]] = {}
+        self._pool = ThreadPoolExecutor(threads or physical_cores())
+        # Where matrices lie one after the other: new memory for each would take as long as reading it.
+        self._matrix: Floats = np.empty(0, np.float32)
         # Weights are inputs of these graphs, so the files are small.
         self._folder = Path(tempfile.mkdtemp(prefix="ortlm-"))
         self._cleaned = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -73,6 +80,8 @@ class LayerwiseModel:
         """Remove the graphs' files."""
         self._layers.clear()
         self._heads.clear()
+        self._matrix = np.empty(0, np.float32)
+        self._pool.shutdown()
         self._cleaned()
 
     def embed(self, rows: Sequence[NDArray[np.int64]], change: LookedUp | None = None) -> list[Floats]:
@@ -105,6 +114,7 @@ class LayerwiseModel:
         if kind not in self._layers:
             pieces = layer_pieces(self.spec, index)
             self._layers[kind] = index, [self._ready(piece, f"layer-{index}") for piece in pieces]
+            give_back_freed_memory()
         first, ready = self._layers[kind]
         given = [self._inputs(states, kind, first), self._inputs(alongside or [], kind, first)]
         for at, part in enumerate(ready):
@@ -139,9 +149,14 @@ class LayerwiseModel:
         for item in part.piece.weights:
             # Layers that are alike share a graph, which was made for the first of them.
             names = [name.replace(f"layers.{first}.", f"layers.{index}.", 1) for name in item.parameters]
-            weight = self._weights.read(names)
+            is_factor = product is not None and item.tensor.name == product.weight
+            # What is given to somebody else must not be overwritten.
+            if is_factor and change is None and not item.transposed:
+                weight = self._read_matrix(names, item.tensor.shape)
+            else:
+                weight = self._weights.read(names)
             other = weight
-            if product is not None and item.tensor.name == product.weight and change is not None:
+            if product is not None and is_factor and change is not None:
                 inputs, floats = ([values[product.value] for values in batches] for batches in given)
                 real = Product(tuple(names), product.weight, product.value, product.node)
                 other = change(real, inputs, floats or None, weight)
@@ -149,6 +164,16 @@ class LayerwiseModel:
             if given[1]:
                 plain[item.tensor.name] = np.ascontiguousarray(weight.T) if item.transposed else weight
         return changed, plain
+
+    def _read_matrix(self, names: Sequence[str], shape: tuple[int, ...], start: int = 0) -> Floats:
+        """Return a matrix, the weights' rows from ``start`` on, in memory that the next one is read into."""
+        size = math.prod(shape)
+        if self._matrix.size < size:
+            self._matrix = np.empty(0, np.float32)  # both at once would be twice the largest
+            self._matrix = np.empty(size, np.float32)
+        matrix: Floats = self._matrix[:size].reshape(shape)
+        self._weights.read_into(matrix, names, self._pool, start)
+        return matrix
 
     def head_inputs(self, states: Sequence[Floats]) -> list[Floats]:
         """Return the states after the final norm."""
@@ -169,13 +194,16 @@ class LayerwiseModel:
         out = np.empty((*states.shape[:2], spec.vocab), np.float32)
         name = "embed.weight" if spec.tied_head else "head.weight"
         stack = self._weights.stack([name])
-        for start in range(0, spec.vocab, _HEAD_ROWS):
-            stop = min(start + _HEAD_ROWS, spec.vocab)
+        step = max(1, min(_HEAD_ROWS, _HEAD_BYTES // (4 * spec.hidden)))
+        for start in range(0, spec.vocab, step):
+            stop = min(start + step, spec.vocab)
             values = {HIDDEN: states}
             for ready in self._head(stop - start):
                 fed = {}
                 for item in ready.piece.weights:
-                    if item.parameters == ("head.weight",):
+                    if item.parameters == ("head.weight",) and not item.transposed:
+                        fed[item.tensor.name] = self._read_matrix([name], item.tensor.shape, start)
+                    elif item.parameters == ("head.weight",):
                         fed[item.tensor.name] = np.ascontiguousarray(stack.rows(start, stop).T)
                     elif item.parameters == ("head.bias",):
                         fed[item.tensor.name] = self._weights.stack(["head.bias"]).rows(start, stop)
@@ -183,6 +211,8 @@ class LayerwiseModel:
                         fed[item.tensor.name] = self._weights.read(item.parameters)
                 self._execute(ready, values, fed)
             out[..., start:stop] = values[RESULT]
+        # Whoever asks for logits is done with the layers, and may need room for another model.
+        self._matrix = np.empty(0, np.float32)
         return out
 
     def _head(self, rows: int) -> list[_Ready]:
@@ -193,8 +223,9 @@ class LayerwiseModel:
     def _ready(self, piece: Piece, name: str) -> _Ready:
         path = self._folder / f"{name}-{len(list(self._folder.iterdir()))}.onnx"
         ir.save(piece.model, path)
-        # What each session kept for its next run would add up.
-        options = {"enable_cpu_mem_arena": False}
+        # What each session kept for its next run would add up. Threads that wait for it would keep the processor
+        # from reading weights.
+        options = {"enable_cpu_mem_arena": False, "session.intra_op.allow_spinning": "0"}
         return _Ready(piece, Session(path, threads=self._threads, options=options))
 
     @staticmethod

@@ -18,6 +18,9 @@ from ortlm.weights.lora import merge
 from ortlm.weights.reader import Weights
 from ortlm.weights.resolution import stored_architecture
 
+# Logits that are in memory before somebody asks for them.
+_LOGITS_BYTES = 64 << 20
+
 
 def open_reference(
     source: str | Path,
@@ -48,6 +51,7 @@ class Reference:
         self._model = LayerwiseModel(weights, threads=threads)
         self.vocab_size = weights.spec.vocab
         self._states: list[Floats] = []
+        self._logits: dict[int, Floats] = {}
 
     def open(self, chunks: Sequence[NDArray[np.int64]], observe: Observe | None = None) -> None:
         """Compute the last layer's states of every chunk, int64 [S] each.
@@ -56,26 +60,36 @@ class Reference:
         layers with what the head is given.
         """
         model = self._model
-        # One at a time, so that states keep the order of chunks.
-        states = [x for chunk in chunks for x in model.embed([np.asarray(chunk, np.int64)])]
+        self._logits = {}
+        states = model.embed([np.asarray(chunk, np.int64) for chunk in chunks])
         for index in range(len(model.spec.layers)):
             watch = None if observe is None else _Watch(index, observe)
             states, _ = model.layer(index, states, watch)
-        self._states = states
+        self._states = _one_by_one(states)
         if observe is not None:
-            for i, x in enumerate(model.head_inputs(states)):
+            for i, x in enumerate(_one_by_one(model.head_inputs(states))):
                 observe(len(model.spec.layers), i, x[0])
 
     def logits(self, chunk: int) -> Floats:
         """Return the logits float32 [S, V] after every token of chunk number ``chunk``."""
         if not 0 <= chunk < len(self._states):
             raise BadOption(f"there are {len(self._states)} chunks; there is no number {chunk}.")
-        logits: Floats = self._model.logits(self._states[chunk])[0]
-        return logits
+        if chunk not in self._logits:
+            # The head's weights are read once for several chunks.
+            length = self._states[chunk].shape[1]
+            several = max(1, _LOGITS_BYTES // (4 * self.vocab_size * length))
+            alike = [
+                i
+                for i, states in enumerate(self._states[chunk : chunk + several], chunk)
+                if states.shape[1] == length
+            ]
+            found = self._model.logits(np.concatenate([self._states[i] for i in alike]))
+            self._logits = dict(zip(alike, found, strict=True))
+        return self._logits.pop(chunk)
 
     def close(self) -> None:
         """Free what the model holds on disk and in memory."""
-        self._states = []
+        self._states, self._logits = [], {}
         self._model.close()
 
 
@@ -89,6 +103,11 @@ class _Watch:
         self, product: Product, inputs: list[Floats], floats: list[Floats] | None, weight: Floats
     ) -> Floats:
         if product.parameters[0] == f"layers.{self._index}.q.weight":
-            for i, x in enumerate(inputs):
+            for i, x in enumerate(_one_by_one(inputs)):
                 self._observe(self._index, i, x[0])
         return weight
+
+
+def _one_by_one(batches: Sequence[Floats]) -> list[Floats]:
+    """Return the rows of ``batches`` [B, S, H] as [1, S, H] each, in their order."""
+    return [batch[i : i + 1] for batch in batches for i in range(len(batch))]

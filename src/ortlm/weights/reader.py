@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Protocol
 
@@ -16,6 +18,9 @@ from ortlm.dtypes import Array
 from ortlm.errors import BadOption
 from ortlm.quant.rotation import Rotation
 from ortlm.spec import Architecture, Decoder, Experts
+
+# Numbers that are read and converted at once.
+_PIECE_NUMBERS = 1 << 19
 
 
 class RowReader(Protocol):
@@ -86,6 +91,21 @@ class Weights:
         """Return the weights ``names``, one below the other, as float32."""
         rows = self.stack(names)
         return rows.rows(0, rows.count)
+
+    def read_into(self, out: Array, names: Sequence[str], pool: Executor, start: int = 0) -> None:
+        """Fill ``out`` float32 [rows, …] with rows from ``start`` on of the weights ``names``, using ``pool``.
+
+        They are read and converted in pieces that stay in the processor's caches: faster than ``read``.
+        """
+        rows = self.stack(names)
+        step = max(1, _PIECE_NUMBERS // max(1, math.prod(out.shape[1:])))
+
+        def fill(low: int) -> None:
+            high = min(low + step, len(out))
+            out[low:high] = rows.rows(start + low, start + high)
+
+        for _ in pool.map(fill, range(0, len(out), step)):
+            pass
 
     def _rotated_outputs(self, plain: Stack) -> Array:
         assert self._rotation is not None
