@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,7 +34,9 @@ class Hub:
         self.files["pytorch_model.bin"] = b"x" * 1000
         self.files["onnx/model.onnx"] = b"x" * 1000
         self.served: list[str] = []
+        self.revisions: set[str] = set()
         self.token: str | None = None
+        self.refusal: int | None = None
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,7 +53,9 @@ class Hub:
 
             def _answer(self, *, body: bool) -> None:
                 path = unquote(self.path.partition("?")[0])
-                if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+                if hub.refusal:
+                    self._send(hub.refusal, b'{"error": "no"}', {"X-Error-Message": "no"}, body=body)
+                elif hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                     self._send(
                         401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}, body=body
                     )
@@ -62,7 +67,10 @@ class Hub:
                     self._send(
                         200, json.dumps(entries).encode(), {"Content-Type": "application/json"}, body=body
                     )
+                elif path.endswith("/revision/none"):
+                    self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body=body)
                 elif path.startswith("/api/models/acme/tiny"):
+                    hub.revisions |= {path.rpartition("/revision/")[2]} if "/revision/" in path else set()
                     found = {
                         "id": "acme/tiny",
                         "modelId": "acme/tiny",
@@ -172,7 +180,7 @@ def test_gated_and_unknown(hub: Hub, tmp_path: Path) -> None:
     ("name", "said"),
     [
         ("a/b c", "cannot be a model's name"),
-        ("user/repo@main", "hf download user/repo --revision 'main'"),
+        ("user/repo@", "has no revision after '@'"),
         ("a/b#x", "cannot be a model's name"),
         ("a/b:latest", "cannot be a model's name"),
         ("a/b.git", "-m a/b."),
@@ -233,7 +241,72 @@ def test_a_variant_alone(hub: Hub, tmp_path: Path) -> None:
     del hub.files["model.fp16.safetensors"]
     done = hub.build(tmp_path / "two", tmp_path / "other")
     assert done.returncode == 1
-    assert "pytorch_model.bin, a pickle" in done.stderr
+    # Of PyTorch's files the same is asked for only then.
+    assert "pytorch_model.bin cannot be read as tensors" in done.stderr
+    assert "pytorch_model.bin" in hub.served
+
+
+def test_a_revision_and_a_folder(hub: Hub, tmp_path: Path) -> None:
+    inside = {f"models/int4 v2/{name}": data for name, data in hub.files.items() if "/" not in name}
+    hub.files = {**inside, "README.md": b"", "models/other/config.json": b"{}"}
+    done = hub.build(
+        tmp_path / "out", tmp_path / "cache", "--subfolder", "models/int4 v2/", name="acme/tiny@v1.0"
+    )
+    assert done.returncode == 0, done.stderr
+    assert hub.revisions == {"v1.0"} or "v1.0" in hub.revisions
+    assert all(name.startswith("models/int4 v2/") for name in hub.served)
+    info = json.loads((tmp_path / "out" / "ortlm.json").read_text())["info"]
+    assert (info["source"], info["revision"]) == ("acme/tiny", COMMIT)
+    for args, said in (
+        (
+            ("--subfolder", "nowhere"),
+            "acme/tiny has no folder 'nowhere' on the hub; it has models/int4 v2, models/",
+        ),
+        (("--subfolder", "../x"), "is no folder of a repository"),
+        (("--revision", "none"), "has no revision 'none' on the hub. Give a branch"),
+    ):
+        done = hub.build(tmp_path / "wrong", tmp_path / "cache", *args)
+        assert done.returncode in (1, 2)
+        assert said in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "token that was sent is not valid"), (403, "may not read it")]
+)
+def test_a_hub_that_refuses_a_token(status: int, said: str, hub: Hub, tmp_path: Path) -> None:
+    hub.refusal = status
+    done = hub.build(tmp_path / "out", tmp_path / "cache", "--extra_options", "hf_token=hf_wrong")
+    assert done.returncode == 1
+    assert f"the hub refuses acme/tiny ({status}): " in done.stderr
+    assert said in done.stderr
+    assert "hf_wrong" not in done.stderr
+
+
+def test_local_trees_of_hubs(tiny: Path, tmp_path: Path) -> None:
+    """The hub library's cache stands for the revision in it; ModelScope's folders are plain ones."""
+    cache = tmp_path / "models--acme--tiny"
+    snapshot = cache / "snapshots" / COMMIT
+    shutil.copytree(tiny, snapshot)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(COMMIT)
+    found = find_checkpoint(cache)
+    assert (found.folder, found.source, found.revision) == (snapshot, "acme/tiny", COMMIT)
+    shutil.copytree(tiny, cache / "snapshots" / ("f" * 40))
+    (cache / "refs" / "main").unlink()
+    with pytest.raises(BadCheckpoint, match=r"with 2 revisions, and says of none .* Give one: -i"):
+        find_checkpoint(cache)
+    scope = tmp_path / "modelscope" / "hub" / "acme" / "tiny___1.5"
+    shutil.copytree(tiny, scope)
+    (scope / "configuration.json").write_text('{"framework": "pytorch", "task": "text-generation"}')
+    for name in (".mdl", ".msc", ".mv"):
+        (scope / name).write_bytes(b"\x80\x04")
+    assert find_checkpoint(scope).weights
+    for option in ("revision", "subfolder"):
+        with pytest.raises(BadOption, match=f"--{option} x is for models on the hub"):
+            find_checkpoint(scope, **{option: "x"})
+    with pytest.raises(BadOption, match="name two revisions"):
+        find_checkpoint("acme/tiny@a", revision="b")
 
 
 def test_a_hub_that_never_answers(hub: Hub, tmp_path: Path) -> None:

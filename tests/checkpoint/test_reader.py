@@ -87,9 +87,9 @@ def test_values_that_cannot_be_scaled(folder: Path, tmp_path: Path) -> None:
     fails(folder, tmp_path, r"head.weight has values near the largest")
 
 
-def test_pickle_is_refused(folder: Path, tmp_path: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    fails(folder, tmp_path, r"pytorch_model.bin, a pickle.*save_pretrained")
+def test_pickles_that_are_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "consolidated.00.pth")
+    fails(folder, tmp_path, r"consolidated.00.pth, a pickle.*save_pretrained")
 
 
 def test_no_weights(folder: Path, tmp_path: Path) -> None:
@@ -230,8 +230,9 @@ def test_a_stale_index(tiny: Path, folder: Path, tmp_path: Path) -> None:
         (["consolidated.safetensors"], {}, ["consolidated.safetensors"]),
         (["consolidated.safetensors", "a.safetensors", "b.safetensors"], {}, ["a.safetensors", "b.safetensors"]),
         (["adapter_model.safetensors", "a.safetensors"], {}, ["a.safetensors"]),
-        (["pytorch_model.bin"], {}, []),
-        (["onnx/model.safetensors", "pytorch_model.bin"], {}, []),
+        (["pytorch_model.bin"], {}, ["pytorch_model.bin"]),
+        (["onnx/model.safetensors", "pytorch_model.bin"], {}, ["pytorch_model.bin"]),
+        (["model.safetensors", "pytorch_model.bin"], {}, ["model.safetensors"]),
         (["model.safetensors", "x.safetensors"], {"transformers_weights": "x.safetensors"}, ["x.safetensors"]),
         (["model.safetensors"], {"transformers_weights": "x.safetensors.index.json"}, ["model-1.safetensors"]),
     ],

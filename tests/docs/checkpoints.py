@@ -29,7 +29,8 @@ Written by `python -m tests.docs.checkpoints` from the code. `ortlm build` reads
 | GGUF, one file or parts | `-i FILE.gguf` | dequantized row by row, see [below](#gguf) | llama.cpp's values |
 | peft LoRA adapters | `--adapter`, `--merge-adapter` | see [LoRA adapters](adapters.md) | |
 | GPTQ, AWQ, FP8 and others, quantized already | as these | see [below](#quantized-already) | bit for bit |
-| `pytorch_model.bin`, pickles | | refused: opening one may run any code | |
+| `pytorch_model.bin`, sharded too | as these | tensors only, by torch 2.6 or later if it is installed | yes |
+| other pickles | | refused: opening one may run any code | |
 
 Families by `model_type`: {families}. What is not known and may change what a model computes is refused by its
 name.

@@ -59,6 +59,8 @@ def build(
     target: str | None = None,
     layout: str | None = None,
     cache: str | Path | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
     options: BuildOptions | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     merge_adapter: MergeAdapter = None,
@@ -69,6 +71,7 @@ def build(
     """Turn the checkpoint ``source`` into an artifact in the folder ``output``, and open it.
 
     ``source`` is a folder, a GGUF file or a model's name on the Hugging Face hub; downloads go to ``cache``.
+    ``revision`` is a branch, a tag or a commit there, ``subfolder`` where in the repository the model lies.
     ``precision`` is int4 (the default), int8, fp16, bf16 or fp32, ``target`` cpu (the default), cuda, dml, webgpu
     or mobile; ``options`` say everything else, the recipe above all. With the ``layout`` "transformers.js" the
     folder is for browsers instead, and ``precision`` one dtype or several, such as "q4,q4f16": q4 (the default),
@@ -87,6 +90,8 @@ def build(
     request = BuildRequest(
         source,
         cache=cache,
+        revision=revision,
+        subfolder=subfolder,
         adapters=adapters or {},
         merge_adapter=merge_adapter,
     )

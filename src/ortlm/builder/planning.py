@@ -226,6 +226,8 @@ def _load(request: BuildRequest, choices: _Choices) -> _Model:
         name=request.name,
         cache=Path(request.cache) if request.cache else None,
         token=options.token,
+        revision=request.revision,
+        subfolder=request.subfolder,
     )
     architecture = stored_architecture(checkpoint)
     if choices.dtype is not None:

@@ -31,7 +31,8 @@ _MB = 1 << 20
 _LIMITS: tuple[tuple[str, int | None], ...] = (
     ("*.safetensors", None),
     ("*.gguf", None),
-    ("*.safetensors.index.json", 64 * _MB),
+    ("*.bin", None),
+    ("*.index.json", 64 * _MB),
     ("tokenizer_config.json", 16 * _MB),
     ("tokenizer.*", 64 * _MB),
     ("vocab.*", 64 * _MB),

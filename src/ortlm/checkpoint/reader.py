@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ortlm._utils.checked_json import shown
-from ortlm.checkpoint import files
+from ortlm.checkpoint import files, torch_files
 from ortlm.checkpoint.quantized import read_quantized
 from ortlm.checkpoint.safetensors import FLOATS, Weight, read_header
 from ortlm.errors import BadCheckpoint, nearest
@@ -17,7 +17,7 @@ from ortlm.errors import BadCheckpoint, nearest
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 # Of files in a checkpoint's folder.
 _MOST_FILES = 20_000
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
+_PICKLES = ("consolidated.00.pth",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,8 @@ def pick_weights(
     ``names`` are the files that there are, here or on the hub, ``read_index`` reads one of them. As transformers
     chooses: what config.json names, else model.safetensors, else the shards of the index; a stale index next to
     the whole file counts for nothing. Without any of them all ``*.safetensors`` that are no adapter are taken: one
-    ``model.fp16.safetensors``, or shards that lost their index. Raises BadCheckpoint for a damaged index.
+    ``model.fp16.safetensors``, or shards that lost their index. Without any of these, PyTorch's own files are.
+    Raises BadCheckpoint for a damaged index.
     """
     named = config.get("transformers_weights")
     if named is not None:
@@ -106,6 +107,10 @@ def pick_weights(
     # Adapters and Mistral's own layout lie next to the model's weights in some repositories.
     for others in ("adapter_", "consolidated"):
         found = [name for name in found if not name.startswith(others)] or found
+    if not found and torch_files.SINGLE_FILE in names:
+        return [torch_files.SINGLE_FILE], None
+    if not found and torch_files.INDEX_FILE in names:
+        return _of_index(torch_files.INDEX_FILE, read_index)
     return found, None
 
 
@@ -134,7 +139,8 @@ def _weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Weight]:
     for file in chosen:
         if not files.present(folder, file):
             raise _missing(folder, file, where)
-        for name, weight in read_header(folder, file).items():
+        read = read_header if file.endswith(".safetensors") else torch_files.read_torch_file
+        for name, weight in read(folder, file).items():
             if where is not None and where.get(name) != file:
                 continue
             if name in weights:

@@ -101,6 +101,10 @@ def add_parser(subparsers: Subparsers) -> None:
         help="local folder with config.json, *.safetensors and tokenizer, or a .gguf file; with -m too, NAME says "
         "what it is",
     )
+    what.add_argument(
+        "--revision", metavar="REV", help="branch, tag or commit of -m NAME; NAME@REV says the same"
+    )
+    what.add_argument("--subfolder", metavar="DIR", help="where in the repository of -m NAME the model lies")
     what.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to create")
     how = parser.add_argument_group("target and quantization")
     how.add_argument(
@@ -330,6 +334,8 @@ def _requests(args: argparse.Namespace) -> list[BuildRequest]:
         args.input or args.model_name,
         # With both, the weights are local and the name says what they are.
         name=args.model_name if args.input else None,
+        revision=args.revision,
+        subfolder=args.subfolder,
         cache=args.cache_dir,
         adapters=parse_adapters(args.adapter),
         merge_adapter=parse_merged(args.merge_adapter),
