@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ortlm.artifact import open_artifact
+from ortlm.runtime.engine.devices import DeviceRequest
 from ortlm.runtime.engine.huge_pages import wait_for_huge_pages
-from ortlm.runtime.language_model import LanguageModel, load
+from ortlm.runtime.language_model import LanguageModel
 
 WARM_UP_TOKENS, WARM_UP_STEPS = 16, 4
 
@@ -33,7 +35,8 @@ def measure_model(
     tell; ``peak_bytes`` is the process's largest resident memory so far, mapped files included.
     """
     began = time.perf_counter()
-    lm = load(path, threads=threads, device=device, device_options=device_options)
+    # Without the tokenizer, which no measurement needs.
+    lm = LanguageModel(open_artifact(path), threads=threads, device=DeviceRequest(device, device_options))
     loaded = time.perf_counter() - began
     wait_for_huge_pages()
     private = _status_bytes("RssAnon")

@@ -42,16 +42,18 @@ from ortlm.runtime.loading import device_for, open_embedding, open_session
 from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.multimodal.image_loading import ImageSource
 from ortlm.runtime.multimodal.vision_encoder import Embedder, VisionEncoder
-from ortlm.runtime.prompts import Prompt, Prompts
+from ortlm.runtime.prompts import Prompt, Prompts, read_tokenizer
 from ortlm.runtime.sampling.logprobs import TokenLogprob, token_logprob
 from ortlm.runtime.sampling.settings import Options, Settings
 from ortlm.runtime.structured_output.guidance import Guidance
 from ortlm.runtime.structured_output.matcher import Guide, Vocabulary
-from ortlm.runtime.text.chat_template import ChatTemplate, Message
 from ortlm.runtime.text.tokenizer import Tokenizer
+from ortlm.runtime.text.types import Message
 
 if TYPE_CHECKING:
     from typing import Unpack
+
+    from ortlm.runtime.text.chat_template import ChatTemplate
 
 # Bounds the memory for the logits of a long prompt.
 _LOGPROB_CHUNK = 64
@@ -61,7 +63,8 @@ class LanguageModel:
     """An artifact that is loaded and ready to generate; ``load`` makes one, and describes the arguments.
 
     May be used by several threads: every generation has a cache of its own. ``prefix_caches`` of them are kept
-    for calls that begin with the same tokens.
+    for calls that begin with the same tokens. With ``read_early`` the tokenizer is read while the graph is loaded,
+    else when it is first needed.
 
     ``artifact`` is the folder that was opened, ``manifest`` what it says of the graphs that run here, ``session``
     the decoder in ONNX Runtime, ``vocab_size`` the width V of its logits. ``vision_encoder`` turns images into
@@ -76,8 +79,11 @@ class LanguageModel:
         device: DeviceRequest | str | None = None,
         prefix_caches: int = 1,
         allow_address: Allow | None = None,
+        read_early: bool = False,
     ) -> None:
         self.artifact = artifact
+        # Most of loading is one thread's work.
+        tokenizer = read_tokenizer(artifact.tokenizer_path) if read_early else None
         self.device = device_for(artifact, device)
         self.manifest = runnable(
             artifact.manifest, onnxruntime=onnxruntime_version(), provider=self.device.provider
@@ -114,7 +120,7 @@ class LanguageModel:
             self.session.outputs[logits].shape[1] == 1 and "logits_to_keep" not in self._graph.optional
         )
         self._kept = PrefixCaches(prefix_caches)
-        self._prompts = Prompts(artifact.tokenizer_path, self.vision_encoder)
+        self._prompts = Prompts(artifact.tokenizer_path, self.vision_encoder, tokenizer)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -654,4 +660,5 @@ def load(
         device=DeviceRequest(device, device_options or {}),
         prefix_caches=prefix_caches,
         allow_address=allow_address,
+        read_early=True,
     )

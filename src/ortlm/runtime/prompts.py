@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Union, cast
+from typing import TYPE_CHECKING, Union, cast
 
 import numpy as np
 
@@ -13,26 +14,38 @@ from ortlm.errors import BadOption
 from ortlm.runtime.multimodal.image_loading import ImageSource
 from ortlm.runtime.multimodal.image_tags import flatten, image_of, split
 from ortlm.runtime.multimodal.vision_encoder import VisionEncoder
-from ortlm.runtime.text.chat_template import ChatTemplate, Message
 from ortlm.runtime.text.tokenizer import Tokenizer
+from ortlm.runtime.text.types import Message
+
+if TYPE_CHECKING:
+    from ortlm.runtime.text.chat_template import ChatTemplate
 
 Prompt = Union[str, Sequence[Message], Sequence[int]]  # noqa: UP007 - evaluated at run time
 
 
 class Prompts:
-    """Turns prompts into token ids for the artifact in ``folder``, with images if it has a ``vision_encoder``."""
+    """Turns prompts into token ids for the artifact in ``folder``, with images if it has a ``vision_encoder``.
 
-    def __init__(self, folder: Path, vision_encoder: VisionEncoder | None) -> None:
+    ``tokenizer`` is the artifact's, if somebody is reading it already.
+    """
+
+    def __init__(
+        self, folder: Path, vision_encoder: VisionEncoder | None, tokenizer: Future[Tokenizer] | None = None
+    ) -> None:
         self._folder, self._vision_encoder = folder, vision_encoder
+        self._tokenizer = tokenizer
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer. Raises BadArtifact if it has none."""
-        return Tokenizer.open(self._folder)
+        return Tokenizer.open(self._folder) if self._tokenizer is None else self._tokenizer.result()
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """The artifact's chat template, or None."""
+        # Prompts that are no messages do without jinja2, which takes a while to import.
+        from ortlm.runtime.text.chat_template import ChatTemplate
+
         return ChatTemplate.open(self._folder, self.tokenizer.special_tokens)
 
     def encode(
@@ -103,6 +116,14 @@ class Prompts:
                 "Give the prompt as one text, or put the publisher's chat_template.jinja into the folder."
             )
         return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+
+
+def read_tokenizer(folder: Path) -> Future[Tokenizer]:
+    """Begin to read the tokenizer in ``folder`` in another thread. What it raises, ``result`` does."""
+    pool = ThreadPoolExecutor(1, "tokenizer")
+    found = pool.submit(Tokenizer.open, folder)
+    pool.shutdown(wait=False)
+    return found
 
 
 def _are_messages(prompt: Prompt) -> bool:

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import io
 import sys
@@ -422,6 +421,8 @@ def to_install(kind: DeviceKind) -> str | None:
 @functools.cache
 def installed_packages() -> tuple[str, ...]:
     """Return which of the packages that hold an onnxruntime are installed; more than one is a mistake."""
+    # Asked in messages only, and not quick to import.
+    import importlib.metadata
 
     def there(name: str) -> bool:
         try:

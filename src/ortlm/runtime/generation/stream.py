@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 import time
@@ -312,6 +311,9 @@ class _Words:
 
 async def in_thread(stream: Stream, work: Callable[[], _T]) -> _T:
     """Return what ``work`` does with ``stream`` in another thread; a task that is cancelled cancels the stream."""
+    # Few programs have a loop, and importing it takes a tenth of the time to import everything.
+    import asyncio
+
     pending = asyncio.get_running_loop().run_in_executor(None, work)
     try:
         return await asyncio.shield(pending)

@@ -19,10 +19,11 @@ from ortlm._utils.checked_json import shown
 from ortlm._utils.formatting import printable
 from ortlm.artifact import read_templates
 from ortlm.errors import BadArtifact, BadOption, nearest
-from ortlm.runtime.text.messages import Message, Parts, loses_reasoning, plain, prepared
+from ortlm.runtime.text.messages import Parts, loses_reasoning, plain, prepared
 from ortlm.runtime.text.template_budget import SECONDS, TemplateLimit
 from ortlm.runtime.text.template_facts import TemplateFacts, template_facts
 from ortlm.runtime.text.template_sandbox import ChatEnvironment, render
+from ortlm.runtime.text.types import Message
 
 __all__ = ["ChatTemplate", "Message"]
 

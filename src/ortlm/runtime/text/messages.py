@@ -10,8 +10,6 @@ from ortlm.errors import BadOption
 from ortlm.runtime.text.template_budget import MOST_DEPTH, TemplateLimit
 from ortlm.runtime.text.template_facts import TemplateFacts
 
-Message = Mapping[str, Any]
-
 # Under these names programs and servers give a message's reasoning, the usual ones first. transformers gives every
 # template the first two.
 _REASONING = (
