@@ -32,7 +32,8 @@ class Target:
     operators. ``expert_bits``: what QMoE has been found to be right for here; with none, mixtures of experts are
     refused, and ``no_experts`` says why. ``experts_apart``: experts are products like all others, one after the
     other. ``left_padding``: rows may be padded on the left, too, and whoever runs the graph always says for
-    how many positions it wants logits.
+    how many positions it wants logits. ``captured``: steps can be recorded once and launched as a whole,
+    if the graph copies nothing between main memory and the device.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Target:
     no_experts: str = "has not been checked there"
     experts_apart: bool = False
     left_padding: bool = False
+    captured: bool = False
 
 
 _TARGETS = (
@@ -105,6 +107,7 @@ _TARGETS = (
         vision_bits=8,
         weight_bits=(4, 8),
         no_experts="wants weights in a layout of its own there, and computes something else from any other",
+        captured=True,
     ),
     Target(
         name="dml",

@@ -96,3 +96,16 @@ class Selection:
         return self._g.op(
             "GatherND", x, self._indices, shape=(*self.lead, width), name=f"{path}/keep", batch_dims=1
         )
+
+
+class FlatSelection(Selection):
+    """The same with ``indices`` int64 [B, count] into all positions of all rows, one row after the other.
+
+    CUDA's GatherND copies sizes from main memory in every run, which captured runs cannot do.
+    """
+
+    def __call__(self, x: Value, width: int, path: str) -> Value:
+        """Return the chosen rows of ``x`` as [B, count, width]."""
+        g, path = self._g, f"{path}/keep"
+        flat = g.op("Reshape", x, g.integers(-1, width), shape=("positions", width), name=path)
+        return g.op("Gather", flat, self._indices, shape=(*self.lead, width), name=path, axis=0)

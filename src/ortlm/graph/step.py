@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ortlm.graph.builder import Builder, Shape, Value
-from ortlm.graph.norm import Selection
+from ortlm.graph.norm import FlatSelection, Selection
 from ortlm.spec import Rope
 
 _PATH = "/model/step"
@@ -31,7 +31,7 @@ class Step:
         all_logits: bool,
         mutual: bool = False,
     ) -> None:
-        self._g, self._given = g, positions
+        self._g, self._given, self._mask = g, positions, mask
         self._all_logits = all_logits
         self._made: dict[str, Value] = {}
         # All in int64, which devices without it leave to the CPU: in int32 they take single steps of it to
@@ -48,8 +48,9 @@ class Step:
         self._sequence = g.op("Squeeze", sequence, shape=(), dtype="int64", name=f"{_PATH}/sequence")
         # A row has at most S new tokens, and at most as many as it has tokens: that is exact for a first
         # prompt, one token at a time, and a single row. Only an appended ragged batch has to say more.
+        width = self._next_to_lengths(self._sequence, f"{_PATH}/new")
         self._new = g.op(
-            "Min", self._lengths, self._sequence, shape=("batch_size",), dtype="int64", name=f"{_PATH}/new"
+            "Min", self._lengths, width, shape=("batch_size",), dtype="int64", name=f"{_PATH}/new"
         )
         self.query_lengths: Value | None = None
         self.optional: dict[str, str] = {}
@@ -73,6 +74,18 @@ class Step:
             nothing = np.zeros((1, 1), np.int64)
             self._images = g.optional_input("picture_numbers", nothing, ("picture_rows", "picture_columns"))
             self.optional["picture_numbers"] = "picture_numbers"
+
+    def _next_to_lengths(self, number: Value, path: str) -> Value:
+        """Return an int64 ``number`` that comes from a shape for use together with what comes from the mask.
+
+        Shapes are in main memory and the mask is on the device, so that both in one operator make a copy, and runs
+        with copies cannot be captured. Range takes numbers from main memory and writes on the device.
+        """
+        g = self._g
+        if not g.target.captured:
+            return number
+        end = g.op("Add", number, g.integer(1), shape=(), dtype="int64", name=path)
+        return g.op("Range", number, end, g.integer(1), shape=(1,), dtype="int64", name=path)
 
     def _leading_zeros(self, mask: Value, total: Value) -> Value:
         """Return how many of the new columns of ``mask`` come before a row's first token, int64 [B, 1].
@@ -191,6 +204,7 @@ class Step:
             at = g.op("Add", start, steps, shape=("batch_size", "sequence_length"), dtype="int64", name=path)
             # Padding of a long row could point past the table.
             last = g.op("Sub", self._total, g.integer(1), shape=(), dtype="int64", name=path)
+            last = self._next_to_lengths(last, path)
             self._made["positions"] = g.op(
                 "Min", at, last, shape=("batch_size", "sequence_length"), dtype="int64", name=path
             )
@@ -225,7 +239,7 @@ class Step:
             self._made[key] = g.op(
                 "Add",
                 self.positions(),
-                offset,
+                self._next_to_lengths(offset, path),
                 shape=("batch_size", "sequence_length"),
                 dtype="int64",
                 name=path,
@@ -248,23 +262,45 @@ class Step:
             else g.optional_input(name, np.array(1, np.int64), ())
         )
         self.optional["logits_to_keep"] = name
-        everything = g.op("Equal", wanted, g.integer(0), shape=(), dtype="bool", name=path)
+        # A product with a shape's number stays with it in main memory, see ``_next_to_lengths``.
+        scaled = g.op("Mul", wanted, self._sequence, shape=(), dtype="int64", name=path)
+        everything = g.op("Less", scaled, g.integer(1), shape=(), dtype="bool", name=path)
         count = g.op("Min", wanted, self._sequence, shape=(), dtype="int64", name=path)
         count = g.op("Where", everything, self._sequence, count, shape=(), dtype="int64", name=path)
-        start = g.op("Sub", self._new, count, shape=("batch_size",), dtype="int64", name=path)
+        start = g.op(
+            "Sub",
+            self._new,
+            self._next_to_lengths(count, path),
+            shape=("batch_size",),
+            dtype="int64",
+            name=path,
+        )
         start = g.op("Max", start, g.integer(0), shape=("batch_size",), dtype="int64", name=path)
-        first = g.integer(0)
         if self._shift is not None:
             # Where the first of the ids went when padding on the left was moved after the tokens.
             first = g.op(
                 "Squeeze", self._shift, g.integers(1), shape=("batch_size",), dtype="int64", name=path
             )
             first = g.op("Neg", first, shape=("batch_size",), dtype="int64", name=path)
-        start = g.op("Where", everything, first, start, shape=("batch_size",), dtype="int64", name=path)
+            start = g.op("Where", everything, first, start, shape=("batch_size",), dtype="int64", name=path)
         start = g.op("Unsqueeze", start, g.integers(1), shape=("batch_size", 1), dtype="int64", name=path)
         steps = g.op("Range", g.integer(0), count, g.integer(1), shape=("kept",), dtype="int64", name=path)
         at = g.op("Add", start, steps, shape=("batch_size", "kept"), dtype="int64", name=path)
         if self._shift is not None:
             at = g.op("Mod", at, self._sequence, shape=("batch_size", "kept"), dtype="int64", name=path)
+        if g.target.captured:
+            at = g.op(
+                "Add", at, self._first_columns(), shape=("batch_size", "kept"), dtype="int64", name=path
+            )
+            return FlatSelection(g, at)
         at = g.op("Unsqueeze", at, g.integers(2), shape=("batch_size", "kept", 1), dtype="int64", name=path)
         return Selection(g, at)
+
+    def _first_columns(self) -> Value:
+        """Return which position each row begins at if all rows are one after the other, int64 [B, 1]."""
+        g, path = self._g, f"{_PATH}/keep"
+        rows = g.op("Shape", self._mask, shape=(1,), dtype="int64", name=path, start=0, end=1)
+        rows = g.op("Squeeze", rows, shape=(), dtype="int64", name=path)
+        end = g.op("Mul", rows, self._sequence, shape=(), dtype="int64", name=path)
+        at = g.op("Range", g.integer(0), end, self._sequence, shape=("batch_size",), dtype="int64", name=path)
+        return g.op("Unsqueeze", at, g.integers(1), shape=("batch_size", 1), dtype="int64", name=path)
