@@ -8,6 +8,7 @@ from ortlm.artifact import Graph, State
 from ortlm.dtypes import dtype
 from ortlm.errors import BadArtifact, Cancelled
 from ortlm.runtime.engine.backend import DeviceTensor, TensorInfo
+from ortlm.runtime.engine.captured_steps import StatePool
 from ortlm.runtime.engine.host_memory import HostMemory
 
 VOCAB, HEADS, WIDTH = 11, 2, 3
@@ -96,10 +97,18 @@ class FakeDeviceMemory(HostMemory):
     def zeros(self, shapes, dtypes):
         return self._hidden(super().zeros(shapes, dtypes))
 
-    def resize(self, tensors, filled, capacity, *, axis=2):
+    def write(self, tensor, array):
+        contents(tensor)[...] = array
+
+    def resize(self, tensors, filled, capacity, *, axis=2, into=None):
         shown = self._shown(tensors)
         super().resize(shown, filled, capacity, axis=axis)
-        tensors[:] = self._hidden(shown)
+        if into is None:
+            tensors[:] = self._hidden(shown)
+            return
+        for i, new in enumerate(into):
+            self.write(new, shown[i].array)
+            tensors[i] = new
 
     def take_rows(self, tensors, rows, *, filled, axis=2):
         shown = self._shown(tensors)
@@ -140,6 +149,7 @@ class FakeBackend:
 
     # Whether backends are devices that copy what is bound; see conftest.py.
     device = False
+    captures = False
 
     def __init__(self, kind="grow", *, all_logits=False, optional=True, width=WIDTH, switch=None):
         rng = np.random.default_rng(0)
@@ -148,6 +158,7 @@ class FakeBackend:
         self.kind, self.all_logits, self.switch = kind, all_logits, switch
         self.runs: list[tuple[int, int]] = []
         self.memory = FakeDeviceMemory() if self.device else HostMemory(self.tensor)
+        self.pool = StatePool(self) if self.device else None
         names = {"logits_to_keep": "logits_to_keep", "query_lengths": "query_lengths"} if optional else {}
         self.graph = Graph(
             file="fake.onnx",
@@ -175,7 +186,10 @@ class FakeBackend:
     def binding(self):
         return CopyingBinding() if self.device else FakeBinding()
 
-    def run(self, binding, *, brief=False):
+    def release(self, capture):
+        pass
+
+    def run(self, binding, *, brief=False, capture=None):
         if binding.stopped:
             binding.stopped = False
             raise Cancelled("stopped")

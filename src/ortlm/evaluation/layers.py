@@ -14,6 +14,7 @@ from ortlm.dtypes import Array, Floats
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.layerwise.types import Observe
 from ortlm.runtime.engine.backend import Binding, DeviceTensor, Memory, TensorInfo
+from ortlm.runtime.engine.captured_steps import StatePool
 from ortlm.runtime.engine.decode_loop import CHUNK_TOKENS, Loop
 from ortlm.runtime.engine.devices import CPU, Device
 from ortlm.runtime.engine.session import OrtBinding, Session
@@ -159,14 +160,25 @@ class _Tapped:
     def memory(self) -> Memory:
         return self._session.memory
 
+    @property
+    def pool(self) -> StatePool | None:
+        return self._session.pool
+
+    @property
+    def captures(self) -> bool:
+        return self._session.captures
+
     def binding(self) -> OrtBinding:
         return self._session.binding()
 
-    def run(self, binding: Binding, *, brief: bool = False) -> None:
+    def release(self, capture: int) -> None:
+        self._session.release(capture)
+
+    def run(self, binding: Binding, *, brief: bool = False, capture: int | None = None) -> None:
         for name in self._names:
             # New memory for every run: pieces of a text differ in length.
             binding.output(name, None, to_host=True)
-        self._session.run(binding, brief=brief)
+        self._session.run(binding, brief=brief, capture=capture)
         for name, kept in zip(self._names, self.kept, strict=True):
             # The next run may write to the same memory.
             kept.append(np.array(binding.result(name).numpy(), np.float32))

@@ -71,7 +71,8 @@ def open_session(
 ) -> Session:
     """Load the graph ``name`` as ``manifest`` has it, by default as ``artifact`` does."""
     graph_named(artifact.manifest, name)
-    path = artifact.path / graph_named(manifest or artifact.manifest, name).file
+    graph = graph_named(manifest or artifact.manifest, name)
+    path = artifact.path / graph.file
     return Session(
         path,
         threads=threads,
@@ -79,4 +80,6 @@ def open_session(
         options=artifact.manifest.session_options,
         model=with_constant_defaults(path) if device.constant_defaults else None,
         weights_of=artifact.graph_path(name),
+        # What a captured run writes has to stay where it is.
+        capture=bool(graph.states) and all(state.kind == "grow" for state in graph.states),
     )

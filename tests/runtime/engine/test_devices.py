@@ -201,8 +201,11 @@ def test_cuda_by_number(ort: FakeOrt, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == Device("cuda:1", "cuda", "CUDAExecutionProvider", 1, options)
     assert found.session_arguments(None) == {
         "providers": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-        "provider_options": [options, {}],
+        "provider_options": [{**options, "enable_cuda_graph": "0"}, {}],
     }
+    assert found.captures
+    assert found.session_arguments(None, capture=True)["provider_options"][0]["enable_cuda_graph"] == "1"
+    assert not choose_device(DeviceRequest("cuda", {"enable_cuda_graph": False})).captures
     assert choose_device(DeviceRequest("cuda", {"device_id": 1})).name == "cuda:1"
     assert choose_device(DeviceRequest("cuda:1", {"device_id": "1"})).index == 1
     with pytest.raises(BadOption, match="cuda:0 and option device_id=1 name two devices"):
@@ -348,12 +351,12 @@ def test_a_library_by_its_path(ort: FakeOrt, tmp_path: Path) -> None:
 
 def test_options_are_known_by_name() -> None:
     cuda, webgpu = KINDS["cuda"], KINDS["webgpu"]
-    assert check_options(cuda, {"use_tf32": "false", "enable_cuda_graph": "0"}) == {"use_tf32": "0"}
+    assert check_options(cuda, {"use_tf32": "false", "user_compute_stream": "0"}) == {"use_tf32": "0"}
     for kind, key, value, message in (
         (cuda, "use_tf23", "1", "device cuda has no option 'use_tf23'.*Did you mean: use_tf32"),
         (cuda, "use_tf32", "maybe", "use_tf32 of device cuda takes 0 or 1, found 'maybe'"),
         (cuda, "gpu_mem_limit", -1, "takes a whole number from 1 on"),
-        (cuda, "enable_cuda_graph", True, "runs are not captured"),
+        (webgpu, "enableGraphCapture", True, "runs are not captured"),
         (cuda, "user_compute_stream", "5", "an address within a C program"),
         (webgpu, "kvCacheQuantizationBits", 4, "it changes the layout of a cache"),
         (webgpu, "validationMode", "most", "takes one of disabled, wgpuOnly"),

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.dtypes import Array, DType, Floats
+
+if TYPE_CHECKING:
+    from ortlm.runtime.engine.captured_steps import StatePool
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,22 @@ class Memory(Protocol):
     def zeros(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[DType]) -> list[DeviceTensor]:
         """Return new tensors of zeros."""
 
-    def resize(self, tensors: list[DeviceTensor], filled: int, capacity: int, *, axis: int = 2) -> None:
-        """Replace each tensor by one of ``capacity`` positions, the first ``filled`` kept and zeros after them."""
+    def write(self, tensor: DeviceTensor, array: Array) -> None:
+        """Copy ``array``, of the same shape and type, to ``tensor``, which runs see wherever it is bound."""
+
+    def resize(
+        self,
+        tensors: list[DeviceTensor],
+        filled: int,
+        capacity: int,
+        *,
+        axis: int = 2,
+        into: Sequence[DeviceTensor] | None = None,
+    ) -> None:
+        """Replace each tensor by one of ``capacity`` positions, the first ``filled`` kept and zeros after them.
+
+        By those of ``into`` if they are given.
+        """
 
     def take_rows(
         self, tensors: list[DeviceTensor], rows: NDArray[np.int64], *, filled: int, axis: int = 2
@@ -93,6 +110,12 @@ class Memory(Protocol):
 
     def float32(self, tensor: DeviceTensor) -> Floats:
         """Return the floating-point contents in main memory as float32, converted where they lie."""
+
+    def most_likely(self, logits: DeviceTensor) -> NDArray[np.int64] | None:
+        """Return the id of the largest of ``logits`` [B, 1, V] in each row, int64 [B]; the lowest among equals.
+
+        None if one of them is infinity or not a number.
+        """
 
     def edit(self, tensors: list[DeviceTensor], change: Callable[[int, Array], None]) -> bool:
         """Let ``change`` alter the contents of each, given its number; returns what ``move_rows`` does."""
@@ -123,6 +146,10 @@ class Binding(Protocol):
     def result(self, name: str) -> DeviceTensor:
         """Return what the last run wrote to the output ``name``."""
 
+    @property
+    def stopped(self) -> bool:
+        """Whether ``stop`` was called, and no run has met it yet."""
+
     def stop(self) -> None:
         """End the run that another thread is in with this binding, or else the next one, with Cancelled."""
 
@@ -145,11 +172,26 @@ class Backend(Protocol):
     def memory(self) -> Memory:
         """Where what runs write for each other lies."""
 
+    @property
+    def pool(self) -> StatePool | None:
+        """Where states that nobody needs wait to be used again; None in main memory, which is quickly made."""
+
+    @property
+    def captures(self) -> bool:
+        """Whether runs can be captured. What is bound to others must then lie in memory of the device.
+
+        A captured run launched again writes to what it took for intermediate results, whatever is there by now,
+        the copies of bound inputs included.
+        """
+
     def tensor(self, array: Array) -> DeviceTensor:
         """Return a tensor that aliases ``array``, in main memory."""
 
     def binding(self) -> Binding:
         """Return an empty binding."""
 
-    def run(self, binding: Binding, *, brief: bool = False) -> None:
+    def run(self, binding: Binding, *, brief: bool = False, capture: int | None = None) -> None:
         """Run the graph once; see Session."""
+
+    def release(self, capture: int) -> None:
+        """Forget the run that was captured under the number ``capture``."""

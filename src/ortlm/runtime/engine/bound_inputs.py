@@ -12,6 +12,9 @@ from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 
+# What is computed with in main memory, together with shapes.
+_SHAPES = {"logits_to_keep", "columns_to_keep"}
+
 
 class BoundInputs:
     """What ``binding`` holds of a graph's integers, for runs of ``backend``.
@@ -23,8 +26,10 @@ class BoundInputs:
         self._backend, self._graph, self._binding = backend, graph, binding
         # Elsewhere, what is written to memory that is bound is never seen.
         self._in_place = backend.memory.is_host
-        self._types = _integer_types(backend, graph)
-        self._bound: dict[str, DeviceTensor] = {}
+        self._types = integer_types(backend, graph)
+        self._arrays: dict[str, Array] = {}
+        self._tensors: dict[str, DeviceTensor] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         # Masks are parts of these, so that none has to be made for a step.
         kind = self._types.get("attention_mask", np.dtype(np.int64))
         self._ones: NDArray[np.integer] = np.ones(0, kind)
@@ -43,24 +48,37 @@ class BoundInputs:
         if declared is not None and len(declared.shape) > array.ndim:
             # Three positions for each token are alike in text; a number may be declared as a list of one.
             array = np.broadcast_to(array, (3 if array.ndim else 1, *array.shape))
-        bound = self._bound.get(name)
-        if bound is not None and bound.array is not None and bound.array.shape == array.shape:
+        bound = self._arrays.get(name)
+        if bound is not None and bound.shape == array.shape:
             if self._in_place:
-                bound.array[...] = array
+                bound[...] = array
                 return
-            if np.array_equal(bound.array, array):
+            if np.array_equal(bound, array):
                 return
-        tensor = self._backend.tensor(np.array(array, self._types.get(role, array.dtype), order="C"))
-        self._binding.input(name, tensor)
-        self._bound[name] = tensor
+        self._bind(role, name, np.array(array, self._types.get(role, array.dtype), order="C"))
 
     def rewrite(self, role: str, values: Sequence[int]) -> None:
         """Give an input one value for each row, [B, 1], after ``put`` has given it as many."""
         name = self._graph.inputs[role]
-        tensor = self._bound[name]
-        tensor.numpy()[..., 0] = values
+        array = self._arrays[name]
+        array[..., 0] = values
         if not self._in_place:
-            self._binding.input(name, tensor)
+            self._bind(role, name, array)
+
+    def _bind(self, role: str, name: str, array: Array) -> None:
+        """Let runs read ``array`` as the input ``name``."""
+        old, memory = self._tensors.get(name), self._backend.memory
+        self._arrays[name] = array
+        if not self._backend.captures or role in _SHAPES:
+            tensor = old if old is not None and old.array is array else self._backend.tensor(array)
+        elif old is not None and old.on_device and self._shapes[name] == array.shape:
+            memory.write(old, array)
+            return
+        else:
+            tensor = memory.put(array)
+            self._shapes[name] = array.shape
+        self._tensors[name] = tensor
+        self._binding.input(name, tensor)
 
     def mask(self, ends: Sequence[int], total: int) -> None:
         """Bind the mask [B, total] of rows of which row i has ``ends[i]`` tokens."""
@@ -79,10 +97,14 @@ class BoundInputs:
                 self._places = np.arange(2 * total)
             mask, address = self._ragged[:size].reshape(rows, total), self._ragged_address
             np.less(self._places[:total], np.array(ends)[:, None], out=mask)
-        self._binding.input_array(self._graph.inputs["attention_mask"], mask, address)
+        name = self._graph.inputs["attention_mask"]
+        if self._backend.captures:
+            self._bind("attention_mask", name, mask)
+        else:
+            self._binding.input_array(name, mask, address)
 
 
-def _integer_types(backend: Backend, graph: Graph) -> dict[str, np.dtype[np.integer]]:
+def integer_types(backend: Backend, graph: Graph) -> dict[str, np.dtype[np.integer]]:
     """Return the element type of each input of integers, by role. Raises BadArtifact for one of another type."""
     types: dict[str, np.dtype[np.integer]] = {}
     for role, name in (*graph.inputs.items(), *graph.optional.items()):

@@ -18,6 +18,7 @@ from ortlm.dtypes import Array, as_float32
 from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull, nearest
 from ortlm.runtime.engine.backend import Backend, DeviceTensor
 from ortlm.runtime.engine.bound_inputs import BoundInputs
+from ortlm.runtime.engine.captured_steps import CapturedStep
 from ortlm.runtime.engine.kv_cache import RowIndices, StateInfo, make_cache, state_shapes
 from ortlm.runtime.engine.states import Shapes
 from ortlm.runtime.engine.token_ids import (
@@ -95,6 +96,8 @@ class Loop:
         self._long = False
         # So many rows got one token each in the last run, so that the next one finds all but these in place.
         self._steady = 0
+        # Logits [B, 1, V] on the device that nobody has asked for.
+        self._unread: DeviceTensor | None = None
 
     @property
     def length(self) -> int:
@@ -165,6 +168,11 @@ class Loop:
 
     def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> Logits:
         """Feed one token per row, [B], -1 for none; return logits float32 [B, V] as ``append`` does."""
+        found = self.step_unread(tokens)
+        return self.read_logits() if found is None else found
+
+    def step_unread(self, tokens: Sequence[int] | NDArray[np.int64]) -> Logits | None:
+        """Do as ``step``; None if the logits are still on the device, for ``read_logits`` or ``most_likely``."""
         new: list[int] = tokens.tolist() if isinstance(tokens, np.ndarray) else list(map(int, tokens))
         if self._steady == len(new) == len(self.history):
             ends = [len(old) + (token >= 0) for old, token in zip(self.history, new, strict=True)]
@@ -176,10 +184,42 @@ class Loop:
                 return self._step_on(new, ends, total)
         return self.append([[token] if token >= 0 else [] for token in new])
 
-    def _step_on(self, new: Sequence[int], ends: Sequence[int], total: int) -> Logits:
+    def read_logits(self) -> Logits:
+        """Return the logits float32 [B, V] of the last ``step_unread``, which returned None."""
+        assert self._unread is not None
+        return as_float32(self._backend.memory.float32(self._unread)[:, 0])
+
+    def most_likely(self) -> NDArray[np.int64] | None:
+        """Return each row's most likely token [B] after the last ``step_unread``, which returned None.
+
+        The lowest id among equals. None if a logit is infinite or not a number, so that they have to be looked at.
+        """
+        assert self._unread is not None
+        return self._backend.memory.most_likely(self._unread)
+
+    def _captured_step(self, total: int) -> CapturedStep | None:
+        """Return what feeds one token to each row at once, None if that has to be done input by input."""
+        fixed = self.cache.fixed
+        if fixed is None or self._embedder is not None or any(self._extra.values()):
+            return None
+        # A graph picks its rotation table by the width of the mask.
+        below = self._switch is not None and not self._long
+        return fixed.step(self._graph, total, self._switch if below and self._switch else fixed.capacity)
+
+    def _step_on(self, new: Sequence[int], ends: Sequence[int], total: int) -> Logits | None:
         """Feed every row's next token after a run that did the same: only what changes is bound again."""
         inputs = self._graph.inputs
         fed = [old[-1] if token < 0 else token for old, token in zip(self.history, new, strict=True)]
+        self.cache.bind(self._binding, ends, total)
+        captured = self._captured_step(total)
+        if captured is not None:
+            if self._binding.stopped:
+                # Raises what a stopped run does.
+                self._backend.run(self._binding, brief=True)
+            self._steady = 0
+            self._unread = captured.run(fed, ends)
+            self._stepped(new, ends)
+            return None
         if self._embedder is None:
             self._inputs.rewrite("input_ids", fed)
         else:
@@ -188,15 +228,18 @@ class Loop:
         self._inputs.mask(ends, total)
         if "position_ids" in inputs:
             self._inputs.rewrite("position_ids", [end - 1 for end in ends])
-        self.cache.bind(self._binding, ends, total)
         self._steady = 0
         self._backend.run(self._binding, brief=True)
+        self._stepped(new, ends)
+        return as_float32(self._read_logits()[:, 0])
+
+    def _stepped(self, new: Sequence[int], ends: Sequence[int]) -> None:
+        """Take note that every row got its next token."""
         self._steady = len(new)
         self.cache.advance(ends)
         for old, token in zip(self.history, new, strict=True):
             if token >= 0:
                 old.append(token)
-        return as_float32(self._read_logits()[:, 0])
 
     def hidden_states(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Feed new tokens as ``append`` does; return their hidden states float32 [B, S, H].

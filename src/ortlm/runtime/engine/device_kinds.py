@@ -58,7 +58,8 @@ class DeviceKind:
     ``attention_ignores`` is what its GroupQueryAttention passes over without a word, by the names in
     ``check_attention``. ``appends_one``: several tokens of a row at once are right in an empty cache only.
     ``constant_defaults``: it takes no graph with inputs that have a default value. ``defaults`` are options that
-    are set unless a caller does, by the type of the device ("cpu").
+    are set unless a caller does, by the type of the device ("cpu"). ``capture`` is the option that lets runs be
+    captured, which is set where that was tried.
     """
 
     name: str
@@ -76,10 +77,11 @@ class DeviceKind:
     appends_one: bool = False
     constant_defaults: bool = False
     defaults: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    capture: str | None = None
 
 
 # Harmless when off.
-_CAPTURED = "runs are not captured as graphs, since their shapes change"
+_CAPTURED = "runs are not captured as graphs there: that was never tried"
 _POINTER = "it is an address within a C program"
 _CACHE_MODE = _one_of("disabled", "lazyRelease", "simple", "bucket")
 
@@ -94,6 +96,7 @@ KINDS: Mapping[str, DeviceKind] = {
             install="onnxruntime-gpu[cuda,cudnn]",
             module="onnxruntime_ep_cuda",
             number="device_id",
+            capture="enable_cuda_graph",
             systems=("linux", "win32"),
             options={
                 "device_id": _integer(),
@@ -103,6 +106,7 @@ KINDS: Mapping[str, DeviceKind] = {
                 "cudnn_conv_use_max_workspace": _flag(),
                 "cudnn_conv1d_pad_to_nc1d": _flag(),
                 "do_copy_in_default_stream": _flag(),
+                "enable_cuda_graph": _flag(),
                 "enable_skip_layer_norm_strict_mode": _flag(),
                 "fuse_conv_bias": _flag(),
                 "prefer_nhwc": _flag(),
@@ -114,7 +118,6 @@ KINDS: Mapping[str, DeviceKind] = {
                 "use_tf32": _flag(),
             },
             refused={
-                "enable_cuda_graph": _CAPTURED,
                 "has_user_compute_stream": _POINTER,
                 "user_compute_stream": _POINTER,
                 "gpu_external_alloc": _POINTER,
@@ -353,6 +356,7 @@ def check_options(kind: DeviceKind, given: Mapping[str, Any]) -> dict[str, str]:
 def without_capture(options: Mapping[str, str]) -> dict[str, str]:
     """Return the options that a folder names without those that only ask for faster, captured runs."""
     captures = {key for kind in KINDS.values() for key, why in kind.refused.items() if why == _CAPTURED}
+    captures |= {kind.capture for kind in KINDS.values() if kind.capture}
     return {key: value for key, value in options.items() if key not in captures}
 
 

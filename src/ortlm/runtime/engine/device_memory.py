@@ -19,13 +19,18 @@ _OPSET = 13
 
 
 class Runner(Protocol):
-    """What a DeviceMemory asks of ONNX Runtime."""
+    """What a DeviceMemory asks of ONNX Runtime. ``writes``: whether ``write`` works here."""
+
+    writes: bool
 
     def allocate(self, shape: Sequence[int], kind: DType) -> DeviceTensor:
         """Return new memory on the device, whatever it holds."""
 
     def tensor(self, array: Array) -> DeviceTensor:
         """Return a tensor that aliases ``array``, in main memory."""
+
+    def write(self, tensor: DeviceTensor, array: Array) -> None:
+        """Copy ``array`` to ``tensor``, which ``allocate`` returned."""
 
     def load(self, model: bytes) -> Any:
         """Return a session that runs ``model`` on the device's provider."""
@@ -47,7 +52,14 @@ class DeviceMemory:
 
     def put(self, array: Array) -> DeviceTensor:
         """Return a copy of ``array`` on the device."""
-        return self.place(self._device.tensor(np.ascontiguousarray(array)))
+        array = np.ascontiguousarray(array)
+        given = self._device.tensor(array)
+        # ONNX Runtime reads no arrays of types that numpy itself has not.
+        if not self._device.writes or not array.size or array.dtype.kind not in "iuf":
+            return self.place(given)
+        new = self._device.allocate(array.shape, _kind(given))
+        self._device.write(new, array)
+        return new
 
     def place(self, tensor: DeviceTensor) -> DeviceTensor:
         """Return a copy on the device of ``tensor``, which lies in main memory."""
@@ -68,18 +80,34 @@ class DeviceMemory:
             self._run("zeros", [], tensors, shape=np.array(shape, np.int64))
         return made
 
-    def resize(self, tensors: list[DeviceTensor], filled: int, capacity: int, *, axis: int = 2) -> None:
-        """Replace each tensor by one of ``capacity`` positions, of which ``filled`` are kept."""
-        # One after the other, so that there are never two caches.
+    def write(self, tensor: DeviceTensor, array: Array) -> None:
+        """Copy ``array`` to ``tensor``."""
+        self._device.write(tensor, np.ascontiguousarray(array))
+
+    def resize(
+        self,
+        tensors: list[DeviceTensor],
+        filled: int,
+        capacity: int,
+        *,
+        axis: int = 2,
+        into: Sequence[DeviceTensor] | None = None,
+    ) -> None:
+        """Replace each tensor by one of ``capacity`` positions, or of ``into``; ``filled`` are kept."""
+        # One after the other, so that there are never two caches unless the second was there.
         for i, tensor in enumerate(tensors):
             old = _shape(tensor)
-            new = self._device.allocate((*old[:axis], capacity, *old[axis + 1 :]), _kind(tensor))
+            new = (
+                self._device.allocate((*old[:axis], capacity, *old[axis + 1 :]), _kind(tensor))
+                if into is None
+                else into[i]
+            )
             if filled == capacity:
                 self._cut(tensor, new, (0, old[axis - 2]), (0, filled), axis)
             else:
                 tail = (*old[:axis], capacity - filled, *old[axis + 1 :])
                 given = {"stop": np.array([filled], np.int64), "tail": np.array(tail, np.int64)}
-                self._run("grow", [tensor], [new], axis, **given)
+                self._run("grow", [tensor], [new], axis, 0, **given)
             tensors[i] = new
 
     def take_rows(
@@ -129,6 +157,12 @@ class DeviceMemory:
         )
         return found
 
+    def most_likely(self, logits: DeviceTensor) -> NDArray[np.int64] | None:
+        """Return the id of the largest of ``logits`` [B, 1, V] in each row; None if one is not finite."""
+        found: Floats = np.empty(_shape(logits)[:2], np.float32)
+        self._run("largest", [logits], [self._device.tensor(found)], width=_shape(logits)[2])
+        return found[:, 0].astype(np.int64) if np.isfinite(found).all() else None
+
     def edit(self, tensors: list[DeviceTensor], change: Callable[[int, Array], None]) -> bool:
         """Let ``change`` alter copies of the contents, which are put back as new tensors."""
         for i, tensor in enumerate(tensors):
@@ -154,9 +188,10 @@ class DeviceMemory:
         given: Sequence[DeviceTensor],
         new: Sequence[DeviceTensor],
         axis: int = 0,
+        width: int = 0,
         **small: NDArray[np.int64],
     ) -> None:
-        key = what, _kind((given or new)[0]), len(new), len(_shape(new[0])), axis
+        key = what, _kind((given or new)[0]), len(new), len(_shape((given or new)[0])), axis, width
         session = self._graphs.get(key)
         if session is None:
             session = self._graphs[key] = self._device.load(_graph(*key))
@@ -173,8 +208,11 @@ def _kind(tensor: DeviceTensor) -> DType:
     return BY_ONNX[tensor.value.element_type()]
 
 
-def _graph(what: str, kind: DType, count: int, rank: int, axis: int) -> bytes:
-    """Return a graph that does one thing to ``count`` tensors x0, x1 ... at once, with the results y0, y1 ..."""
+def _graph(what: str, kind: DType, count: int, rank: int, axis: int, width: int) -> bytes:
+    """Return a graph that does one thing to ``count`` tensors x0, x1 ... at once, with the results y0, y1 ...
+
+    ``width`` is the size of the last dimension for "largest".
+    """
     # Takes a while to import, and runs on a CPU never need it.
     import onnx_ir as ir
 
@@ -209,6 +247,16 @@ def _graph(what: str, kind: DType, count: int, rank: int, axis: int) -> bytes:
         results = [op("Identity", tensor) for tensor in tensors]
     elif what == "float32":
         results = [op("Cast", tensor, to=ir.DataType.FLOAT.value) for tensor in tensors]
+    elif what == "largest":
+        wide = [op("Cast", tensor, to=ir.DataType.FLOAT.value) for tensor in tensors]
+        ids = [op("Cast", op("ArgMax", x, axis=2, keepdims=0), to=ir.DataType.FLOAT.value) for x in wide]
+        # 0 times what is not finite is not a number, and ArgMax passes over those.
+        none = constant("none", np.zeros((width, 1), np.float32))
+        size = constant("size", np.array([-1, 1], np.int64))
+        results = [
+            op("Add", at, op("Reshape", op("MatMul", x, none), size)) for at, x in zip(ids, wide, strict=True)
+        ]
+        dimensions = [sizes[:2] for sizes in dimensions]
     elif what == "rows":
         rows = given("rows", "rows")
         results = [op("Gather", tensor, rows, axis=axis - 2) for tensor in tensors]
@@ -222,7 +270,8 @@ def _graph(what: str, kind: DType, count: int, rank: int, axis: int) -> bytes:
         end = op("Expand", constant("zero", np.zeros((), kind.numpy)), tail)
         results = [op("Concat", op("Slice", tensor, start, stop, axes), end, axis=axis) for tensor in tensors]
     for i, result in enumerate(results):
-        result.name, result.type = f"y{i}", ir.TensorType(ir.DataType.FLOAT if what == "float32" else element)
+        wide_result = what in ("float32", "largest")
+        result.name, result.type = f"y{i}", ir.TensorType(ir.DataType.FLOAT if wide_result else element)
         result.shape = ir.Shape(dimensions[2 * i + 1])
     graph = ir.Graph(
         inputs, results, nodes=nodes, initializers=initializers, opset_imports={"": _OPSET}, name=what

@@ -100,16 +100,26 @@ class Device:
         """Whether graphs must be loaded without their optional inputs."""
         return self.kind in KINDS and KINDS[self.kind].constant_defaults
 
-    def session_arguments(self, settings: Any) -> dict[str, Any]:
+    @property
+    def captures(self) -> bool:
+        """Whether it can capture runs, and the caller has not forbidden it."""
+        option = KINDS[self.kind].capture if self.kind in KINDS and self.ep_device is None else None
+        return option is not None and self.options.get(option) != "0"
+
+    def session_arguments(self, settings: Any, *, capture: bool = False) -> dict[str, Any]:
         """Choose the device in ``settings``, onnxruntime.SessionOptions, and return arguments for the session.
 
-        The CPU takes the operators that the device does not.
+        The CPU takes the operators that the device does not. ``capture``: runs of this session can be captured.
         """
+        options = dict(self.options)
         if self.ep_device is not None:
-            settings.add_provider_for_devices([self.ep_device], dict(self.options))
+            settings.add_provider_for_devices([self.ep_device], options)
             return {}
+        option = KINDS[self.kind].capture if self.kind in KINDS else None
+        if option is not None:
+            options[option] = "1" if capture else "0"
         providers = [self.provider] if self.is_cpu else [self.provider, CPU_PROVIDER]
-        return {"providers": providers, "provider_options": [dict(self.options), {}][: len(providers)]}
+        return {"providers": providers, "provider_options": [options, {}][: len(providers)]}
 
 
 CPU = Device("cpu", "cpu", CPU_PROVIDER)

@@ -32,8 +32,20 @@ class HostMemory:
         """Return new tensors of zeros."""
         return [self._tensor(np.zeros(shape, kind.numpy)) for shape, kind in zip(shapes, dtypes, strict=True)]
 
-    def resize(self, tensors: list[DeviceTensor], filled: int, capacity: int, *, axis: int = 2) -> None:
-        """Replace each tensor by one of ``capacity`` positions, of which ``filled`` are kept."""
+    def write(self, tensor: DeviceTensor, array: Array) -> None:
+        """Copy ``array`` to ``tensor``."""
+        tensor.numpy()[...] = array
+
+    def resize(
+        self,
+        tensors: list[DeviceTensor],
+        filled: int,
+        capacity: int,
+        *,
+        axis: int = 2,
+        into: Sequence[DeviceTensor] | None = None,
+    ) -> None:
+        """Replace each tensor by one of ``capacity`` positions, or of ``into``; ``filled`` are kept."""
         kept = (*[slice(None)] * axis, slice(filled))
         for i, tensor in enumerate(tensors):
             old = tensor.numpy()
@@ -42,7 +54,11 @@ class HostMemory:
             else:
                 new = np.zeros((*old.shape[:axis], capacity, *old.shape[axis + 1 :]), old.dtype)
                 new[kept] = old[kept]
-            tensors[i] = self._tensor(new)
+            if into is None:
+                tensors[i] = self._tensor(new)
+            else:
+                self.write(into[i], new)
+                tensors[i] = into[i]
 
     def take_rows(
         self, tensors: list[DeviceTensor], rows: NDArray[np.int64], *, filled: int, axis: int = 2
@@ -83,6 +99,11 @@ class HostMemory:
     def float32(self, tensor: DeviceTensor) -> Floats:
         """Return the floating-point contents as float32: the memory itself if it holds that."""
         return as_float32(tensor.numpy())
+
+    def most_likely(self, logits: DeviceTensor) -> NDArray[np.int64] | None:
+        """Return the id of the largest of ``logits`` [B, 1, V] in each row; None if one is not finite."""
+        found = self.float32(logits)[:, 0]
+        return np.argmax(found, axis=1).astype(np.int64) if np.isfinite(found).all() else None
 
     def edit(self, tensors: list[DeviceTensor], change: Callable[[int, Array], None]) -> bool:
         """Let ``change`` alter the contents of each in place."""

@@ -17,6 +17,7 @@ from ortlm.artifact import Graph, State
 from ortlm.dtypes import Array, DType
 from ortlm.errors import BadArtifact, CannotRewind, nearest
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
+from ortlm.runtime.engine.captured_steps import StepStates
 from ortlm.runtime.engine.sliding_window_cache import WindowCache
 from ortlm.runtime.engine.states import Shapes, bind_in_place, bytes_per_token, zero_states
 
@@ -45,6 +46,10 @@ class Cache(Protocol):
     @property
     def nbytes(self) -> int:
         """Size of all tensors in bytes."""
+
+    @property
+    def fixed(self) -> StepStates | None:
+        """All states, if they stay where they are from step to step, for captured runs."""
 
     def start(self, rows: int) -> None:
         """Empty the cache for a batch of ``rows``."""
@@ -103,12 +108,22 @@ class SharedCache:
         self._length = 0
         self._capacity = 0
         self._tensors: list[DeviceTensor] = []
+        # What has to go back to the pool.
+        self._fixed: StepStates | None = None
         self._bound: Binding | None = None
+
+    def __del__(self) -> None:
+        self._give_back()
 
     @property
     def length(self) -> int:
         """How many positions are filled, in the longest row."""
         return self._length
+
+    @property
+    def fixed(self) -> StepStates | None:
+        """All states, if they stay where they are from step to step."""
+        return self._fixed
 
     @property
     def capacity(self) -> int:
@@ -123,6 +138,7 @@ class SharedCache:
     def start(self, rows: int) -> None:
         """Empty the cache for a batch of ``rows``; buffers of that many rows are used again."""
         if rows != self._rows:
+            self._give_back()
             self._rows, self._capacity, self._tensors, self._bound = rows, 0, [], None
         self._length = 0
 
@@ -147,6 +163,7 @@ class SharedCache:
         """Keep the rows with these numbers, in this order."""
         if self._backend.memory.move_rows(self._tensors, rows, start=start, filled=self._length):
             self._bound = None
+            self._give_back()
         self._rows = len(rows)
 
     def read(self) -> list[Array]:
@@ -156,6 +173,7 @@ class SharedCache:
     def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
         """Take states [B, K, length, D] in place of what is there."""
         memory = self._backend.memory
+        self._give_back()
         self._rows, _, self._length, _ = arrays[0].shape
         self._capacity = self._capacity_for(self._length, 0)
         self._tensors = []
@@ -166,13 +184,47 @@ class SharedCache:
         self._bound = None
 
     def _grow(self, room: int) -> None:
-        memory, old = self._backend.memory, self._capacity
-        self._capacity = self._capacity_for(room, old)
+        memory, pool, wanted = (
+            self._backend.memory,
+            self._backend.pool,
+            self._capacity_for(room, self._capacity),
+        )
         self._bound = None
         if self._tensors and self._length:
-            memory.resize(self._tensors, self._length, self._capacity)
+            old = pool.old(self._rows, wanted, most=self._most(room)) if pool is not None else None
+            if old is not None:
+                memory.resize(self._tensors, self._length, old.capacity, into=old.tensors)
+                self._give_back()
+                self._capacity, self._fixed = old.capacity, old
+                return
+            if pool is not None:
+                # So that there are never two caches.
+                self._give_back()
+                pool.clear()
+            memory.resize(self._tensors, self._length, wanted)
+            self._capacity = wanted
+            if pool is not None:
+                self._fixed = StepStates(list(self._tensors), self._rows, wanted, pool)
             return
-        self._tensors = zero_states(self._backend, self._states, self._shapes, self._rows, self._capacity)
+        self._give_back()
+
+        def make() -> list[DeviceTensor]:
+            return zero_states(self._backend, self._states, self._shapes, self._rows, wanted)
+
+        if pool is None:
+            self._capacity, self._tensors = wanted, make()
+            return
+        self._fixed = pool.take(self._rows, wanted, make, most=self._most(room))
+        self._capacity, self._tensors = self._fixed.capacity, list(self._fixed.tensors)
+
+    def _give_back(self) -> None:
+        """Leave the states to whoever needs some next."""
+        fixed, self._fixed = self._fixed, None
+        if fixed is not None and self._backend.pool is not None:
+            self._backend.pool.give(fixed)
+
+    def _most(self, room: int) -> int:
+        return max(room, self._context)
 
     def _capacity_for(self, room: int, old: int) -> int:
         # Room for an answer too: growing on its first token would copy the whole prompt's cache.
@@ -184,6 +236,7 @@ class SharedCache:
 class AppendCache:
     """A new tensor per state and step: what a run returns as present is the next run's past."""
 
+    fixed = None
     _axis = 2
 
     def __init__(self, backend: Backend, states: Sequence[State], shapes: Shapes) -> None:
@@ -284,6 +337,8 @@ class CombinedCache(AppendCache):
 
 class SplitCache:
     """Several caches side by side, each for some of the states, whose numbers in their order are ``places``."""
+
+    fixed = None
 
     def __init__(self, parts: Sequence[tuple[Cache, Sequence[int]]]) -> None:
         self.parts = [part for part, _ in parts]

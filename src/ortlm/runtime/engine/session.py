@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from ortlm.artifact.external_data import check_external_data
 from ortlm.dtypes import BY_ORT, Array, DType, dtype
 from ortlm.errors import BadArtifact, BadOption, Cancelled, NoDevice
 from ortlm.runtime.engine.backend import Binding, DeviceTensor, Memory, TensorInfo
+from ortlm.runtime.engine.captured_steps import StatePool
 from ortlm.runtime.engine.device_memory import DeviceMemory
 from ortlm.runtime.engine.devices import CPU, Device, not_started
 from ortlm.runtime.engine.host_memory import HostMemory
@@ -34,6 +36,8 @@ _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGE_BYTES = 64 << 20
 # Weights are brought into the kernels' layout on all threads; ONNX Runtimes before 1.32 do not know the option.
 _DEFAULTS = {"session.prepack.enable_parallel": "1"}
+# Which captured run a run is, for every provider.
+_CAPTURE, _NOT_CAPTURED = "gpu_graph_id", "-1"
 
 _BF16 = dtype("bf16")
 # ONNX Runtime's name of a kind of device, and its number.
@@ -60,6 +64,7 @@ class Session:
     use. ``device`` computes, by default the CPU. ``options`` are attributes of onnxruntime.SessionOptions or
     configuration entries. ``model`` is the graph if that is another than ``path`` holds, with the same weights.
     ``weights_of`` is the graph next to it after which the files of its weights are named, by default itself.
+    ``capture``: runs are captured where the device can do that and the graph lets it.
     Raises BadArtifact if the graph cannot be loaded, NoDevice if the device does not start, BadOption for a bad
     number.
     """
@@ -73,6 +78,7 @@ class Session:
         options: Mapping[str, Any] | None = None,
         model: bytes | None = None,
         weights_of: Path | None = None,
+        capture: bool = False,
     ) -> None:
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise BadOption(f"threads must be at least 1, and at most {MOST_THREADS}, found {threads}.")
@@ -85,12 +91,9 @@ class Session:
             settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
         named = path if weights_of is None else weights_of
         weights = sum(file.stat().st_size for file in named.parent.glob(f"{named.name}*"))
+        self._captures = capture and device.captures
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path) if model is None else model,
-                settings,
-                **device.session_arguments(settings),
-            )
+            self._session = self._load(device, settings, str(path) if model is None else model)
             # Kept for another attempt with other providers, which is never made.
             self._session._model_bytes = None
             self._inputs = _infos(self._session.get_inputs(), path)
@@ -110,12 +113,31 @@ class Session:
         self.memory: Memory = HostMemory(self.tensor, is_host=device.is_cpu)
         if self._place is not None:
             self.memory = DeviceMemory(_Runner(self._place, device))
+        self.pool = None if self._place is None else StatePool(self)
+        # What another thread asks of the device while a run is captured would be captured with it.
+        self._one_by_one = threading.Lock()
+        self._numbered: dict[int, Any] = {}
         keep_freed_memory()
         # Small models live in the processor's caches and gain nothing from huge pages.
         if weights >= _LARGE_BYTES:
             give_back_freed_memory()
             if device.is_cpu:
                 use_huge_pages_soon()
+
+    def _load(self, device: Device, settings: Any, model: str | bytes) -> Any:
+        def load() -> Any:
+            return onnxruntime.InferenceSession(
+                model, settings, **device.session_arguments(settings, capture=self._captures)
+            )
+
+        try:
+            return load()
+        except _ORT_ERRORS as error:
+            # Control flow, or operators that run on the CPU.
+            if not self._captures or "graph capture" not in str(error):
+                raise
+            self._captures = False
+            return load()
 
     @property
     def inputs(self) -> Mapping[str, TensorInfo]:
@@ -127,31 +149,60 @@ class Session:
         """Every output."""
         return self._outputs
 
+    @property
+    def captures(self) -> bool:
+        """Whether runs can be captured."""
+        return self._captures
+
     def tensor(self, array: Array) -> DeviceTensor:
         """Return a tensor that aliases ``array``, in main memory. ``array`` must be contiguous."""
         return _alias(array)
 
     def binding(self) -> OrtBinding:
         """Return an empty binding for ``run``."""
-        return OrtBinding(self._session.io_binding(), self._place)
+        binding = OrtBinding(self._session.io_binding(), self._place)
+        if self._captures:
+            binding.options.add_run_config_entry(_CAPTURE, _NOT_CAPTURED)
+        return binding
 
-    def run(self, binding: Binding, *, brief: bool = False) -> None:
+    def run(self, binding: Binding, *, brief: bool = False, capture: int | None = None) -> None:
         """Run the graph on what ``binding`` names.
 
-        Raises BadArtifact if ONNX Runtime refuses, Cancelled after ``binding.stop()``; a run that is ``brief``
-        is stopped before it begins only, which saves the time to ask.
+        With ``capture``, a number, the run is captured, or launched again if that has been done. It then reads
+        and writes where the first one did, so what is bound must not change. Raises BadArtifact if ONNX Runtime
+        refuses, Cancelled after ``binding.stop()``; a run that is ``brief`` is stopped before it begins only,
+        which saves the time to ask.
         """
         assert isinstance(binding, OrtBinding)
         try:
             if binding.stopped:
                 binding.resume()
                 raise Cancelled("the generation was cancelled.")
-            self._session.run_with_iobinding(binding.io, None if brief else binding.options)
+            if not self._captures:
+                self._session.run_with_iobinding(binding.io, None if brief else binding.options)
+                return
+            with self._one_by_one:
+                options = binding.options if capture is None else self._options_of(capture)
+                self._session.run_with_iobinding(binding.io, options)
         except _ORT_ERRORS as error:
             if binding.stopped:
                 binding.resume()
                 raise Cancelled("the generation was cancelled.") from error
             raise BadArtifact(f"ONNX Runtime could not run {self.path}: {one_line(error)}") from error
+
+    def release(self, capture: int) -> None:
+        """Forget the run that was captured under the number ``capture``."""
+        with self._one_by_one:
+            # Older ONNX Runtimes cannot, and keep it as long as the session.
+            if self._numbered.pop(capture, None) and hasattr(self._session, "release_captured_graph"):
+                self._session.release_captured_graph(capture)
+
+    def _options_of(self, capture: int) -> Any:
+        options = self._numbered.get(capture)
+        if options is None:
+            options = self._numbered[capture] = onnxruntime.RunOptions()
+            options.add_run_config_entry(_CAPTURE, str(capture))
+        return options
 
 
 def read_adapter(path: Path) -> dict[str, tuple[TensorInfo, DeviceTensor]]:
@@ -251,6 +302,8 @@ class _Runner:
 
     def __init__(self, place: Place, device: Device) -> None:
         self._place, self._device = place, device
+        # OrtValues of other devices cannot be written to in every ONNX Runtime.
+        self.writes = place[0] in ("cpu", "cuda")
 
     def allocate(self, shape: Sequence[int], kind: DType) -> DeviceTensor:
         """Return new memory on the device, whatever it holds."""
@@ -260,6 +313,10 @@ class _Runner:
     def tensor(self, array: Array) -> DeviceTensor:
         """Return a tensor that aliases ``array``, in main memory."""
         return _alias(array)
+
+    def write(self, tensor: DeviceTensor, array: Array) -> None:
+        """Copy ``array`` to ``tensor``, which ``allocate`` returned."""
+        tensor.value.update_inplace(array)
 
     def load(self, model: bytes) -> Any:
         """Return a session that runs ``model`` on the device's provider."""

@@ -50,6 +50,8 @@ class WindowCache:
     All states have one window.
     """
 
+    fixed = None
+
     def __init__(
         self,
         backend: Backend,

@@ -57,6 +57,11 @@ class Decoding:
         return not self.settings.samples and self.settings.num_beams == 1
 
     @property
+    def wants_tokens_only(self) -> bool:
+        """Whether nothing but the most likely token is asked of the logits."""
+        return self.is_greedy and not self.processors and self.settings.logprobs is None
+
+    @property
     def draws_among(self) -> bool:
         """Whether few enough tokens are drawn from; a draft model's need the probabilities of all."""
         settings = self.settings

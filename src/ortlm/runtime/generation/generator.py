@@ -79,6 +79,8 @@ class Generator:
         self._fed = np.zeros(0, dtype=np.int64)
         self._reasons = FinishReasons()
         self._logits: Logits | None = None
+        # The loop has them, and nobody has asked for them.
+        self._unread = False
         self._verification = Verification()
         self._beams: Beams | None = None
         self.proposer: Proposer | None = None
@@ -247,6 +249,10 @@ class Generator:
         """
         if self.done:
             raise BadOption("every row has ended; append tokens, rewind or change the settings to continue.")
+        taken = self._most_likely()
+        if taken is not None:
+            self.logprobs = [None] * self.rows
+            return self._take_tokens(taken)
         logits = self._current()
         if self._beams is not None:
             return self._step_beams(self._beams, logits)
@@ -267,6 +273,24 @@ class Generator:
                 None if reason is not None else token_logprob(logits[row], int(tokens[row]), top)
                 for row, reason in enumerate(self._reasons)
             ]
+        return self._take_tokens(tokens)
+
+    def _most_likely(self) -> Tokens | None:
+        """Return each row's most likely token, looked for where the logits are; None if they are wanted here."""
+        if not self._decoding.wants_tokens_only or self._beams is not None or not self.rows:
+            return None
+        if self._logits is None and not self._unread:
+            self._feed()
+        if not self._unread:
+            return None
+        tokens = self.loop.most_likely()
+        if tokens is None or (self._bound is not None and int(tokens.max()) >= self._bound):
+            return None
+        return None if self._gaps is not None and self._gaps[tokens].any() else tokens
+
+    def _take_tokens(self, tokens: Tokens) -> Tokens:
+        """Give every row its next one of ``tokens``, and return them with -1 for rows that had ended."""
+        decoding, ended = self._decoding, self._reasons.ended
         if ended:
             tokens[ended] = -1
         chosen, rows = tokens.tolist(), self._rows
@@ -304,8 +328,10 @@ class Generator:
     def _current(self) -> Logits:
         if not self.rows:
             raise BadOption("there is a row without a prompt; append its tokens first.")
-        if self._logits is None:
+        if self._logits is None and not self._unread:
             self._feed()
+        if self._unread:
+            self._logits, self._unread = self.loop.read_logits(), False
         assert self._logits is not None
         return self._logits
 
@@ -467,6 +493,8 @@ class Generator:
         guides = self._decoding.guides
         self._decoding = replace(self._decoding, guides=tuple(guides[row] for row in rows))
         self._verification.forget()
+        if self._unread:
+            self._current()
         if self._logits is not None:
             self._logits = self._logits[rows]
 
@@ -568,13 +596,14 @@ class Generator:
 
     def _advance(self, tokens: Tokens) -> None:
         """Take the next logits from those computed ahead, if the draft of every row was right."""
+        self._unread = False
         going = [row for row, reason in enumerate(self._reasons) if reason is None]
         confirmed, self._logits = self._verification.advance(tokens, self._logits, going)
         if confirmed:
             self._fed[confirmed] += 1
 
     def _drop_logits(self) -> None:
-        self._logits = None
+        self._logits, self._unread = None, False
         self._verification.forget()
 
     def _feed(self, *, everything: bool = False) -> None:
@@ -589,7 +618,8 @@ class Generator:
             if tokens is not None:
                 # What nearly every step is.
                 self.runs += 1
-                self._logits = loop.step(tokens)
+                self._logits = loop.step_unread(tokens)
+                self._unread = self._logits is None
                 for row, token in enumerate(tokens):
                     if token >= 0:
                         self._fed[row] += 1
