@@ -143,6 +143,19 @@ class Loop:
         Raises ContextFull if a row would outgrow the context; nothing has changed then. Raises Cancelled
         after ``cancel``: what was fed before remains.
         """
+        if keep is None:
+            found = self.append_unread(rows)
+            return self.read_logits() if found is None else found
+        found = self._append(rows, keep=keep, read=True)
+        assert found is not None
+        return found
+
+    def append_unread(self, rows: Sequence[Sequence[int]]) -> Logits | None:
+        """Do as ``append``; None if the logits are still on the device, for ``read_logits`` or ``most_likely``."""
+        found = self._append(rows, keep=1, read=False)
+        return None if found is None else found[:, 0]
+
+    def _append(self, rows: Sequence[Sequence[int]], *, keep: int, read: bool) -> Logits | None:
         self._check(rows)
         if self._embedder is not None:
             self._embedder.hold((*self.history, *rows))
@@ -163,8 +176,7 @@ class Loop:
         first = self._switch + 1 - least if self._switch and long else 0
         if self._whole_rows and len(rows) > 1 and not least:
             first = max(first, min(map(len, rows)))
-        found = self._feed(rows, first=first, keep=keep or 1)
-        return found if keep else found[:, 0]
+        return self._feed(rows, first=first, keep=keep, read=read)
 
     def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> Logits:
         """Feed one token per row, [B], -1 for none; return logits float32 [B, V] as ``append`` does."""
@@ -182,15 +194,15 @@ class Loop:
             again = (self._appends or self._windows) and min(new) < 0
             if total <= self._context and long == self._long and not again:
                 return self._step_on(new, ends, total)
-        return self.append([[token] if token >= 0 else [] for token in new])
+        return self.append_unread([[token] if token >= 0 else [] for token in new])
 
     def read_logits(self) -> Logits:
-        """Return the logits float32 [B, V] of the last ``step_unread``, which returned None."""
+        """Return the logits float32 [B, V] of the last call that left them unread."""
         assert self._unread is not None
         return as_float32(self._backend.memory.float32(self._unread)[:, 0])
 
     def most_likely(self) -> NDArray[np.int64] | None:
-        """Return each row's most likely token [B] after the last ``step_unread``, which returned None.
+        """Return each row's most likely token [B], by the logits of the last call that left them unread.
 
         The lowest id among equals. None if a logit is infinite or not a number, so that they have to be looked at.
         """
@@ -295,7 +307,9 @@ class Loop:
         # In one run, if the graph can do that.
         once = len(rows) == 1 or not any(self.history) or self._chunk_of([len(row) for row in rows], 1) > 1
         if name == self._logits and "columns_to_keep" in self._graph.optional:
-            return self._feed(rows, first=fed if once else 0, keep=longest)
+            logits = self._feed(rows, first=fed if once else 0, keep=longest)
+            assert logits is not None
+            return logits
         found: list[Array] = []
 
         def take() -> None:
@@ -444,10 +458,11 @@ class Loop:
         first: int,
         keep: int,
         after: Callable[[], None] | None = None,
-    ) -> Logits:
+        read: bool = True,
+    ) -> Logits | None:
         """Run the graph in chunks, of which the first has at least ``first`` tokens; logits [B, keep, V].
 
-        ``after`` is called when a chunk has been run.
+        ``after`` is called when a chunk has been run. Without ``read``, logits on the device are left there.
         """
         counts = [len(row) for row in rows]
         size, longest = self._chunk_of(counts, keep), max(counts)
@@ -467,12 +482,12 @@ class Loop:
             # A row that has nothing left gives its last token again, at its old place: that changes nothing.
             parts = [row[at:end] or [old.pop()] for row, old in zip(rows, self.history, strict=True)]
             if keep == 1:
-                logits = self._forward(parts, room=room, keep=1)
-                out = logits
+                out = self._forward(parts, room=room, keep=1, read=read)
             else:
                 # The last ``keep`` tokens of a row may lie in several chunks.
                 wanted = max(1, min(end, longest) - max(at, longest - keep)) if len(rows) == 1 else 0
                 logits = self._forward(parts, room=room, keep=wanted)
+                assert logits is not None
                 if out is None:
                     out = np.zeros((len(rows), keep, logits.shape[2]), dtype=np.float32)
                 for row, (count, part) in enumerate(zip(counts, parts, strict=True)):
@@ -504,12 +519,14 @@ class Loop:
         size = 1 if any(self.history) or self._whole_rows else max(counts)
         return size if self._most is None or size <= self._most else 1
 
-    def _forward(self, rows: Sequence[Sequence[int]], *, room: int, keep: int) -> Logits:
+    def _forward(
+        self, rows: Sequence[Sequence[int]], *, room: int, keep: int, read: bool = True
+    ) -> Logits | None:
         """Run the graph once on at least one token of every row.
 
         ``room`` is how many positions the cache will have to hold before long. Returns float32 [B, n, V]: of
         each row's last token (n = 1) if ``keep`` is 1; of the last n = ``keep`` tokens of one row; of all
-        n = S tokens of several rows if ``keep`` is 0.
+        n = S tokens of several rows if ``keep`` is 0. None without ``read``, if they stay on the device.
         """
         ids, counts = _pad(rows)
         batch, new = ids.shape
@@ -549,6 +566,10 @@ class Loop:
         self.cache.advance(filled)
         for old, fresh in zip(self.history, rows, strict=True):
             old.extend(fresh)
+        self._steady = batch if new == keep == 1 and (batch == 1 or "picture_numbers" not in optional) else 0
+        if not read and self._logits_bound is not None and self._logits_bound.on_device:
+            self._unread = self._logits_bound
+            return None
         logits = self._read_logits()
         if keep == 1 and logits.shape[1] > 1:
             # Some graphs give the logits of all positions, others those of each row's last token.
@@ -557,7 +578,6 @@ class Loop:
             logits = logits[:, -keep:]
         if logits.shape[1] < (keep or new):
             raise BadArtifact(f"{self._graph.file} gives the logits of a prompt's last token only.")
-        self._steady = batch if new == keep == 1 and (batch == 1 or "picture_numbers" not in optional) else 0
         return as_float32(logits)
 
     def _check_given(self) -> None:
@@ -584,8 +604,9 @@ class Loop:
             self._binding.output(self._logits, None, to_host=True)
             return
         if self._logits_memory is None or self._logits_memory[0] != rows:
-            if rows > 1 and not self._in_place and info.dtype.name != "fp32":
-                # A device converts many rows in less time than they take to come over.
+            many = rows > 1 and not self._in_place and info.dtype.name != "fp32"
+            if many or self._backend.captures:
+                # A device converts many rows in less time than they take to come over, and finds the largest.
                 [tensor] = self._backend.memory.zeros([(rows, 1, vocab)], [info.dtype])
             else:
                 tensor = self._backend.tensor(np.zeros((rows, 1, vocab), info.dtype.numpy))

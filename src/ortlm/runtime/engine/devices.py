@@ -115,9 +115,12 @@ class Device:
         if self.ep_device is not None:
             settings.add_provider_for_devices([self.ep_device], options)
             return {}
-        option = KINDS[self.kind].capture if self.kind in KINDS else None
-        if option is not None:
-            options[option] = "1" if capture else "0"
+        kind = KINDS.get(self.kind)
+        if kind is not None and kind.capture is not None:
+            options[kind.capture] = "1" if capture else "0"
+        if kind is not None and kind.number is not None and options.get(kind.number) == "0":
+            # ONNX Runtime looks for a plugin then, and warns that there is none.
+            del options[kind.number]
         providers = [self.provider] if self.is_cpu else [self.provider, CPU_PROVIDER]
         return {"providers": providers, "provider_options": [options, {}][: len(providers)]}
 

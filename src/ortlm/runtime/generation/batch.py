@@ -104,7 +104,8 @@ def as_rows(tokens: Any) -> list[list[int]]:
     for row in rows:
         if isinstance(row, (str, bytes)) or not hasattr(row, "__len__"):
             raise BadOption("append takes token ids, or one list of them for each row; found a mixture.")
-        for token in row:
+        # Long prompts are checked one by one only if that can find something.
+        for token in () if set(map(type, row)) <= {int} else row:
             if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
                 raise BadOption(f"append takes token ids, which are whole numbers; found {token!r}.")
     return [[int(token) for token in row] for row in rows]

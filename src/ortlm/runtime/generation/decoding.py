@@ -97,7 +97,7 @@ class Decoding:
                 )
             ),
             # They see few tokens, so that the rank is taken before.
-            warpers=tuple(warpers(replace(self.settings, top_k=0))),
+            warpers=tuple(warpers(replace(self.settings, top_k=0))) if few else (),
         )
 
 

@@ -431,7 +431,9 @@ class Generator:
             if past + len(more) > context:
                 what = f"the prompt has {len(more)}" if not past else f"{past} and {len(more)} more are"
                 raise ContextFull(f"{what} tokens, but the model's context holds {context}.")
-            for at, token in enumerate(more):
+            # Long prompts are checked one by one only if that finds something.
+            inside = min(more) >= 0 and max(more) < (vocab or max(more) + 1)
+            for at, token in enumerate(() if inside else more):
                 if not 0 <= token < (vocab or token + 1) and not (
                     self._rules.images and token >= FIRST_IMAGE_TOKEN
                 ):
@@ -645,7 +647,8 @@ class Generator:
         counts = [len(draft.tokens) if draft else 0 for draft in drafts]
         self.runs += 1
         if not any(counts):
-            self._logits = loop.append(fresh)
+            self._logits = loop.append_unread(fresh)
+            self._unread = self._logits is None
         else:
             keep = 1 + max(counts)
             offered = [
