@@ -72,6 +72,9 @@ class Memory(Protocol):
     def zeros(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[DType]) -> list[DeviceTensor]:
         """Return new tensors of zeros."""
 
+    def empty(self, shape: tuple[int, ...], kind: DType) -> DeviceTensor:
+        """Return a new tensor, whatever it holds."""
+
     def write(self, tensor: DeviceTensor, array: Array) -> None:
         """Copy ``array``, of the same shape and type, to ``tensor``, which runs see wherever it is bound."""
 

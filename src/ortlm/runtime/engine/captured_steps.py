@@ -71,21 +71,14 @@ class CapturedStep:
             self._binding.output(state.present, tensor)
         columns = {role: width if role == "attention_mask" else 1 for role in graph.inputs}
         self._given = {role: np.zeros((rows, count), types[role]) for role, count in columns.items()}
-        self._tensors = dict(
-            zip(
-                columns,
-                memory.zeros(
-                    [array.shape for array in self._given.values()],
-                    [dtype(array.dtype.name) for array in self._given.values()],
-                ),
-                strict=True,
-            )
-        )
+        self._tensors = {
+            role: memory.empty(array.shape, dtype(array.dtype.name)) for role, array in self._given.items()
+        }
         for role, tensor in self._tensors.items():
             self._binding.input(graph.inputs[role], tensor)
         info = backend.outputs[graph.outputs["logits"]]
         assert info.shape[2] is not None
-        [self._logits] = memory.zeros([(rows, 1, info.shape[2])], [info.dtype])
+        self._logits = memory.empty((rows, 1, info.shape[2]), info.dtype)
         self._binding.output(graph.outputs["logits"], self._logits)
         self._places = np.arange(width)
 

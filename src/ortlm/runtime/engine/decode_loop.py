@@ -607,7 +607,7 @@ class Loop:
             many = rows > 1 and not self._in_place and info.dtype.name != "fp32"
             if many or self._backend.captures:
                 # A device converts many rows in less time than they take to come over, and finds the largest.
-                [tensor] = self._backend.memory.zeros([(rows, 1, vocab)], [info.dtype])
+                tensor = self._backend.memory.empty((rows, 1, vocab), info.dtype)
             else:
                 tensor = self._backend.tensor(np.zeros((rows, 1, vocab), info.dtype.numpy))
             self._logits_memory = rows, tensor

@@ -80,6 +80,10 @@ class DeviceMemory:
             self._run("zeros", [], tensors, shape=np.array(shape, np.int64))
         return made
 
+    def empty(self, shape: tuple[int, ...], kind: DType) -> DeviceTensor:
+        """Return a new tensor, whatever it holds."""
+        return self._device.allocate(shape, kind)
+
     def write(self, tensor: DeviceTensor, array: Array) -> None:
         """Copy ``array`` to ``tensor``."""
         self._device.write(tensor, np.ascontiguousarray(array))

@@ -32,6 +32,10 @@ class HostMemory:
         """Return new tensors of zeros."""
         return [self._tensor(np.zeros(shape, kind.numpy)) for shape, kind in zip(shapes, dtypes, strict=True)]
 
+    def empty(self, shape: tuple[int, ...], kind: DType) -> DeviceTensor:
+        """Return a new tensor, whatever it holds."""
+        return self._tensor(np.empty(shape, kind.numpy))
+
     def write(self, tensor: DeviceTensor, array: Array) -> None:
         """Copy ``array`` to ``tensor``."""
         tensor.numpy()[...] = array

@@ -101,14 +101,17 @@ def as_rows(tokens: Any) -> list[list[int]]:
         )
     array = tokens.tolist() if isinstance(tokens, np.ndarray) else list(tokens)
     rows = array if array and hasattr(array[0], "__len__") else [array]
+    found = []
     for row in rows:
         if isinstance(row, (str, bytes)) or not hasattr(row, "__len__"):
             raise BadOption("append takes token ids, or one list of them for each row; found a mixture.")
-        # Long prompts are checked one by one only if that can find something.
-        for token in () if set(map(type, row)) <= {int} else row:
+        # Long prompts are looked at one by one only if that finds something.
+        usual = set(map(type, row)) <= {int}
+        for token in () if usual else row:
             if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
                 raise BadOption(f"append takes token ids, which are whole numbers; found {token!r}.")
-    return [[int(token) for token in row] for row in rows]
+        found.append(list(row) if usual else [int(token) for token in row])
+    return found
 
 
 def as_lengths(lengths: ArrayLike, rows: TokenRows) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class Decoding:
     asked: Settings
     settings: Settings
     stop_ids: frozenset[int]
-    randoms: tuple[np.random.Generator, ...] = ()
+    randoms: Sequence[np.random.Generator] = ()
     guides: tuple[GuidedRow | None, ...] = ()
     limits: tuple[int, ...] = ()
     processors: tuple[Processor, ...] = ()
@@ -129,7 +130,29 @@ def answer_limits(settings: Settings, rows: TokenRows, rules: Rules) -> list[int
     ]
 
 
-def row_randoms(settings: Settings, prompts: int, each: int) -> tuple[np.random.Generator, ...]:
+class RowRandoms(Sequence[np.random.Generator]):
+    """Random numbers for each of ``seeds``, made when the first is drawn: greedy answers never do."""
+
+    def __init__(self, seeds: Sequence[int | None]) -> None:
+        self._seeds = seeds
+        self._made: list[np.random.Generator] = []
+
+    def __len__(self) -> int:
+        return len(self._seeds)
+
+    @overload
+    def __getitem__(self, row: int) -> np.random.Generator: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[np.random.Generator]: ...
+
+    def __getitem__(self, row: int | slice) -> np.random.Generator | Sequence[np.random.Generator]:
+        if not self._made:
+            self._made = [np.random.default_rng(seed) for seed in self._seeds]
+        return self._made[row]
+
+
+def row_randoms(settings: Settings, prompts: int, each: int) -> Sequence[np.random.Generator]:
     """Return random numbers for ``each`` row of every one of ``prompts``.
 
     Every row has its own, so that it does not depend on the rest of the batch. Raises BadOption for another number
@@ -137,7 +160,7 @@ def row_randoms(settings: Settings, prompts: int, each: int) -> tuple[np.random.
     """
     one_by_one = isinstance(settings.seed, tuple)
     seeds = settings.seeds(prompts * each) if one_by_one else settings.seeds(each) * prompts
-    return tuple(np.random.default_rng(seed) for seed in seeds)
+    return RowRandoms(seeds)
 
 
 def guided_row(
