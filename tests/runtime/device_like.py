@@ -20,7 +20,14 @@ PLACE = ("cpu", 0)
 
 
 class Runner(engine._Runner):
-    """Gives memory full of values that are no numbers: what a graph reads of it shows."""
+    """Gives memory full of values that are no numbers: what a graph reads of it shows.
+
+    ``reads``: whether few numbers come over as they are, and not through a graph as many do.
+    """
+
+    def __init__(self, place, device, *, reads=False):
+        super().__init__(place, device)
+        self.reads = reads
 
     def allocate(self, shape, kind):
         tensor = super().allocate(shape, kind)

@@ -222,9 +222,10 @@ def test_logits_that_are_no_numbers_are_an_error_on_a_device_too(both):
         generator.step()
 
 
+@pytest.mark.parametrize("reads", [True, False])
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16"])
-def test_the_most_likely_token_is_found_on_the_device(kind):
-    memory = DeviceMemory(Runner(PLACE, CPU))
+def test_the_most_likely_token_is_found_on_the_device(kind, reads):
+    memory = DeviceMemory(Runner(PLACE, CPU, reads=reads))
     array = np.random.default_rng(0).normal(size=(4, 1, 50)).astype(np.float32)
     array[1, 0, [7, 30]] = 9
     found = memory.most_likely(memory.put(array.astype(dtype(kind).numpy)))

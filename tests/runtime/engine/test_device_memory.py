@@ -167,9 +167,10 @@ def test_what_is_done_to_states_equals_what_arrays_say(axis, kind):
         assert not found.any()
 
 
+@pytest.mark.parametrize("reads", [True, False])
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16"])
-def test_float32_on_the_device_equals_numpy(kind):
-    memory = DeviceMemory(Runner(PLACE, CPU))
+def test_float32_on_the_device_equals_numpy(kind, reads):
+    memory = DeviceMemory(Runner(PLACE, CPU, reads=reads))
     array = np.random.default_rng(0).normal(size=(3, 1, 50)).astype(dtype(kind).numpy)
     found = memory.float32(memory.put(array))
     assert found.dtype == np.float32

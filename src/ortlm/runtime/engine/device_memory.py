@@ -5,23 +5,27 @@ Nothing is made in main memory to be copied over, and only what is asked for com
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.dtypes import BY_ONNX, Array, DType, Floats
+from ortlm.dtypes import BY_ONNX, Array, DType, Floats, as_float32
 from ortlm.runtime.engine.backend import DeviceTensor
 
 # From here on Slice, Expand, Concat and Gather take every element type that states have.
 _OPSET = 13
+# So many numbers come over as they are in less time than it takes to start a graph on them.
+_FEW = 1 << 17
 
 
 class Runner(Protocol):
-    """What a DeviceMemory asks of ONNX Runtime. ``writes``: whether ``write`` works here."""
+    """What a DeviceMemory asks of ONNX Runtime. ``writes``, ``reads``: whether those work here."""
 
     writes: bool
+    reads: bool
 
     def allocate(self, shape: Sequence[int], kind: DType) -> DeviceTensor:
         """Return new memory on the device, whatever it holds."""
@@ -31,6 +35,9 @@ class Runner(Protocol):
 
     def write(self, tensor: DeviceTensor, array: Array) -> None:
         """Copy ``array`` to ``tensor``, which ``allocate`` returned."""
+
+    def read(self, tensor: DeviceTensor) -> Array:
+        """Return a copy of the contents of ``tensor``, which ``allocate`` returned."""
 
     def load(self, model: bytes) -> Any:
         """Return a session that runs ``model`` on the device's provider."""
@@ -154,7 +161,9 @@ class DeviceMemory:
         return found
 
     def float32(self, tensor: DeviceTensor) -> Floats:
-        """Return the floating-point contents in main memory as float32, converted on the device."""
+        """Return the floating-point contents in main memory as float32, many converted on the device."""
+        if self._device.reads and math.prod(_shape(tensor)) <= _FEW and _kind(tensor).name != "bf16":
+            return as_float32(self._device.read(tensor))
         found: Floats = np.empty(_shape(tensor), np.float32)
         self._run(
             "float32" if _kind(tensor).name != "fp32" else "copy", [tensor], [self._device.tensor(found)]
@@ -163,6 +172,9 @@ class DeviceMemory:
 
     def most_likely(self, logits: DeviceTensor) -> NDArray[np.int64] | None:
         """Return the id of the largest of ``logits`` [B, 1, V] in each row; None if one is not finite."""
+        if self._device.reads and math.prod(_shape(logits)) <= _FEW:
+            few = self.float32(logits)[:, 0]
+            return np.argmax(few, axis=1).astype(np.int64) if np.isfinite(few).all() else None
         found: Floats = np.empty(_shape(logits)[:2], np.float32)
         self._run("largest", [logits], [self._device.tensor(found)], width=_shape(logits)[2])
         return found[:, 0].astype(np.int64) if np.isfinite(found).all() else None

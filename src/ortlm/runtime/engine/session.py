@@ -302,8 +302,8 @@ class _Runner:
 
     def __init__(self, place: Place, device: Device) -> None:
         self._place, self._device = place, device
-        # OrtValues of other devices cannot be written to in every ONNX Runtime.
-        self.writes = place[0] in ("cpu", "cuda")
+        # OrtValues of other devices cannot be written to and read in every ONNX Runtime.
+        self.writes = self.reads = place[0] in ("cpu", "cuda")
 
     def allocate(self, shape: Sequence[int], kind: DType) -> DeviceTensor:
         """Return new memory on the device, whatever it holds."""
@@ -317,6 +317,11 @@ class _Runner:
     def write(self, tensor: DeviceTensor, array: Array) -> None:
         """Copy ``array`` to ``tensor``, which ``allocate`` returned."""
         tensor.value.update_inplace(array)
+
+    def read(self, tensor: DeviceTensor) -> Array:
+        """Return a copy of the contents of ``tensor``, which ``allocate`` returned."""
+        found: Array = np.array(tensor.value.numpy())
+        return found
 
     def load(self, model: bytes) -> Any:
         """Return a session that runs ``model`` on the device's provider."""
