@@ -12,7 +12,6 @@ import numpy as np
 
 from ortlm.runtime.engine import session as engine
 from ortlm.runtime.engine.backend import DeviceTensor
-from ortlm.runtime.engine.captured_steps import StatePool
 from ortlm.runtime.engine.device_memory import DeviceMemory
 from ortlm.runtime.engine.devices import CPU
 
@@ -82,7 +81,6 @@ class DeviceLikeSession(engine.Session):
         self._place = PLACE
         self.memory = DeviceMemory(Runner(PLACE, CPU))
 
-        self.pool = StatePool(self)
         self._captured = {}
         self._bindings = weakref.WeakSet()
 

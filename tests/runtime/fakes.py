@@ -8,7 +8,6 @@ from ortlm.artifact import Graph, State
 from ortlm.dtypes import dtype
 from ortlm.errors import BadArtifact, Cancelled
 from ortlm.runtime.engine.backend import DeviceTensor, TensorInfo
-from ortlm.runtime.engine.captured_steps import StatePool
 from ortlm.runtime.engine.host_memory import HostMemory
 
 VOCAB, HEADS, WIDTH = 11, 2, 3
@@ -161,7 +160,6 @@ class FakeBackend:
         self.kind, self.all_logits, self.switch = kind, all_logits, switch
         self.runs: list[tuple[int, int]] = []
         self.memory = FakeDeviceMemory() if self.device else HostMemory(self.tensor)
-        self.pool = StatePool(self) if self.device else None
         names = {"logits_to_keep": "logits_to_keep", "query_lengths": "query_lengths"} if optional else {}
         self.graph = Graph(
             file="fake.onnx",

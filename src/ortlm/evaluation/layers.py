@@ -14,7 +14,6 @@ from ortlm.dtypes import Array, Floats
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.layerwise.types import Observe
 from ortlm.runtime.engine.backend import Binding, DeviceTensor, Memory, TensorInfo
-from ortlm.runtime.engine.captured_steps import StatePool
 from ortlm.runtime.engine.decode_loop import CHUNK_TOKENS, Loop
 from ortlm.runtime.engine.devices import CPU, Device
 from ortlm.runtime.engine.session import OrtBinding, Session
@@ -159,10 +158,6 @@ class _Tapped:
     @property
     def memory(self) -> Memory:
         return self._session.memory
-
-    @property
-    def pool(self) -> StatePool | None:
-        return self._session.pool
 
     @property
     def captures(self) -> bool:

@@ -23,6 +23,7 @@ from ortlm.errors import BadArtifact, BadOption, ContextFull, nearest
 from ortlm.runtime.embeddings import Pooling, embed
 from ortlm.runtime.engine.attention_check import check_attention
 from ortlm.runtime.engine.backend import DeviceTensor
+from ortlm.runtime.engine.captured_steps import StatePool
 from ortlm.runtime.engine.contract import check_decoder
 from ortlm.runtime.engine.decode_loop import ACCELERATOR_CHUNK_TOKENS, CHUNK_TOKENS, Loop
 from ortlm.runtime.engine.devices import DeviceRequest, onnxruntime_version
@@ -94,6 +95,8 @@ class LanguageModel:
             self.manifest.context_tokens,
         )
         self.session = open_session(artifact, "decoder", threads, self.device, self.manifest)
+        # Main memory is quickly made.
+        self._pool = None if self.session.memory.is_host else StatePool(self.session)
         there = {**self.session.inputs, **self.session.optional}
         decoder = graph_named(self.manifest, "decoder")
         if self.device.constant_defaults:
@@ -170,6 +173,7 @@ class LanguageModel:
             chunk_tokens=chunk if few is None else few - 1,
             appends_one=self.device.appends_one,
             most_tokens=self.device.most_tokens,
+            pool=self._pool,
         )
 
     def _embedder(self) -> Embedder | None:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.dtypes import Array, DType, Floats
-
-if TYPE_CHECKING:
-    from ortlm.runtime.engine.captured_steps import StatePool
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +171,6 @@ class Backend(Protocol):
     @property
     def memory(self) -> Memory:
         """Where what runs write for each other lies."""
-
-    @property
-    def pool(self) -> StatePool | None:
-        """Where states that nobody needs wait to be used again; None in main memory, which is quickly made."""
 
     @property
     def captures(self) -> bool:

@@ -18,7 +18,7 @@ from ortlm.dtypes import Array, as_float32
 from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull, nearest
 from ortlm.runtime.engine.backend import Backend, DeviceTensor
 from ortlm.runtime.engine.bound_inputs import BoundInputs
-from ortlm.runtime.engine.captured_steps import CapturedStep
+from ortlm.runtime.engine.captured_steps import CapturedStep, StatePool
 from ortlm.runtime.engine.kv_cache import RowIndices, StateInfo, make_cache, state_shapes
 from ortlm.runtime.engine.states import Shapes
 from ortlm.runtime.engine.token_ids import (
@@ -45,6 +45,7 @@ class Loop:
     ``switch_tokens``: see Manifest.rope_switch_tokens. ``shapes``: what ``state_shapes`` found, if known.
     ``embedder`` makes the embeddings that the graph reads, if it reads no ids. ``appends_one``: the device takes
     several tokens of a row at once in an empty cache only. ``most_tokens``: it takes no more of a row at once.
+    ``pool`` has states of loops that are gone, and what was captured on them.
     ``recomputed`` counts how often the whole history was computed again: because of the switch, or because a
     window's cache could not rewind as far as was asked.
     """
@@ -61,6 +62,7 @@ class Loop:
         embedder: TokenEmbedder | None = None,
         appends_one: bool = False,
         most_tokens: int | None = None,
+        pool: StatePool | None = None,
     ) -> None:
         self._backend = backend
         self._graph = graph
@@ -90,7 +92,7 @@ class Loop:
         self._logits = graph.outputs["logits"]
         self._last_only = backend.outputs[self._logits].shape[1] == 1
         self._shapes = state_shapes(backend, graph) if shapes is None else shapes
-        self.cache = make_cache(backend, graph, context_tokens=context_tokens, shapes=self._shapes)
+        self.cache = make_cache(backend, graph, context_tokens=context_tokens, shapes=self._shapes, pool=pool)
         self.history: list[list[int]] = []
         self.recomputed = 0
         self._long = False

@@ -17,7 +17,7 @@ from ortlm.artifact import Graph, State
 from ortlm.dtypes import Array, DType
 from ortlm.errors import BadArtifact, CannotRewind, nearest
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
-from ortlm.runtime.engine.captured_steps import StepStates
+from ortlm.runtime.engine.captured_steps import StatePool, StepStates
 from ortlm.runtime.engine.sliding_window_cache import WindowCache
 from ortlm.runtime.engine.states import Shapes, bind_in_place, bytes_per_token, zero_states
 
@@ -99,11 +99,13 @@ class SharedCache:
         states: Sequence[State],
         shapes: Shapes,
         context_tokens: int,
+        pool: StatePool | None = None,
     ) -> None:
         self._backend = backend
         self._states = states
         self._shapes = shapes
         self._context = context_tokens
+        self._pool = pool
         self._rows = 0
         self._length = 0
         self._capacity = 0
@@ -186,7 +188,7 @@ class SharedCache:
     def _grow(self, room: int) -> None:
         memory, pool, wanted = (
             self._backend.memory,
-            self._backend.pool,
+            self._pool,
             self._capacity_for(room, self._capacity),
         )
         self._bound = None
@@ -220,8 +222,8 @@ class SharedCache:
     def _give_back(self) -> None:
         """Leave the states to whoever needs some next."""
         fixed, self._fixed = self._fixed, None
-        if fixed is not None and self._backend.pool is not None:
-            self._backend.pool.give(fixed)
+        if fixed is not None and self._pool is not None:
+            self._pool.give(fixed)
 
     def _most(self, room: int) -> int:
         return max(room, self._context)
@@ -392,8 +394,18 @@ class SplitCache:
             part.fill([arrays[place] for place in places], lengths)
 
 
-def make_cache(backend: Backend, graph: Graph, *, context_tokens: int, shapes: Shapes | None = None) -> Cache:
-    """Return the cache that fits the kind of ``graph``'s states. Raises BadArtifact for an unknown kind."""
+def make_cache(
+    backend: Backend,
+    graph: Graph,
+    *,
+    context_tokens: int,
+    shapes: Shapes | None = None,
+    pool: StatePool | None = None,
+) -> Cache:
+    """Return the cache that fits the kind of ``graph``'s states. Raises BadArtifact for an unknown kind.
+
+    States that are used again come from ``pool``, if there is one.
+    """
     for state in graph.states:
         if state.past not in backend.inputs or state.present not in backend.outputs:
             raise BadArtifact(
@@ -420,7 +432,7 @@ def make_cache(backend: Backend, graph: Graph, *, context_tokens: int, shapes: S
                 (WindowCache(backend, states, sizes, window=window, context_tokens=context_tokens), places)
             )
         elif kind == "grow":
-            made.append((SharedCache(backend, states, sizes, context_tokens), places))
+            made.append((SharedCache(backend, states, sizes, context_tokens, pool), places))
         elif kind == "append":
             made.append((AppendCache(backend, states, sizes), places))
         elif kind == "combined":

@@ -21,7 +21,6 @@ from ortlm.artifact.external_data import check_external_data
 from ortlm.dtypes import BY_ORT, Array, DType, dtype
 from ortlm.errors import BadArtifact, BadOption, Cancelled, NoDevice
 from ortlm.runtime.engine.backend import Binding, DeviceTensor, Memory, TensorInfo
-from ortlm.runtime.engine.captured_steps import StatePool
 from ortlm.runtime.engine.device_memory import DeviceMemory
 from ortlm.runtime.engine.devices import CPU, Device, not_started
 from ortlm.runtime.engine.host_memory import HostMemory
@@ -113,7 +112,6 @@ class Session:
         self.memory: Memory = HostMemory(self.tensor, is_host=device.is_cpu)
         if self._place is not None:
             self.memory = DeviceMemory(_Runner(self._place, device))
-        self.pool = None if self._place is None else StatePool(self)
         # What another thread asks of the device while a run is captured would be captured with it.
         self._one_by_one = threading.Lock()
         self._numbered: dict[int, Any] = {}
