@@ -11,9 +11,10 @@ from ortlm.dtypes import dtype
 from ortlm.errors import Cancelled, Error
 from ortlm.runtime import loading
 from ortlm.runtime.engine import captured_steps
+from ortlm.runtime.engine import session as engine
 from ortlm.runtime.engine.captured_steps import StatePool
 from ortlm.runtime.engine.device_memory import DeviceMemory
-from ortlm.runtime.engine.devices import CPU
+from ortlm.runtime.engine.devices import CPU, Device
 from tests.runtime.device_like import PLACE, DeviceLikeSession, Runner
 
 TEXT = [int(token) for token in np.random.default_rng(0).integers(7, 250, 40)]
@@ -271,3 +272,27 @@ def test_the_pool_lets_go_of_what_waits_if_memory_is_short():
     assert pool.take(4, 256, make, most=4096).tensors == ["made"]
     with pytest.raises(RuntimeError):
         pool.take(8, 256, lambda: (_ for _ in ()).throw(RuntimeError("out of memory")), most=4096)
+
+
+def test_a_graph_that_cannot_be_captured_is_loaded_without(build, monkeypatch):
+    """As graphs with control flow, and folders that were built before steps were captured."""
+    path = build("qwen3", "fp32").artifact.path
+    real, asked = engine.onnxruntime.InferenceSession, []
+
+    def load(model, settings, **arguments):
+        asked.append((arguments["provider_options"][0].get("capture"), settings.log_severity_level))
+        if asked[-1][0] == "1":
+            raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
+        return real(model, settings, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(engine.onnxruntime, "InferenceSession", load)
+    monkeypatch.setattr(Device, "captures", True)
+    monkeypatch.setattr(
+        Device,
+        "session_arguments",
+        lambda self, settings, capture=False: {"provider_options": [{"capture": str(int(capture))}]},
+    )
+    session = engine.Session(path / "model.onnx", capture=True)
+    assert not session.captures
+    assert [capture for capture, _ in asked] == ["1", "0"]
+    assert asked[0][1] > asked[1][1]

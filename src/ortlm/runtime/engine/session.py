@@ -35,6 +35,8 @@ _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGE_BYTES = 64 << 20
 # Weights are brought into the kernels' layout on all threads; ONNX Runtimes before 1.32 do not know the option.
 _DEFAULTS = {"session.prepack.enable_parallel": "1"}
+# The highest of ONNX Runtime's log levels.
+_FATAL = 4
 # Which captured run a run is, for every provider.
 _CAPTURE, _NOT_CAPTURED = "gpu_graph_id", "-1"
 
@@ -128,14 +130,19 @@ class Session:
                 model, settings, **device.session_arguments(settings, capture=self._captures)
             )
 
+        if not self._captures:
+            return load()
+        usual = settings.log_severity_level
+        # Errors are raised, so that there is nothing to say on stderr.
+        settings.log_severity_level = _FATAL
         try:
             return load()
         except _ORT_ERRORS as error:
             # Control flow, or operators that run on the CPU.
-            if not self._captures or "graph capture" not in str(error):
+            if "graph capture" not in str(error):
                 raise
-            self._captures = False
-            return load()
+        self._captures, settings.log_severity_level = False, usual
+        return load()
 
     @property
     def inputs(self) -> Mapping[str, TensorInfo]:
