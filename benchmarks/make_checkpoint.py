@@ -128,8 +128,11 @@ def into_shards(shapes: Shapes, limit: float) -> list[Shapes]:
     return shards
 
 
-def write_shard(path: Path, shapes: Shapes, noise: Noise) -> int:
-    """Write one safetensors file and return the number of bytes of its tensors."""
+def write_shard(path: Path, shapes: Shapes, noise: Noise | None) -> int:
+    """Write one safetensors file and return the number of bytes of its tensors.
+
+    Without ``noise`` the file is a hole of that size, which takes no space.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -139,8 +142,11 @@ def write_shard(path: Path, shapes: Shapes, noise: Noise) -> int:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, shape in shapes.items():
-            write_tensor(file, name, shape, noise)
+        if noise is None:
+            file.truncate(8 + len(text) + end)
+        else:
+            for name, shape in shapes.items():
+                write_tensor(file, name, shape, noise)
     return end
 
 
@@ -206,6 +212,9 @@ def main() -> int:
         metavar="N",
         help="make a model that repeats: token i is followed by i + 1, in circles of N tokens",
     )
+    parser.add_argument(
+        "--hollow", action="store_true", help="files without weights, which take no space: for --dry-run"
+    )
     args = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
@@ -217,7 +226,7 @@ def main() -> int:
         old.unlink()
 
     began = time.perf_counter()
-    noise = Noise(std, args.seed)
+    noise = None if args.hollow else Noise(std, args.seed)
     shards = into_shards(shapes, args.shard_gb * 1e9)
     total, where = 0, {}
     for number, shard in enumerate(shards, 1):

@@ -194,6 +194,7 @@ def torch_model(config: dict[str, Any], weights: dict[str, Any], folder: Path) -
         model = AutoModelForCausalLM.from_config(
             found, attn_implementation="eager", dtype=torch.float32
         ).eval()
+        families.correct_rotation(model)
         missing = model.load_state_dict(weights, strict=False).missing_keys
     except Exception as error:
         raise NoModel(str(error)) from error

@@ -302,6 +302,13 @@ class PhimoeRotary(torch.nn.Module):
 MIXTURES = tuple(name for name in FAMILIES if "moe" in name or name.startswith(("mixtral", "gpt-oss")))
 
 
+def correct_rotation(model: Any) -> None:
+    """Give a Phi-3.5-MoE the rotation that it was published with."""
+    config = model.config
+    if isinstance(config, PhimoeConfig) and config.rope_parameters["rope_type"] == "longrope":
+        model.model.rotary_emb = PhimoeRotary(config)
+
+
 def save(name: str, folder: str | Path, *, seed: int = 0) -> Any:
     """Write the model of row ``name`` into ``folder`` as float32 safetensors with config and tokenizer.
 
@@ -311,8 +318,7 @@ def save(name: str, folder: str | Path, *, seed: int = 0) -> Any:
     config = FAMILIES[name]()
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     randomize(model, seed=seed)
-    if isinstance(config, PhimoeConfig):
-        model.model.rotary_emb = PhimoeRotary(config)
+    correct_rotation(model)
     model.generation_config.eos_token_id = [SPECIAL.index("</s>"), SPECIAL.index("<|end|>")]
     model.save_pretrained(folder)
     if name.endswith("-old"):

@@ -35,6 +35,13 @@ ROWS = (
         "smollm3",
         "granite",
         "olmo2",
+        "phimoe",
+        "mixtral-window",
+        "qwen2-moe-window",
+        "qwen3-moe",
+        "olmoe",
+        "granitemoe",
+        "gpt-oss",
     ]
 )
 FOREIGN_TOO = ("mistral", "gemma3", "llama3")

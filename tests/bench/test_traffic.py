@@ -8,6 +8,7 @@ import pytest
 
 from ortlm.artifact import Graph
 from ortlm.bench.traffic import cache_bytes, packed_bits, read_traffic
+from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadArtifact
 
 
@@ -91,6 +92,17 @@ def test_a_build_by_its_own_account(build):
     # The last layer's products after its keys and values, and the head.
     assert sum(product.kept_only for product in found.products) == 4
     assert found.prompt_multiplications(1) == found.multiplications
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("int4", 0), ("int4", 5), ("fp32", 0)])
+def test_a_token_reads_the_experts_that_it_chooses(build, precision, bits):
+    """Two of four experts of 3 x 64 x 128 weights, in two layers."""
+    lm = build("mixtral", precision, BuildOptions(bits=bits) if bits else None)
+    found = read_traffic(lm.artifact.graph_path("decoder"), lm.manifest.graphs["decoder"])
+    experts = [p for p in found.products if p.operator in ("QMoE", "MoE")]
+    assert [p.weights for p in experts] == [2 * 3 * 64 * 128] * 2
+    per_weight = {"fp32": 4.0, "int4": 1.25 if bits else 5.125 / 8}[precision]
+    assert [p.packed_bytes for p in experts] == [experts[0].weights * per_weight] * 2
 
 
 def test_a_file_that_is_no_graph(tmp_path):

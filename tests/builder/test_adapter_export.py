@@ -131,6 +131,42 @@ def test_merged_is_what_peft_merges(name: str, adapter: Make, tmp_path: Path) ->
     assert oracle.relative_error(logits(open_session(ours), {}), logits(open_session(theirs), {})) < 1e-3
 
 
+def test_experts_are_merged_only(saved: Any, tmp_path: Path) -> None:
+    """An adapter on experts and a router becomes a part of the weights; at run time nothing could switch it."""
+    row, folder = saved("phimoe"), tmp_path / "lora"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    block = "model.layers.0.block_sparse_moe."
+    shapes = {f"{block}experts.1.w2": (64, 128), f"{block}experts.3.w1": (128, 64), f"{block}gate": (4, 64)}
+    tensors, changes = {}, {}
+    for module, (out, width) in shapes.items():
+        a, b = (generator.standard_normal(shape).astype(np.float32) / 4 for shape in ((2, width), (out, 2)))
+        tensors |= {
+            f"base_model.model.{module}.lora_A.weight": a,
+            f"base_model.model.{module}.lora_B.weight": b,
+        }
+        changes[f"{module}.weight"] = b @ a
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["w1", "w2", "gate"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    other = tmp_path / "other"
+    shutil.copytree(row.folder, other)
+    weights = load_file(other / "model.safetensors")
+    save_file(
+        {name: value + changes.get(name, np.float32(0)) for name, value in weights.items()},
+        other / "model.safetensors",
+        {"format": "pt"},
+    )
+    merged = ortlm.build(row.folder, tmp_path / "merged", precision="fp32", merge_adapter=folder)
+    want = ortlm.build(other, tmp_path / "want", precision="fp32")
+    got, same = (ortlm.load(one.path, threads=1).logits(TOKENS) for one in (merged, want))
+    assert oracle.relative_error(got, same) < TOLERANCE
+    with pytest.raises(
+        UnsupportedModel, match=r"is of a mixture of experts, and cannot be switched .*--merge"
+    ):
+        ortlm.build(row.folder, tmp_path / "no", precision="fp32", adapters={"a": folder})
+
+
 def test_several_and_merged(adapter: Make, tmp_path: Path) -> None:
     """Adapters with other targets switch in one binding; one of them may lie on merged weights."""
     one, two = adapter("some-parts"), adapter("attention-out")

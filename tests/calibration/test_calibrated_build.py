@@ -101,6 +101,38 @@ def test_every_family(name: str, saved: Any, tmp_path: Path) -> None:
     assert built.manifest.info["calibration"]["source"] == "the file ids.npy"
 
 
+def test_experts_that_few_tokens_chose_are_rounded(saved: Any, tmp_path: Path) -> None:
+    """Calibration helps, and the manifest says which experts it left alone."""
+    row = saved("qwen3-moe")
+    ids = np.random.default_rng(0).integers(5, 280, 8192)
+    np.save(tmp_path / "ids.npy", ids)
+    tokens = np.random.default_rng(1).integers(5, 280, 300).tolist()
+    want = oracle.prompt_logits(row.model, tokens)
+
+    def build(name: str, count: int, **changes: Any) -> tuple[dict[str, Any], float]:
+        options = calibrated(
+            calibration=str(tmp_path / "ids.npy"), calibration_tokens=count, bits=4, block_size=32, **changes
+        )
+        built = ortlm.build(row.folder, tmp_path / name, options=options, threads=1)
+        got = ortlm.load(built.path, threads=1).logits(tokens)
+        found: dict[str, Any] = dict(built.manifest.info.get("experts", {}))
+        return found, oracle.relative_error(got, want)
+
+    experts, error = build("many", 8192)
+    # 8 experts of two layers have three matrices each.
+    assert experts == {"calibrated": 48, "rounded": {}}
+    few, _ = build("few", 24)
+    rounded = {part: set(numbers) for part, numbers in few["rounded"].items()}
+    assert 0 < few["calibrated"] < 48
+    assert few["calibrated"] + sum(map(len, rounded.values())) == 48
+    # Gate and up are multiplied by the same tokens; down has half as many inputs, and needs half as many.
+    for layer in range(2):
+        gate, up, down = (rounded.get(f"layers.{layer}.expert_{p}", set()) for p in ("gate", "up", "down"))
+        assert gate == up >= down
+    _, plain = build("rtn", 24, algorithm="rtn")
+    assert error < 0.9 * plain
+
+
 def test_text_of_its_own(tiny: Path, tmp_path: Path, divergence: Callable[[Path], float]) -> None:
     """Without a file, the model writes the text; twice the same."""
     one = ortlm.build(tiny, tmp_path / "one", options=calibrated())

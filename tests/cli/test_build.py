@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ortlm.cli import main
@@ -59,6 +60,23 @@ def test_dry_run(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["output_bytes"] > 0
     assert found["seconds"] > 0
     assert not (tmp_path / "out").exists()
+
+
+def test_experts(saved: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A calibrated build of a mixture says which experts it could not calibrate."""
+    ids = np.random.default_rng(0).integers(5, 280, 64)
+    np.save(tmp_path / "ids.npy", ids)
+    given = ("-i", saved("qwen3-moe").folder, "-o", tmp_path / "out", "--recipe", "balanced", "--no-check")
+    given += ("--calibration", tmp_path / "ids.npy", "--calibration-tokens", 32)
+    assert run(*given, "--dry-run") == 0
+    assert "gptq" in capsys.readouterr().out
+    assert run(*given) == 0
+    text = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "of 48 matrices calibrated" in text
+    assert "too few tokens chose them (ortlm.json lists which)" in text
+    assert run(*given, "--force", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["experts"]
+    assert found["calibrated"] + sum(map(len, found["rounded"].values())) == 48
 
 
 def test_json(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,12 +149,8 @@ def test_quantized_graph_is_exact(name: str, bits: int, symmetric: bool, saved: 
     assert oracle.relative_error(lm.logits(tokens), oracle.prompt_logits(model, tokens)) < TOLERANCE
 
 
-@pytest.mark.slow
-def test_official_switch(tmp_path: Path) -> None:
-    """Across Phi-3's switch at 4096 tokens all three agree: transformers, ortlm and the official runtime."""
-    from transformers import AutoModelForCausalLM, Phi3Config
-
-    config = Phi3Config(
+def phi3_at_4096() -> Any:
+    return families.Phi3Config(
         **families.sizes(
             num_hidden_layers=1,
             max_position_embeddings=8192,
@@ -162,8 +158,29 @@ def test_official_switch(tmp_path: Path) -> None:
             rope_parameters=families.longrope(8),
         )
     )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def phimoe_at_4096() -> Any:
+    config = families.phimoe()
+    config.num_hidden_layers = 1
+    config.max_position_embeddings = 8192
+    config.original_max_position_embeddings = 4096
+    config.rope_parameters["original_max_position_embeddings"] = 4096
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [phi3_at_4096, phimoe_at_4096])
+def test_official_switch(make: Callable[[], Any], tmp_path: Path) -> None:
+    """Across the switch of the Phi-3 family at 4096 tokens all three agree: transformers, ortlm, genai.
+
+    For Phi-3.5-MoE, transformers has the rotation of ``families.PhimoeRotary``.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(make(), attn_implementation="eager", dtype=torch.float32).eval()
     families.randomize(model, seed=1)
+    families.correct_rotation(model)
     model.save_pretrained(tmp_path / "checkpoint")
     families.save_tokenizer(tmp_path / "checkpoint")
     ortlm.build(tmp_path / "checkpoint", tmp_path / "out", precision="fp32")
@@ -173,3 +190,5 @@ def test_official_switch(tmp_path: Path) -> None:
     want = oracle.greedy(model, prompt, steps=16)
     assert greedy(lm, prompt, steps=16) == want
     assert official.greedy(tmp_path / "out", prompt, steps=16) == want
+    tokens = [*prompt, *want]
+    assert oracle.relative_error(lm.logits(tokens), oracle.prompt_logits(model, tokens)) < TOLERANCE

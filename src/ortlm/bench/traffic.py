@@ -21,7 +21,12 @@ _WEIGHT_INPUT = {
     "DynamicQuantizeMatMul": 1,
     "MatMulIntegerToFloat": 1,
     "QLinearMatMul": 3,
+    # Gate and up; down is looked at with them.
+    "QMoE": 2,
+    "MoE": 2,
 }
+# The operators of mixtures of experts, and where the second matrices stand.
+_EXPERTS = {"QMoE": 5, "MoE": 4}
 # What may stand between a stored weight and its product; ONNX Runtime folds or fuses all of them.
 _TRANSPARENT = (
     "Transpose", "Cast", "Reshape", "DequantizeLinear", "Identity",
@@ -131,6 +136,8 @@ def _sizes(node: ir.Node, weight: ir.Value) -> tuple[int, int]:
     """Return the weights of a product, and the bytes that are read for them."""
     stored = weight.const_value
     assert stored is not None
+    if node.op_type in _EXPERTS:
+        return _expert_sizes(node)
     if node.op_type != "MatMulNBits":
         return math.prod(stored.shape.numpy()), int(stored.nbytes)
     attributes = node.attributes
@@ -143,6 +150,26 @@ def _sizes(node: ir.Node, weight: ir.Value) -> tuple[int, int]:
     zero_points = len(node.inputs) > 3 and node.inputs[3] is not None
     per_weight = packed_bits(bits, block, level=level, zero_points=zero_points)
     return k * n, round(padded * per_weight / 8)
+
+
+def _expert_sizes(node: ir.Node) -> tuple[int, int]:
+    """Return the same of the experts that compute one token; rows of a batch that choose others read more."""
+    attributes = node.attributes
+    shapes = [
+        value.shape.numpy()
+        for value in (node.inputs[_WEIGHT_INPUT[node.op_type]], node.inputs[_EXPERTS[node.op_type]])
+        if value is not None and value.shape is not None
+    ]
+    stored = sum(map(math.prod, shapes)) * attributes["k"].as_int() // shapes[0][0]
+    if node.op_type == "MoE":
+        return stored, 4 * stored
+    bits, block = attributes["expert_weight_bits"].as_int(), attributes["block_size"].as_int()
+    level = attributes["accuracy_level"].as_int() if "accuracy_level" in attributes else 0
+    weights = stored * 8 // bits
+    zero_points = len(node.inputs) > 11 and node.inputs[11] is not None
+    # Only 4 bits have a kernel for activations in fp32.
+    per_weight = packed_bits(bits, block, level=level if bits == 4 else 4, zero_points=zero_points)
+    return weights, round(weights * per_weight / 8)
 
 
 def _of_kept_positions(model: ir.Model, graph: Graph) -> set[ir.Node]:

@@ -183,7 +183,9 @@ class _Pair:
         return prepared
 
     def _everywhere(self, bits: int) -> BuildRequest:
-        return _with_rule(self._request, Rule(roles=("qkv", "out", "gate_up", "down", "head"), bits=bits))
+        return _with_rule(
+            self._request, Rule(roles=("qkv", "out", "gate_up", "down", "experts", "head"), bits=bits)
+        )
 
     def request_for(self, nodes: tuple[str, ...]) -> BuildRequest:
         """Return the request for the model in which ``nodes`` have 8 bits and all others 4."""

@@ -15,7 +15,7 @@ from ortlm.dtypes import BY_NAME
 from ortlm.graph.weight_plan import Columns, Plan, Quantized
 from ortlm.quant.algorithms import KEPT, quantizer
 from ortlm.quant.scheme import Scheme
-from ortlm.spec import Architecture, Decoder
+from ortlm.spec import Architecture, Decoder, Experts
 from ortlm.target import Target
 
 OWN_TEXT = "text that the model writes itself"
@@ -177,8 +177,12 @@ def _calibration_bytes(spec: Decoder, tokens: int) -> int:
     most = 0
     for layer in spec.layers:
         wide = layer.mixer.heads * layer.mixer.head_dim
-        widths = (spec.hidden, wide, spec.hidden, layer.ffn.intermediate)
-        matrices = {"qkv": 3 * wide * spec.hidden, "ffn": 2 * layer.ffn.intermediate * spec.hidden}
+        # Of experts one is in memory at a time, next to the one that computes all tokens.
+        inner = layer.ffn.intermediate
+        if isinstance(layer.ffn, Experts):
+            inner = max(inner, layer.ffn.shared)
+        widths = (spec.hidden, wide, spec.hidden, inner)
+        matrices = {"qkv": 3 * wide * spec.hidden, "ffn": 2 * inner * spec.hidden}
         # Moments and drift in fp32, their factors in fp64; and what is multiplied, by the float model and by ours.
         square = max(widths) ** 2
         most = max(
@@ -213,14 +217,18 @@ def _calibrating_seconds(outline: Outline, plan: Plan) -> float:
     if outline.calibration is None:
         return 0.0
     tokens = outline.calibration.tokens
-    weights, squares = 0, 0
+    weights, squares, fixed = 0, 0, 0
     for item in plan.items:
         if isinstance(item, Quantized) and item.parameters[0].startswith("layers."):
-            weights += item.rows * item.inputs
+            # An expert sees a part of the tokens only.
+            weights += item.rows * item.inputs * item.top_k // item.experts
             if item in plan.calibrated:
-                squares += item.inputs**2
+                squares += item.inputs**2 * item.top_k
+                if item.experts > 1:
+                    # What does not depend on tokens: factors, and rounding one input after the other.
+                    fixed += item.experts * item.inputs**3 + item.rows * item.inputs**2
     # The float model and the quantized one are computed; so are moments of the inputs, and their drift.
-    work = 2 * tokens * (2 * weights + 2 * squares)
+    work = 2 * tokens * (2 * weights + 2 * squares) + fixed
     if outline.calibration.source == OWN_TEXT:
         work += tokens * weights  # one step of decoding for each token, in batches, with packed weights
     side = 1024

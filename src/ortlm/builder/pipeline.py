@@ -140,7 +140,10 @@ def write_folder(
             states = [_write_files(one, folder, out, cores, progress, kept) for one in prepared]
             _write_summary(prepared, folder)
             made = {"seconds": round(time.monotonic() - began, 2), "files": _hashes(folder)}
-            manifests = [replace(one.manifest, info={**one.manifest.info, **made}) for one in prepared]
+            manifests = [
+                replace(one.manifest, info={**one.manifest.info, **made, **_experts(state)})
+                for one, state in zip(prepared, states, strict=True)
+            ]
             if verify is not None:
                 for at, one in enumerate(prepared):
                     # One at a time is what ortlm runs.
@@ -168,6 +171,19 @@ def write_folder(
                 state.forget()
     remember(manifest, first.checkpoint.path, first.merged.adapters if first.merged else ())
     return Artifact(out, manifest) if first.options.config_only else open_artifact(out)
+
+
+def _experts(state: CalibrationProgress | None) -> dict[str, Any]:
+    """Return how many matrices of experts were calibrated, and which only rounded: part to numbers of experts."""
+    if state is None or not state.experts:
+        return {}
+    rounded: dict[str, list[int]] = {}
+    for name, calibrated in state.experts.items():
+        if not calibrated:
+            part, _, number = name.removesuffix(".weight").rpartition(".")
+            rounded.setdefault(part, []).append(int(number))
+    facts = {"calibrated": sum(state.experts.values()), "rounded": rounded}
+    return {"experts": facts}
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ortlm._utils.formatting import readable_bytes
+from ortlm.artifact import MANIFEST_FILE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +44,20 @@ class Result:
         """The size of the whole folder."""
         return sum(f.stat().st_size for f in self.artifact.path.rglob("*") if f.is_file())
 
+    @property
+    def experts(self) -> str:
+        """How experts were quantized by a calibrated recipe, in words; empty where there are none."""
+        if "experts" not in self.artifact.manifest.info:
+            return ""
+        facts: Any = self.artifact.manifest.info["experts"]
+        rounded = sum(map(len, facts["rounded"].values()))
+        words = f"{facts['calibrated']} of {facts['calibrated'] + rounded} matrices calibrated"
+        if rounded:
+            words += (
+                f", {rounded} rounded to nearest: too few tokens chose them ({MANIFEST_FILE} lists which)"
+            )
+        return words
+
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
         checks = [check.to_dict() if check is not None else None for check in self.checks]
@@ -57,6 +72,8 @@ class Result:
             "peak_memory_bytes": _peak_memory_bytes(),
             "check": checks[0],
         }
+        if "experts" in self.artifact.manifest.info:
+            facts["experts"] = self.artifact.manifest.info["experts"]
         if self.outline.dtype is not None:
             facts["dtypes"] = {
                 outline.dtype: {"bits_per_weight": round(outline.bits_per_weight, 3), "check": check}
@@ -86,6 +103,8 @@ def show_result(console: Console, result: Result) -> None:
         table.add_row("bits per weight", f"{outline.bits_per_weight:.2f}")
     if outline.stored_before:
         table.add_row("checkpoint types", outline.stored_before.replace("; ", "\n"))
+    if result.experts:
+        table.add_row("experts", result.experts)
     table.add_row("time", f"{result.seconds:.1f} s")
     table.add_row("peak memory", readable_bytes(peak) if peak else "unknown")
     for one, check in zip(result.outlines, result.checks, strict=True):
