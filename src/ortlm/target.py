@@ -166,6 +166,8 @@ _TARGETS = (
         embed_bits=4,
         vision_bits=8,
         half_scales=True,
+        # Run on ARM64, emulated, against x86-64.
+        expert_bits=(4, 8),
     ),
 )
 

@@ -190,6 +190,18 @@ def test_other_targets_are_refused(target: str, words: str, saved: Any, tmp_path
     assert "-e cpu" in str(caught.value)
 
 
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_mobile(precision: str, saved: Any, tmp_path: Path) -> None:
+    built = ortlm.build(saved("mixtral").folder, tmp_path / "out", precision=precision, target="mobile")
+    tokens = oracle.random_tokens(24)
+    got = ortlm.load(built.path, threads=1, device="cpu").logits(tokens)
+    want = oracle.prompt_logits(saved("mixtral").model, tokens)
+    assert oracle.relative_error(got, want) < (0.12 if precision == "int8" else 0.8)
+    with pytest.raises(BadOption, match=r"experts of 2 bits .* on mobile; allowed: 4, 8 bits"):
+        options = BuildOptions(rules=(Rule(roles=("experts",), bits=2),))
+        ortlm.build(saved("mixtral").folder, tmp_path / "no", target="mobile", options=options)
+
+
 def test_browsers_are_refused(saved: Any, tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="mixture of experts"):
         ortlm.build(saved("mixtral").folder, tmp_path / "out", layout="transformers.js")

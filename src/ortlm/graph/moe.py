@@ -196,6 +196,11 @@ def _fused(
             g.floats(down, f"{module}.down.weight", (count, hidden, wide)), down_bias,
         ]  # fmt: skip
     else:
+        if scheme.kernel_bits not in g.target.expert_bits:
+            raise BadOption(
+                f"experts of {scheme.bits} bits have not been checked on {g.target.name}; allowed: "
+                f"{', '.join(map(str, g.target.expert_bits))} bits. A rule for the role experts sets them."
+            )
         scheme = _for_kernel(scheme, spec, hidden)
         g.need(_NARROW if scheme.bits == 2 else _QMOE)
         first = stored_codes(g, up, f"{module}.gate_up", scheme, of=spec, interleaved=2)
