@@ -49,9 +49,10 @@ ROWS: list[tuple[str, str, Any]] = [
     ("use_device_allocator_for_initializers=false", "session_options", ()),
     ("enable_cuda_fpa_intb_gemm=true", "refused", "it is for -e cuda"),
     ("shared_embeddings=true", "", None),
-    ("qmoe_block_size=64", "", None),
-    ("moe_quant_type=int8", "", None),
-    ("use_8bits_moe=true", "", None),
+    ("qmoe_block_size=64", "expert_block", 64),
+    ("moe_quant_type=int8", "expert_bits", 8),
+    ("use_8bits_moe=true", "expert_bits", 8),
+    ("use_8bits_moe=false", "expert_bits", None),
     ("exclude_mtp=true", "", None),
     ("exclude_mtp=false", "", None),
     ("hf_remote=false", "", None),
@@ -59,7 +60,7 @@ ROWS: list[tuple[str, str, Any]] = [
     ("matmulnbits_weights_prepacked=0", "", None),
     ("matmulnbits_weights_prepacked=1", "refused", "one kind of GPU"),
     ("qmoe_weights_prepacked=-1", "", None),
-    ("qmoe_weights_prepacked=1", "refused", "has experts"),
+    ("qmoe_weights_prepacked=1", "refused", "as QMoE on CPU takes them"),
     ("enable_cuda_graph=false", "", None),
     ("enable_cuda_graph=true", "refused", "capture"),
     ("enable_dml_graph=false", "", None),
@@ -131,7 +132,14 @@ def test_official_options(pair: str, field: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "pair", ["qmoe_block_size=x", "moe_quant_type=int5", "use_8bits_moe=maybe", "exclude_mtp=2"]
+    "pair",
+    [
+        "qmoe_block_size=x",
+        "moe_quant_type=int5",
+        "moe_quant_type=mxfp4",
+        "use_8bits_moe=maybe",
+        "exclude_mtp=2",
+    ],
 )
 def test_values_are_looked_at_where_they_change_nothing(pair: str) -> None:
     with pytest.raises(BadOption, match=pair.partition("=")[0]):

@@ -15,6 +15,7 @@ import torch
 from transformers.models.phimoe.modeling_phimoe import sparsemixer
 
 import ortlm
+from ortlm.builder.extra_options import parse_extra_options
 from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadOption, UnsupportedModel
 from ortlm.graph import moe
@@ -23,7 +24,7 @@ from ortlm.quant.recipe import Rule, Uniform
 from ortlm.quant.rtn import dequantize, rtn
 from ortlm.quant.scheme import Scheme
 from ortlm.spec import CHOSEN_SOFTMAX, SOFTMAX, SPARSE_MIXER, Experts
-from ortlm.target import HERE
+from ortlm.target import HERE, TARGETS
 from tests.architectures import families, oracle
 
 Build = Callable[..., ortlm.LanguageModel]
@@ -164,6 +165,17 @@ def test_experts_have_one_width(saved: Any, build: Build) -> None:
     assert [n.attributes["expert_weight_bits"].as_int() for n in nodes if n.op_type == "QMoE"] == [8, 8]
 
 
+def test_options_of_the_official_builder(saved: Any, build: Build) -> None:
+    options = parse_extra_options(["moe_quant_type=int8", "qmoe_block_size=16"], target=TARGETS["cpu"])
+    nodes = ir.load(build("olmoe", "int4", options).artifact.path / "model.onnx").graph.all_nodes()
+    found = {
+        (n.attributes["expert_weight_bits"].as_int(), n.attributes["block_size"].as_int())
+        for n in nodes
+        if n.op_type == "QMoE"
+    }
+    assert found == {(8, 16)}
+
+
 def test_experts_may_stay_float(saved: Any, build: Build) -> None:
     options = BuildOptions(excluded_nodes=("/model/layers.1/moe/QMoE",), bits=8)
     lm = build("phimoe", "int4", options)
@@ -197,8 +209,8 @@ def test_mobile(precision: str, saved: Any, tmp_path: Path) -> None:
     got = ortlm.load(built.path, threads=1, device="cpu").logits(tokens)
     want = oracle.prompt_logits(saved("mixtral").model, tokens)
     assert oracle.relative_error(got, want) < (0.12 if precision == "int8" else 0.8)
+    options = BuildOptions(rules=(Rule(roles=("experts",), bits=2),))
     with pytest.raises(BadOption, match=r"experts of 2 bits .* on mobile; allowed: 4, 8 bits"):
-        options = BuildOptions(rules=(Rule(roles=("experts",), bits=2),))
         ortlm.build(saved("mixtral").folder, tmp_path / "no", target="mobile", options=options)
 
 

@@ -86,7 +86,7 @@ _ALGORITHMS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
 
 
 # Options of the official builder that hold these values only here (none: no value does), and why.
-_NO_EXPERTS = "no model that is built here has experts"
+_RAW_EXPERTS = "experts are stored as QMoE on CPU takes them"
 
 _NO_PAGES = "it shapes paged attention, which is not built"
 
@@ -117,7 +117,7 @@ _FIXED: dict[str, tuple[tuple[str, ...], str]] = {
         ("false",),
         "queries and keys are normalized before attention, which every target runs",
     ),
-    "qmoe_weights_prepacked": (("-1", "0"), _NO_EXPERTS),
+    "qmoe_weights_prepacked": (("-1", "0"), _RAW_EXPERTS),
     "mtp_quant_config": ((), "no model that is built here has such a head"),
     "use_paged_attention": (("false",), "paged attention is not built yet"),
     "paged_block_size": ((), _NO_PAGES),
@@ -145,9 +145,6 @@ _FIXED: dict[str, tuple[tuple[str, ...], str]] = {
 
 # Options of the official builder that shape parts which no model here has, so that they change nothing.
 _IDLE: dict[str, str] = {
-    "qmoe_block_size": r"-?\d{1,4}",
-    "moe_quant_type": "int2|int4|int8|mxfp4|nvfp4",
-    "use_8bits_moe": "true|false|0|1",
     "exclude_mtp": "true|false|0|1",
 }
 
@@ -184,6 +181,18 @@ def _mixed_precision(_: str, value: str) -> Mapping[str, Any]:
         else:
             fields["mixed"] = kind == "int8"
     return fields
+
+
+def _expert_type(_: str, value: str) -> Mapping[str, Any]:
+    kinds = {"int2": 2, "int4": 4, "int8": 8}
+    if value not in kinds:
+        why = ", which ONNX Runtime runs on CUDA only" if value in ("mxfp4", "nvfp4") else ""
+        raise BadOption(f"moe_quant_type must be {', '.join(kinds)}; got {value!r}{why}.")
+    return {"expert_bits": kinds[value]}
+
+
+def _wide_experts(key: str, value: str) -> Mapping[str, Any]:
+    return {"expert_bits": 8} if _flag(key, value) else {}
 
 
 def _op_types(_: str, value: str) -> Mapping[str, Any]:
@@ -226,6 +235,9 @@ _OPTIONS: dict[str, _Reader] = {
     "head_bits": _sets("head_bits", _integer),
     "embed_bits": _sets("embed_bits", _integer),
     "vision_bits": _sets("vision_bits", _integer),
+    "moe_quant_type": _expert_type,
+    "use_8bits_moe": _wide_experts,
+    "qmoe_block_size": _sets("expert_block", _integer),
     "recipe": _sets("recipe", _text),
     "algorithm": _sets("algorithm", _text),
     "kv_cache_quant_scheme": _sets("kv_cache", _lower),

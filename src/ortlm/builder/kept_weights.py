@@ -24,8 +24,8 @@ _TRAINED = re.compile(r"(^|[^a-z])qat([^a-z]|$)", re.IGNORECASE)
 _TRAINED_TYPE = "Q4_0"
 # Options that say how matrices are stored, which the checkpoint says then.
 _SHAPING = (
-    "bits", "block_size", "symmetric", "head_bits", "embed_bits", "bits8_roles", "mixed", "excluded_nodes",
-    "rules", "rotate",
+    "bits", "block_size", "symmetric", "head_bits", "embed_bits", "expert_bits", "expert_block", "bits8_roles",
+    "mixed", "excluded_nodes", "rules", "rotate",
 )  # fmt: skip
 _BITS = {"int4": 4, "int8": 8}
 

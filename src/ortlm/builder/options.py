@@ -33,8 +33,8 @@ CACHE_SCHEMES = ("none", "int8_per_channel", "int8_per_tensor")
 # Options of which only quantized weights know.
 _SHAPING = (
     "block_size", "symmetric", "accuracy_level", "bits", "head_bits", "embed_bits", "vision_bits",
-    "bits8_roles", "mixed", "excluded_nodes", "recipe", "algorithm", "rotate", "rules", "calibration",
-    "calibration_tokens", "fast_prompts",
+    "expert_bits", "expert_block", "bits8_roles", "mixed", "excluded_nodes", "recipe", "algorithm", "rotate",
+    "rules", "calibration", "calibration_tokens", "fast_prompts",
 )  # fmt: skip
 
 
@@ -45,7 +45,8 @@ class BuildOptions:
     Quantization: ``recipe`` is "fast", "balanced", "quality" or a file, by default balanced for int4 and fast for
     int8. ``block_size`` inputs share a scale; ``symmetric``; ``accuracy_level`` of MatMulNBits (4 is
     int8 activations); ``bits`` overrides the precision's (2, 4 or 8), ``head_bits``, ``embed_bits`` and
-    ``vision_bits`` those of head, embeddings and vision encoder, 0 keeps them float; ``algorithm`` finds
+    ``vision_bits`` those of head, embeddings and vision encoder, 0 keeps them float; ``expert_bits`` and
+    ``expert_block`` are those of the experts of mixtures; ``algorithm`` finds
     the codes: "rtn", "clip_search", "importance", "awq", "gptq" or "awq_gptq"; ``bits8_roles`` are kept at 8
     bits, with ``mixed`` also queries, keys, values and down projections of the layers that suffer most;
     ``excluded_nodes`` keep float weights; ``rotate`` rotates the residual stream (Hadamard). ``rules``
@@ -87,6 +88,8 @@ class BuildOptions:
     head_bits: int | None = None
     embed_bits: int | None = None
     vision_bits: int | None = None
+    expert_bits: int | None = None
+    expert_block: int | None = None
     algorithm: str | None = None
     recipe: str | None = None
     rotate: bool | None = None
@@ -149,9 +152,9 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
         _check_nothing_quantized(precision, options)
         return Uniform(None, None, None)
     eight = precision == "int8"
-    if eight and (options.bits not in (None, 8) or options.mixed):
+    if eight and (options.bits not in (None, 8) or options.expert_bits not in (None, 8) or options.mixed):
         raise BadOption(
-            "-p int8 means 8 bits everywhere; bits and mixed recipes shape int4. "
+            "-p int8 means 8 bits everywhere; bits, of experts too, and mixed recipes shape int4. "
             "Nearest: -p int4 with the same options."
         )
     unknown = set(options.bits8_roles) - set(ROLES)
@@ -193,6 +196,10 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
     roles = tuple(r for r in options.bits8_roles if r != "head" or options.head_bits is None)
     if roles:
         rules.append(Rule(roles=roles, bits=8))
+    if options.expert_bits is not None or options.expert_block is not None:
+        # What no scheme can be is told whether or not the model has experts.
+        Scheme(options.expert_bits or body.bits, options.expert_block or body.block)
+        rules.append(Rule(roles=("experts",), bits=options.expert_bits, block=options.expert_block))
     if options.excluded_nodes:
         rules.append(Rule(nodes=tuple(_literal(n) for n in options.excluded_nodes), bits=0))
     rules += options.rules

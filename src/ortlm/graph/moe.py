@@ -15,6 +15,7 @@ from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
 from ortlm.graph.linear import Parameters, linear, node_path
 from ortlm.graph.mlp import dense
 from ortlm.graph.stored_codes import stored_codes
+from ortlm.quant.algorithms import KEPT
 from ortlm.quant.scheme import BLOCKS, Scheme
 from ortlm.spec import CHOSEN_SOFTMAX, SOFTMAX, SPARSE_MIXER, Experts, GatedMLP, Parameter
 
@@ -245,7 +246,11 @@ def _for_kernel(scheme: Scheme, spec: Experts, hidden: int) -> Scheme:
             f"experts of {spec.intermediate} channels in a model of {hidden} cannot be quantized: QMoE wants "
             f"blocks of {BLOCKS[0]} or more that divide both. Build with -p fp32."
         )
-    return replace(scheme, block=max(blocks))
+    if max(blocks) == scheme.block:
+        return scheme
+    # What the checkpoint holds in other blocks cannot be carried over.
+    algorithm = "rtn" if scheme.algorithm == KEPT else scheme.algorithm
+    return replace(scheme, block=max(blocks), algorithm=algorithm)
 
 
 # --- one after the other ------------------------------------------------------------------------------------
