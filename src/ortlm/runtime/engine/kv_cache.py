@@ -110,7 +110,7 @@ class SharedCache:
         self._length = 0
         self._capacity = 0
         self._tensors: list[DeviceTensor] = []
-        # What has to go back to the pool.
+        # What is to be returned to the pool.
         self._fixed: StepStates | None = None
         self._bound: Binding | None = None
 
