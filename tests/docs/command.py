@@ -14,9 +14,12 @@ BOUNDS = {
     "chat": ["-n", "12"],
     "bench": ["--context", "16,32", "--new", "4", "--runs", "1", "--buffer-mb", "32"],
     "evaluate": ["--tokens", "1024", "--chunk", "256"],
+    "upload": ["--dry-run"],
 }
 # Any of these says how codes are found; without them int4 is calibrated, which takes most of a minute.
 QUANTIZERS = ("--recipe", "algo_config", "--calibration")
+# What a page has uploaded before lies in this folder.
+UPLOADED = {"user/phi-int4": "phi"}
 MISSED = 3  # the quality of a tiny model misses a threshold that a real one reaches
 
 
@@ -26,6 +29,8 @@ def bounded(arguments: list[str]) -> list[str]:
     more = list(BOUNDS.get(command, [])) if not {"--help", "-h", "--version"} & set(arguments) else []
     if command == "build" and not any(flag in word for word in arguments for flag in QUANTIZERS):
         more += ["--recipe", "fast"]
+    if command != "upload":
+        arguments = [UPLOADED.get(word, word) for word in arguments]
     return [*arguments, *more]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ortlm.artifact.download import fetch, is_name
 from ortlm.artifact.fields import check_manifest
 from ortlm.artifact.genai_config import from_genai, read_genai_config, tokenizer_folder
 from ortlm.artifact.json_values import WRONG, inside, read_json
@@ -28,9 +29,10 @@ from ortlm.errors import BadArtifact
 def open_artifact(path: str | Path) -> Artifact:
     """Open the model folder ``path``, ours or one made for onnxruntime-genai by anybody.
 
-    Raises BadArtifact if it is no such folder, or one that is damaged.
+    A name on the Hugging Face hub, ``user/name`` or ``user/name@revision``, stands for what `ortlm upload` put
+    there: it is downloaded once and verified. Raises BadArtifact if it is no such folder, or one that is damaged.
     """
-    folder = Path(path)
+    folder = fetch(str(path)) if is_name(path) else Path(path)
     texts = ""
     if not folder.is_dir():
         raise BadArtifact(

@@ -1,4 +1,4 @@
-"""The command line: ``ortlm build | generate | chat | embed | evaluate | inspect | devices | bench``.
+"""The command line: ``ortlm build | generate | chat | embed | evaluate | inspect | upload | devices | bench``.
 
 Each command is a module with ``add_parser(subparsers)`` and ``run(args) -> int``. Only the requested command
 is imported, and nothing heavy before its ``run``. Results go to stdout, all else to stderr.
@@ -34,6 +34,7 @@ COMMANDS = {
     "embed": ("ortlm.cli.embed", "embed texts"),
     "evaluate": ("ortlm.cli.evaluate", "compare a built model with the original"),
     "inspect": ("ortlm.cli.inspect", "show what a built model is and what it needs"),
+    "upload": ("ortlm.cli.upload", "upload a built model to the Hugging Face hub"),
     "devices": ("ortlm.cli.devices", "list what this machine can run models on"),
     "bench": ("ortlm.cli.bench", "measure how fast a built model is on this machine"),
 }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact import MANIFEST_FILE
+from ortlm.artifact.download import is_name
 from ortlm.cli import ABOVE_THRESHOLD, DONE, Subparsers, output
 from ortlm.cli.machine import add_machine, device_of
 from ortlm.cli.progress import StatusLine
@@ -120,6 +121,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.output is not None and Path(args.output).exists() and not Path(args.output).is_dir():
         raise BadOption(f"-o {args.output} is a file; it takes the folder for the reports.")
     # Told now rather than when everything is measured.
+    if args.output is None and is_name(args.model):
+        raise BadOption(f"{args.model} is a model on the hub: give a folder for the reports with -o.")
     if args.output is None and Path(args.model).is_dir() and not os.access(args.model, os.W_OK):
         raise BadOption(f"{args.model} may not be written to. Give another folder for the reports with -o.")
 
