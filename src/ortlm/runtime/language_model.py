@@ -43,7 +43,7 @@ from ortlm.runtime.loading import device_for, open_embedding, open_session
 from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.multimodal.image_loading import ImageSource
 from ortlm.runtime.multimodal.vision_encoder import Embedder, VisionEncoder
-from ortlm.runtime.prompts import Prompt, Prompts, read_tokenizer
+from ortlm.runtime.prompts import Prompt, Prompts, TokenizerReader
 from ortlm.runtime.sampling.logprobs import TokenLogprob, token_logprob
 from ortlm.runtime.sampling.settings import Options, Settings
 from ortlm.runtime.structured_output.guidance import Guidance
@@ -83,8 +83,6 @@ class LanguageModel:
         read_early: bool = False,
     ) -> None:
         self.artifact = artifact
-        # Most of loading is one thread's work.
-        tokenizer = read_tokenizer(artifact.tokenizer_path) if read_early else None
         self.device = device_for(artifact, device)
         self.manifest = runnable(
             artifact.manifest, onnxruntime=onnxruntime_version(), provider=self.device.provider
@@ -94,7 +92,15 @@ class LanguageModel:
             self.device,
             self.manifest.context_tokens,
         )
-        self.session = open_session(artifact, "decoder", threads, self.device, self.manifest)
+        tokenizer = TokenizerReader(artifact.tokenizer_path)
+        self.session = open_session(
+            artifact,
+            "decoder",
+            threads,
+            self.device,
+            self.manifest,
+            meanwhile=tokenizer.begin if read_early else None,
+        )
         # Main memory is quickly made.
         self._pool = None if self.session.memory.is_host else StatePool(self.session)
         there = {**self.session.inputs, **self.session.optional}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ortlm.artifact import Artifact, Manifest, graph_named
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.runtime.engine.constant_inputs import with_constant_defaults
@@ -68,8 +70,13 @@ def open_session(
     threads: int | None,
     device: Device,
     manifest: Manifest | None = None,
+    *,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Session:
-    """Load the graph ``name`` as ``manifest`` has it, by default as ``artifact`` does."""
+    """Load the graph ``name`` as ``manifest`` has it, by default as ``artifact`` does.
+
+    ``meanwhile`` is as for Session.
+    """
     graph_named(artifact.manifest, name)
     graph = graph_named(manifest or artifact.manifest, name)
     path = artifact.path / graph.file
@@ -82,4 +89,5 @@ def open_session(
         weights_of=artifact.graph_path(name),
         # What a captured run writes has to stay where it is.
         capture=bool(graph.states) and all(state.kind == "grow" for state in graph.states),
+        meanwhile=meanwhile,
     )

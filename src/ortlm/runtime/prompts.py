@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Union, cast
 
 import numpy as np
@@ -23,22 +24,47 @@ if TYPE_CHECKING:
 Prompt = Union[str, Sequence[Message], Sequence[int]]  # noqa: UP007 - evaluated at run time
 
 
+class TokenizerReader:
+    """Reads the tokenizer in ``folder``: when it is asked for, or before that, in another thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._found: Future[Tokenizer] | None = None
+
+    def begin(self) -> None:
+        """Begin to read. Nothing is raised before somebody asks."""
+        found: Future[Tokenizer] = Future()
+
+        def work() -> None:
+            try:
+                found.set_result(Tokenizer.open(self._folder))
+            except BaseException as error:
+                found.set_exception(error)
+
+        Thread(target=work, name="tokenizer").start()
+        self._found = found
+
+    def read(self) -> Tokenizer:
+        """Return the tokenizer. Raises BadArtifact if there is none that can be read."""
+        return Tokenizer.open(self._folder) if self._found is None else self._found.result()
+
+
 class Prompts:
     """Turns prompts into token ids for the artifact in ``folder``, with images if it has a ``vision_encoder``.
 
-    ``tokenizer`` is the artifact's, if somebody is reading it already.
+    ``tokenizer`` is who reads the artifact's, perhaps already.
     """
 
     def __init__(
-        self, folder: Path, vision_encoder: VisionEncoder | None, tokenizer: Future[Tokenizer] | None = None
+        self, folder: Path, vision_encoder: VisionEncoder | None, tokenizer: TokenizerReader | None = None
     ) -> None:
         self._folder, self._vision_encoder = folder, vision_encoder
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer or TokenizerReader(folder)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer. Raises BadArtifact if it has none."""
-        return Tokenizer.open(self._folder) if self._tokenizer is None else self._tokenizer.result()
+        return self._tokenizer.read()
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -116,14 +142,6 @@ class Prompts:
                 "Give the prompt as one text, or put the publisher's chat_template.jinja into the folder."
             )
         return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt)
-
-
-def read_tokenizer(folder: Path) -> Future[Tokenizer]:
-    """Begin to read the tokenizer in ``folder`` in another thread. What it raises, ``result`` does."""
-    pool = ThreadPoolExecutor(1, "tokenizer")
-    found = pool.submit(Tokenizer.open, folder)
-    pool.shutdown(wait=False)
-    return found
 
 
 def _are_messages(prompt: Prompt) -> bool:

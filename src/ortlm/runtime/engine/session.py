@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,7 @@ class Session:
     configuration entries. ``model`` is the graph if that is another than ``path`` holds, with the same weights.
     ``weights_of`` is the graph next to it after which the files of its weights are named, by default itself.
     ``capture``: runs are captured where the device can do that and the graph lets it.
+    ``meanwhile`` begins something in another thread, when what is left of loading leaves Python to others.
     Raises BadArtifact if the graph cannot be loaded, NoDevice if the device does not start, BadOption for a bad
     number.
     """
@@ -80,6 +81,7 @@ class Session:
         model: bytes | None = None,
         weights_of: Path | None = None,
         capture: bool = False,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise BadOption(f"threads must be at least 1, and at most {MOST_THREADS}, found {threads}.")
@@ -93,6 +95,8 @@ class Session:
         named = path if weights_of is None else weights_of
         weights = sum(file.stat().st_size for file in named.parent.glob(f"{named.name}*"))
         self._captures = capture and device.captures
+        if meanwhile is not None:
+            meanwhile()
         try:
             self._session = self._load(device, settings, str(path) if model is None else model)
             # Kept for another attempt with other providers, which is never made.

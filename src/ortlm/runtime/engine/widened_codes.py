@@ -68,6 +68,8 @@ class _Graph:
     initializers: dict[bytes, _Message] = field(default_factory=dict)
     inputs: set[bytes] = field(default_factory=set)
     outputs: set[bytes] = field(default_factory=set)
+    # What lies in the graph itself, such as places and shapes, is the same for many matrices.
+    constants: dict[bytes, Array] = field(default_factory=dict)
 
 
 def with_widened_codes(path: Path, *, threads: int) -> bytes | None:
@@ -202,6 +204,8 @@ def _value(
 
 def _initializer(graph: _Graph, name: bytes, folder: Path) -> Array:
     """Return a weight, from its file or from the graph."""
+    if name in graph.constants:
+        return graph.constants[name]
     data = graph.data
     shape: list[int] = []
     kind, raw, entries = 0, None, {}
@@ -223,7 +227,7 @@ def _initializer(graph: _Graph, name: bytes, folder: Path) -> Array:
         file, offset = folder / entries["location"], int(entries.get("offset", 0))
         found = np.fromfile(file, numpy, count, offset=offset)
     elif raw is not None:
-        found = np.frombuffer(raw, numpy)
+        found = graph.constants[name] = np.frombuffer(raw, numpy).reshape(shape)
     else:
         raise _Unknown("a constant is not in its raw form")
     return found.reshape(shape)
