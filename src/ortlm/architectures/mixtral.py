@@ -7,11 +7,13 @@ from typing import Any
 
 from ortlm.architectures._config import Config
 from ortlm.architectures._parts import architecture, attention, check_silu, decoder_of, experts, sizes
-from ortlm.architectures._rope import rope
+from ortlm.architectures._rope import KINDS, rope
 from ortlm.spec import Architecture, Layer, Norm
 
 MODEL_TYPES = ("mixtral",)
 
+# transformers cannot compute "dynamic" for this family, so that nothing says what it would be.
+_ROPES = tuple(kind for kind in KINDS if kind != "dynamic")
 _NAMES = {
     "router": "block_sparse_moe.gate",
     "expert_gate": "block_sparse_moe.experts.{}.w1",
@@ -28,7 +30,9 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     norm = Norm(c.positive("rms_norm_eps", 1e-5, most=1.0))
     layer = Layer(
         mixer=attention(
-            s, rope=rope(c, s.head_dim, max_tokens=s.max_tokens, theta=1e6), window=c.window(s.max_tokens)
+            s,
+            rope=rope(c, s.head_dim, max_tokens=s.max_tokens, theta=1e6, kinds=_ROPES),
+            window=c.window(s.max_tokens),
         ),
         ffn=experts(c, 8, chosen=2, intermediate=s.intermediate),
         mixer_pre=norm,
