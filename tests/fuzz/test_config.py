@@ -26,7 +26,7 @@ CONFIGS |= {
 }
 CONFIGS |= {
     name: json.loads(families.FAMILIES[name]().to_json_string())
-    for name in ("llama-yarn", "gemma3", "mistral")
+    for name in ("llama-yarn", "gemma3", "mistral", "qwen2-moe", "gpt-oss")
 }
 GENERATION = {
     "do_sample": True,
@@ -42,7 +42,18 @@ GENERATION = {
 
 
 @pytest.mark.parametrize(
-    "name", ["phi-3.5-mini", "gemma-3-1b", "llama-3.2-1b", "llama-yarn", "mistral", "phi-3.5-vision"]
+    "name",
+    [
+        "phi-3.5-mini",
+        "gemma-3-1b",
+        "llama-3.2-1b",
+        "llama-yarn",
+        "mistral",
+        "phi-3.5-vision",
+        "phi-3.5-moe",
+        "qwen2-moe",
+        "gpt-oss",
+    ],
 )
 def test_config(name, request):
     @fuzz(damaged_json(CONFIGS[name]))

@@ -13,9 +13,9 @@ from ortlm.graph.rope import RopeTables, rotate
 from ortlm.graph.step import Step
 from ortlm.spec import Attention, Norm
 
-# The first ONNX Runtimes whose GroupQueryAttention is right for windows, an int8 cache, one that evicts, and
-# lengths per row. 1.23 attends to another window; 1.25 and 1.26 load a graph with an int8 cache and cannot run it,
-# 1.27 is wrong for rows of different lengths.
+# The first ONNX Runtimes whose GroupQueryAttention is right for windows and sinks, an int8 cache, one that evicts,
+# and lengths per row. 1.23 attends to another window; 1.25 and 1.26 load a graph with an int8 cache and cannot run
+# it, 1.27 is wrong for rows of different lengths.
 _WINDOW = (1, 24)
 INT8_CACHE = (1, 28)
 _WINDOW_CACHE = (1, 29)
@@ -127,7 +127,7 @@ def attention(
         key_scale = g.constant(scales.key, f"{module}.key_scale")
         value_scale = g.constant(scales.value, f"{module}.value_scale")
     for used, since in (
-        (spec.window is not None, _WINDOW),
+        (spec.window is not None or spec.sinks, _WINDOW),
         (scales is not None, INT8_CACHE),
         (evicts(g, spec), _WINDOW_CACHE),
         (step.query_lengths is not None, _QUERY_LENGTHS),
