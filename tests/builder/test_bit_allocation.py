@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,17 @@ def test_a_recipe_with_blocks_of_its_own(tiny: Path, tmp_path: Path) -> None:
     allocation = search(BuildRequest(tiny, options=options), tmp_path / "out", target_kld=0.01, threads=1)
     assert max(p.kld for p in allocation.frontier) < 0.2
     assert allocation.frontier[-1].kld < 0.002
+
+
+def test_experts_are_one_choice(saved: Any, tmp_path: Path) -> None:
+    """A choice each for q, k and v, out, and the experts of two layers, and one for the head."""
+    allocation = search(
+        BuildRequest(saved("mixtral").folder, options=FAST), tmp_path / "out", target_kld=0.02, threads=1
+    )
+    assert len(allocation.frontier[-1].nodes) == len(set(allocation.frontier[-1].nodes)) == 7
+    assert "/model/layers.1/moe/QMoE" in allocation.frontier[-1].nodes
+    kld = [point.kld for point in allocation.frontier]
+    assert kld[0] > 10 * kld[-1]
 
 
 def test_what_cannot_be_reached(tiny: Path, tmp_path: Path) -> None:

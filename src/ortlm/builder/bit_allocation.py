@@ -194,11 +194,13 @@ class _Pair:
 
     def nodes(self) -> list[str]:
         """Return every product whose weights have 4 bits in one model and 8 in the other."""
-        return [
+        found = (
             node
             for tensor, node in self._built[_NARROW].emitted.builder.stored_for.items()
             if self._schemes[_NARROW][tensor] != self._schemes[_WIDE].get(tensor)
-        ]
+        )
+        # One of experts has two matrices.
+        return list(dict.fromkeys(found))
 
     def bytes_of(self, nodes: tuple[str, ...]) -> int:
         """Return the size of the artifact of a mixture."""

@@ -67,6 +67,8 @@ def attention(
             f"this model caps attention scores (at {spec.softcap:g}), which attention on {g.target.name} ignores "
             "without a word, so that the output would be wrong. Build it with -e cpu, cuda or mobile instead."
         )
+    if spec.sinks and step.same_image() is not None:
+        raise UnsupportedModel("attention sinks together with images whose tokens see each other cannot run.")
     at, module = f"layers.{layer}", f"layers.{layer}.attn"
     path = node_path(module)
     wide = spec.heads * spec.head_dim
