@@ -21,6 +21,12 @@ Packer = Callable[[Array], tuple[Tensors, Array]]
 
 def save(folder: Path, tensors: Mapping[str, Array]) -> None:
     """Write model.safetensors; numpy's own writer knows no type of 8 bits for fractions."""
+    header, data = serialized(tensors)
+    (folder / "model.safetensors").write_bytes(header_bytes(header) + data)
+
+
+def serialized(tensors: Mapping[str, Array]) -> tuple[dict[str, Any], bytes]:
+    """Return header and data of a file with ``tensors``."""
     names = {kind.numpy: kind.safetensors for kind in BY_SAFETENSORS.values()}
     header, data = {}, b""
     for name, array in tensors.items():
@@ -28,9 +34,14 @@ def save(folder: Path, tensors: Mapping[str, Array]) -> None:
         place = [len(data), len(data) + len(raw)]
         header[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": place}
         data += raw
-    text = json.dumps(header).encode()
+    return header, data
+
+
+def header_bytes(header: Mapping[str, Any]) -> bytes:
+    """Return ``header`` as a file begins with it."""
+    text = json.dumps(header).encode(errors="replace")
     text += b" " * (-len(text) % 8)
-    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return len(text).to_bytes(8, "little") + text
 
 
 def tensors_of(folder: Path) -> Tensors:

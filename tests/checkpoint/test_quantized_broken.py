@@ -167,3 +167,14 @@ def test_scales_that_are_no_numbers(tmp_path: Path) -> None:
         with pytest.raises(BadCheckpoint, match=r"(holds nan|cannot be scaled)"):
             ortlm.build(folder, tmp_path / "out", precision=precision)
     assert not (tmp_path / "out").exists()
+
+
+def test_biases_of_zeros_that_old_quantizers_save(tmp_path: Path) -> None:
+    folder = quantized_files.write(tmp_path / "model", "gptq")
+    zeros = np.zeros(64, np.float16)
+    quantized_files.change(folder, **{f"{Q}.bias": zeros})
+    assert prepare(BuildRequest(folder)).kept.schemes
+    zeros[3] = 1
+    quantized_files.change(folder, **{f"{Q}.bias": zeros})
+    with pytest.raises(BadCheckpoint, match=r"q_proj.bias' .* is not part of the model"):
+        prepare(BuildRequest(folder))

@@ -84,7 +84,7 @@ def kept_weights(
         scheme, reason = _scheme(weight, target, precision, options)
         if scheme is None:
             why = reason
-        elif keep or scheme.bits <= _BITS[precision]:
+        elif keep or trained or scheme.bits <= _BITS[precision]:
             schemes[parameter.name] = scheme
     if keep and not schemes:
         held = types_of(checkpoint)

@@ -96,7 +96,7 @@ def _weight(found: QuantizedTensors, module: str, scheme: _Scheme) -> Weight:
         if bits == 4:
             return _fp4(found, module, scheme)
         raise found.refused("weights.num_bits", bits, "floating-point weights of 4 and 8 bits")
-    if kind != "int" or bits not in (2, 4, 8):
+    if kind != "int" or not is_integer(bits) or bits not in (2, 4, 8):
         raise found.refused("weights.num_bits", bits, "whole numbers of 2, 4 and 8 bits")
     return _whole(found, module, scheme, bits)
 

@@ -44,7 +44,9 @@ def _weight(found: QuantizedTensors, module: str, kind: str, less_one: bool) -> 
     words = found.need(module, "qweight", ("int32",))
     scales = found.need(module, "scales")
     zeros = found.need(module, "qzeros", ("int32",))
-    order = found.take(module, "g_idx", ("int32",))
+    order = None
+    if found.dtype(module, "g_idx") is not None:
+        order = found.need(module, "g_idx", ("int32",), axes=1)
     count, outputs = scales.shape
     if words.shape[1] != outputs:
         raise found.wrong(words, f"{outputs} columns, as many as {shown(scales.name)}")

@@ -21,14 +21,18 @@ _ACTIVATIONS = (
 
 def read_quark(found: QuantizedTensors) -> None:
     """Put together the weights of a checkpoint of Quark."""
-    export: Any = found.config.get("export") or {}
+    export, whole = (found.config.get(key) or {} for key in ("export", "global_quant_config"))
+    if not isinstance(export, Mapping) or not isinstance(whole, Mapping):
+        raise found.refused(
+            "global_quant_config", found.config.get("global_quant_config"), "objects of settings"
+        )
     if export.get("weight_format", "real_quantized") != "real_quantized":
         raise found.refused("export.weight_format", export["weight_format"], "real_quantized")
     if found.config.get("layer_quant_config"):
         raise found.refused(
             "layer_quant_config", found.config["layer_quant_config"], "one scheme for all layers"
         )
-    scheme: Any = (found.config.get("global_quant_config") or {}).get("weight")
+    scheme: Any = whole.get("weight")
     if not isinstance(scheme, Mapping):
         raise found.refused("global_quant_config.weight", scheme, "one scheme")
     found.drop(*_ACTIVATIONS)
@@ -96,7 +100,7 @@ def _eight_bits(found: QuantizedTensors, module: str) -> IntegerWeight:
     if scales.shape not in ((1,), (outputs,)):
         raise found.wrong(scales, f"[1] or [{outputs}]")
     zeros = found.take(module, "weight_zero_point", ("int8", "int32", "int64"))
-    if zeros is not None and any(zeros.raw(0, max(1, zeros.shape[0] if zeros.shape else 1)).reshape(-1)):
+    if zeros is not None and as_vector(zeros).raw(0, as_vector(zeros).shape[0]).any():
         raise found.refused("global_quant_config.weight.symmetric", False, "int8 without zero points")
     return IntegerWeight(
         name=f"{module}.weight",

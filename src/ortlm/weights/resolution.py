@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ortlm.architectures import describe
 from ortlm.checkpoint.files import shown
+from ortlm.checkpoint.quantized_weight import QuantizedWeight
 from ortlm.checkpoint.reader import Checkpoint, check_weights
 from ortlm.checkpoint.safetensors import same
 from ortlm.errors import BadCheckpoint, UnsupportedModel
@@ -87,7 +89,18 @@ def _check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
         # Several weights may lie in one tensor.
         expected[source.tensor] = tuple(map(max, shape, expected.get(source.tensor, shape)))
     copies = (architecture.head_copy,) if architecture.decoder.tied_head else ()
-    check_weights(checkpoint, expected, (*architecture.ignored, *copies))
+    check_weights(checkpoint, expected, (*architecture.ignored, *copies, *_idle_biases(checkpoint, expected)))
+
+
+def _idle_biases(checkpoint: Checkpoint, expected: Mapping[str, object]) -> list[str]:
+    """Return biases of quantized matrices that are all zero: old quantizers save one for each matrix."""
+    found = []
+    for name, weight in checkpoint.weights.items():
+        matrix = checkpoint.weights.get(f"{name.removesuffix('.bias')}.weight")
+        idle = name.endswith(".bias") and name not in expected and isinstance(matrix, QuantizedWeight)
+        if idle and len(weight.shape) == 1 and not weight.rows(0, weight.shape[0]).any():
+            found.append(name)
+    return found
 
 
 def _own_head(checkpoint: Checkpoint, architecture: Architecture) -> Architecture:
