@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ortlm._utils.formatting import parse_bytes
-from ortlm.builder.bit_allocation import search
+from ortlm.builder.bit_allocation import Point, search
 from ortlm.builder.options import BuildOptions
+from ortlm.builder.planning import prepare
 from ortlm.builder.request import BuildRequest
 from ortlm.cli import main
 from ortlm.errors import BadOption
@@ -27,7 +28,8 @@ def test_smallest_within_a_divergence(tiny: Path, tmp_path: Path) -> None:
     assert allocation.chosen.kld <= 0.05
     assert all(p.kld > 0.05 for p in allocation.frontier if p.bytes < allocation.chosen.bytes)
     assert [p.bytes for p in allocation.frontier] == sorted(p.bytes for p in allocation.frontier)
-    assert allocation.frontier[0].nodes == ()
+    assert allocation.frontier[0].bits == {}
+    assert {5, 6, 8} >= set(allocation.chosen.bits.values()) >= {5}
     assert not list(tmp_path.iterdir())
 
 
@@ -39,6 +41,33 @@ def test_a_size_on_the_command_line(tiny: Path, tmp_path: Path, capsys: pytest.C
     info = json.loads((out / "ortlm.json").read_text(encoding="utf-8"))["info"]
     assert len(info["frontier"]) >= 5
     assert "chosen" in capsys.readouterr().err
+
+
+def test_bits_per_weight(tiny: Path, tmp_path: Path) -> None:
+    allocation = search(BuildRequest(tiny, options=FAST), tmp_path / "out", target_bits=6.5, threads=1)
+    outline = prepare(allocation.request).outline
+    assert 6.3 < outline.bits_per_weight <= 6.5
+    smaller = [point for point in allocation.frontier if point.bytes < allocation.chosen.bytes]
+    assert all(point.kld >= allocation.chosen.kld for point in smaller)
+
+
+def test_names_of_mixtures() -> None:
+    assert Point({}, 1, 0.0).name == "0 at 8 bits"
+    assert Point({"a": 6, "b": 8, "c": 6, "d": 5}, 1, 0.0).name == "1 at 8 bits, 2 at 6, 1 at 5"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target-bits", "5", "--target-kld", "0.1"], "--target-kld and --target-bits are different aims"),
+        (["--target-bits", "0"], "--target-bits must be above 0, and at most 32; got 0.0"),
+        (["--target-bits", "5", "--keep-quantization"], "--keep-quantization and --target-bits contradict"),
+        (["--target-bits", "5", "--layout", "transformers.js", "-p", "q4"], "--target-bits does not apply"),
+    ],
+)
+def test_aims_that_contradict(tiny: Path, tmp_path: Path, capsys, options, message) -> None:
+    assert main(["build", "-i", str(tiny), "-o", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_recipe_with_blocks_of_its_own(tiny: Path, tmp_path: Path) -> None:
@@ -54,8 +83,9 @@ def test_experts_are_one_choice(saved: Any, tmp_path: Path) -> None:
     allocation = search(
         BuildRequest(saved("mixtral").folder, options=FAST), tmp_path / "out", target_kld=0.02, threads=1
     )
-    assert len(allocation.frontier[-1].nodes) == len(set(allocation.frontier[-1].nodes)) == 7
-    assert "/model/layers.1/moe/QMoE" in allocation.frontier[-1].nodes
+    assert len(allocation.frontier[-1].bits) == 7
+    assert allocation.frontier[-1].bits["/model/layers.1/moe/QMoE"] == 8
+    assert all(point.bits.get("/model/layers.1/moe/QMoE") in (None, 8) for point in allocation.frontier)
     kld = [point.kld for point in allocation.frontier]
     assert kld[0] > 10 * kld[-1]
 
@@ -65,6 +95,8 @@ def test_what_cannot_be_reached(tiny: Path, tmp_path: Path) -> None:
         search(BuildRequest(tiny, options=FAST), tmp_path / "out", target_size=1_000_000, threads=1)
     with pytest.raises(BadOption, match="with 8 bits everywhere the mean KL divergence is"):
         search(BuildRequest(tiny, options=FAST), tmp_path / "out", target_kld=1e-7, threads=1)
+    with pytest.raises(BadOption, match=r"--target-bits 3 cannot be reached.* per weight"):
+        search(BuildRequest(tiny, options=FAST), tmp_path / "out", target_bits=3, threads=1)
     with pytest.raises(BadOption, match="shape int4; got -p fp32"):
         search(BuildRequest(tiny, precision="fp32"), tmp_path / "out", target_kld=1)
     assert not list(tmp_path.iterdir())

@@ -1,8 +1,10 @@
-"""Bit allocation: which matrices get 8 bits, for a wanted quality or a wanted size."""
+"""Bit allocation: which matrices get how many bits, for a wanted quality or a wanted size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from ortlm._utils.formatting import readable_bytes
 from ortlm._utils.progress import NullProgress, Progress
 from ortlm._version import __version__
 from ortlm.artifact import Artifact, portable
+from ortlm.builder.estimate import Outline
 from ortlm.builder.options import preset_of
 from ortlm.builder.output_dir import unfinished
 from ortlm.builder.pipeline import write
@@ -35,25 +38,36 @@ from ortlm.runtime.text.tokenizer import Tokenizer
 _CHUNKS, _CHUNK_TOKENS = 6, 256
 # How many points of the frontier are measured, in addition to its ends.
 _POINTS = 5
-_NARROW, _WIDE = "narrow", "wide"
+_FEWEST, _MOST = 4, 8
+_FLAGS = "--target-kld, --target-size and --target-bits"
+_ROLES = ("qkv", "out", "gate_up", "down", "head")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A model on the frontier: the ``nodes`` that have 8 bits, its size and its mean KL divergence in nats."""
+    """A model on the frontier: ``bits`` of nodes that have more than 4, size, and mean KL divergence in nats."""
 
-    nodes: tuple[str, ...]
+    bits: Mapping[str, int]
     bytes: int
     kld: float
 
+    @property
+    def name(self) -> str:
+        """How many matrices have how many bits, such as "3 at 8 bits, 12 at 6"."""
+        counts = {
+            bits: list(self.bits.values()).count(bits) for bits in sorted({*self.bits.values()}, reverse=True)
+        }
+        first, *rest = [f"{count} at {bits}" for bits, count in counts.items()] or ["0 at 8"]
+        return ", ".join([f"{first} bits", *rest])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the point as reports show it."""
-        return {"name": f"{len(self.nodes)} at 8 bits", "bytes": self.bytes, "kld": self.kld}
+        return {"name": self.name, "bytes": self.bytes, "kld": self.kld}
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """Which matrices get 8 bits: what to build, the point that it stands for, and the frontier by size."""
+    """Which matrices get more bits: what to build, the point that it stands for, and the frontier by size."""
 
     request: BuildRequest
     chosen: Point
@@ -66,76 +80,83 @@ def search(
     *,
     target_kld: float | None = None,
     target_size: int | None = None,
+    target_bits: float | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Allocation:
     """Find the smallest model with a KL divergence of at most ``target_kld``, or the best within ``target_size``.
 
-    The model is built twice next to ``out``, once with 4 and once with 8 bits for every matrix; from both, models
-    with any mixture are put together without writing weights again. The sensitivity of a matrix is how much the KL
-    divergence from fp32 grows if it alone has 4 bits; those that save most for what they cost go first. The size
-    is that of the whole folder. Raises BadOption if no mixture reaches what is wanted, saying what can be reached.
+    ``target_size`` is that of the whole folder in bytes, ``target_bits`` what a build reports as bits per weight.
+    The model is built next to ``out`` with 4 bits for every matrix, and by round-to-nearest with each number of
+    bits up to 8 that the target stores; from these, models with any mixture are put together without writing
+    weights again. The sensitivity of a matrix is how much the KL divergence from fp32 grows if it alone has 4
+    bits, and each bit more leaves a quarter of that; steps that save most for what they cost go first. Raises
+    BadOption if no mixture reaches what is wanted, saying what can be reached.
     """
     progress = progress or NullProgress()
     if request.precision != "int4":
-        raise BadOption(f"--target-kld and --target-size shape int4; got -p {request.precision}.")
+        raise BadOption(f"{_FLAGS} shape int4; got -p {request.precision}.")
     if request.options.fast_prompts:
         raise BadOption(
-            "--target-kld and --target-size say nothing of the copy for --fast-prompts. Search first, and build "
-            "what was found (rules in a recipe) with it."
+            f"{_FLAGS} say nothing of the copy for --fast-prompts. Search first, and build what was found (rules "
+            "in a recipe) with it."
         )
     method = CALIBRATED.get(preset_of("int4", request.options).algorithm)
     if method is not None and method.equalizes:
         raise BadOption(
-            "--target-kld and --target-size mix matrices of two builds, which AWQ scales differently. Choose "
-            "another algorithm, gptq for example."
+            f"{_FLAGS} mix matrices of several builds, which AWQ scales differently. Choose another algorithm, "
+            "gptq for example."
         )
     with unfinished(out) as folder:
-        pair = _Pair(request, folder, threads, progress)
-        nodes = pair.nodes()
-        if target_size is not None and pair.bytes_of(()) > target_size:
+        builds = _Builds(request, folder, threads, progress)
+        nodes = builds.nodes()
+        least = builds.outline({})
+        if target_bits is not None and least.bits_per_weight > target_bits:
+            raise BadOption(
+                f"--target-bits {target_bits:g} cannot be reached: with 4 bits in every matrix the model has "
+                f"{least.bits_per_weight:.2f} per weight, scales, embeddings and head included. Allowed: that or "
+                "more."
+            )
+        if target_size is not None and least.output_bytes > target_size:
             raise BadOption(
                 f"--target-size {readable_bytes(target_size)} cannot be reached: with 4 bits everywhere the model "
-                f"takes {readable_bytes(pair.bytes_of(()))}. Allowed: that or more."
+                f"takes {readable_bytes(least.output_bytes)}. Allowed: that or more."
             )
-        best = pair.point(tuple(nodes))
+        best = builds.point(dict.fromkeys(nodes, _MOST))
         if target_kld is not None and best.kld > target_kld:
             raise BadOption(
                 f"--target-kld {target_kld:g} cannot be reached: with 8 bits everywhere the mean KL divergence is "
                 f"{best.kld:.5f}. Allowed: that or more."
             )
         progress.start("measuring sensitivity", len(nodes) + _POINTS + 2, "models")
-        order = pair.by_sensitivity(nodes, best)
-        # From all at 8 bits down to none: what matters least goes first.
-        mixtures = [tuple(order[i:]) for i in range(len(order) + 1)]
+        mixtures = builds.mixtures(nodes, best)
         measured = {0: best}
 
         def at(i: int) -> Point:
             if i not in measured:
-                measured[i] = pair.point(mixtures[i])
+                measured[i] = builds.point(mixtures[i])
                 progress.advance(1)
             return measured[i]
 
         last = len(mixtures) - 1
         for i in np.linspace(0, last, _POINTS + 2).round().astype(int):
             at(int(i))
+        # The first that is small enough; they come by size, the largest first.
         if target_size is not None:
-            chosen = _largest_below(at, mixtures, pair.bytes_of, target_size)
+            fits = bisect_left(
+                range(last), -target_size, key=lambda i: -builds.outline(mixtures[i]).output_bytes
+            )
+            chosen = at(fits)
+        elif target_bits is not None:
+            fits = bisect_left(
+                range(last), -target_bits, key=lambda i: -builds.outline(mixtures[i]).bits_per_weight
+            )
+            chosen = at(fits)
         else:
             assert target_kld is not None
             chosen = _smallest_within(at, last, target_kld)
         frontier = tuple(sorted(measured.values(), key=lambda p: p.bytes))
-        return Allocation(pair.request_for(chosen.nodes), chosen, frontier)
-
-
-def _largest_below(
-    at: Callable[[int], Point],
-    mixtures: list[tuple[str, ...]],
-    size_of: Callable[[tuple[str, ...]], int],
-    limit: int,
-) -> Point:
-    """Return the first of ``mixtures``, the smallest of which is within the limit, that is."""
-    return next(at(i) for i, mixture in enumerate(mixtures) if size_of(mixture) <= limit)
+        return Allocation(builds.request_for(chosen.bits), chosen, frontier)
 
 
 def _smallest_within(at: Callable[[int], Point], last: int, limit: float) -> Point:
@@ -147,35 +168,35 @@ def _smallest_within(at: Callable[[int], Point], last: int, limit: float) -> Poi
     return at(low)
 
 
-class _Pair:
-    """The same model with 4 and with 8 bits everywhere, and mixtures of the two."""
+class _Builds:
+    """The same model with one number of bits everywhere, for each number that there is, and mixtures of them."""
 
     def __init__(self, request: BuildRequest, folder: Path, threads: int | None, progress: Progress) -> None:
         self._request, self._folder = request, folder
         self._threads, self._progress = threads, progress
-        # The graph of a mixture names both files of weights, so each has its own name.
-        self._built = {
-            name: self._build(name, bits, fast)
-            for name, bits, fast in ((_NARROW, 4, False), (_WIDE, 8, True))
-        }
+        # The graph of a mixture names all files of weights, so each has its own name.
+        self._built = {_FEWEST: self._build(_FEWEST)}
+        for bits in self._built[_FEWEST].emitted.builder.target.weight_bits:
+            if _FEWEST < bits <= _MOST:
+                self._built[bits] = self._build(bits)
         self._schemes = {
-            name: {
+            bits: {
                 item.tensors[0].name: _form(item)
                 for item in prepared.emitted.builder.plan.items
                 if isinstance(item, Quantized)
             }
-            for name, prepared in self._built.items()
+            for bits, prepared in self._built.items()
         }
         self._chunks, self._wanted = self._reference()
 
-    def _build(self, name: str, bits: int, fast: bool) -> Prepared:
+    def _build(self, bits: int) -> Prepared:
         request = self._everywhere(bits)
-        options = replace(request.options, filename=f"{name}.onnx")
-        if fast:
-            # What 8 bits lose in rounding is far below what is asked about. The recipe stays: it says the blocks.
+        options = replace(request.options, filename=_file(bits))
+        if bits > _FEWEST:
+            # What is lost in rounding is below what is asked about. The recipe stays: it says the blocks.
             options = replace(options, algorithm="rtn", calibration=None, calibration_tokens=None)
         prepared = prepare(replace(request, options=options))
-        built = self._folder / name
+        built = self._folder / str(bits)
         write(prepared, built, force=True, threads=self._threads, progress=self._progress)
         for file in built.iterdir():
             file.replace(self._folder / file.name)
@@ -183,60 +204,82 @@ class _Pair:
         return prepared
 
     def _everywhere(self, bits: int) -> BuildRequest:
-        return _with_rule(
-            self._request, Rule(roles=("qkv", "out", "gate_up", "down", "experts", "head"), bits=bits)
-        )
+        known = (_FEWEST,) if bits == _FEWEST else self._built[_FEWEST].emitted.builder.target.expert_bits
+        roles = (*_ROLES, "experts") if bits in known else _ROLES
+        return _with_rules(self._request, Rule(roles=roles, bits=bits))
 
-    def request_for(self, nodes: tuple[str, ...]) -> BuildRequest:
-        """Return the request for the model in which ``nodes`` have 8 bits and all others 4."""
-        base = self._everywhere(4)
-        return _with_rule(base, Rule(nodes=nodes, bits=8)) if nodes else base
+    def request_for(self, bits: Mapping[str, int]) -> BuildRequest:
+        """Return the request for the model in which nodes have these ``bits``, and all others 4."""
+        rules = [
+            Rule(nodes=tuple(node for node, its in bits.items() if its == count), bits=count)
+            for count in sorted({*bits.values()})
+        ]
+        return _with_rules(self._everywhere(_FEWEST), *rules)
 
     def nodes(self) -> list[str]:
-        """Return every product whose weights have 4 bits in one model and 8 in the other."""
+        """Return every product whose weights have 4 bits in one model and 8 in another."""
         found = (
             node
-            for tensor, node in self._built[_NARROW].emitted.builder.stored_for.items()
-            if self._schemes[_NARROW][tensor] != self._schemes[_WIDE].get(tensor)
+            for tensor, node in self._built[_FEWEST].emitted.builder.stored_for.items()
+            if self._bits_of(tensor)[-1] > _FEWEST
         )
         # One of experts has two matrices.
         return list(dict.fromkeys(found))
 
-    def bytes_of(self, nodes: tuple[str, ...]) -> int:
-        """Return the size of the artifact of a mixture."""
-        return self._prepare(nodes).outline.output_bytes
+    def _bits_of(self, tensor: str) -> list[int]:
+        """Return the numbers of bits that there are of the matrix whose codes are ``tensor``."""
+        forms = {bits: schemes.get(tensor) for bits, schemes in self._schemes.items()}
+        return [bits for bits, form in forms.items() if form is not None and form.bits == bits] or [_FEWEST]
 
-    def _prepare(self, nodes: tuple[str, ...]) -> Prepared:
-        request = self.request_for(nodes)
+    def outline(self, bits: Mapping[str, int]) -> Outline:
+        """Return the sizes of a mixture."""
+        return self._prepare(bits).outline
+
+    def _prepare(self, bits: Mapping[str, int]) -> Prepared:
+        request = self.request_for(bits)
         return prepare(replace(request, options=replace(request.options, filename="mixture.onnx")))
 
-    def by_sensitivity(self, nodes: list[str], base: Point) -> list[str]:
-        """Return ``nodes``, first those that save most bytes for what they cost at 4 bits.
+    def mixtures(self, nodes: list[str], best: Point) -> list[dict[str, int]]:
+        """Return mixtures from all ``nodes`` at 8 bits, which ``best`` is, down to none that has more than 4.
 
-        ``base`` is the model in which all have 8.
+        Each has fewer bits than the one before in one matrix: where that saves most for what it costs.
         """
-        everything = tuple(nodes)
-        costs = {}
+        tensors = {node: tensor for tensor, node in self._built[_FEWEST].emitted.builder.stored_for.items()}
+        steps: list[tuple[float, int, str]] = []
         for node in nodes:
-            point = self.point(tuple(n for n in everything if n != node))
-            costs[node] = max(point.kld - base.kld, 0.0) / max(base.bytes - point.bytes, 1)
+            point = self.point({other: _MOST for other in nodes if other != node})
+            cost = max(point.kld - best.kld, 0.0) / max(best.bytes - point.bytes, 1)
+            levels = self._bits_of(tensors[node])
+            for fewer, more in itertools.pairwise(levels):
+                # Of what 4 bits cost, a quarter is left for each bit more.
+                left = 4.0 ** (_FEWEST - fewer) - 4.0 ** (_FEWEST - more)
+                steps.append((cost * left / (more - fewer), -fewer, node))
             self._progress.advance(1)
-        return sorted(nodes, key=lambda node: costs[node])
+        mixture = dict.fromkeys(nodes, _MOST)
+        found = [dict(mixture)]
+        for _, fewer, node in sorted(steps):
+            if -fewer > _FEWEST:
+                mixture[node] = -fewer
+            else:
+                del mixture[node]
+            found.append(dict(mixture))
+        return found
 
-    def point(self, nodes: tuple[str, ...]) -> Point:
-        """Put the mixture together in which ``nodes`` have 8 bits, and measure it."""
-        mixed = self._prepare(nodes)
+    def point(self, bits: Mapping[str, int]) -> Point:
+        """Put the mixture together in which nodes have these ``bits``, and measure it."""
+        mixed = self._prepare(bits)
         placed = {}
         for item in mixed.emitted.builder.plan.items:
-            name, tensors = _NARROW, item.tensors
+            source, tensors = _FEWEST, item.tensors
             if isinstance(item, Quantized):
                 tensors = (*tensors, *item.views[1:])
-                if self._schemes[_NARROW].get(tensors[0].name) not in (None, _form(item)):
-                    name = _WIDE
-                    assert self._schemes[name][tensors[0].name] == _form(item), tensors[0].name
-            offsets = self._built[name].layout.offsets
+                form = _form(item)
+                source = next(
+                    b for b, schemes in self._schemes.items() if schemes.get(tensors[0].name) == form
+                )
+            offsets = self._built[source].layout.offsets
             for tensor in tensors:
-                placed[tensor.name] = (f"{name}.onnx.data", offsets[tensor.name])
+                placed[tensor.name] = (f"{_file(source)}.data", offsets[tensor.name])
         ir.save(mixed.emitted.builder.model(placed, __version__), self._folder / "mixture.onnx")
         mixture = Artifact(self._folder, portable(mixed.manifest))
         lm = LanguageModel(mixture, threads=self._threads, prefix_caches=0)
@@ -244,11 +287,11 @@ class _Pair:
         for chunk, wanted in zip(self._chunks, self._wanted, strict=True):
             measured = log_softmax(lm.logits(chunk.tolist())[len(chunk) // 2 :])
             divergences.append((np.exp(wanted) * (wanted - measured)).sum(axis=-1))
-        return Point(nodes, mixed.outline.output_bytes, float(np.concatenate(divergences).mean()))
+        return Point(dict(bits), mixed.outline.output_bytes, float(np.concatenate(divergences).mean()))
 
     def _reference(self) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float32]]]:
         """Return the chunks that are read, and the float model's log-probabilities for the second half of each."""
-        prepared = self._built[_NARROW]
+        prepared = self._built[_FEWEST]
         size = min(_CHUNK_TOKENS, prepared.spec.max_tokens)
         all_chunks = make_chunks(read_text(None), Tokenizer.open(self._folder), size=size).tokens
         apart = max(1, len(all_chunks) // _CHUNKS)
@@ -263,9 +306,13 @@ class _Pair:
         return chunks, wanted
 
 
-def _with_rule(request: BuildRequest, rule: Rule) -> BuildRequest:
+def _file(bits: int) -> str:
+    return f"all-{bits}.onnx"
+
+
+def _with_rules(request: BuildRequest, *rules: Rule) -> BuildRequest:
     options = request.options
-    return replace(request, options=replace(options, rules=(*options.rules, rule)))
+    return replace(request, options=replace(options, rules=(*options.rules, *rules)))
 
 
 def _form(item: Quantized) -> Scheme:

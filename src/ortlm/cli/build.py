@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ortlm.builder.request import BuildRequest
     from ortlm.evaluation.quick_check import Check
 
+# What a search may be asked for, by one number.
+_AIMS = ("kld", "size", "bits")
 _EXAMPLES = """\
 examples:
   ortlm build -m microsoft/Phi-3.5-mini-instruct -o phi -p int4 -e cpu -c cache
@@ -138,12 +140,18 @@ def add_parser(subparsers: Subparsers) -> None:
         "--target-kld",
         type=float,
         metavar="X",
-        help="search which matrices need 8 bits for a mean KL divergence of at most X nats",
+        help="search which matrices need how many bits for a mean KL divergence of at most X nats",
     )
     how.add_argument(
         "--target-size",
         metavar="SIZE",
-        help="search which matrices get 8 bits within SIZE, such as 2.1GB or 700MB",
+        help="search which matrices get how many bits within SIZE, such as 2.1GB or 700MB",
+    )
+    how.add_argument(
+        "--target-bits",
+        type=float,
+        metavar="B",
+        help="the same for B bits per weight, scales, embeddings and head included, such as 4.8",
     )
     how.add_argument(
         "--calibration",
@@ -317,15 +325,18 @@ def _requests(args: argparse.Namespace) -> list[BuildRequest]:
         )
     if args.max_kld is not None and not args.max_kld >= 0:
         raise BadOption(f"--max-kld must be 0 or more, in nats; got {args.max_kld}.")
-    if args.target_kld is not None and args.target_size is not None:
-        raise BadOption("--target-kld and --target-size are two aims; give one of them.")
-    if args.keep_quantization and (args.target_kld is not None or args.target_size is not None):
+    aims = [f"--target-{aim}" for aim in _AIMS if getattr(args, f"target_{aim}") is not None]
+    if len(aims) > 1:
+        raise BadOption(f"{' and '.join(aims)} are different aims; give one of them.")
+    if args.keep_quantization and aims:
         raise BadOption(
-            "--keep-quantization and --target-kld or --target-size contradict each other: what is kept has the "
-            "bits that it has. Give one of the two."
+            f"--keep-quantization and {aims[0]} contradict each other: what is kept has the bits that it has. "
+            "Give one of the two."
         )
     if args.target_kld is not None and not args.target_kld > 0:
         raise BadOption(f"--target-kld must be above 0, in nats; got {args.target_kld}.")
+    if args.target_bits is not None and not 0 < args.target_bits <= 32:
+        raise BadOption(f"--target-bits must be above 0, and at most 32; got {args.target_bits}.")
     if args.evaluate and not Path(args.evaluate).is_file():
         raise BadOption(
             f"--evaluate {args.evaluate} is not a file; it takes a text, or nothing for ortlm's own."
@@ -342,10 +353,8 @@ def _requests(args: argparse.Namespace) -> list[BuildRequest]:
     )
     requests = laid_out(request, args.layout, args.precision, args.execution_provider)
     first = requests[0]
-    if first.dtype is not None and (args.target_kld is not None or args.target_size is not None):
-        raise BadOption(
-            f"--target-kld and --target-size do not apply with --layout {args.layout}. Leave them out."
-        )
+    if first.dtype is not None and aims:
+        raise BadOption(f"{aims[0]} does not apply with --layout {args.layout}. Leave it out.")
     if len(requests) > 1 and (args.evaluate is not None or args.max_kld is not None):
         raise BadOption(
             f"--evaluate and --max-kld look at one model, and -p {args.precision} makes {len(requests)}. Build "
@@ -400,7 +409,7 @@ def _build(args: argparse.Namespace, requests: list[BuildRequest]) -> int:
     # Before a search, which takes long: what is wrong shows now.
     prepared = [prepare(request) for request in requests]
     frontier = None
-    if args.target_kld is not None or args.target_size is not None:
+    if any(getattr(args, f"target_{aim}") is not None for aim in _AIMS):
         request, frontier = _search(args, console, requests[0], out)
         prepared = [prepare(request)]
     outline = prepared[0].outline
@@ -438,7 +447,7 @@ def _build(args: argparse.Namespace, requests: list[BuildRequest]) -> int:
 def _search(
     args: argparse.Namespace, console: Console, request: BuildRequest, out: Path
 ) -> tuple[BuildRequest, tuple[Point, ...]]:
-    """Find which matrices get 8 bits, and show the frontier."""
+    """Find which matrices get how many bits, and show the frontier."""
     from ortlm._utils.formatting import parse_bytes
     from ortlm.builder.bit_allocation import search
 
@@ -448,6 +457,7 @@ def _search(
             out,
             target_kld=args.target_kld,
             target_size=parse_bytes(args.target_size, "--target-size") if args.target_size else None,
+            target_bits=args.target_bits,
             threads=args.threads,
             progress=progress,
         )

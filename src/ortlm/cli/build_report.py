@@ -167,11 +167,11 @@ def show_frontier(console: Console, frontier: Iterable[Point], chosen: Point) ->
     from rich.table import Table
 
     table = Table(title="size against KL divergence", title_justify="left", box=None)
-    for name in ("matrices at 8 bits", "size", "mean KL divergence", ""):
+    for name in ("matrices above 4 bits", "size", "mean KL divergence", ""):
         table.add_column(name, justify="right" if name else "left")
     for point in frontier:
         mark = "chosen" if point == chosen else ""
-        table.add_row(str(len(point.nodes)), readable_bytes(point.bytes), f"{point.kld:.5f}", mark)
+        table.add_row(point.name, readable_bytes(point.bytes), f"{point.kld:.5f}", mark)
     console.print(table)
 
 
