@@ -42,7 +42,7 @@ class CalibrationProgress:
         if record.get("fingerprint") == fingerprint and (folder / "weights.data").is_file():
             state.done, state.resumed = int(record["done"]), True
             state.complete = record.get("complete") is True
-            state.experts = dict(record["experts"])
+            state.experts = dict(record.get("experts", {}))
             if not state.complete:
                 _own(state.data)
         else:
