@@ -86,6 +86,7 @@ def main() -> int:
     )
     parser.add_argument("--only", help="of the builds, as cpu-int4-fast,mobile-int8-fast")
     parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--calibration-tokens", type=int, default=64, help="of the build that calibrates")
     parser.add_argument("--json", type=Path, help="file to write all results to")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -119,7 +120,7 @@ def check(args: argparse.Namespace, arm: Emulated, work: Path) -> int:
             continue
         folders = [work / "built" / where / name for where in ("here", "arm64")]
         build = {"target": target, "precision": precision, "recipe": recipe or "default"}
-        row = {**build, **compare_builds(here(), arm.command(cpus[0]), *folders)}
+        row = {**build, **compare_builds(here(), arm.command(cpus[0]), *folders, args.calibration_tokens)}
         found["builds"].append(row)
         print(json.dumps(row), flush=True)
         for cpu in cpus:
@@ -141,19 +142,25 @@ def check(args: argparse.Namespace, arm: Emulated, work: Path) -> int:
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def compare_builds(ours: Command, theirs: Command, here: Path, there: Path) -> dict[str, Any]:
-    """Build in both places and return which files differ."""
+def compare_builds(
+    ours: Command, theirs: Command, here: Path, there: Path, calibration_tokens: int
+) -> dict[str, Any]:
+    """Build in both places and return which files differ, and what share of the weights' bytes does."""
     for command, out in ((ours, here), (theirs, there)):
         out.parent.mkdir(parents=True, exist_ok=True)
         target, precision, *recipe = out.name.split("-")
-        done = command("build", target, precision, "".join(recipe), str(out))
+        done = command("build", target, precision, "".join(recipe), str(out), str(calibration_tokens))
         if done.returncode != 0:
             return {"ok": False, "error": done.stderr.strip()[-400:]}
     names = sorted(
         {str(p.relative_to(root)) for root in (here, there) for p in root.rglob("*") if p.is_file()}
     )
     differ = [name for name in names if not same(here / name, there / name)]
-    return {"ok": not differ, "files": len(names), "differ": differ}
+    found: dict[str, Any] = {"ok": not differ, "files": len(names), "differ": differ}
+    data = [np.fromfile(root / "model.onnx.data", np.uint8) for root in (here, there)]
+    if len(data[0]) == len(data[1]) and "model.onnx.data" in differ:
+        found["bytes_differ"] = float(f"{np.mean(data[0] != data[1]):.3g}")
+    return found
 
 
 def same(one: Path, other: Path) -> bool:
@@ -225,8 +232,9 @@ def child(what: str, *rest: str) -> int:
     if what == "build":
         from ortlm import BuildOptions
 
-        target, precision, recipe, out = rest
-        options = BuildOptions(recipe=recipe) if recipe else BuildOptions()
+        target, precision, recipe, out, tokens = rest
+        calibrated = not recipe and precision == "int4"
+        options = BuildOptions(recipe=recipe or None, calibration_tokens=int(tokens) if calibrated else None)
         ortlm.build(MODEL, out, precision=precision, target=target, options=options, threads=1)
         return 0
     folder, file, tokens = rest

@@ -84,6 +84,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
     parser.add_argument("--minutes", type=float, default=6.0, help="begin nothing more after so long")
+    parser.add_argument("--gpu", help="what to call the device, where nvidia-smi does not know it")
     parser.add_argument("--json", type=Path, help="file to write all results to")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -103,6 +104,7 @@ class Check:
         self._args = args
         self._began = time.perf_counter()
         self._found: dict[str, Any] = {"device": args.device, "machine": machine(), "parity": [], "speed": []}
+        self._found["machine"]["gpu"] = args.gpu or self._found["machine"]["gpu"]
 
     def run(self) -> int:
         """Return the exit code."""

@@ -2,9 +2,11 @@
 
     python benchmarks/check_device.py cuda --json benchmarks/results/check_device-h200.json
     python benchmarks/check_arm64.py --json benchmarks/results/check_arm64-qemu.json
+    python -m tests.docs.device_support
     python benchmarks/tabulate_devices.py
 
-A device that has no file in benchmarks/results has not been run, and the page says so.
+What tests run and what builds refuse is read from tests and code. A device that has no file in benchmarks/results
+has not been run, and the page says so.
 """
 
 from __future__ import annotations
@@ -21,18 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "devices.md"
 BEGIN, END = "<!-- results: begin, written by benchmarks/tabulate_devices.py -->", "<!-- results: end -->"
-# What tests run, next to what the results say.
-TESTED = {
-    ("cpu", "int4"): "all families",
-    ("cpu", "int8"): "all families",
-    ("cpu", "fp32"): "all families",
-    ("webgpu", "fp32"): "12 families, where the plugin is installed",
-}
-IGNORED = {"softcap": "capped scores (Gemma 2)", "window": "more context than a window"}
-
 MATRIX = """\
 What each target builds, and where that was run; the families are in the tables below. "By graph only" means that
-tests build such folders and look at their graphs, and that no device has run them.
+no device has run them: tests build such folders, check their graphs, and run them on the CPU. "Refused" counts
+families of the tests that a build for the target refuses, or whose context it cuts.
 
 | target | precision | run by these scripts | run by `make test` | refused |
 |---|---|---|---|---|
@@ -84,8 +78,8 @@ def section(results: Sequence[Mapping[str, Any]]) -> str:
     arm = RESULTS / "check_arm64-qemu.json"
     emulated = json.loads(arm.read_text(encoding="utf-8")) if arm.is_file() else None
     parts = [matrix(results, emulated)]
-    for result in results:
-        parts += [heading(result), parity(result["parity"])]
+    for number, result in enumerate(results):
+        parts += [heading(result), *([PARITY] if number == 0 else []), parity(result["parity"])]
         if result.get("speed"):
             parts.append(speed(result["speed"]))
     if emulated is not None:
@@ -96,23 +90,25 @@ def section(results: Sequence[Mapping[str, Any]]) -> str:
 def matrix(results: Sequence[Mapping[str, Any]], emulated: Mapping[str, Any] | None) -> str:
     """Return the table of what was run where."""
     lines = []
+    support = json.loads((RESULTS / "device_support.json").read_text(encoding="utf-8"))
     for target in TARGETS.values():
-        refused = ", ".join(text for key, text in IGNORED.items() if key in target.attention_ignores)
+        reasons = sorted(support["refused"][target.name].items())
+        refused = ", ".join(f"{reason} ({len(names)})" for reason, names in reasons)
         for precision in {**target.precisions, **target.without_fp16}:
             rows = [
                 row
                 for result in results
                 if result["device"].partition(":")[0] == target.name
                 for row in result["parity"]
-                if row["precision"] == precision and not row.get("error")
+                if row["precision"] == precision and "ok" in row
             ]
             good = len({row["family"] for row in rows if row["ok"]})
             run = f"{good} of {len({row['family'] for row in rows})} families right" if rows else ""
             for row in emulated["runs"] if emulated else ():
                 if row["ok"] and (row["target"], row["precision"]) == (target.name, precision):
                     run = "`tiny-phi3` on ARM64, emulated"
-            tested = TESTED.get((target.name, precision), "")
-            run = run or ("" if tested else "by graph only")
+            tested = support["tested"].get(target.name, {}).get(precision, "")
+            run = run or ("" if "families" in tested else "by graph only")
             lines.append(f"| `{target.name}` | {precision} | {run} | {tested} | {refused} |")
     return MATRIX + "\n".join(lines) + "\n"
 
@@ -149,12 +145,14 @@ def heading(result: Mapping[str, Any]) -> str:
 def parity(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of what ten families of tiny random models compute."""
     lines = [
-        PARITY,
         "| family | precision | against | prefill | 8 steps | greedy of 40 | among themselves |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         name = f"| `{row['family']}` | {row['precision']} "
+        if "refused" in row:
+            lines.append(f"{name}| | refused | | | |")
+            continue
         if row.get("error"):
             lines.append(f"{name}| | failed: {row['error']} | | | |")
             continue
