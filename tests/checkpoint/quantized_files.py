@@ -12,7 +12,6 @@ import numpy as np
 
 from ortlm.checkpoint.safetensors import read_header
 from ortlm.dtypes import BY_SAFETENSORS, Array
-from tests.architectures import families
 
 GROUP = 32
 Tensors = dict[str, Array]
@@ -55,6 +54,9 @@ def write(folder: Path, method: str, family: str = "llama", **config: Any) -> Pa
 
     ``config`` changes what is said of it.
     """
+    # It needs transformers, which tests of recorded files do without.
+    from tests.architectures import families
+
     folder.mkdir(parents=True, exist_ok=True)
     families.save(family, folder)
     stated, packer = METHODS[method]
