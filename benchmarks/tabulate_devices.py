@@ -122,7 +122,9 @@ def arm64(found: Mapping[str, Any]) -> str:
     for row in found["runs"]:
         key = ("target", "precision", "recipe")
         build = next(b for b in found["builds"] if all(b[k] == row[k] for k in key))
-        same = "equal" if build["ok"] else "differ: " + ", ".join(build.get("differ", ["failed"]))
+        same = "failed" if build.get("error") else "equal"
+        if build.get("differ"):
+            same = "differ: " + ", ".join(build["differ"])
         start = f"| `{row['target']}` | {row['precision']} | {row['recipe']} | {same} | {row['cpu']} "
         if row.get("error"):
             lines.append(f"{start}| failed | |")

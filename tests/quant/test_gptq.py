@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ortlm.errors import BadCheckpoint
 from ortlm.quant.awq import channel_scales
 from ortlm.quant.gptq import corrected, feedback, gptq, moments
 from ortlm.quant.rtn import clip_search, clipped_range, dequantize, rtn
@@ -114,3 +115,11 @@ def test_awq_scales_help_rounding() -> None:
     scales = channel_scales(w, scheme, moments([x]))
     scaled = dequantize(rtn(w * scales, scheme), scheme, 96) / scales
     assert loss(w, scaled, x) < loss(w, dequantize(rtn(w, scheme), scheme, 96), x)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_inputs_that_are_not_finite_are_refused(value: float) -> None:
+    x = inputs(40)
+    x[3, 5] = value
+    with pytest.raises(BadCheckpoint, match="NaN or infinite"), np.errstate(invalid="ignore"):
+        moments([x])

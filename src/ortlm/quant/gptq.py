@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.dtypes import Floats
+from ortlm.errors import BadCheckpoint
 from ortlm.quant.pack import pack
 from ortlm.quant.rtn import Packed
 from ortlm.quant.scheme import Scheme
@@ -37,7 +38,10 @@ class Moments:
 
 
 def moments(inputs: Sequence[Floats], floats: Sequence[Floats] | None = None) -> Moments:
-    """Return the moments of ``inputs`` [..., K]; ``floats`` are the same of the float model."""
+    """Return the moments of ``inputs`` [..., K]; ``floats`` are the same of the float model.
+
+    Raises BadCheckpoint if they are not finite.
+    """
     width = inputs[0].shape[-1]
     second = np.zeros((width, width), np.float32)
     drift = None if floats is None else np.zeros((width, width), np.float32)
@@ -51,6 +55,11 @@ def moments(inputs: Sequence[Floats], floats: Sequence[Floats] | None = None) ->
     second /= np.float32(count)
     if drift is not None:
         drift /= np.float32(count)
+    if not (np.isfinite(second).all() and (drift is None or np.isfinite(drift).all())):
+        raise BadCheckpoint(
+            "calibration computes inputs of a matrix that are NaN or infinite. Usual causes: weights that are, "
+            "or a BLAS of numpy that is wrong on this processor. Try --recipe fast, which does not calibrate."
+        )
     return Moments(second, drift)
 
 
