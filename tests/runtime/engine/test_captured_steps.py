@@ -296,3 +296,25 @@ def test_a_graph_that_cannot_be_captured_is_loaded_without(build, monkeypatch):
     assert not session.captures
     assert [capture for capture, _ in asked] == ["1", "0"]
     assert asked[0][1] > asked[1][1]
+
+
+def test_states_may_be_dropped_in_the_middle_of_a_run(build, monkeypatch):
+    """Garbage collection may come anywhere, also where a run holds its lock."""
+    session = engine.Session(build("qwen3", "fp32").artifact.path / "model.onnx")
+    monkeypatch.setattr(session, "_captures", True)
+    released, taken = [], []
+
+    class Inner:
+        def run_with_iobinding(self, io, options):
+            taken.append(sorted(session._numbered))
+            session.release(1)
+
+        def release_captured_graph(self, number):
+            released.append(number)
+
+    binding = session.binding()
+    monkeypatch.setattr(session, "_session", Inner())
+    for number in (1, 2, 3):
+        session.run(binding, capture=number)
+    assert taken == [[1], [2], [2, 3]]
+    assert released == [1]

@@ -121,6 +121,7 @@ class Session:
         # What another thread asks of the device while a run is captured would be captured with it.
         self._one_by_one = threading.Lock()
         self._numbered: dict[int, Any] = {}
+        self._dropped: list[int] = []
         keep_freed_memory()
         # Small models live in the processor's caches and gain nothing from huge pages.
         if weights >= _LARGE_BYTES:
@@ -191,6 +192,7 @@ class Session:
                 self._session.run_with_iobinding(binding.io, None if brief else binding.options)
                 return
             with self._one_by_one:
+                self._release_dropped()
                 options = binding.options if capture is None else self._options_of(capture)
                 self._session.run_with_iobinding(binding.io, options)
         except _ORT_ERRORS as error:
@@ -200,8 +202,13 @@ class Session:
             raise BadArtifact(f"ONNX Runtime could not run {self.path}: {one_line(error)}") from error
 
     def release(self, capture: int) -> None:
-        """Forget the run that was captured under the number ``capture``."""
-        with self._one_by_one:
+        """Forget the run that was captured under the number ``capture``, before the next one at the latest."""
+        # Whoever drops states may be garbage collection in the middle of a run, which holds the lock.
+        self._dropped.append(capture)
+
+    def _release_dropped(self) -> None:
+        while self._dropped:
+            capture = self._dropped.pop()
             # Older ONNX Runtimes cannot, and keep it as long as the session.
             if self._numbered.pop(capture, None) and hasattr(self._session, "release_captured_graph"):
                 self._session.release_captured_graph(capture)
