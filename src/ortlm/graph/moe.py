@@ -241,10 +241,14 @@ def _of_all(
 def _for_kernel(scheme: Scheme, spec: Experts, hidden: int) -> Scheme:
     """Return ``scheme`` with the largest block that the kernel can take; raises UnsupportedModel if none is."""
     blocks = [b for b in BLOCKS if b <= scheme.block and hidden % b == 0 and spec.intermediate % b == 0]
+    if not scheme.symmetric:
+        # ONNX Runtime 1.24 passes over the zeros of rows that are a single block.
+        blocks = [b for b in blocks if b < min(hidden, spec.intermediate)]
     if not blocks:
         raise UnsupportedModel(
             f"experts of {spec.intermediate} channels in a model of {hidden} cannot be quantized: QMoE wants "
-            f"blocks of {BLOCKS[0]} or more that divide both. Build with -p fp32."
+            f"blocks of {BLOCKS[0]} or more that divide both, with zero points at least two in a row. Build with "
+            "-p fp32."
         )
     if max(blocks) == scheme.block:
         return scheme
