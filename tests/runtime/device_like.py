@@ -98,7 +98,7 @@ class DeviceLikeSession(engine.Session):
         if capture is not None:
             assert all(tensor is not None and tensor.on_device for tensor in binding.bound.values())
             before = self._captured.setdefault(capture, (binding, dict(binding.bound)))
-            assert before == (binding, binding.bound), "a captured run would not see what was bound anew"
+            assert before == (binding, binding.bound), "a captured run would not see what was bound again"
             for other in self._bindings:
                 if other is not binding:
                     other.overwrite()

@@ -7,9 +7,9 @@ from typing import Any
 
 from ortlm.architectures._config import Config
 from ortlm.architectures._gguf import Gguf
-from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
+from ortlm.architectures._parts import Sizes, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
-from ortlm.spec import Architecture, GatedMLP, Layer, Norm
+from ortlm.spec import Architecture, Decoder, Experts, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("granite",)
 GGUF = Gguf(
@@ -34,6 +34,12 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     """Return the architecture of a dense Granite checkpoint; ``logits_scaling`` divides the logits."""
     c = Config(config)
     s = sizes(c)
+    ffn = GatedMLP(s.intermediate, c.activation("hidden_act", "silu"), bias=c.flag("mlp_bias", False))
+    return architecture(multiplied(c, s, ffn), "granite")
+
+
+def multiplied(c: Config, s: Sizes, ffn: GatedMLP | Experts) -> Decoder:
+    """Return a decoder with Granite's multipliers and ``ffn`` in every layer."""
     norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
     bias = c.flag("attention_bias", False)
     layer = Layer(
@@ -44,12 +50,12 @@ def describe(config: Mapping[str, Any]) -> Architecture:
             qkv_bias=bias,
             out_bias=bias,
         ),
-        ffn=GatedMLP(s.intermediate, c.activation("hidden_act", "silu"), bias=c.flag("mlp_bias", False)),
+        ffn=ffn,
         mixer_pre=norm,
         ffn_pre=norm,
         residual_scale=c.positive("residual_multiplier", 1.0),
     )
-    decoder = decoder_of(
+    return decoder_of(
         c,
         s,
         (layer,) * s.layers,
@@ -57,4 +63,3 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         embed_scale=c.positive("embedding_multiplier", 1.0),
         logit_scale=1.0 / c.positive("logits_scaling", 1.0),
     )
-    return architecture(decoder, "granite")

@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
-from ortlm.architectures._parts import (
-    Sizes,
-    architecture,
-    attention,
-    check_silu,
-    decoder_of,
-    experts,
-    sizes,
-)
-from ortlm.architectures._rope import rope
-from ortlm.spec import Architecture, Layer, Norm, Source, Sources
+from ortlm.architectures._parts import Sizes, architecture, check_silu, experts, sizes
+from ortlm.architectures.granite import multiplied
+from ortlm.spec import Architecture, Source, Sources
 
 MODEL_TYPES = ("granitemoe",)
 
@@ -26,32 +18,9 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     c = Config(config)
     s = sizes(c)
     check_silu(c)
-    norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
-    bias = c.flag("attention_bias", False)
     several = experts(c, 8, chosen=2, intermediate=s.intermediate)
-    layer = Layer(
-        mixer=attention(
-            s,
-            rope=rope(c, s.head_dim, max_tokens=s.max_tokens),
-            scale=c.positive("attention_multiplier", 1.0),
-            qkv_bias=bias,
-            out_bias=bias,
-        ),
-        ffn=several,
-        mixer_pre=norm,
-        ffn_pre=norm,
-        residual_scale=c.positive("residual_multiplier", 1.0),
-    )
-    decoder = decoder_of(
-        c,
-        s,
-        (layer,) * s.layers,
-        norm,
-        embed_scale=c.positive("embedding_multiplier", 1.0),
-        logit_scale=1.0 / c.positive("logits_scaling", 1.0),
-    )
     names = {"router": "block_sparse_moe.router.layer"}
-    return architecture(decoder, "granite", names=names, fused=_fused(s, several.experts))
+    return architecture(multiplied(c, s, several), "granite", names=names, fused=_fused(s, several.experts))
 
 
 def _fused(s: Sizes, count: int) -> Sources:

@@ -14,7 +14,7 @@ MODEL_TYPES = ("mixtral",)
 
 # transformers cannot compute "dynamic" for this family, so that nothing says what it would be.
 _ROPES = tuple(kind for kind in KINDS if kind != "dynamic")
-_NAMES = {
+NAMES = {
     "router": "block_sparse_moe.gate",
     "expert_gate": "block_sparse_moe.experts.{}.w1",
     "expert_up": "block_sparse_moe.experts.{}.w3",
@@ -40,4 +40,4 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     )
     decoder = decoder_of(c, s, (layer,) * s.layers, norm)
     # onnxruntime-genai has no type of its own for Mixtral, whose cache is Mistral's.
-    return architecture(decoder, "mistral", names=_NAMES)
+    return architecture(decoder, "mistral", names=NAMES)

@@ -18,17 +18,11 @@ from ortlm.architectures._parts import (
     sizes,
 )
 from ortlm.architectures._rope import rope
+from ortlm.architectures.mixtral import NAMES
 from ortlm.errors import UnsupportedModel
 from ortlm.spec import SPARSE_MIXER, Architecture, Layer, Norm, Rope
 
 MODEL_TYPES = ("phimoe",)
-
-_NAMES = {
-    "router": "block_sparse_moe.gate",
-    "expert_gate": "block_sparse_moe.experts.{}.w1",
-    "expert_up": "block_sparse_moe.experts.{}.w3",
-    "expert_down": "block_sparse_moe.experts.{}.w2",
-}
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:
@@ -53,7 +47,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         ffn_pre=norm,
     )
     decoder = decoder_of(c, s, (layer,) * s.layers, norm, head_bias=c.flag("lm_head_bias", False))
-    return architecture(decoder, "phimoe", names=_NAMES)
+    return architecture(decoder, "phimoe", names=NAMES)
 
 
 def _rope(config: Mapping[str, Any], s: Sizes) -> Rope:

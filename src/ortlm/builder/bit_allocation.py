@@ -141,20 +141,19 @@ def search(
         last = len(mixtures) - 1
         for i in np.linspace(0, last, _POINTS + 2).round().astype(int):
             at(int(i))
-        # The first that is small enough; they come by size, the largest first.
-        if target_size is not None:
-            fits = bisect_left(
-                range(last), -target_size, key=lambda i: -builds.outline(mixtures[i]).output_bytes
-            )
-            chosen = at(fits)
-        elif target_bits is not None:
-            fits = bisect_left(
-                range(last), -target_bits, key=lambda i: -builds.outline(mixtures[i]).bits_per_weight
-            )
-            chosen = at(fits)
-        else:
-            assert target_kld is not None
+        if target_kld is not None:
             chosen = _smallest_within(at, last, target_kld)
+        else:
+
+            def fits(i: int) -> bool:
+                outline = builds.outline(mixtures[i])
+                if target_bits is not None:
+                    return outline.bits_per_weight <= target_bits
+                assert target_size is not None
+                return outline.output_bytes <= target_size
+
+            # The first that fits; they come by size, the largest first.
+            chosen = at(bisect_left(range(last), True, key=fits))
         frontier = tuple(sorted(measured.values(), key=lambda p: p.bytes))
         return Allocation(builds.request_for(chosen.bits), chosen, frontier)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm._utils.checked_json import is_integer
-from ortlm.checkpoint.awq import ORDER
+from ortlm.checkpoint.awq import ORDER, int4_weight
 from ortlm.checkpoint.fp8 import fp8_weight
 from ortlm.checkpoint.mxfp4 import fp4_weight
 from ortlm.checkpoint.quantized_integers import Integers, IntegerWeight, even_groups
@@ -67,30 +67,8 @@ def _four_bits(
     size: Any = scheme.get("group_size")
     if not is_integer(size) or size < 1:
         raise found.refused("group_size", size, "numbers above 0")
-    words = found.need(module, "weight", ("int32",))
-    inputs, outputs = words.shape[0], words.shape[1] * 8
-    count = -(-inputs // size)
-    scales = found.expect(found.need(module, "weight_scale"), (count, outputs))
-    zeros = found.take(module, "weight_zero_point", ("int32",))
-    if zeros is not None:
-        found.expect(zeros, (count, outputs // 8))
-    return IntegerWeight(
-        name=f"{module}.weight",
-        shape=(outputs, inputs),
-        dtype=scales.dtype,
-        stamp=words.stamp,
-        offset=words.offset,
-        kind="Quark int4",
-        calibrated=True,
-        integers=Integers(words, 4, inputs, transposed=True, order=order, signed=signed),
-        scales=scales,
-        scales_transposed=True,
-        zeros=None
-        if zeros is None
-        else Integers(zeros, 4, count, transposed=True, order=order, signed=signed),
-        groups=even_groups(inputs, size),
-        stored_bytes=sum(w.bytes for w in (words, scales, zeros) if w is not None),
-    )
+    names = ("weight", "weight_scale", "weight_zero_point")
+    return int4_weight(found, module, size, "Quark int4", names=names, order=order, signed=signed)
 
 
 def _eight_bits(found: QuantizedTensors, module: str) -> IntegerWeight:
