@@ -107,21 +107,21 @@ def search(
             f"{_FLAGS} mix matrices of several builds, which AWQ scales differently. Choose another algorithm, "
             "gptq for example."
         )
+    # Before anything is built, which takes long.
+    least = prepare(_everywhere(request, _FEWEST, (*_ROLES, "experts"))).outline
+    if target_bits is not None and least.bits_per_weight > target_bits:
+        raise BadOption(
+            f"--target-bits {target_bits:g} cannot be reached: with 4 bits in every matrix the model has "
+            f"{least.bits_per_weight:.2f} per weight, scales, embeddings and head included. Allowed: that or more."
+        )
+    if target_size is not None and least.output_bytes > target_size:
+        raise BadOption(
+            f"--target-size {readable_bytes(target_size)} cannot be reached: with 4 bits everywhere the model "
+            f"takes {readable_bytes(least.output_bytes)}. Allowed: that or more."
+        )
     with unfinished(out) as folder:
         builds = _Builds(request, folder, threads, progress)
         nodes = builds.nodes()
-        least = builds.outline({})
-        if target_bits is not None and least.bits_per_weight > target_bits:
-            raise BadOption(
-                f"--target-bits {target_bits:g} cannot be reached: with 4 bits in every matrix the model has "
-                f"{least.bits_per_weight:.2f} per weight, scales, embeddings and head included. Allowed: that or "
-                "more."
-            )
-        if target_size is not None and least.output_bytes > target_size:
-            raise BadOption(
-                f"--target-size {readable_bytes(target_size)} cannot be reached: with 4 bits everywhere the model "
-                f"takes {readable_bytes(least.output_bytes)}. Allowed: that or more."
-            )
         best = builds.point(dict.fromkeys(nodes, _MOST))
         if target_kld is not None and best.kld > target_kld:
             raise BadOption(
@@ -204,8 +204,7 @@ class _Builds:
 
     def _everywhere(self, bits: int) -> BuildRequest:
         known = (_FEWEST,) if bits == _FEWEST else self._built[_FEWEST].emitted.builder.target.expert_bits
-        roles = (*_ROLES, "experts") if bits in known else _ROLES
-        return _with_rules(self._request, Rule(roles=roles, bits=bits))
+        return _everywhere(self._request, bits, (*_ROLES, "experts") if bits in known else _ROLES)
 
     def request_for(self, bits: Mapping[str, int]) -> BuildRequest:
         """Return the request for the model in which nodes have these ``bits``, and all others 4."""
@@ -307,6 +306,10 @@ class _Builds:
 
 def _file(bits: int) -> str:
     return f"all-{bits}.onnx"
+
+
+def _everywhere(request: BuildRequest, bits: int, roles: tuple[str, ...]) -> BuildRequest:
+    return _with_rules(request, Rule(roles=roles, bits=bits))
 
 
 def _with_rules(request: BuildRequest, *rules: Rule) -> BuildRequest:
