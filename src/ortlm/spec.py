@@ -52,13 +52,22 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
+class QueryScale:
+    """Queries at position p, from 0, are multiplied by ``1 + beta · ln(1 + floor(p / length))``."""
+
+    beta: float
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Grouped-query attention with a growing key/value cache.
 
     ``scale`` multiplies query·key. ``window`` is how many positions a token sees, itself included; None is
     all. ``softcap`` c bounds scores to c·tanh(score / c). ``qk_norm`` normalizes queries and keys before
-    rotation: over each head, or over the full projection if ``qk_norm_full``. With ``sinks`` each head has a
-    learned score of no position, which takes a part of the attention.
+    rotation: over each head, or over the full projection if ``qk_norm_full``. Heads share its weights, unless each
+    has its own (``qk_norm_apart``); it comes after rotation if ``qk_norm_late``. With ``sinks`` each head has a
+    learned score of no position, which takes a part of the attention. ``query_scale`` follows the position.
     """
 
     heads: int
@@ -73,6 +82,9 @@ class Attention:
     qk_norm: Norm | None = None
     qk_norm_full: bool = False
     sinks: bool = False
+    qk_norm_apart: bool = False
+    qk_norm_late: bool = False
+    query_scale: QueryScale | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +98,19 @@ class GatedMLP:
 
 @dataclass(frozen=True, slots=True)
 class MLP:
-    """``down(act(up(x)))``; ``act`` is "silu", "gelu", "gelu_tanh", "quick_gelu" or "relu2"."""
+    """``down(act(up(x)))``; ``act`` is "silu", "gelu", "gelu_tanh", "quick_gelu", "relu2" or "xielu".
+
+    "xielu" has four learned numbers, ``XIELU``: beta·x + p·x² above zero, beta·x + n·(exp(min(x, eps)) - 1 - x)
+    below, with p = softplus(alpha_p) and n = beta + softplus(alpha_n). Source: https://arxiv.org/abs/2411.13010.
+    """
 
     intermediate: int
     act: str
     bias: bool = False
 
+
+# The learned numbers of the activation of that name.
+XIELU = ("alpha_p", "alpha_n", "beta", "eps")
 
 # How a router's logits become weights, see ``Experts.routing``.
 CHOSEN_SOFTMAX, SOFTMAX, SPARSE_MIXER = "chosen_softmax", "softmax", "sparse_mixer"
@@ -316,7 +335,8 @@ def mixer_parameters(mixer: Mixer, layer: int, hidden: int) -> Iterator[Paramete
     for part, width in (("q", wide), ("k", narrow), ("v", narrow)):
         yield from _linear(part, width, hidden, "qkv", bias=mixer.qkv_bias, layer=layer)
     for part, width in (("q_norm", wide), ("k_norm", narrow)):
-        yield from _norm(part, mixer.qk_norm, width if mixer.qk_norm_full else mixer.head_dim, layer=layer)
+        whole = mixer.qk_norm_full or mixer.qk_norm_apart
+        yield from _norm(part, mixer.qk_norm, width if whole else mixer.head_dim, layer=layer)
     if mixer.sinks:
         yield Parameter("sinks", "weight", (mixer.heads,), "table", layer)
     yield from _linear("o", hidden, wide, "out", bias=mixer.out_bias, layer=layer)
@@ -330,6 +350,9 @@ def ffn_parameters(ffn: FeedForward, layer: int, hidden: int) -> Iterator[Parame
     if isinstance(ffn, GatedMLP):
         yield from _linear("gate", ffn.intermediate, hidden, "gate_up", bias=ffn.bias, layer=layer)
     yield from _linear("up", ffn.intermediate, hidden, "gate_up", bias=ffn.bias, layer=layer)
+    if ffn.act == "xielu":
+        for part in XIELU:
+            yield Parameter(part, "weight", (1,), "table", layer)
     yield from _linear("down", hidden, ffn.intermediate, "down", bias=ffn.bias, layer=layer)
 
 

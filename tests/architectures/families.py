@@ -18,17 +18,32 @@ import torch
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import (
+    ApertusConfig,
+    ArceeConfig,
     AutoModelForCausalLM,
+    Cohere2Config,
+    CohereConfig,
+    Ernie4_5Config,
+    Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
+    GlmConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeConfig,
+    GraniteMoeHybridConfig,
+    HeliumConfig,
+    HunYuanDenseV1Config,
+    InternLM3Config,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     MixtralConfig,
+    NemotronConfig,
     Olmo2Config,
+    Olmo3Config,
     OlmoeConfig,
     Phi3Config,
     PhiConfig,
@@ -37,7 +52,10 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
     SmolLM3Config,
+    StableLmConfig,
+    Starcoder2Config,
 )
 
 transformers.logging.set_verbosity_error()
@@ -134,9 +152,49 @@ def gpt_oss() -> Config:
     )  # fmt: skip
 
 
+def yarn(**more: Any) -> dict[str, Any]:
+    """Return YaRN keys that extend 64 tokens eight times."""
+    return {
+        "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "rope_theta": 1e4, **more
+    }  # fmt: skip
+
+
+def olmo3() -> Config:
+    rope = {"full_attention": yarn(), "sliding_attention": {"rope_type": "default", "rope_theta": 5e5}}
+    return Olmo3Config(**sizes(num_hidden_layers=4, sliding_window=8, rope_parameters=rope))
+
+
+def ministral3() -> Config:
+    rope = yarn(original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.5)
+    return Ministral3Config(**sizes(head_dim=32, rope_parameters=rope))
+
+
+def hunyuan() -> Config:
+    return HunYuanDenseV1Config(
+        **sizes(
+            head_dim=32,
+            rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0},
+        )
+    )
+
+
+def granite4(layers: int, **changes: Any) -> Config:
+    multipliers = {"embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.4}
+    mamba = {"mamba_n_heads": 4, "mamba_d_head": 32}
+    kinds = ["full_attention"] * layers
+    return GraniteMoeHybridConfig(
+        **sizes(
+            layer_types=kinds, num_hidden_layers=layers, tie_word_embeddings=True, **multipliers, **mamba
+        ),
+        **changes,
+    )
+
+
 # What comes out of attention is small, because it is an average; a plain MLP knows the last token only, and
 # where it outweighs attention, generation runs into one token that repeats itself.
-GAINS = {"o_proj": 3.0, "dense": 4.0, "fc2": 0.5}
+GAINS = {"o_proj": 3.0, "dense": 4.0, "fc2": 0.5, "c_proj": 0.5}
+# What is squared grows fast.
+SQUARED = {"up_proj": 0.7, "down_proj": 0.5}
 
 # A row whose name ends in "-old" is saved with the config keys of transformers 4.
 FAMILIES: dict[str, Callable[[], Config]] = {
@@ -219,6 +277,38 @@ FAMILIES: dict[str, Callable[[], Config]] = {
         )
     ),
     "olmo2": lambda: Olmo2Config(**sizes(rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
+    "olmo3": olmo3,
+    "olmo3-old": olmo3,
+    "ministral3": ministral3,
+    "ministral3-window": lambda: Ministral3Config(**sizes(head_dim=16, sliding_window=8)),
+    "cohere": lambda: CohereConfig(**sizes(logit_scale=0.25, use_qk_norm=True)),
+    "cohere-bias": lambda: CohereConfig(**sizes(logit_scale=0.25, attention_bias=True)),
+    "cohere2": lambda: Cohere2Config(**sizes(num_hidden_layers=4, logit_scale=0.25, sliding_window=8)),
+    "starcoder2": lambda: Starcoder2Config(**sizes(sliding_window=8)),
+    "stablelm": lambda: StableLmConfig(**sizes(hidden_size=128, num_attention_heads=2, use_qkv_bias=True)),
+    "stablelm-parallel": lambda: StableLmConfig(**sizes(hidden_size=256, use_parallel_residual=True)),
+    "nemotron": lambda: NemotronConfig(**sizes(hidden_size=128)),
+    "glm": lambda: GlmConfig(**sizes(head_dim=32)),
+    "glm4": lambda: Glm4Config(**sizes(head_dim=32)),
+    "exaone4": lambda: Exaone4Config(**sizes(num_hidden_layers=4, sliding_window=8)),
+    "exaone4-full": lambda: Exaone4Config(**sizes(sliding_window=None, layer_types=["full_attention"] * 2)),
+    "seed-oss": lambda: SeedOssConfig(**sizes(head_dim=32)),
+    "arcee": lambda: ArceeConfig(**sizes(rope_parameters=yarn())),
+    "helium": lambda: HeliumConfig(**sizes(head_dim=16)),
+    "ernie4.5": lambda: Ernie4_5Config(**sizes(head_dim=32)),
+    "hunyuan": hunyuan,
+    "internlm3": lambda: InternLM3Config(**sizes(head_dim=16, attention_bias=True, mlp_bias=True)),
+    "apertus": lambda: ApertusConfig(**sizes()),
+    "granite4": lambda: granite4(
+        3, num_local_experts=0, shared_intermediate_size=96, attention_multiplier=0.8
+    ),
+    "granite4-moe": lambda: granite4(
+        2,
+        num_local_experts=4,
+        shared_intermediate_size=32,
+        position_embedding_type="rope",
+        attention_multiplier=0.4,
+    ),
     "mixtral": lambda: MixtralConfig(**sizes(num_local_experts=4)),
     "mixtral-window": lambda: MixtralConfig(
         **sizes(num_local_experts=6, num_experts_per_tok=3, sliding_window=8)
@@ -300,6 +390,8 @@ class PhimoeRotary(torch.nn.Module):
 
 # Rows that are mixtures of experts.
 MIXTURES = tuple(name for name in FAMILIES if "moe" in name or name.startswith(("mixtral", "gpt-oss")))
+# Rows that onnxruntime-genai cannot run, and why.
+NOT_OFFICIAL: dict[str, str] = {}
 
 
 def correct_rotation(model: Any) -> None:
@@ -336,13 +428,15 @@ def randomize(model: Any, *, seed: int) -> None:
     what layers add outweighs the embedding, or a tied model would only repeat its last token.
     """
     generator = torch.Generator().manual_seed(seed)
-    centered_on_zero = type(model).__name__.startswith("Gemma")
+    centered_on_zero = type(model).__name__.startswith(("Gemma", "Nemotron"))
     embed = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     width = math.sqrt(embed.shape[1])
     config = model.config
-    embed_std = 0.4 / (width if centered_on_zero else getattr(config, "embedding_multiplier", 1.0))
-    logit_std = 3.0 * getattr(config, "logits_scaling", 1.0)
+    embed_std = 0.4 / (
+        width if type(model).__name__.startswith("Gemma") else getattr(config, "embedding_multiplier", 1.0)
+    )
+    logit_std = 3.0 * getattr(config, "logits_scaling", 1.0) / getattr(config, "logit_scale", 1.0)
     final_norm = logit_std / (embed_std * width) if head is embed else 1.0
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -353,7 +447,8 @@ def randomize(model: Any, *, seed: int) -> None:
                 weight.copy_(logit_std / width * noise)
             elif weight.ndim >= 2 and not name.endswith("bias"):
                 # Of experts too, which are one tensor here.
-                gain = GAINS.get(name.split(".")[-2], 1.5)
+                gains = GAINS | (SQUARED if config.model_type == "apertus" else {})
+                gain = gains.get(name.split(".")[-2], 1.5)
                 weight.copy_(gain / math.sqrt(weight.shape[-1]) * noise)
             elif name.endswith("bias"):
                 weight.copy_(0.2 * noise)
@@ -367,7 +462,11 @@ def old_keys(config: dict[str, Any]) -> dict[str, Any]:
     old = {k: v for k, v in config.items() if k not in ("rope_parameters", "layer_types", "dtype")}
     old["torch_dtype"] = config.get("dtype", "float32")
     rope = config["rope_parameters"]
-    if "full_attention" in rope:
+    if config["model_type"] in ("olmo3", "granitemoehybrid"):
+        old["layer_types"] = config["layer_types"]
+    if config["model_type"] == "olmo3":
+        rope = rope["full_attention"]
+    elif "full_attention" in rope:
         old["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         old["sliding_window_pattern"] = config["layer_types"].index("full_attention") + 1
         rope = rope["full_attention"]

@@ -90,7 +90,7 @@ def test_greedy(name: str, saved: Saved, build: Build) -> None:
     assert greedy(build(name), prompt, steps=STEPS) == oracle.greedy(saved(name).model, prompt, steps=STEPS)
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
+@pytest.mark.parametrize("name", [name for name in families.FAMILIES if name not in families.NOT_OFFICIAL])
 def test_official_runtime(name: str, saved: Saved, build: Build) -> None:
     """The folder as it is, loaded in onnxruntime-genai, chooses the tokens that transformers chooses."""
     model, lm = saved(name).model, build(name)
@@ -120,7 +120,8 @@ def test_quantized_runs(name: str, precision: str, saved: Saved, build: Build) -
     want = oracle.prompt_logits(saved(name).model, tokens)
     assert oracle.relative_error(lm.logits(tokens), want) < (0.12 if precision == "int8" else 0.8)
     assert len(greedy(lm, tokens, steps=16)) == 16
-    assert len(official.greedy(lm.artifact.path, tokens, steps=16)) == 16
+    if name not in families.NOT_OFFICIAL:
+        assert len(official.greedy(lm.artifact.path, tokens, steps=16)) == 16
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -26,6 +26,7 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
+    "relu2": "relu2",
 }
 
 # Beyond these no size of a model makes sense, and sums of them still fit 64 bits.

@@ -13,6 +13,7 @@ from typing import Any
 from ortlm import errors
 from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._keys import Keys, check_read, quoted, shown
+from ortlm.architectures._refused import REFUSED
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 from ortlm.spec import Architecture
 
@@ -62,6 +63,10 @@ def find(config: Mapping[str, Any]) -> Describe:
     if not isinstance(name, str) or not name:
         found = None if name is None else shown(name)
         raise BadCheckpoint(f'config.json: "model_type" is {found}, expected one of: {_list(_table())}.')
+    if name in REFUSED:
+        raise UnsupportedModel(
+            f'config.json: "model_type" is {quoted(name)}, which cannot be built: {REFUSED[name]}'
+        )
     if name not in _table():
         raise UnsupportedModel(
             f'config.json: "model_type" is {quoted(name)}, which is not supported.{errors.nearest(name, _table())}'

@@ -129,11 +129,15 @@ class Sizes:
     max_tokens: int
 
 
-def sizes(config: Config, *, head_dim: int | None = None) -> Sizes:
-    """Read the sizes; by default a head has ``head_dim`` channels, or hidden size over heads if None."""
+def sizes(config: Config, *, head_dim: int | None = None, kv_heads: int | None = None) -> Sizes:
+    """Read the sizes; by default a head has ``head_dim`` channels, or hidden size over heads if None.
+
+    ``kv_heads`` is how many key/value heads there are where the key is absent; if None, as many as heads.
+    """
     hidden = config.integer("hidden_size", most=MOST_WIDE)
     heads = config.integer("num_attention_heads", most=MOST_WIDE)
-    kv_heads = config.integer("num_key_value_heads", heads)
+    absent = kv_heads if kv_heads is not None and "num_key_value_heads" not in config.values else heads
+    kv_heads = config.integer("num_key_value_heads", absent)
     if heads % kv_heads:
         raise config.wrong("num_key_value_heads", f'a divisor of "num_attention_heads" ({heads})')
     if head_dim is None and config.values.get("head_dim") is None and hidden % heads:
@@ -205,6 +209,19 @@ def decoder_of(
         logit_scale=logit_scale,
         logit_softcap=logit_softcap,
     )
+
+
+def fused_rows(s: Sizes, *, qkv: str | None = None, gate_up: str | None = None) -> Sources:
+    """Return where q, k and v lie in the tensor ``qkv`` of each layer, gate and up in ``gate_up``, as rows."""
+    q, kv, wide = s.heads * s.head_dim, s.kv_heads * s.head_dim, s.intermediate
+    parts = [(qkv, "q", 0, q), (qkv, "k", q, q + kv), (qkv, "v", q + kv, q + 2 * kv)]
+    parts += [(gate_up, "gate", 0, wide), (gate_up, "up", wide, 2 * wide)]
+    return {
+        f"layers.{i}.{part}.weight": Source(f"model.layers.{i}.{module}.weight", rows=(start, stop))
+        for i in range(s.layers)
+        for module, part, start, stop in parts
+        if module is not None
+    }
 
 
 def architecture(

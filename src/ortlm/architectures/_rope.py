@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,20 +45,19 @@ def rope(
     original: int | None = None,
     aliases: Mapping[str, str] | None = None,
     kinds: tuple[str, ...] = KINDS,
+    interleaved: bool = False,
 ) -> Rope:
     """Return the rotary embedding that ``config`` states, for heads of ``head_dim`` channels.
 
     ``theta``, ``partial`` (the rotated fraction of a head) and ``original`` (the length before context was
     extended) are what the family assumes where keys are absent; with ``partial`` None all channels rotate.
-    ``aliases`` are other spellings of a rope type, ``kinds`` the types that the family knows. Raises
-    ``UnsupportedModel`` for an unknown rope type.
+    ``aliases`` are other spellings of a rope type, ``kinds`` the types that the family knows; for ``interleaved``
+    see ``Rope``. Raises ``UnsupportedModel`` for an unknown rope type.
     """
-    scaling = config.part("rope_scaling")
-    if scaling is None:
-        scaling = config.part("rope_parameters") or Config({}, at=config.at)
+    scaling = keys_of(config)
     # Of the two generations of keys, the older one wins as a whole.
     config.ignore("rope_parameters")
-    return from_parts(
+    found = from_parts(
         scaling,
         config,
         head_dim,
@@ -69,6 +68,13 @@ def rope(
         aliases=aliases,
         kinds=kinds,
     )
+    return replace(found, interleaved=interleaved)
+
+
+def keys_of(config: Config) -> Config:
+    """Return the object of rope keys that counts, which may be empty."""
+    scaling = config.part("rope_scaling")
+    return scaling or config.part("rope_parameters") or Config({}, at=config.at)
 
 
 def from_parts(

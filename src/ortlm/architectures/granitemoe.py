@@ -20,10 +20,10 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     check_silu(c)
     several = experts(c, 8, chosen=2, intermediate=s.intermediate)
     names = {"router": "block_sparse_moe.router.layer"}
-    return architecture(multiplied(c, s, several), "granite", names=names, fused=_fused(s, several.experts))
+    return architecture(multiplied(c, s, several), "granite", names=names, fused=fused(s, several.experts))
 
 
-def _fused(s: Sizes, count: int) -> Sources:
+def fused(s: Sizes, count: int) -> Sources:
     """Return where experts lie: ``input_linear`` [experts, gate and up, hidden], ``output_linear``."""
     result: Sources = {}
     for i in range(s.layers):

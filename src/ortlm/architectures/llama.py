@@ -1,4 +1,4 @@
-"""Llama 2 and 3.x, and the many models of the same form: TinyLlama, SmolLM 1 and 2, Yi, ..."""
+"""Llama 2 and 3.x, and the many models of the same form: TinyLlama, SmolLM 1 and 2, Yi and more."""
 
 from __future__ import annotations
 

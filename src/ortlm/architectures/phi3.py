@@ -7,9 +7,9 @@ from typing import Any
 
 from ortlm.architectures._config import Config
 from ortlm.architectures._gguf import Gguf
-from ortlm.architectures._parts import Sizes, architecture, attention, decoder_of, sizes
+from ortlm.architectures._parts import architecture, attention, decoder_of, fused_rows, sizes
 from ortlm.architectures._rope import rope
-from ortlm.spec import Architecture, GatedMLP, Layer, Norm, Source, Sources
+from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("phi3",)
 GGUF = Gguf(
@@ -55,7 +55,8 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         ffn_pre=norm,
     )
     decoder = decoder_of(c, s, (layer,) * s.layers, norm)
-    return architecture(decoder, "phi3", fused=_fused(s), notes=notes)
+    fused = fused_rows(s, qkv="self_attn.qkv_proj", gate_up="mlp.gate_up_proj")
+    return architecture(decoder, "phi3", fused=fused, notes=notes)
 
 
 def _original(c: Config) -> list[str]:
@@ -70,18 +71,3 @@ def _original(c: Config) -> list[str]:
             where = f'the switch is at {_ORIGINAL}, unless the key is next to "{name}"'
             return [f"{found} is ignored, as in transformers: {where}."]
     return []
-
-
-def _fused(s: Sizes) -> Sources:
-    """Return where the parts of ``qkv_proj`` (q, k, v) and ``gate_up_proj`` (gate, up) lie, as rows."""
-    q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-    result: Sources = {}
-    for i in range(s.layers):
-        qkv = f"model.layers.{i}.self_attn.qkv_proj.weight"
-        gate_up = f"model.layers.{i}.mlp.gate_up_proj.weight"
-        result[f"layers.{i}.q.weight"] = Source(qkv, rows=(0, q))
-        result[f"layers.{i}.k.weight"] = Source(qkv, rows=(q, q + kv))
-        result[f"layers.{i}.v.weight"] = Source(qkv, rows=(q + kv, q + 2 * kv))
-        result[f"layers.{i}.gate.weight"] = Source(gate_up, rows=(0, s.intermediate))
-        result[f"layers.{i}.up.weight"] = Source(gate_up, rows=(s.intermediate, 2 * s.intermediate))
-    return result

@@ -8,7 +8,7 @@ from ortlm.dtypes import Array
 from ortlm.errors import BadOption, UnsupportedModel
 from ortlm.graph.builder import MICROSOFT, Builder, Value
 from ortlm.graph.linear import Parameters, linear, node_path
-from ortlm.graph.norm import norm
+from ortlm.graph.norm import norm, unit_norm
 from ortlm.graph.rope import RopeTables, rotate
 from ortlm.graph.step import Step
 from ortlm.spec import Attention, Norm
@@ -84,12 +84,14 @@ def attention(
         and (rope.long_inv_freq is None or "positions" not in g.target.attention_ignores)
         and spec.head_dim % 16 == 0
         and (rope.dims // 2) % 8 == 0
+        and not spec.qk_norm_late
     )
     q: Value
     k: Value | None
     v: Value | None
     if g.target.packed_projections:
-        apart = mutual is not None or spec.qk_norm is not None or (rope is not None and not inside)
+        normed, scaled = spec.qk_norm is not None, spec.query_scale is not None
+        apart = mutual is not None or normed or scaled or (rope is not None and not inside)
         q, *others = linear(
             g, x, [f"{at}.{p}" for p in "qkv"],
             parameters=parameters, module=f"{module}.qkv_proj", shape=inputs, layer=layer, apart=apart,
@@ -103,11 +105,8 @@ def attention(
             )[0]
             for p in "qkv"
         )  # fmt: skip
-    if spec.qk_norm is not None and k is not None:
-        q = _head_norm(g, q, spec, spec.qk_norm, f"{at}.q_norm", spec.heads, parameters, f"{module}.q_norm")
-        k = _head_norm(
-            g, k, spec, spec.qk_norm, f"{at}.k_norm", spec.kv_heads, parameters, f"{module}.k_norm"
-        )
+    if not spec.qk_norm_late:
+        q, k = _head_norms(g, q, k, spec, at, parameters, module)
     cos = sin = positions = None
     if rope is not None:
         cos, sin = tables(rope)
@@ -121,6 +120,12 @@ def attention(
             k = rotate(
                 g, k, where, (cos, sin), rope, heads=spec.kv_heads, head_dim=spec.head_dim, path=f"{path}/k"
             )
+    if spec.qk_norm_late:
+        q, k = _head_norms(g, q, k, spec, at, parameters, module)
+    if spec.query_scale is not None:
+        # Rotation does not change lengths, so it may come after.
+        scale = step.query_scale(spec.query_scale)
+        q = g.op("Mul", q, scale, shape=("batch_size", "sequence_length", wide), name=f"{path}/q_scale")
     cache = ("batch_size", spec.kv_heads, cache_lengths(g, spec)[1], spec.head_dim)
     kind = g.dtype if scales is None else "int8"
     sinks = g.weight(parameters[f"{at}.sinks.weight"]) if spec.sinks else None
@@ -222,6 +227,18 @@ def cache_lengths(g: Builder, spec: Attention) -> tuple[str, str]:
     )
 
 
+def _head_norms(
+    g: Builder, q: Value, k: Value | None, spec: Attention, at: str, parameters: Parameters, module: str
+) -> tuple[Value, Value | None]:
+    """Normalize queries and keys if ``spec`` says so; only where they are not apart is ``k`` None."""
+    if spec.qk_norm is None or k is None:
+        return q, k
+    return (
+        _head_norm(g, q, spec, spec.qk_norm, f"{at}.q_norm", spec.heads, parameters, f"{module}.q_norm"),
+        _head_norm(g, k, spec, spec.qk_norm, f"{at}.k_norm", spec.kv_heads, parameters, f"{module}.k_norm"),
+    )
+
+
 def _head_norm(
     g: Builder,
     x: Value,
@@ -240,5 +257,9 @@ def _head_norm(
     split = ("batch_size", "sequence_length", heads, spec.head_dim)
     path = node_path(module)
     x = g.op("Reshape", x, g.integers(0, 0, heads, spec.head_dim), shape=split, name=path)
-    x = norm(g, x, kind, name, parameters=parameters, module=module, shape=split)
-    return g.op("Reshape", x, g.integers(0, 0, width), shape=flat, name=path)
+    if not spec.qk_norm_apart:
+        x = norm(g, x, kind, name, parameters=parameters, module=module, shape=split)
+        return g.op("Reshape", x, g.integers(0, 0, width), shape=flat, name=path)
+    x = unit_norm(g, x, kind, spec.head_dim, module=module, shape=split)
+    x = g.op("Reshape", x, g.integers(0, 0, width), shape=flat, name=path)
+    return g.op("Mul", x, g.weight(parameters[f"{name}.weight"]), shape=flat, name=path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
 from ortlm.graph.linear import Parameters, linear, node_path
-from ortlm.spec import MLP, GatedMLP
+from ortlm.spec import MLP, XIELU, GatedMLP
 
 
 def activate(g: Builder, x: Value, act: str, *, shape: Shape, path: str) -> Value:
@@ -22,6 +22,23 @@ def activate(g: Builder, x: Value, act: str, *, shape: Shape, path: str) -> Valu
         y = g.op("Relu", x, shape=shape, name=path)
         return y if act == "relu" else g.op("Mul", y, y, shape=shape, name=path)
     raise AssertionError(f"no emitter for activation {act}")
+
+
+def xielu(g: Builder, x: Value, at: str, *, parameters: Parameters, shape: Shape, path: str) -> Value:
+    """Apply xIELU, whose four numbers are weights of the layer ``at``, to ``x``."""
+
+    def op(kind: str, *inputs: Value, shape: Shape = shape) -> Value:
+        return g.op(kind, *inputs, shape=shape, name=f"{path}/xielu")
+
+    one: Shape = (1,)
+    alpha_p, alpha_n, beta, eps = (g.weight(parameters[f"{at}{part}.weight"]) for part in XIELU)
+    alpha_p = op("Softplus", alpha_p, shape=one)
+    alpha_n = op("Add", beta, op("Softplus", alpha_n, shape=one), shape=one)
+    above = op("Mul", op("Mul", alpha_p, x), x)
+    below = op("Sub", op("Exp", op("Min", x, eps)), g.number(1.0))
+    below = op("Mul", alpha_n, op("Sub", below, x))
+    positive = g.op("Greater", x, g.number(0.0), shape=shape, dtype="bool", name=f"{path}/xielu")
+    return op("Add", op("Where", positive, above, below), op("Mul", beta, x))
 
 
 def dense(
@@ -45,7 +62,10 @@ def dense(
         [y] = linear(
             g, x, [f"{at}up"], parameters=parameters, module=f"{module}.up_proj", shape=shape, layer=layer
         )
-        y = activate(g, y, spec.act, shape=inner, path=path)
+        if spec.act == "xielu":
+            y = xielu(g, y, at, parameters=parameters, shape=inner, path=path)
+        else:
+            y = activate(g, y, spec.act, shape=inner, path=path)
     else:
         packed = g.target.packed_mlp
         if g.target.packed_projections if packed is None else packed:

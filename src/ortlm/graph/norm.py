@@ -19,6 +19,13 @@ def norm(
     return g.op("LayerNormalization", x, weight, bias, shape=shape, name=path, axis=-1, epsilon=spec.eps)
 
 
+def unit_norm(g: Builder, x: Value, spec: Norm, width: int, *, module: str, shape: Shape) -> Value:
+    """Normalize ``x`` over its last axis of ``width`` channels, without weights."""
+    ones = g.op("Expand", g.number(1.0), g.integers(width), shape=(width,), name=node_path(module))
+    kind = "RMSNormalization" if spec.kind == "rms" else "LayerNormalization"
+    return g.op(kind, x, ones, shape=shape, name=node_path(module), axis=-1, epsilon=spec.eps)
+
+
 class Residual:
     """The residual stream: what it holds, and the branch that is still to be added to it.
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ortlm.graph.builder import Builder, Shape, Value
 from ortlm.graph.norm import FlatSelection, Selection
-from ortlm.spec import Rope
+from ortlm.spec import QueryScale, Rope
 
 _PATH = "/model/step"
 # New tokens of a row from which an integer matmul is faster than one with packed weights.
@@ -209,6 +209,24 @@ class Step:
                 "Min", at, last, shape=("batch_size", "sequence_length"), dtype="int64", name=path
             )
         return self._made["positions"]
+
+    def query_scale(self, scale: QueryScale) -> Value:
+        """Return what the query of every new token is multiplied by, [B, S, 1]."""
+        name = f"scale-{scale}"
+        if name not in self._made:
+            g, path = self._g, f"{_PATH}/query_scale"
+            lead = ("batch_size", "sequence_length")
+            times = g.op(
+                "Div", self.positions(), g.integer(scale.length), shape=lead, dtype="int64", name=path
+            )
+            x = g.cast(times, "fp32", lead, path)
+            x = g.op("Add", x, g.number(1.0, "fp32"), shape=lead, dtype="fp32", name=path)
+            x = g.op("Log", x, shape=lead, dtype="fp32", name=path)
+            x = g.op("Mul", x, g.number(scale.beta, "fp32"), shape=lead, dtype="fp32", name=path)
+            x = g.op("Add", x, g.number(1.0, "fp32"), shape=lead, dtype="fp32", name=path)
+            x = g.op("Unsqueeze", x, g.integers(2), shape=(*lead, 1), dtype="fp32", name=path)
+            self._made[name] = x if g.dtype == "fp32" else g.cast(x, g.dtype, (*lead, 1), path)
+        return self._made[name]
 
     def switched(self, rope: Rope) -> Value | None:
         """Return row numbers int64 [B, S] in a table that holds short and long rows, or None if it does not.

@@ -80,8 +80,9 @@ def _check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
     expected: dict[str, tuple[int, ...]] = {}
     for parameter in architecture.parameters:
         source = architecture.sources[parameter.name]
-        shape = source.stored or parameter.shape
-        shape = (source.rows[1] if source.rows else shape[0], *shape[1:])
+        shape = parameter.shape if source.stored is None else source.stored
+        if source.rows is not None:
+            shape = (source.rows[1], *shape[1:])
         if source.transposed:
             shape = shape[::-1]
         if source.index is not None:

@@ -1,0 +1,12 @@
+"""Model types that are known, and why they cannot be built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+REFUSED: Mapping[str, str] = {
+    "phi3small": (
+        'Phi-3-small has block-sparse attention ("blocksparse_block_size"), which no attention operator here '
+        "computes exactly. Use Phi-3-mini, Phi-3-medium or Phi-4 instead."
+    ),
+}
