@@ -300,7 +300,7 @@ FAMILIES: dict[str, Callable[[], Config]] = {
     "internlm3": lambda: InternLM3Config(**sizes(head_dim=16, attention_bias=True, mlp_bias=True)),
     "apertus": lambda: ApertusConfig(**sizes()),
     "granite4": lambda: granite4(
-        3, num_local_experts=0, shared_intermediate_size=96, attention_multiplier=0.8
+        3, num_local_experts=0, shared_intermediate_size=96, attention_multiplier=0.4
     ),
     "granite4-moe": lambda: granite4(
         2,
