@@ -67,7 +67,9 @@ def test_codes_and_scales_are_the_files(kind: str, tmp_path: Path) -> None:
     blocks = raw["attn_v"].reshape(32, 2, -1)
     weight = weights["model.layers.0.self_attn.v_proj.weight"]
     scales = weight.codes(0, 32, Grid(8, 32)).scales
-    np.testing.assert_array_equal(scales, blocks[..., :2].copy().view(np.float16)[..., 0])
+    halves = blocks[..., :2].copy().view(np.float16)[..., 0]
+    powers = 2.0 ** (blocks[..., 0].astype(np.float64) - 128)
+    np.testing.assert_array_equal(scales, powers if kind == "MXFP4" else halves)
 
 
 @pytest.mark.parametrize("target", ["cpu", "webgpu"])
@@ -158,7 +160,8 @@ def test_what_contradicts_it(
 def test_where_nothing_can_be_kept(tmp_path: Path) -> None:
     path = made(tmp_path, lambda name: Kind.Q4_1)
     with pytest.raises(
-        BadOption, match=r"holds Q4_1, and whole numbers .* and Q4_0, Q5_0, Q8_0, IQ4_NL of GGUF, are what"
+        BadOption,
+        match=r"holds Q4_1, and whole numbers .* and Q4_0, Q5_0, Q8_0, IQ4_NL, MXFP4 of GGUF, are what",
     ):
         prepare(BuildRequest(path, options=KEEP))
     with pytest.raises(BadOption, match="holds no quantized weights"):

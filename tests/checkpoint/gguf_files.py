@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,16 @@ NAMES = {
     "granite": "granite",
     "olmo2": "olmo2",
     "smollm3": "smollm3",
+    "mixtral": "llama",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "olmoe": "olmoe",
+    "granitemoe": "granitemoe",
+    "gpt_oss": "gpt-oss",
+    "phimoe": "phimoe",
 }
-INTERLEAVED = ("llama", "granite", "smollm3")
+INTERLEAVED = ("llama", "granite", "smollm3", "granitemoe")
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")
 
 
 def interleave(rows: Any, heads: int) -> Any:
@@ -50,8 +59,11 @@ def tensors_of(folder: Path) -> Tensors:
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     found: Tensors = {}
-    held = load_file(folder / "model.safetensors")
+    held = stacked(load_file(folder / "model.safetensors"))
     for key, value in held.items():
+        if key.startswith("blk."):
+            found[key] = value
+            continue
         if name.startswith("gemma") and key.endswith("norm.weight"):
             value = value + np.float32(1)
         if name in INTERLEAVED:
@@ -69,6 +81,44 @@ def tensors_of(folder: Path) -> Tensors:
         base, kind = key.rsplit(".", 1)
         found[f"{names.get_name(base)}.{kind}"] = value
     return found | tables_of(config)
+
+
+def stacked(held: Tensors) -> Tensors:
+    """Return ``held`` with the experts of each layer in one tensor for each of their matrices."""
+    found: Tensors = {}
+    lone: dict[str, list[Any]] = {}
+    for key, value in held.items():
+        expert = _EXPERT.fullmatch(key)
+        layer = f"blk.{key.split('.')[2]}" if key.startswith("model.layers.") else ""
+        if expert:
+            module = re.sub(r"model\.(.*)\.block_sparse_moe\.", r"\1.feed_forward.", expert[1])
+            lone.setdefault(f"{module}.{expert[3]}.weight", []).append((int(expert[2]), value))
+        elif key.endswith("shared_expert_gate.weight"):
+            found[key] = value[0]
+        elif key.endswith(".sinks"):
+            found[f"{layer}.attn_sinks.weight"] = value
+        elif key.endswith("block_sparse_moe.input_linear.weight"):
+            half = value.shape[1] // 2
+            found |= {
+                f"{layer}.ffn_gate_exps.weight": value[:, :half],
+                f"{layer}.ffn_up_exps.weight": value[:, half:],
+            }
+        elif ".experts." in key:
+            # GPT-OSS: [experts, in, out], the columns of gate and up in turns.
+            part, bias = key.split(".experts.")[1].removesuffix("_bias"), key.endswith("_bias")
+            rows, kind = (value, "bias") if bias else (value.swapaxes(1, 2), "weight")
+            if part == "down_proj":
+                found[f"{layer}.ffn_down_exps.{kind}"] = rows
+            else:
+                found |= {
+                    f"{layer}.ffn_gate_exps.{kind}": rows[:, ::2],
+                    f"{layer}.ffn_up_exps.{kind}": rows[:, 1::2],
+                }
+        else:
+            found[key] = value
+    for key, values in lone.items():
+        found[key] = np.stack([value for _, value in sorted(values, key=lambda each: each[0])])
+    return {key: np.ascontiguousarray(value) for key, value in found.items()}
 
 
 def tables_of(config: Mapping[str, Any]) -> Tensors:
@@ -120,10 +170,21 @@ def add_metadata(writer: GGUFWriter, folder: Path) -> None:
         writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
     if "layer_norm_eps" in c:
         writer.add_layer_norm_eps(c["layer_norm_eps"])
-    if name in ("llama", "granite", "smollm3"):
+    count = c.get("num_local_experts") or c.get("num_experts")
+    if count:
+        writer.add_expert_count(count)
+        writer.add_expert_used_count(c["num_experts_per_tok"])
+    if name in ("qwen2moe", "qwen3moe"):
+        writer.add_expert_feed_forward_length(c["moe_intermediate_size"])
+    if name == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(c["shared_expert_intermediate_size"])
+    if name == "gpt-oss":
+        writer.add_sliding_window(c["sliding_window"])
+        writer.add_expert_feed_forward_length(c["intermediate_size"])
+    if name in ("llama", "granite", "smollm3", "granitemoe"):
         writer.add_vocab_size(c["vocab_size"])
     partial = rope.get("partial_rotary_factor", 1.0)
-    if name not in ("gemma", "gemma2", "gemma3", "qwen2"):
+    if name not in ("gemma", "gemma2", "gemma3", "qwen2", "qwen2moe", "qwen3moe", "olmoe", "gpt-oss"):
         writer.add_rope_dimension_count(int(head_dim * partial))
     if name in ("qwen3", "gemma", "gemma2", "gemma3") or c.get("head_dim"):
         writer.add_key_length(head_dim)
@@ -135,6 +196,9 @@ def add_metadata(writer: GGUFWriter, folder: Path) -> None:
         writer.add_rope_scaling_factor(full["factor"])
         if "original_max_position_embeddings" in full:
             writer.add_rope_scaling_orig_ctx_len(full["original_max_position_embeddings"])
+        if "beta_fast" in full:
+            writer.add_rope_scaling_yarn_beta_fast(full["beta_fast"])
+            writer.add_rope_scaling_yarn_beta_slow(full["beta_slow"])
     if name == "phi3":
         original = rope.get("original_max_position_embeddings", c["max_position_embeddings"])
         writer.add_rope_scaling_orig_ctx_len(original)
@@ -149,7 +213,7 @@ def add_metadata(writer: GGUFWriter, folder: Path) -> None:
         writer.add_attn_logit_softcapping(c["attn_logit_softcapping"])
     if name == "gemma3":
         writer.add_sliding_window_pattern(c["layer_types"].index("full_attention") + 1)
-    if name == "granite":
+    if name in ("granite", "granitemoe"):
         writer.add_attention_scale(c["attention_multiplier"])
         writer.add_embedding_scale(c["embedding_multiplier"])
         writer.add_residual_scale(c["residual_multiplier"])
@@ -202,7 +266,8 @@ def write(
     tensors = tensors_of(folder)
     change(writer, tensors)
     for name, value in tensors.items():
-        if value.dtype == np.float32 and value.ndim == 2 and not name.startswith("rope_"):
+        matrix = value.ndim > 1 and name.endswith("weight") and not name.startswith("rope_")
+        if value.dtype == np.float32 and matrix:
             data = gguf.quants.quantize(value, kind(name))
             writer.add_tensor(name, data, raw_dtype=kind(name))
         else:

@@ -11,22 +11,36 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from transformers import Gemma2Config, Gemma3TextConfig
+from transformers import Gemma2Config, Gemma3TextConfig, GptOssConfig, Qwen2MoeConfig
 
+import ortlm
 from ortlm.architectures import gguf_forms
+from ortlm.builder.options import BuildOptions
 from ortlm.checkpoint.gguf import open_gguf
-from ortlm.checkpoint.gguf_weights import READ
+from ortlm.checkpoint.gguf_weights import READ, BlockWeight
 from ortlm.checkpoint.hub import find_checkpoint
+from ortlm.checkpoint.quantized_weight import Grid
 from ortlm.checkpoint.reader import Checkpoint, open_checkpoint
 from ortlm.spec import Architecture
 from ortlm.weights.reader import Weights
 from ortlm.weights.resolution import stored_architecture
-from tests.architectures import families
+from tests.architectures import families, oracle
 from tests.checkpoint import gguf_files
 
-# What a GGUF file cannot say of these: windows of some layers, and a scale of scores of its own. Mixtures of
-# experts are not read from such files.
-LEFT_OUT = {"mistral", "qwen2-tied", "gemma2", "gemma3", "gemma3-old", "phi3-longrope-old", "llama3-old"}
+# What a GGUF file cannot say of these: windows of some layers, a scale of scores of its own, whether weights of
+# experts sum to one, which layers have none, and what they are clamped to.
+LEFT_OUT = {
+    "mistral", "qwen2-tied", "gemma2", "gemma3", "gemma3-old", "phi3-longrope-old", "llama3-old",
+    "mixtral-window", "qwen2-moe", "qwen2-moe-window", "qwen3-moe-plain", "gpt-oss", "phimoe", "phimoe-old",
+}  # fmt: skip
+
+
+def gpt_oss() -> GptOssConfig:
+    config = families.gpt_oss()
+    config.swiglu_limit = 7.0
+    return config
+
+
 MORE = {
     "gemma2-as-published": lambda: Gemma2Config(
         **families.sizes(
@@ -46,12 +60,19 @@ MORE = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         },
     ),
+    "qwen2-moe-as-published": lambda: Qwen2MoeConfig(
+        **families.sizes(
+            num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=64
+        )
+    ),
+    "gpt-oss-as-published": gpt_oss,
 }
 ROWS = [
     name
     for name, make in families.FAMILIES.items()
-    if name not in {*LEFT_OUT, *families.MIXTURES} and make().model_type in gguf_files.NAMES
+    if name not in LEFT_OUT and make().model_type in gguf_files.NAMES
 ] + list(MORE)
+MIXTURES = [name for name in ROWS if "moe" in name or name.startswith(("mixtral", "gpt-oss"))]
 
 
 @pytest.fixture
@@ -100,7 +121,10 @@ def test_a_family_is_what_it_was_converted_from(name: str, folder: Path) -> None
 
 
 def test_every_family_that_is_declared_is_tested() -> None:
-    assert set(gguf_forms()) == set(gguf_files.NAMES.values())
+    assert {form.name for form in gguf_forms()} == set(gguf_files.NAMES.values())
+    assert {form.model_type for form in gguf_forms()} <= set(gguf_files.NAMES)
+    mixtures = {form.model_type for form in gguf_forms() if form.mixture and not form.refused}
+    assert mixtures == {(MORE | families.FAMILIES)[name]().model_type for name in MIXTURES}
 
 
 @pytest.mark.parametrize("kind", READ)
@@ -213,3 +237,63 @@ def test_numbers_are_what_was_written(folder: Path) -> None:
     gguf_files.write(folder, folder / "model.gguf")
     config = json.loads((folder / "config.json").read_text())
     assert open_gguf(folder / "model.gguf").config["rms_norm_eps"] == config["rms_norm_eps"]
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_computes_what_it_was_converted_from(name: str, folder: Path) -> None:
+    model = families.save(name, folder)
+    gguf_files.write(folder, folder / "model.gguf")
+    built = ortlm.build(folder / "model.gguf", folder / "out", precision="fp32")
+    tokens = oracle.random_tokens(24)
+    got = ortlm.load(built.path, threads=1).logits(tokens)
+    assert oracle.relative_error(got, oracle.prompt_logits(model, tokens)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "MXFP4"])
+def test_experts_are_carried_over(kind: str, folder: Path) -> None:
+    """All codes of experts are in the artifact; activations of experts with 8 bits are rounded to 8 bits."""
+    families.save("gpt-oss-as-published", folder)
+    gguf_files.write(folder, folder / "plain.gguf")
+
+    def change(writer: gguf.GGUFWriter, tensors: gguf_files.Tensors) -> None:
+        for key in [key for key in tensors if key.endswith("_exps.weight")]:
+            value = tensors.pop(key)
+            raw = gguf.quants.quantize(value.reshape(-1, value.shape[2]), Kind[kind])
+            writer.add_tensor(key, raw.reshape(*value.shape[:2], -1), raw_dtype=Kind[kind])
+
+    gguf_files.write(folder, folder / "model.gguf", change=change)
+    weight = open_gguf(folder / "model.gguf").weights["layers.1.expert_up.weight"]
+    assert isinstance(weight, BlockWeight)
+    assert weight.calibrated == (kind == "MXFP4")
+    one = weight.at(2)
+    assert isinstance(one, BlockWeight)
+    codes, scales, _ = one.codes(3, 40, Grid(8, 32))
+    values = (codes.astype(np.float32) - 128).reshape(37, -1, 32) * scales[..., None]
+    np.testing.assert_array_equal(values.reshape(37, -1), one.rows(3, 40))
+    np.testing.assert_array_equal(one.rows(3, 40), weight.rows(2, 3)[0, 3:40])
+    options = BuildOptions(recipe="fast", keep_quantization=True)
+    kept = ortlm.build(folder / "model.gguf", folder / "kept", precision="int8", options=options)
+    said = json.loads((kept.path / "ortlm.json").read_text())["info"]
+    assert f"{kind} (" in said["stored_before"]
+    assert "carried over" in said["stored_before"]
+    whole = ortlm.build(folder / "model.gguf", folder / "whole", precision="fp32")
+    tokens = oracle.random_tokens(24)
+    logits = [ortlm.load(each.path, threads=1).logits(tokens) for each in (kept, whole)]
+    assert oracle.relative_error(*logits) < 0.1
+
+
+def test_sizes_of_experts_that_an_old_file_does_not_state(folder: Path) -> None:
+    families.save("qwen2-moe-as-published", folder)
+    config = json.loads((folder / "config.json").read_text())
+    path = folder / "model.gguf"
+    gguf_files.write(folder, path)
+    stated = open_gguf(path).config
+    assert (stated["moe_intermediate_size"], stated["shared_expert_intermediate_size"]) == (32, 64)
+    assert stated["intermediate_size"] == config["intermediate_size"]
+    raw = path.read_bytes()
+    for key in (b"expert_feed_forward_length", b"expert_shared_feed_forward_length"):
+        raw = raw.replace(b"qwen2moe." + key, b"qwen2m0e." + key)
+    path.write_bytes(raw)
+    found = open_gguf(path).config
+    assert found["moe_intermediate_size"] == config["intermediate_size"] // config["num_experts_per_tok"]
+    assert found["shared_expert_intermediate_size"] == config["intermediate_size"]

@@ -132,6 +132,13 @@ def tensor(name: str, value: Any) -> Callable[[Values, Values], None]:
     return change
 
 
+def experts(used: int) -> Callable[[Values, Values], None]:
+    def change(metadata: Values, tensors: Values) -> None:
+        metadata |= {"llama.expert_count": 4, "llama.expert_used_count": used}
+
+    return change
+
+
 TOKENS = smallest()[0]["tokenizer.ggml.tokens"]
 
 
@@ -153,7 +160,12 @@ TOKENS = smallest()[0]["tokenizer.ggml.tokens"]
         (setting("llama.attention.head_count", [2, 1]), UnsupportedModel, "differs from layer to layer"),
         (setting("llama.attention.head_count", 7), BadCheckpoint, "heads cannot share evenly"),
         (setting("llama.vocab_size", 7), BadCheckpoint, '"llama.vocab_size" is 7'),
-        (setting("llama.expert_count", 8), UnsupportedModel, '"llama.expert_count" is 8, which may change'),
+        (setting("llama.expert_count", 8), BadCheckpoint, '"llama.expert_used_count" is missing'),
+        (experts(9), BadCheckpoint, '"num_experts_per_tok" is 9, expected at most the number of experts (4)'),
+        (experts(2), BadCheckpoint, "weight 'model.layers.0.block_sparse_moe.gate.weight' is missing"),
+        (tensor("blk.0.ffn_gate.3.weight", np.ones((4, 4), np.float32)), UnsupportedModel, "until April 2024"),
+        (setting("general.architecture", "phimoe"), UnsupportedModel, "short_mscale, long_mscale"),
+        (setting("general.architecture", "qwen3moe"), BadCheckpoint, '"qwen3moe.expert_count" is missing'),
         (setting("llama.attention.scale", 0.1), UnsupportedModel, '"llama.attention.scale"'),
         (setting("llama.attention.sliding_window", 64), UnsupportedModel, "sliding_window"),
         (setting("llama.attention.causal", False), UnsupportedModel, "attention.causal"),

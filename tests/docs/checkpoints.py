@@ -80,7 +80,14 @@ shrinks gives an error.
 |---|---|---|
 {forms}
 
-Mixtures of experts, vision encoders (`mmproj`) and adapters in GGUF are refused.
+Vision encoders (`mmproj`), adapters, and experts in tensors of their own, as llama.cpp wrote them until April
+2024, are refused in GGUF.
+
+Of mixtures of experts some things are stated in no file, and are taken as llama.cpp has them: whether the weights
+of the chosen experts sum to one (`qwen3moe` yes, `qwen2moe` and `olmoe` no), and what GPT-OSS clamps its experts
+to (7). `phimoe` is refused because the scale of its rotation is not in the file; llama.cpp computes such files
+with another one, and with another router, than the model was trained with. Files of tiny models of each family,
+written by llama.cpp's own conversion, give the logits that transformers and llama.cpp compute, to 2e-6.
 
 ### Types
 
@@ -107,7 +114,8 @@ be hard. For byte-level BPE `tokenizer.ggml.pre` says how texts are split before
 because a way to split that comes close gives ids that the model has not learned. Known: {pre}.
 
 Two differences from llama.cpp are meant: Qwen's texts become NFC first, and letters are told by case in all
-scripts (`gpt-4o`, `tekken`), both as the tokenizers of the original checkpoints do.
+scripts (`gpt-4o`, `tekken`), both as the tokenizers of the original checkpoints do. A third is in the rotation of
+GPT-OSS: llama.cpp rounds the two ends of YaRN's ramp to whole channels, the model was trained without that.
 
 ### What llama.cpp has and ortlm has not
 
@@ -136,14 +144,16 @@ def kinds() -> list[Sequence[str]]:
 
 def page() -> str:
     """Return the page."""
+    dense = {form.name for form in gguf_forms() if not form.mixture}
     forms = [
         (
-            f"`{name}`",
+            f"`{form.name}`" + (", with experts" if form.mixture and form.name in dense else ""),
             f"`{form.model_type}`",
+            "refused" if form.refused else
             "q and k put back into the checkpoint's order" if form.interleaved else
             "1 taken off norms" if form.norm_add else "",
         )
-        for name, form in sorted(gguf_forms().items())
+        for form in sorted(gguf_forms(), key=lambda form: (form.name, form.mixture))
     ]  # fmt: skip
     head = HEAD.format(floats=", ".join(FLOATS), families=", ".join(f"`{name}`" for name in model_types()))
     body = GGUF.format(

@@ -95,29 +95,34 @@ def model_types() -> list[str]:
     return sorted(_table())
 
 
-def find_gguf(name: str, where: str) -> Gguf:
-    """Return how GGUF files hold models whose ``general.architecture`` is ``name``.
+def find_gguf(name: str, where: str, *, mixture: bool) -> Gguf:
+    """Return how GGUF files hold models whose ``general.architecture`` is ``name``, with or without experts.
 
     Raises UnsupportedModel if it is not known; ``where`` is the file.
     """
-    known = gguf_forms()
+    forms = gguf_forms()
+    known = {form.name: form for form in forms} | {
+        form.name: form for form in forms if form.mixture == mixture
+    }
     if name not in known:
+        usable = [form.name for form in forms if not form.refused]
         raise UnsupportedModel(
             f'{where}: "general.architecture" is {quoted(name)}, which is not supported.'
-            f"{errors.nearest(name, known)} Known: {_list(known)}."
+            f"{errors.nearest(name, usable)} Known: {_list(set(usable))}."
         )
+    if known[name].refused:
+        raise UnsupportedModel(f'{where}: "general.architecture" is {quoted(name)}. {known[name].refused}')
     return known[name]
 
 
 @functools.cache
-def gguf_forms() -> dict[str, Gguf]:
-    """Return how GGUF files hold each family that there are such files of, by the name that they have for it."""
-    found: dict[str, Gguf] = {}
+def gguf_forms() -> tuple[Gguf, ...]:
+    """Return how GGUF files hold each family that there are such files of."""
+    found: list[Gguf] = []
     for module in _modules():
         forms = getattr(module, "GGUF", ())
-        for form in (forms,) if isinstance(forms, Gguf) else forms:
-            found[form.name] = form
-    return found
+        found += (forms,) if isinstance(forms, Gguf) else forms
+    return tuple(found)
 
 
 @functools.cache

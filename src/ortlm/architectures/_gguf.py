@@ -22,8 +22,9 @@ class Gguf:
     file states. ``present`` are config.json's keys that are true if a layer has a tensor. ``tensors`` overrides
     ``TENSORS``. ``interleaved``: the two halves of each head of q and k lie interleaved, as llama.cpp rotates
     them. ``norm_add`` is what the conversion adds to the weights of norms. ``finish`` gets config.json's values
-    made so far and returns those that follow from several. ``strips_right``: texts of special tokens take the
-    blanks after them, but for those in ``keeps_right``; GGUF has no place for that.
+    made so far and returns those that follow from several. ``mixture``: the family of that name whose files have
+    experts. ``refused`` is why its files are not read, although they exist. ``strips_right``: texts of special
+    tokens take the blanks after them, but for those in ``keeps_right``; GGUF has no place for that.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Gguf:
     interleaved: bool = False
     norm_add: float = 0.0
     finish: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=dict)
+    mixture: bool = False
+    refused: str = ""
     strips_right: bool = False
     keeps_right: tuple[str, ...] = ()
 
@@ -51,6 +54,12 @@ KEYS: Mapping[str, str] = {
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
+}
+
+# The same of mixtures of experts, which have to have them.
+EXPERT_KEYS: Mapping[str, str] = {
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
 }
 
 # Parts of tensors' names, and the modules of a Hugging Face checkpoint; those of layers begin with "blk.".
@@ -69,6 +78,20 @@ TENSORS: Mapping[str, str] = {
     "blk.ffn_gate": "mlp.gate_proj",
     "blk.ffn_up": "mlp.up_proj",
     "blk.ffn_down": "mlp.down_proj",
+}
+
+# The same for what checkpoints have many forms of: parts of a layer as the spec calls them. All experts of a layer
+# are one tensor [experts, out, in].
+PARTS: Mapping[str, str] = {
+    "blk.attn_sinks": "sinks",
+    "blk.ffn_gate_inp": "router",
+    "blk.ffn_gate_exps": "expert_gate",
+    "blk.ffn_up_exps": "expert_up",
+    "blk.ffn_down_exps": "expert_down",
+    "blk.ffn_gate_inp_shexp": "shared_scale",
+    "blk.ffn_gate_shexp": "shared_gate",
+    "blk.ffn_up_shexp": "shared_up",
+    "blk.ffn_down_shexp": "shared_down",
 }
 
 # The same for norms before and after both branches.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._keys import FULL, SLIDING, WithDefaults
 from ortlm.architectures._parts import (
     Sizes,
@@ -28,6 +29,27 @@ _ROPE = {
     "original_max_position_embeddings": 4096,
 }  # fmt: skip
 _NAMES = {"router": "mlp.router", "sinks": "self_attn.sinks"}
+
+
+def _stated_rope(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rotation that a GGUF file states; YaRN's ends are not rounded, as published models have it."""
+    stated = values.get("rope_scaling") or {"rope_type": "default"}
+    return {"rope_scaling": {**stated, "truncate": False} if stated["rope_type"] == "yarn" else stated}
+
+
+GGUF = Gguf(
+    "gpt-oss",
+    "gpt_oss",
+    mixture=True,
+    keys={
+        "attention.sliding_window": "sliding_window",
+        "expert_feed_forward_length": "intermediate_size",
+    },
+    config={"rope_theta": 10000.0, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+    present={"attention_bias": "attn_q.bias"},
+    tensors={"blk.post_attention_norm": "post_attention_layernorm"},
+    finish=_stated_rope,
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

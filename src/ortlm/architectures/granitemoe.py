@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
 from ortlm.architectures._parts import Sizes, architecture, check_silu, experts, sizes
+from ortlm.architectures.granite import GGUF as DENSE
 from ortlm.architectures.granite import multiplied
 from ortlm.spec import Architecture, Source, Sources
 
 MODEL_TYPES = ("granitemoe",)
+GGUF = replace(
+    DENSE, name="granitemoe", model_type="granitemoe", mixture=True, present={"attention_bias": "attn_q.bias"}
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._parts import architecture, attention, check_silu, decoder_of, experts, sizes
 from ortlm.architectures._rope import KINDS, rope
 from ortlm.spec import Architecture, Layer, Norm
 
 MODEL_TYPES = ("mixtral",)
+# Where a file has no base of the rotation, it is Llama's.
+GGUF = Gguf("llama", "mixtral", mixture=True, interleaved=True, config={"rope_theta": 10000.0})
 
 # transformers cannot compute "dynamic" for this family, so that nothing says what it would be.
 _ROPES = tuple(kind for kind in KINDS if kind != "dynamic")

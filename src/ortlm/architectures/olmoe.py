@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._parts import architecture, attention, check_silu, decoder_of, experts, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import CHOSEN_SOFTMAX, SOFTMAX, Architecture, Layer, Norm
 
 MODEL_TYPES = ("olmoe",)
+GGUF = Gguf("olmoe", "olmoe", mixture=True, config={"norm_topk_prob": False})
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._keys import WithDefaults
 from ortlm.architectures._parts import (
     Sizes,
@@ -23,6 +24,13 @@ from ortlm.errors import UnsupportedModel
 from ortlm.spec import SPARSE_MIXER, Architecture, Layer, Norm, Rope
 
 MODEL_TYPES = ("phimoe",)
+GGUF = Gguf(
+    "phimoe",
+    "phimoe",
+    mixture=True,
+    refused="Such files do not hold what the rotation of this family is scaled by (short_mscale, long_mscale): "
+    "llama.cpp writes another number for it. Build from the Hugging Face checkpoint.",
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._keys import FULL, SLIDING
 from ortlm.architectures._parts import (
     MOST_WIDE,
@@ -21,6 +22,43 @@ from ortlm.architectures._rope import rope
 from ortlm.spec import CHOSEN_SOFTMAX, SOFTMAX, Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("qwen2_moe", "qwen3_moe")
+
+
+def _expert_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes of experts as llama.cpp takes them where an old file does not state them."""
+    wide = values.get("intermediate_size")
+    if not isinstance(wide, int):
+        return {}
+    found = {"moe_intermediate_size": wide // values["num_experts_per_tok"]}
+    if values["model_type"] == "qwen2_moe":
+        found["shared_expert_intermediate_size"] = wide
+    return {name: values.get(name, value) for name, value in found.items()}
+
+
+# Whether the weights of chosen experts sum to one is stated nowhere: llama.cpp has one answer for each family.
+GGUF = (
+    Gguf(
+        "qwen2moe",
+        "qwen2_moe",
+        mixture=True,
+        keys={
+            "expert_feed_forward_length": "moe_intermediate_size",
+            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+        },
+        config={"norm_topk_prob": False},
+        present={"qkv_bias": "attn_q.bias"},
+        finish=_expert_sizes,
+    ),
+    Gguf(
+        "qwen3moe",
+        "qwen3_moe",
+        mixture=True,
+        keys={"expert_feed_forward_length": "moe_intermediate_size"},
+        config={"norm_topk_prob": True},
+        present={"attention_bias": "attn_q.bias"},
+        finish=_expert_sizes,
+    ),
+)
 
 _NAMES = {
     "shared_gate": "mlp.shared_expert.gate_proj",

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ortlm._utils.checked_json import shown
-from ortlm.architectures._gguf import KEYS, TENSORS, Gguf
+from ortlm.architectures._gguf import EXPERT_KEYS, KEYS, PARTS, TENSORS, Gguf
 from ortlm.checkpoint.gguf_header import Numbers, TensorInfo
-from ortlm.checkpoint.gguf_weights import BlockWeight, kind_of
+from ortlm.checkpoint.gguf_weights import TRAINED_IN, BlockWeight, kind_of
 from ortlm.dtypes import BY_SAFETENSORS
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 
@@ -28,6 +28,7 @@ _SAME, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_fa
 _MOST_PAIRS, _MOST_LAYERS = 1 << 14, 10_000
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.([a-z0-9_]+)\.(weight|bias)")
 _OTHER = re.compile(r"([a-z0-9_]+)\.(weight|bias)")
+_LONE_EXPERT = re.compile(r"blk\.[0-9]+\.ffn_(gate|up|down)\.[0-9]+\.weight")
 # One tensor with q, k and v one below the other, of families that have them apart.
 _FUSED, _PARTS = "blk.attn_qkv", ("blk.attn_q", "blk.attn_k", "blk.attn_v")
 # What says nothing of the computation: how embeddings are pooled, how a file was laid out.
@@ -143,7 +144,12 @@ def gguf_config(
     """
     keys = _Keys(metadata, form, where)
     config: dict[str, Any] = {"model_type": form.model_type, **form.config}
-    for key, name in {**KEYS, **form.keys}.items():
+    experts = EXPERT_KEYS if form.mixture else {}
+    for key in experts:
+        # What config.json need not say has other defaults in every family.
+        if keys.whole(key) is None:
+            raise keys.wrong(key, "a whole number above zero")
+    for key, name in {**KEYS, **experts, **form.keys}.items():
         value = keys.take(key)
         if value is not None:
             config[name] = value
@@ -175,6 +181,12 @@ def gguf_config(
     config |= {name: f"blk.0.{tensor}" in tensors for name, tensor in form.present.items()}
     config |= form.finish(config)
     keys.check_taken()
+    for name in tensors:
+        if _LONE_EXPERT.fullmatch(name):
+            raise UnsupportedModel(
+                f"{where} has a tensor for each expert ({name}), as llama.cpp wrote them until April 2024, and "
+                "ortlm reads all experts of a layer from one. Convert the model again with a current llama.cpp."
+            )
     return config
 
 
@@ -283,6 +295,7 @@ def _weight(info: TensorInfo, name: str, *, added: float = 0.0, heads: int | Non
             f"weight {shown(info.name)} in {info.stamp.path.name} has {info.shape[0]:,} rows, which {heads} "
             "heads cannot share evenly. The file is damaged; download it again."
         )
+    stored = kind_of(info)
     return BlockWeight(
         name=name,
         shape=info.shape,
@@ -290,7 +303,8 @@ def _weight(info: TensorInfo, name: str, *, added: float = 0.0, heads: int | Non
         stamp=info.stamp,
         offset=info.offset,
         added=added,
-        kind=kind_of(info),
+        kind=stored,
+        calibrated=stored in TRAINED_IN,
         stored_name=info.name,
         heads=heads,
     )
@@ -301,8 +315,8 @@ def gguf_weights(
 ) -> dict[str, BlockWeight]:
     """Return the tensors by the names that a Hugging Face checkpoint has for them.
 
-    One that is not known keeps its name, so that it is missed nowhere. Raises UnsupportedModel for types that are
-    not read, and BadCheckpoint for tensors that lie beyond their file.
+    Those in ``PARTS`` get the spec's. One that is not known keeps its name, so that it is missed nowhere. Raises
+    UnsupportedModel for types that are not read, and BadCheckpoint for tensors that lie beyond their file.
     """
     names = {**TENSORS, **form.tensors}
     heads = int(config["num_attention_heads"])
@@ -321,6 +335,9 @@ def gguf_weights(
                 f"{before}{names[each]}.{kind}": weight
                 for each, weight in zip(_PARTS, _split(info, rows, halves), strict=True)
             }
+        elif part in PARTS:
+            name = f"layers.{layer}.{PARTS[part]}.{kind}"
+            found[name] = _weight(info, name)
         elif part in names:
             name = f"{before}{names[part]}.{kind}"
             found[name] = _weight(info, name, added=added, heads=halves.get(part))

@@ -26,9 +26,17 @@ READ = (
 )  # fmt: skip
 
 # Types whose blocks are a scale before 32 whole numbers, and how many bits those take around a zero in the middle.
-WHOLE = {"Q4_0": 4, "Q5_0": 8, "Q8_0": 8, "IQ4_NL": 8}
+WHOLE = {"Q4_0": 4, "Q5_0": 8, "Q8_0": 8, "IQ4_NL": 8, "MXFP4": 8}
+# The one whose scale is a power of two in a byte (E8M0), where it is fp16 in the others.
+_POWERS = "MXFP4"
+# Types that models are trained in, so that finding other codes would lose something.
+TRAINED_IN = ("MXFP4",)
+# Of 2**(byte - 128) fp16 holds those from 2**-24 to 2**15.
+_HALF_POWERS = (104, 143)
 _FLOATS = ("F32", "F16", "BF16")
 _BLOCK = 32
+# Bytes that are read at once where a whole tensor is looked through.
+_PIECE_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +66,9 @@ class BlockWeight(QuantizedWeight):
 
     def grid(self) -> Grid | None:
         """Return the grid that holds its values exactly, of types in ``WHOLE``."""
-        return Grid(WHOLE[self.kind], _BLOCK) if self.kind in WHOLE else None
+        if self.kind not in WHOLE:
+            return None
+        return Grid(WHOLE[self.kind], _BLOCK, half=self.kind != _POWERS or self._half_powers())
 
     def codes(self, start: int, stop: int, grid: Grid) -> Codes:
         """Return rows [start, stop) on ``grid``, which is its own or finer; see ``grid``."""
@@ -67,10 +77,8 @@ class BlockWeight(QuantizedWeight):
             raw = self.raw_rows(low, high)
             values = self._dequantized(raw)
             check_finite(values, self)
-            elements, size = block_of(self.kind)
-            heads = np.ascontiguousarray(raw.reshape(high - low, -1, size)[..., :2])
-            scales = heads.view(np.float16).astype(np.float32)
-            blocks = values.reshape(high - low, -1, elements)
+            scales = self._scales(raw)
+            blocks = values.reshape(high - low, scales.shape[1], -1)
             whole = np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales != 0)
             whole = np.rint(whole)
             # The package multiplies just so; if it ever does otherwise, nothing is carried over wrongly.
@@ -81,6 +89,26 @@ class BlockWeight(QuantizedWeight):
         own = Grid(WHOLE[self.kind], _BLOCK)
         codes = (found[:, : self.shape[1]] + np.float32(own.zero)).astype(np.uint8)
         return fitted(Codes(codes, np.ascontiguousarray(found[:, self.shape[1] :]), None), own, grid)
+
+    def _scales(self, raw: Array) -> Array:
+        """Return the scales, float32 [rows, blocks, 1], in the bytes of rows of a type in ``WHOLE``."""
+        _, size = block_of(self.kind)
+        blocks = raw.reshape(len(raw), -1, size)
+        if self.kind == _POWERS:
+            return np.ldexp(np.float32(1), blocks[..., :1].astype(np.int32) - 128)
+        return np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
+
+    def _half_powers(self) -> bool:
+        """Whether fp16 holds every scale, of which there is at least one."""
+        low, high = _HALF_POWERS
+        _, size = block_of(self.kind)
+        step = max(1, _PIECE_BYTES // self._row_bytes())
+        for start in range(0, self.shape[0], step):
+            raw = self.raw_rows(start, min(start + step, self.shape[0]))
+            powers = raw.reshape(-1, size)[:, 0]
+            if powers.min() < low or powers.max() > high:
+                return False
+        return True
 
     def _in_order(self, start: int, stop: int, stored: Callable[[int, int], Array]) -> Array:
         """Return rows [start, stop), which ``stored`` reads as they lie in the file."""

@@ -20,7 +20,9 @@ def stored_architecture(checkpoint: Checkpoint) -> Architecture:
     Raises UnsupportedModel, and BadCheckpoint if tensors are missing, too many, or of other shapes.
     """
     try:
-        architecture = _own_head(checkpoint, _renamed(checkpoint, describe(checkpoint.config)))
+        architecture = describe(checkpoint.config)
+        architecture = _renamed(checkpoint, _by_part(checkpoint, architecture))
+        architecture = _own_head(checkpoint, architecture)
         _check_head(checkpoint, architecture)
         _check_tensors(checkpoint, architecture)
     except (BadCheckpoint, UnsupportedModel) as error:
@@ -30,6 +32,25 @@ def stored_architecture(checkpoint: Checkpoint) -> Architecture:
         reason = str(error).removeprefix("config.json: ")
         raise type(error)(f"{shown(checkpoint.file)}, its metadata read as config.json: {reason}") from error
     return architecture
+
+
+def _by_part(checkpoint: Checkpoint, architecture: Architecture) -> Architecture:
+    """Return ``architecture`` with those weights that a GGUF file holds by the names of the spec.
+
+    What all experts of a layer have lies in one tensor there, and a row may lie there as a vector.
+    """
+    if checkpoint.file is None:
+        return architecture
+    sources = dict(architecture.sources)
+    for parameter in architecture.parameters:
+        tensor = replace(parameter, expert=None).name
+        weight = checkpoint.weights.get(tensor)
+        if weight is not None:
+            row = parameter.shape == (1, *weight.shape)
+            sources[parameter.name] = Source(
+                tensor, index=parameter.expert, stored=weight.shape if row else None
+            )
+    return replace(architecture, sources=sources)
 
 
 def _renamed(checkpoint: Checkpoint, architecture: Architecture) -> Architecture:
