@@ -46,6 +46,7 @@ ALLOWED = {
     "runtime": {"artifact", "tokenization"},
     "lm_eval": {"runtime"},
     "genai": {"artifact", "runtime"},
+    "serving": {"runtime"},
     "evaluation": {"artifact", "layerwise", "runtime"},
     "bench": {"artifact", "runtime"},
     "cli": {"artifact", "bench", "builder", "evaluation", "runtime", "target"},

@@ -10,7 +10,10 @@ Error:
      ├── NotEnoughSpace    the disk cannot hold what would be written
      ├── ContextFull       a sequence reached the model's context length
      ├── CannotRewind      a cache cannot rewind to a shorter length
-     └── Cancelled         cancelled while the model ran
+     ├── Cancelled         cancelled while the model ran
+     ├── Overloaded        too many requests are waiting already
+     ├── TimedOut          a request took longer than it may
+     └── ShutDown          an engine ended before a request did
 
 A message says what was found, where, what is allowed and what to do next.
 """
@@ -65,6 +68,18 @@ class CannotRewind(Error):
 
 class Cancelled(Error):
     """Cancelled while the model ran."""
+
+
+class Overloaded(Error):
+    """Too many requests are waiting already."""
+
+
+class TimedOut(Error):
+    """A request took longer than it may."""
+
+
+class ShutDown(Error):
+    """An engine ended before a request did, or takes no more of them."""
 
 
 def is_panic(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ for step in lm.stream([{"role": "user", "content": "Hello"}], temperature=0.7):
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -161,15 +161,15 @@ class LanguageModel:
         """How many bytes of cache one token takes, in layers that keep a window only until that is full."""
         return bytes_per_token(self.session, self._graph.states, self._shapes)
 
-    def loop(self, *, as_answers: bool = False) -> Loop:
+    def loop(self, *, as_answers: bool = False, adapter: str | None = None) -> Loop:
         """Return a new decode loop over raw token ids.
 
         ``as_answers``: prompts too are computed with the weights that answers are, where there are others for
-        them.
+        them. ``adapter``: the LoRA adapter to compute with. Raises BadOption if there is none of that name.
         """
         few = self.manifest.prompt_tokens if as_answers else None
         chunk = CHUNK_TOKENS if self.session.memory.is_host else ACCELERATOR_CHUNK_TOKENS
-        return Loop(
+        loop = Loop(
             self.session,
             self._graph,
             context_tokens=self.manifest.context_tokens,
@@ -181,6 +181,9 @@ class LanguageModel:
             most_tokens=self.device.most_tokens,
             pool=self._pool,
         )
+        if adapter is not None:
+            loop.use(self._adapter_inputs(adapter))
+        return loop
 
     def _embedder(self) -> Embedder | None:
         if self._embedding is None or self.vision_encoder is None:
@@ -354,7 +357,7 @@ class LanguageModel:
         """
         wanted = Settings.of(settings, options)
         loop = self._take_loop((), wanted.adapter) if reuse_cache else self.loop()
-        return Generator(loop, self._rules, wanted)
+        return Generator(loop, self.rules, wanted)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -389,12 +392,10 @@ class LanguageModel:
         Raises BadArtifact if another model wrote it, or with another ``adapter``, or if it is damaged; BadOption
         if it holds more than one row.
         """
-        loop = self.loop()
+        loop = self.loop(adapter=adapter)
         restore(loop, Path(path), model=self._fingerprint(adapter))
         if len(loop.history) != 1:
             raise BadOption(f"{path} holds {len(loop.history)} rows; only a Generator can resume from those.")
-        if adapter is not None:
-            loop.use(self._adapter_inputs(adapter))
         self._kept.keep(adapter, loop)
 
     def prompt_logprobs(
@@ -405,9 +406,7 @@ class LanguageModel:
         The first token has none, nor have tokens of images. ``top``: that many of the most likely tokens with
         each. ``adapter``: the LoRA adapter to compute with.
         """
-        loop = self.loop()
-        if adapter is not None:
-            loop.use(self._adapter_inputs(adapter))
+        loop = self.loop(adapter=adapter)
         loop.start()
         return self._prompt_logprobs(loop, self.encode(prompt), top)
 
@@ -492,7 +491,8 @@ class LanguageModel:
     # --- inside -----------------------------------------------------------------------------------------
 
     @cached_property
-    def _rules(self) -> Rules:
+    def rules(self) -> Rules:
+        """What the model prescribes to every generation."""
         manifest = self.manifest
         return Rules(
             context_tokens=manifest.context_tokens,
@@ -518,24 +518,10 @@ class LanguageModel:
         timings: Timings | None = None,
     ) -> Stream:
         wanted = Settings.of(settings, options)
-        for ids in prompts:
-            self._check_length(ids)
-        if isinstance(wanted.draft, LanguageModel) and any(max(ids) >= FIRST_IMAGE_TOKEN for ids in prompts):
-            raise BadOption(
-                'the draft model cannot see the prompt\'s images. Use draft="lookup", or no draft.'
-            )
+        self._check_lengths(prompts, wanted)
         loop = self._take_loop(prompts[0], wanted.adapter) if reuse_cache else self.loop()
-        generator = Generator(loop, self._rules, wanted)
-        timings = Timings() if timings is None else timings
-        timings.prompt_tokens = sum(map(len, prompts))
-        stream = Stream(
-            generator,
-            prompts,
-            generator.settings,
-            self._text_tokenizer(wanted),
-            timings=timings,
-            at_end=self._keep if reuse_cache else _forget,
-        )
+        at_end = self._keep if reuse_cache else _forget
+        stream = self.stream_on(loop, prompts, wanted, timings=timings, at_end=at_end)
         if wanted.prompt_logprobs is not None:
             for ids in prompts:
                 # A single prompt's cache then serves the generation.
@@ -545,6 +531,41 @@ class LanguageModel:
                 own.start()
                 stream.prompt_logprobs.append(self._prompt_logprobs(own, ids, wanted.prompt_logprobs))
         return stream
+
+    def stream_on(
+        self,
+        loop: Loop,
+        prompts: list[list[int]],
+        settings: Settings,
+        *,
+        timings: Timings | None = None,
+        at_end: Callable[[Generator], None] | None = None,
+    ) -> Stream:
+        """Return the Stream that continues ``prompts``, as token ids, on ``loop`` as ``settings`` ask.
+
+        ``timings`` is filled while it runs; ``at_end`` gets its generator when it has ended. Log-probabilities of
+        prompts are the caller's to compute.
+        Raises BadOption as ``generate`` does.
+        """
+        generator = Generator(loop, self.rules, settings)
+        timings = Timings() if timings is None else timings
+        timings.prompt_tokens = sum(map(len, prompts))
+        return Stream(
+            generator,
+            prompts,
+            generator.settings,
+            self._text_tokenizer(settings),
+            timings=timings,
+            at_end=at_end or _forget,
+        )
+
+    def _check_lengths(self, prompts: list[list[int]], wanted: Settings) -> None:
+        for ids in prompts:
+            self._check_length(ids)
+        if isinstance(wanted.draft, LanguageModel) and any(max(ids) >= FIRST_IMAGE_TOKEN for ids in prompts):
+            raise BadOption(
+                'the draft model cannot see the prompt\'s images. Use draft="lookup", or no draft.'
+            )
 
     def _prompt_logprobs(self, loop: Loop, ids: list[int], top: int) -> list[TokenLogprob | None]:
         logprobs: list[TokenLogprob | None] = [None]

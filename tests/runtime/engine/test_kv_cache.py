@@ -22,7 +22,7 @@ def test_rows_that_change_places(kind, data):
     model = np.zeros((2, HEADS, 0, WIDTH), np.float32)
     binding = backend.binding()
     for _ in range(data.draw(st.integers(1, 10))):
-        action = data.draw(st.sampled_from(["grow", "select", "select", "trim", "refill"]))
+        action = data.draw(st.sampled_from(["grow", "select", "join", "leave", "trim", "refill"]))
         if action == "grow":
             new = random.normal(size=(len(model), HEADS, data.draw(st.integers(1, 300)), WIDTH)).astype(
                 np.float32
@@ -42,6 +42,26 @@ def test_rows_that_change_places(kind, data):
             rows = np.array(data.draw(st.lists(st.integers(0, len(model) - 1), min_size=1, max_size=5)))
             cache.select(rows)
             model = model[rows]
+        elif action == "join" and cache.length:
+            # Shorter rows are filled up with what means nothing, and longer ones leave that behind in the others.
+            length = data.draw(st.integers(1, cache.length + 300))
+            row = random.normal(size=(1, HEADS, length, WIDTH)).astype(np.float32)
+            cache.join([row.copy() for _ in backend.graph.states], length)
+            longer = max(length, model.shape[2])
+            lengths = [*([model.shape[2]] * len(model)), length]
+            wide = np.zeros((len(model) + 1, HEADS, longer, WIDTH), np.float32)
+            wide[:-1, :, : model.shape[2]], wide[-1:, :, :length] = model, row
+            for array in cache.read():
+                for number, filled in enumerate(lengths):
+                    assert np.array_equal(array[number, :, :filled], wide[number, :, :filled])
+            short = min(lengths)
+            cache.trim([short] * len(wide))
+            model = wide[:, :, :short]
+        elif action == "leave" and len(model) > 1:
+            row = data.draw(st.integers(0, len(model) - 1))
+            cache.leave(row)
+            model[row] = model[-1]
+            model = model[:-1]
         elif action == "trim":
             length = data.draw(st.integers(0, cache.length))
             cache.trim([length] * len(model))

@@ -112,6 +112,11 @@ class Loop:
         return self._context
 
     @property
+    def chunk_tokens(self) -> int:
+        """How many tokens of a single row a run takes at most, unless more have to be fed at once."""
+        return self._chunk
+
+    @property
     def switch_tokens(self) -> int | None:
         """The length above which another rotation table holds, None if there is only one."""
         return self._switch
@@ -128,6 +133,11 @@ class Loop:
             self._rebind()
         for name, tensor in inputs.items():
             self._binding.input(name, tensor)
+
+    def hold(self, ids: Sequence[int]) -> None:
+        """Keep the images that ``ids``, which are to be fed, hold from being forgotten."""
+        if self._embedder is not None:
+            self._embedder.hold([ids])
 
     def start(self, rows: int = 1) -> None:
         """Forget everything and begin a batch of ``rows``."""
@@ -375,6 +385,40 @@ class Loop:
             start = min((common_prefix_length(old, new) for old, new in moved), default=0)
         self.cache.select(rows, start)
         self.history = [list(self.history[row]) for row in rows]
+
+    def row(self, row: int) -> list[Array]:
+        """Return the states of ``row`` as ``filled`` of a loop of it alone, perhaps parts of the memory itself."""
+        length = len(self.history[row])
+        return [state[row : row + 1, :, : min(length, state.shape[2])] for state in self.filled()]
+
+    def join(self, history: Sequence[int], states: Sequence[Array]) -> None:
+        """Add a row after the others that resumes from ``history`` and the ``states`` of it alone, see ``row``.
+
+        Raises BadOption if ``switch_tokens`` lies between its length and those of the others, which read another
+        rotation table.
+        """
+        self._steady = 0
+        if not self.history:
+            self.adopt([history], states)
+            return
+        if self._switch is not None and (len(history) > self._switch) != self._long:
+            raise BadOption(
+                f"a row of {len(history)} tokens cannot join rows of up to {self.length}: position encoding "
+                f"changes at {self._switch}. Begin another batch for it."
+            )
+        self.cache.join(states, len(history))
+        self.history.append(list(history))
+
+    def leave(self, row: int) -> None:
+        """Let go of ``row``, whose place the last one takes."""
+        self._steady = 0
+        last = self.history.pop()
+        if row < len(self.history):
+            self.history[row] = last
+        if self.history:
+            self.cache.leave(row)
+            # As long as the longest row that is left.
+            self.cache.trim([len(row) for row in self.history])
 
     def adopt(self, history: Sequence[Sequence[int]], states: Sequence[Array]) -> None:
         """Resume from ``history`` and the ``states`` that ``filled`` returned for it."""

@@ -19,7 +19,14 @@ from ortlm.errors import BadArtifact, CannotRewind, nearest
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 from ortlm.runtime.engine.captured_steps import StatePool, StepStates
 from ortlm.runtime.engine.sliding_window_cache import WindowCache
-from ortlm.runtime.engine.states import Shapes, bind_in_place, bytes_per_token, zero_states
+from ortlm.runtime.engine.states import (
+    Shapes,
+    bind_in_place,
+    bytes_per_token,
+    with_row,
+    without_row,
+    zero_states,
+)
 
 RowIndices = NDArray[np.int64]
 _GRAIN = 256
@@ -76,6 +83,12 @@ class Cache(Protocol):
         come in so many first positions, which then need not be copied.
         """
 
+    def join(self, arrays: Sequence[Array], length: int) -> None:
+        """Add a row of ``length`` positions after the others: what ``read`` returned of it where it was alone."""
+
+    def leave(self, row: int) -> None:
+        """Let go of ``row``, whose place the last one takes. At least one row must be left."""
+
     def read(self) -> list[Array]:
         """Return what is filled of every state, [B, K, length, D]: copies, or parts of the memory itself.
 
@@ -110,6 +123,8 @@ class SharedCache:
         self._length = 0
         self._capacity = 0
         self._tensors: list[DeviceTensor] = []
+        # Buffers of more rows than are used, of which the tensors are the first; none if they are the same.
+        self._spare: list[Array] = []
         # What is to be returned to the pool.
         self._fixed: StepStates | None = None
         self._bound: Binding | None = None
@@ -142,6 +157,7 @@ class SharedCache:
         if rows != self._rows:
             self._give_back()
             self._rows, self._capacity, self._tensors, self._bound = rows, 0, [], None
+            self._spare = []
         self._length = 0
 
     def bind(self, binding: Binding, ends: Sequence[int], room: int) -> None:
@@ -165,8 +181,54 @@ class SharedCache:
         """Keep the rows with these numbers, in this order."""
         if self._backend.memory.move_rows(self._tensors, rows, start=start, filled=self._length):
             self._bound = None
+            self._spare = []
             self._give_back()
         self._rows = len(rows)
+
+    def join(self, arrays: Sequence[Array], length: int) -> None:
+        """Add a row after the others: into the buffers if they have room, which doubles whenever it ends."""
+        if not self._in_place:
+            self.fill(with_row(self.read(), arrays), [])
+            return
+        if length > self._capacity:
+            self._grow(length)
+        rows = self._rows + 1
+        if not self._spare or len(self._spare[0]) < rows:
+            self._spare = []
+            for at, tensor in enumerate(self._tensors):
+                old = tensor.numpy()
+                new = np.zeros((2 * self._rows, *old.shape[1:]), old.dtype)
+                new[: self._rows, :, : self._length] = old[:, :, : self._length]
+                self._spare.append(new)
+                # So that only one state is there twice.
+                self._tensors[at] = self._backend.memory.put(new)
+        self._show(rows)
+        for tensor, array in zip(self._tensors, arrays, strict=True):
+            tensor.numpy()[-1, :, :length] = array[0, :, :length]
+        self._length = max(self._length, length)
+
+    def leave(self, row: int) -> None:
+        """Let go of ``row``, whose place the last one takes; its memory is kept for a row to come."""
+        last = self._rows - 1
+        if not self._in_place:
+            self.select(without_row(self._rows, row))
+            return
+        if not self._spare:
+            self._spare = [tensor.numpy() for tensor in self._tensors]
+        if row != last:
+            for buffer in self._spare:
+                buffer[row, :, : self._length] = buffer[last, :, : self._length]
+        self._show(last)
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether single rows can be written, because the buffers lie in main memory."""
+        return self._pool is None and self._backend.memory.is_host
+
+    def _show(self, rows: int) -> None:
+        """Let runs read and write the first ``rows`` rows of the spare buffers."""
+        self._tensors = [self._backend.memory.put(buffer[:rows]) for buffer in self._spare]
+        self._rows, self._bound = rows, None
 
     def read(self) -> list[Array]:
         """Return what is filled of every state, [B, K, length, D]."""
@@ -178,7 +240,7 @@ class SharedCache:
         self._give_back()
         self._rows, _, self._length, _ = arrays[0].shape
         self._capacity = self._capacity_for(self._length, 0)
-        self._tensors = []
+        self._tensors, self._spare = [], []
         for array in arrays:
             new = [memory.put(np.ascontiguousarray(array))]
             memory.resize(new, self._length, self._capacity)
@@ -191,7 +253,7 @@ class SharedCache:
             self._pool,
             self._capacity_for(room, self._capacity),
         )
-        self._bound = None
+        self._bound, self._spare = None, []
         if self._tensors and self._length:
             old = pool.old(self._rows, wanted, most=self._most(room)) if pool is not None else None
             if old is not None:
@@ -298,6 +360,14 @@ class AppendCache:
             self._backend.memory.take_rows(self._tensors, rows, filled=self._length, axis=self._axis)
             self._rows = len(rows)
 
+    def join(self, arrays: Sequence[Array], length: int) -> None:
+        """Add a row after the others; everything is copied."""
+        self.fill(with_row(self.read(), arrays), [])
+
+    def leave(self, row: int) -> None:
+        """Let go of ``row``, whose place the last one takes; everything is copied."""
+        self.select(without_row(self._rows, row))
+
     def read(self) -> list[Array]:
         """Return every state, [B, K, length, D]."""
         found = self._backend.memory.read(self._tensors, 0, self._length, axis=self._axis)
@@ -380,6 +450,16 @@ class SplitCache:
         """Keep the rows with these numbers, in this order."""
         for part in self.parts:
             part.select(rows, start)
+
+    def join(self, arrays: Sequence[Array], length: int) -> None:
+        """Add a row after the others in every part."""
+        for part, places in zip(self.parts, self._places, strict=True):
+            part.join([arrays[place] for place in places], length)
+
+    def leave(self, row: int) -> None:
+        """Let go of ``row`` in every part."""
+        for part in self.parts:
+            part.leave(row)
 
     def read(self) -> list[Array]:
         """Return what every part returns, in the order of the states."""

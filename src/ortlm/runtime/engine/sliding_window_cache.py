@@ -18,7 +18,14 @@ from ortlm.artifact import State
 from ortlm.dtypes import Array
 from ortlm.errors import CannotRewind
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
-from ortlm.runtime.engine.states import Shapes, bind_in_place, bytes_per_token, zero_states
+from ortlm.runtime.engine.states import (
+    Shapes,
+    bind_in_place,
+    bytes_per_token,
+    with_row,
+    without_row,
+    zero_states,
+)
 
 # The operator moves W - 1 positions once for so many tokens: next to nothing, and for the usual windows of 512 and
 # more the margin is at most half of the memory.
@@ -136,6 +143,14 @@ class WindowCache:
         if self._backend.memory.move_rows(self._tensors, rows, filled=filled):
             self._bound = None
         self._rows = [replace(self._rows[row]) for row in rows]
+
+    def join(self, arrays: Sequence[Array], length: int) -> None:
+        """Add a row after the others; everything is copied."""
+        self.fill(with_row(self.read(), arrays), [*(row.length for row in self._rows), length])
+
+    def leave(self, row: int) -> None:
+        """Let go of ``row``, whose place the last one takes; everything is copied."""
+        self.select(without_row(len(self._rows), row))
 
     def read(self) -> list[Array]:
         """Return the last positions of every state, [B, K, n, D], n the window or the longest row if that is less.

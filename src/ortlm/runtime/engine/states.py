@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ortlm.artifact import State
+from ortlm.dtypes import Array
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 
 Shapes = Sequence[tuple[int, int]]  # key/value heads K and width D of every state
@@ -29,3 +33,26 @@ def bytes_per_token(backend: Backend, states: Sequence[State], shapes: Shapes) -
     """Return how many bytes of cache one token of one row takes."""
     sizes = [backend.inputs[state.past].dtype.bytes for state in states]
     return sum(heads * width * size for (heads, width), size in zip(shapes, sizes, strict=True))
+
+
+def with_row(states: Sequence[Array], row: Sequence[Array]) -> list[Array]:
+    """Return ``states`` [B, K, N, D] and those of a ``row`` [1, K, M, D] after them, [B + 1, K, max(N, M), D].
+
+    What is shorter ends with zeros.
+    """
+    made = []
+    for several, one in zip(states, row, strict=True):
+        count, heads, old, width = several.shape
+        new = np.zeros((count + 1, heads, max(old, one.shape[2]), width), several.dtype)
+        new[:count, :, :old] = several
+        new[count, :, : one.shape[2]] = one[0]
+        made.append(new)
+    return made
+
+
+def without_row(rows: int, row: int) -> NDArray[np.int64]:
+    """Return the numbers of ``rows`` rows without ``row``, whose place the last one takes."""
+    numbers = np.arange(rows - 1)
+    if row < rows - 1:
+        numbers[row] = rows - 1
+    return numbers

@@ -1,0 +1,1 @@
+"""Many requests at once on one loaded model: continuous batching, see ``engine``."""
