@@ -86,6 +86,24 @@ class Attention:
     qk_norm_late: bool = False
     query_scale: QueryScale | None = None
 
+    @property
+    def width(self) -> int:
+        """Number of channels that the output projection reads."""
+        return self.heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class ShortConv:
+    """A gated short convolution: ``c · conv(b · x)``, where b, c and x are thirds of one map of the input.
+
+    Each of the ``width`` channels is convolved on its own, with the ``kernel`` last tokens. ``bias``: the maps and
+    the convolution have biases.
+    """
+
+    width: int
+    kernel: int
+    bias: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class GatedMLP:
@@ -146,9 +164,32 @@ class Experts:
     shared_scale: bool = False
 
 
-# The other mixers join here.
-Mixer = Attention
+Mixer = Attention | ShortConv
 FeedForward = GatedMLP | MLP | Experts
+
+
+@dataclass(frozen=True, slots=True)
+class MixerState:
+    """One tensor that a mixer carries from step to step, [B, ``shape``]; a size that is None grows with the text.
+
+    ``name`` is "key" or "value", "conv" (a convolution's last inputs) or "recurrent" (a matrix for each head).
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+
+    @property
+    def grows(self) -> bool:
+        """Whether it has something for every position; the others have one size, and cannot be cut."""
+        return None in self.shape
+
+
+def mixer_states(mixer: Mixer) -> tuple[MixerState, ...]:
+    """Return what ``mixer`` carries from step to step, in the order of graphs and manifests."""
+    if isinstance(mixer, Attention):
+        shape = (mixer.kv_heads, None, mixer.head_dim)
+        return MixerState("key", shape), MixerState("value", shape)
+    return (MixerState("conv", (mixer.width, mixer.kernel - 1)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +228,11 @@ class Decoder:
     embed_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
+
+    @property
+    def attentions(self) -> Iterator[Attention]:
+        """The mixers of those layers that attend."""
+        return (layer.mixer for layer in self.layers if isinstance(layer.mixer, Attention))
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +358,7 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
 
     Canonical names: ``embed``, ``layers.{i}.{mixer_pre|q|k|v|q_norm|k_norm|o|mixer_post|ffn_pre|gate|up|down|
     ffn_post}``, ``final_norm`` and ``head``, each with ``.weight`` or ``.bias``. A tied head is left out. Layers
+    without attention have ``in`` and ``conv`` in place of q, k and v. Layers
     of experts have ``router``, ``expert_{gate|up|down}.{e}``, ``shared_{gate|up|down}`` and ``shared_scale``.
     """
     yield Parameter("embed", "weight", (spec.vocab, spec.hidden), "embed")
@@ -331,6 +378,11 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
 
 def mixer_parameters(mixer: Mixer, layer: int, hidden: int) -> Iterator[Parameter]:
     """Yield the weights of ``mixer`` in ``layer``, between ``hidden`` channels."""
+    if isinstance(mixer, ShortConv):
+        yield from _linear("in", 3 * mixer.width, hidden, "qkv", bias=mixer.bias, layer=layer)
+        yield from _conv(mixer.width, mixer.kernel, bias=mixer.bias, layer=layer)
+        yield from _linear("o", hidden, mixer.width, "out", bias=mixer.bias, layer=layer)
+        return
     wide, narrow = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
     for part, width in (("q", wide), ("k", narrow), ("v", narrow)):
         yield from _linear(part, width, hidden, "qkv", bias=mixer.qkv_bias, layer=layer)
@@ -340,6 +392,12 @@ def mixer_parameters(mixer: Mixer, layer: int, hidden: int) -> Iterator[Paramete
     if mixer.sinks:
         yield Parameter("sinks", "weight", (mixer.heads,), "table", layer)
     yield from _linear("o", hidden, wide, "out", bias=mixer.out_bias, layer=layer)
+
+
+def _conv(width: int, kernel: int, *, bias: bool, layer: int) -> Iterator[Parameter]:
+    yield Parameter("conv", "weight", (width, kernel), "table", layer)
+    if bias:
+        yield Parameter("conv", "bias", (width,), "bias", layer)
 
 
 def ffn_parameters(ffn: FeedForward, layer: int, hidden: int) -> Iterator[Parameter]:

@@ -33,7 +33,8 @@ class Target:
     refused, and ``no_experts`` says why. ``experts_apart``: experts are products like all others, one after the
     other. ``left_padding``: rows may be padded on the left, too, and whoever runs the graph always says for
     how many positions it wants logits. ``captured``: steps can be recorded once and launched as a whole,
-    if the graph copies nothing between main memory and the device.
+    if the graph copies nothing between main memory and the device. ``fixed_states``: which states of one size
+    ("conv", "recurrent") layers may have here.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Target:
     experts_apart: bool = False
     left_padding: bool = False
     captured: bool = False
+    fixed_states: frozenset[str] = frozenset()
 
 
 _TARGETS = (
@@ -90,6 +92,7 @@ _TARGETS = (
         int8_cache=True,
         window_cache=True,
         expert_bits=(2, 4, 8),
+        fixed_states=frozenset({"conv"}),
     ),
     Target(
         name="cuda",
@@ -168,6 +171,7 @@ _TARGETS = (
         half_scales=True,
         # Run on ARM64, emulated, against x86-64.
         expert_bits=(4, 8),
+        fixed_states=frozenset({"conv"}),
     ),
 )
 

@@ -37,6 +37,7 @@ from transformers import (
     HeliumConfig,
     HunYuanDenseV1Config,
     InternLM3Config,
+    Lfm2Config,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
@@ -187,6 +188,17 @@ def granite4(layers: int, **changes: Any) -> Config:
             layer_types=kinds, num_hidden_layers=layers, tie_word_embeddings=True, **multipliers, **mamba
         ),
         **changes,
+    )
+
+
+def lfm2() -> Config:
+    return Lfm2Config(
+        **sizes(
+            num_hidden_layers=4,
+            block_multiple_of=16,
+            layer_types=["conv", "full_attention"] * 2,
+            conv_bias=True,
+        )
     )
 
 
@@ -359,6 +371,7 @@ FAMILIES: dict[str, Callable[[], Config]] = {
     "gpt-oss": gpt_oss,
     "phimoe": phimoe,
     "phimoe-old": phimoe,
+    "lfm2": lfm2,
 }
 
 
@@ -461,6 +474,11 @@ def old_keys(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config with the keys of transformers 4: ``rope_theta``, ``rope_scaling``, ``torch_dtype``."""
     old = {k: v for k, v in config.items() if k not in ("rope_parameters", "layer_types", "dtype")}
     old["torch_dtype"] = config.get("dtype", "float32")
+    kinds = config.get("layer_types") or []
+    if "conv" in kinds:
+        old["full_attn_idxs"] = [i for i, kind in enumerate(kinds) if kind != "conv"]
+        old["block_ff_dim"] = old.pop("intermediate_size")
+        old["tie_embedding"] = old.pop("tie_word_embeddings")
     rope = config["rope_parameters"]
     if config["model_type"] in ("olmo3", "granitemoehybrid"):
         old["layer_types"] = config["layer_types"]

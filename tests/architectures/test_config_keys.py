@@ -60,6 +60,7 @@ ROWS = (
         "apertus",
         "granite4",
         "granite4-moe",
+        "lfm2",
     ]
 )
 FOREIGN_TOO = ("mistral", "gemma3", "llama3")

@@ -18,7 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from ortlm import architectures
 from ortlm.architectures import _find
 from ortlm.errors import BadCheckpoint, UnsupportedModel
-from ortlm.spec import Architecture, Rope, parameters
+from ortlm.spec import Architecture, Attention, Rope, parameters
 from tests.architectures import families
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -108,6 +108,9 @@ def test_attention_agrees_with_the_torch_modules(row: Any) -> None:
     kinds = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     for i, (layer, module) in enumerate(zip(decoder.layers, row.model.model.layers, strict=True)):
+        assert layer.residual_scale == getattr(module, "residual_multiplier", 1.0)
+        if not isinstance(layer.mixer, Attention):
+            continue
         attention = module.self_attn
         assert layer.mixer.head_dim == attention.head_dim
         assert layer.mixer.heads // layer.mixer.kv_heads == attention.num_key_value_groups
@@ -120,7 +123,6 @@ def test_attention_agrees_with_the_torch_modules(row: Any) -> None:
         # Gemma 3 has the key too, but its attention does not look at it.
         capped = config.model_type == "gemma2"
         assert layer.mixer.softcap == (config.attn_logit_softcapping if capped else 0.0)
-        assert layer.residual_scale == getattr(module, "residual_multiplier", 1.0)
     assert decoder.max_tokens == config.max_position_embeddings
     assert decoder.tied_head == config.tie_word_embeddings
     assert decoder.logit_softcap == (getattr(config, "final_logit_softcapping", None) or 0.0)
@@ -150,7 +152,8 @@ def test_norms_agree_with_the_torch_modules(row: Any) -> None:
     for i, layer in enumerate(decoder.layers):
         norms |= {f"layers.{i}.{part}": getattr(layer, part) for part in ("mixer_pre", "mixer_post")}
         norms |= {f"layers.{i}.{part}": getattr(layer, part) for part in ("ffn_pre", "ffn_post")}
-        norms |= {f"layers.{i}.{part}": layer.mixer.qk_norm for part in ("q_norm", "k_norm")}
+        if isinstance(layer.mixer, Attention):
+            norms |= {f"layers.{i}.{part}": layer.mixer.qk_norm for part in ("q_norm", "k_norm")}
     for name, norm in norms.items():
         if norm is None:
             continue
@@ -174,7 +177,7 @@ def test_rope_agrees_with_the_torch_modules(row: Any) -> None:
 def check_rope(arch: Architecture, config: Any, rotary: Any) -> None:
     """Compare every layer's frequencies, to one unit in the last place, and factors with ``rotary``."""
     for i, layer in enumerate(arch.decoder.layers):
-        rope = layer.mixer.rope
+        rope = layer.mixer.rope if isinstance(layer.mixer, Attention) else None
         if rope is None:
             continue
         prefix = f"{config.layer_types[i]}_" if not hasattr(rotary, "inv_freq") else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, TypeVar
 
@@ -130,6 +130,17 @@ class Config:
 
         ``windowed``: the other keys give a window, without which no layer can be sliding.
         """
+        found = self.layer_kinds(layers, (FULL, SLIDING))
+        if found is not None and SLIDING in found and not windowed:
+            raise BadCheckpoint(
+                f'{self.at}: "layer_types" has "{SLIDING}", but "sliding_window" is null or switched off, so that '
+                'nobody knows the window. Set "sliding_window", or make all layers '
+                f'"{FULL}".'
+            )
+        return found
+
+    def layer_kinds(self, layers: int, known: Sequence[str]) -> list[str] | None:
+        """Return which of ``known`` each layer is as ``layer_types`` says, or None if it is absent."""
         if self.values.get("layer_types") is None:
             return None
         found: list[str] = self._read(
@@ -139,17 +150,11 @@ class Config:
             f'a list with one entry for each of the {layers} layers of "num_hidden_layers"',
         )
         for i, kind in enumerate(found):
-            if kind not in (FULL, SLIDING):
+            if kind not in known:
                 raise UnsupportedModel(
                     f'{self.at}: "layer_types" has {shown(kind)} for layer {i}, which is not supported here. '
-                    f'Known: "{FULL}", "{SLIDING}".'
+                    f"Known: {', '.join(map(quoted, known))}."
                 )
-        if SLIDING in found and not windowed:
-            raise BadCheckpoint(
-                f'{self.at}: "layer_types" has "{SLIDING}", but "sliding_window" is null or switched off, so that '
-                'nobody knows the window. Set "sliding_window", or make all layers '
-                f'"{FULL}".'
-            )
         return found
 
     def has(self, key: str, default: object = None) -> bool:

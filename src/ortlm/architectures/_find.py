@@ -32,7 +32,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     """
     family, keys = find(config), Keys(config)
     architecture = family(keys)
-    windowed = {layer.mixer.window is not None for layer in architecture.decoder.layers}
+    windowed = {mixer.window is not None for mixer in architecture.decoder.attentions}
     unknown = check_read(keys, windows=windowed.pop() if len(windowed) == 1 else None)
     architecture = replace(architecture, notes=(*architecture.notes, *_told(unknown)))
     tokens = architecture.decoder.max_tokens

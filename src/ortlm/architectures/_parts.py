@@ -235,16 +235,21 @@ def architecture(
 ) -> Architecture:
     """Return ``decoder`` with a source for each weight.
 
-    ``names`` overrides module names by canonical part, in which ``{}`` is an expert's number, ``fused`` whole
-    sources by canonical weight name, and ``norm_add`` is added to each norm's weight. ``notes`` are what whoever
-    builds should know.
+    ``names`` overrides module names by canonical part, in which ``{}`` is an expert's number, or by part and layer
+    ("layers.3.o"); ``fused`` has whole sources by canonical weight name, and ``norm_add`` is added to each norm's
+    weight. ``notes`` are what whoever builds should know.
     """
     known = _NAMES | dict(names or {})
     sources: Sources = {}
     for parameter in parameters(decoder):
         layer = f"model.layers.{parameter.layer}." if parameter.layer is not None else ""
         add = norm_add if parameter.role == "norm" and parameter.kind == "weight" else 0.0
-        module = known[parameter.part].format(parameter.expert)
-        sources[parameter.name] = Source(f"{layer}{module}.{parameter.kind}", add=add)
+        own = f"layers.{parameter.layer}.{parameter.part}"
+        module = known.get(own, known[parameter.part]).format(parameter.expert)
+        # torch has an axis more for channels of a group, of which there is one.
+        stored = None
+        if parameter.part == "conv" and parameter.kind == "weight":
+            stored = (parameter.shape[0], 1, parameter.shape[1])
+        sources[parameter.name] = Source(f"{layer}{module}.{parameter.kind}", add=add, stored=stored)
     sources |= fused or {}
     return Architecture(decoder, sources, genai_type, renamed=_PREFIXES, notes=tuple(notes))

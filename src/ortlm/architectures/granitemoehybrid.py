@@ -43,7 +43,8 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     }  # fmt: skip
     decoder = multiplied(c, s, ffn)
     if not rotates:
-        layers = tuple(replace(layer, mixer=replace(layer.mixer, rope=None)) for layer in decoder.layers)
+        both = zip(decoder.layers, decoder.attentions, strict=True)
+        layers = tuple(replace(layer, mixer=replace(mixer, rope=None)) for layer, mixer in both)
         decoder = replace(decoder, layers=layers)
     return architecture(decoder, "granite", names=names, fused=fused)
 

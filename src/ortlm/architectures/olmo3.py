@@ -42,7 +42,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     ]
     base = olmo2.describe(WithDefaults(config, {}, fixed={"rope_parameters": None, "rope_scaling": None}))
     layers = tuple(
-        replace(layer, mixer=replace(layer.mixer, rope=ropes[kind], window=windows[kind]))
-        for layer, kind in zip(base.decoder.layers, kinds, strict=True)
+        replace(layer, mixer=replace(mixer, rope=ropes[kind], window=windows[kind]))
+        for layer, mixer, kind in zip(base.decoder.layers, base.decoder.attentions, kinds, strict=True)
     )
     return replace(base, decoder=replace(base.decoder, layers=layers))

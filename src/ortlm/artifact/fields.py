@@ -37,7 +37,7 @@ _token = integer(-1, MOST_VOCABULARY, default=None)
 _STATE: Mapping[str, Field] = {
     "past": _name,
     "present": _name,
-    "kind": one_of("grow", "append", "window", default="grow"),
+    "kind": one_of("grow", "append", "window", "conv", "recurrent", default="grow"),
     "axis": integer(2, 3, default=2),
     "heads": integer(1, _MOST_WIDTH, default=None),
     "head_dim": integer(1, _MOST_WIDTH, default=None),

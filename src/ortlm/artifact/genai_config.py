@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -305,13 +305,15 @@ def to_genai(
     model_type: str,
     sizes: Mapping[str, int],
     provider: str | None,
+    layer_types: Sequence[str] = (),
     max_length: int | None = None,
 ) -> str:
     """Return the text of ``genai_config.json``, which describes the same model to onnxruntime-genai.
 
     ``sizes`` has head_size, hidden_size, num_attention_heads, num_key_value_heads and num_hidden_layers;
-    ``provider`` is the execution provider to name, None for the CPU. ``max_length`` is how many tokens a text may
-    have unless a caller says more, by default the context, and 4096 at most.
+    ``provider`` is the execution provider to name, None for the CPU. ``layer_types`` says what each layer is, if
+    they are not all attention. ``max_length`` is how many tokens a text may have unless a caller says more, by
+    default the context, and 4096 at most.
     """
     decoder = manifest.graphs["decoder"]
     stop = list(manifest.stop_token_ids)
@@ -321,6 +323,10 @@ def to_genai(
     for part in ("key", "value"):
         inputs[f"past_{part}_names"] = f"past_key_values.%d.{part}"
         outputs[f"present_{part}_names"] = f"present.%d.{part}"
+    for part in ("conv", "recurrent"):
+        if any(state.kind == part for state in decoder.states):
+            inputs[f"past_{part}_names"] = f"past_key_values.%d.{part}_state"
+            outputs[f"present_{part}_names"] = f"present.%d.{part}_state"
     # States come layer by layer, key and value.
     layers = sorted({i // 2 for i, state in enumerate(decoder.states) if state.kind == "window"})
     windows = {
@@ -349,6 +355,7 @@ def to_genai(
                 "inputs": inputs,
                 "outputs": outputs,
                 **({"sliding_window": windows} if layers else {}),
+                **({"layer_types": list(layer_types)} if layer_types else {}),
             },
             "eos_token_id": stop if len(stop) != 1 else stop[0],
             "pad_token_id": manifest.pad_token_id if manifest.pad_token_id is not None else stop[0],

@@ -73,11 +73,12 @@ _DRAFTS = "draft mtp dflash2 dspark"
 _SPEECH_PARTS = "speech joiner vad moonshine depthformer audio_output"
 _INPUTS = "input_ids inputs_embeds attention_mask position_ids past_key_names past_value_names past_names"
 _OUTPUTS = "logits hidden_states present_key_names present_value_names present_names"
+_STATES_OF_ONE_SIZE = "layers with a recurrent or convolutional state"
 # What inputs and outputs of a decoder are for that no graph of ortlm has, by what they come with.
 _ROLES = {
     "an encoder": "cross_past_key_names cross_past_value_names encoder_hidden_states encoder_attention_mask "
     "output_cross_qk_names cross_present_key_names cross_present_value_names",
-    "layers with a recurrent or convolutional state": "past_conv_names past_recurrent_names rnn_states_prev "
+    _STATES_OF_ONE_SIZE: "past_conv_names past_recurrent_names rnn_states_prev "
     "state_update_capture_count state_update_active present_conv_names present_recurrent_names rnn_states "
     "state_update_conv_value_names state_update_recurrent_capsule_names",
     "paged attention, which only Engine runs": "block_table block_table_windowed cumulative_sequence_lengths "
@@ -107,7 +108,7 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     ),
     "model.decoder.hidden_size": "the graph says it",
     "model.decoder.num_attention_heads": "the graph says it",
-    "model.decoder.conv_cache_size": "only layers with a convolutional state have it, and those are refused",
+    "model.decoder.conv_cache_size": "layers with a convolutional state have it: refused, or ortlm's own",
     "model.decoder.run_options": "how ONNX Runtime manages memory and devices in a run",
     "model.decoder.state_groups": _ENGINE,
     "model.decoder.state_update_capacity": _ENGINE,
@@ -291,7 +292,7 @@ def checked_genai(found: Mapping[str, Any], path: object, *, own: bool = False) 
         value: Any = checked
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if value:
+        if value and not (own and why == _STATES_OF_ONE_SIZE):
             raise BadArtifact(
                 f"{path} has {key}: {why}, which is not supported. ortlm runs decoders of text."
             )
@@ -299,7 +300,7 @@ def checked_genai(found: Mapping[str, Any], path: object, *, own: bool = False) 
     if decoder is None:
         raise BadArtifact(f"{path} names no model.decoder, so there is nothing that generates text.")
     for kind in decoder.get("layer_types", ()):
-        if kind not in _ATTENTION:
+        if kind not in _ATTENTION and not own:
             raise BadArtifact(
                 f"{path}: model.decoder.layer_types has {shown(kind)}; only layers of attention are supported."
             )

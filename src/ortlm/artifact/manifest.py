@@ -38,8 +38,10 @@ class State:
     ``kind`` says how it changes: ``"grow"`` gains one position per token along ``axis`` and may be one
     buffer that the graph updates in place; ``"append"`` gains positions too, but must be handed over as a
     new tensor each step; ``"window"`` is one buffer of at least ``window`` positions, however long the text is, in
-    which the graph keeps the last ones. Its shape is [batch, heads, length, head_dim]; None where the graph itself
-    says. With axis 3 it holds keys and values, [2, batch, heads, length, head_dim], and is of the kind "append".
+    which the graph keeps the last ones; ``"conv"`` and ``"recurrent"`` have one size, which the graph says, stand
+    for all tokens so far, and cannot be cut. Others have shape [batch, heads, length, head_dim]; None where the
+    graph itself says. With axis 3 it is [2, batch, heads, length, head_dim], for keys and values, of the kind
+    "append".
     """
 
     past: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,9 @@ def measure_model(
         "load_seconds": loaded,
         "private_bytes": private,
         "states": [
-            (state.heads * state.width * state.dtype.bytes, state.window) for state in lm.loop().states
+            # What has one size is as much as one position.
+            (math.prod(state.sizes) * state.dtype.bytes, 1 if state.fixed else state.window)
+            for state in lm.loop().states
         ],
         "shapes": [measure_shape(lm, batch, context, new) for batch, context in shapes],
     }

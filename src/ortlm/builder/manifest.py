@@ -26,9 +26,10 @@ from ortlm.builder.tokenizer_files import TokenizerFiles
 from ortlm.builder.turn_ends import turn_ends
 from ortlm.checkpoint.reader import Checkpoint
 from ortlm.errors import BadCheckpoint
-from ortlm.graph.decoder import CACHE_NAMES, Emitted
+from ortlm.graph.decoder import Emitted
+from ortlm.graph.states import past_name, present_name
 from ortlm.graph.step import MANY
-from ortlm.spec import Architecture, Tiles, Vision
+from ortlm.spec import Architecture, Attention, Mixer, MixerState, Tiles, Vision, mixer_states
 
 # The execution providers whose attention takes lengths per row.
 RAGGED_PROVIDERS = ("cpu", "cuda")
@@ -53,17 +54,15 @@ def make_manifest(
     defaults = checkpoint.json("generation_config.json")
     evicts = emitted.builder.target.window_cache
     states = tuple(
-        State(past % i, present % i, "window", window=layer.mixer.window)
-        if evicts and layer.mixer.window
-        else State(past % i, present % i)
+        _state(i, layer.mixer, state, evicts=evicts)
         for i, layer in enumerate(spec.layers)
-        for past, present in ((CACHE_NAMES[0], CACHE_NAMES[2]), (CACHE_NAMES[1], CACHE_NAMES[3]))
+        for state in mixer_states(layer.mixer)
     )
     stop = stop_tokens(checkpoint, spec.vocab, tokenizer)
     switches = {
-        layer.mixer.rope.switch_tokens
-        for layer in spec.layers
-        if layer.mixer.rope is not None and layer.mixer.rope.switch_tokens is not None
+        mixer.rope.switch_tokens
+        for mixer in spec.attentions
+        if mixer.rope is not None and mixer.rope.switch_tokens is not None
     }
     pad = checkpoint.config.get("pad_token_id", defaults.get("pad_token_id"))
     bos = checkpoint.config.get("bos_token_id", defaults.get("bos_token_id"))
@@ -109,6 +108,14 @@ def make_manifest(
             "activations": emitted.builder.dtype,
         },
     )
+
+
+def _state(layer: int, mixer: Mixer, state: MixerState, *, evicts: bool) -> State:
+    past, present = past_name(layer, state), present_name(layer, state)
+    if not state.grows:
+        return State(past, present, state.name)
+    window = mixer.window if evicts and isinstance(mixer, Attention) else None
+    return State(past, present, "window", window=window) if window else State(past, present)
 
 
 def _version(graph: Emitted) -> str:

@@ -48,8 +48,8 @@ from ortlm.graph.weight_plan import Plan, joined
 from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Preset
 from ortlm.quant.rotation import Rotation
-from ortlm.spec import Architecture, Decoder, parameters
-from ortlm.target import Target, check_precision, find_target
+from ortlm.spec import Architecture, Attention, Decoder, Mixer, ShortConv, mixer_states, parameters
+from ortlm.target import TARGETS, Target, check_precision, find_target
 from ortlm.weights.lora import Adapter, MergedAdapters, merge, open_adapter
 from ortlm.weights.reader import Weights, check_rotatable
 from ortlm.weights.resolution import stored_architecture, untied
@@ -240,6 +240,7 @@ def _load(request: BuildRequest, choices: _Choices) -> _Model:
     if "window" in choices.target.attention_ignores:
         architecture = _within_window(architecture, choices.target)
     _check_model(architecture, options)
+    _check_states(architecture.decoder, choices)
     if choices.preset is not None:
         architecture = _rotatable(architecture, choices.preset, options, adapters)
     kept = kept_weights(
@@ -257,7 +258,7 @@ def _load(request: BuildRequest, choices: _Choices) -> _Model:
 def _within_window(architecture: Architecture, target: Target) -> Architecture:
     """Return ``architecture`` with a context that no window of its layers is shorter than, and say so."""
     spec = architecture.decoder
-    window = min((layer.mixer.window for layer in spec.layers if layer.mixer.window), default=spec.max_tokens)
+    window = min((mixer.window for mixer in spec.attentions if mixer.window), default=spec.max_tokens)
     if window >= spec.max_tokens:
         return architecture
     note = (
@@ -406,7 +407,9 @@ def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifes
     if choices.dtype is not None:
         settings = transformers_js.texts(checkpoint, model.tokenizer, plain, manifest)
         return {**model.tokenizer.texts, **settings}
-    first = spec.layers[0].mixer
+    first = next(spec.attentions)
+    kinds = [_layer_type(layer.mixer) for layer in spec.layers]
+    held = [layer.mixer.kernel - 1 for layer in spec.layers if isinstance(layer.mixer, ShortConv)]
     texts = {
         GENAI_FILE: to_genai(
             manifest,
@@ -417,7 +420,9 @@ def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifes
                 "num_attention_heads": first.heads,
                 "num_hidden_layers": len(spec.layers),
                 "num_key_value_heads": first.kv_heads,
+                **({"conv_cache_size": held[0]} if held else {}),
             },
+            layer_types=kinds if len(set(kinds)) > 1 else (),
             provider=choices.target.provider,
             max_length=choices.options.max_length,
         ),
@@ -428,6 +433,11 @@ def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifes
     if plain != checkpoint.json("tokenizer_config.json"):
         texts["tokenizer_config.json"] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
     return texts
+
+
+def _layer_type(mixer: Mixer) -> str:
+    """Return what onnxruntime-genai calls a layer with ``mixer``."""
+    return "conv" if isinstance(mixer, ShortConv) else "full_attention"
 
 
 # --- checks -------------------------------------------------------------------------------------------------
@@ -449,6 +459,12 @@ def _first_layers(architecture: Architecture, count: int) -> Architecture:
             f"num_hidden_layers must be 1 to {len(spec.layers)}, as many as the model has; got {count}."
         )
     short = replace(spec, layers=spec.layers[:count])
+    least = next(i for i, layer in enumerate(spec.layers) if isinstance(layer.mixer, Attention)) + 1
+    if count < least:
+        raise BadOption(
+            f"num_hidden_layers must be {least} to {len(spec.layers)}: the layers before have no attention, and "
+            f"other runtimes know how long a text is by its keys; got {count}."
+        )
     return replace(architecture, decoder=short)
 
 
@@ -470,13 +486,34 @@ def _check_model(architecture: Architecture, options: BuildOptions) -> None:
                     f"{name} does not apply: images whose tokens attend to each other both ways need a cache of "
                     "all positions, in the element type of activations. Leave it out."
                 )
-    windows = {layer.mixer.window for layer in spec.layers if layer.mixer.window is not None}
+    windows = {mixer.window for mixer in spec.attentions if mixer.window is not None}
     if options.window_cache and len(windows) != 1:
         has = "layers with windows of " + " and ".join(map(str, sorted(windows))) if windows else "none"
         raise BadOption(
             "windowed_kv_cache does not apply: it needs layers with one sliding window, and the model has "
             f"{has}. Leave it out."
         )
+
+
+def _check_states(spec: Decoder, choices: _Choices) -> None:
+    """Raise BadOption if there are layers with states of one size, and the target or an option is not for them."""
+    names = {state.name for layer in spec.layers for state in mixer_states(layer.mixer) if not state.grows}
+    if not names:
+        return
+    target, options = choices.target, choices.options
+    what = f"layers with states of one size ({', '.join(sorted(names))})"
+    if not names <= target.fixed_states:
+        others = [name for name, other in TARGETS.items() if names <= other.fixed_states]
+        raise BadOption(
+            f"this model has {what}, which have not been checked on {target.name} ({target.description}), and are "
+            f"kept in main memory only. Build it with -e {' or '.join(others)}."
+        )
+    for name, given in (
+        ("kv_cache", options.kv_cache != "none"),
+        ("windowed_kv_cache", options.window_cache),
+    ):
+        if given:
+            raise BadOption(f"{name} does not apply: this model has {what}. Leave it out.")
 
 
 def installed_onnxruntime() -> tuple[int, int]:

@@ -19,7 +19,7 @@ from ortlm.builder.tokenizer_files import TokenizerFiles
 from ortlm.checkpoint.reader import Checkpoint
 from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel, nearest
 from ortlm.graph.weight_plan import Plan
-from ortlm.spec import Architecture, Decoder
+from ortlm.spec import Architecture, Attention, Decoder, mixer_states
 from ortlm.target import BROWSER, PRECISIONS, Target
 from ortlm.weights.writer import Layout
 
@@ -156,10 +156,15 @@ def for_browsers(architecture: Architecture) -> Architecture:
             "Leave --layout out, and run the folder with ortlm."
         )
     spec = architecture.decoder
+    if any(not state.grows for layer in spec.layers for state in mixer_states(layer.mixer)):
+        raise UnsupportedModel(
+            f"--layout {LAYOUT} is for models of attention alone: this one has layers with states of one size, "
+            "for which transformers.js has other graphs. Leave --layout out, and run the folder with ortlm."
+        )
     switches = [
-        layer.mixer.rope.switch_tokens
-        for layer in spec.layers
-        if layer.mixer.rope is not None and layer.mixer.rope.switch_tokens is not None
+        mixer.rope.switch_tokens
+        for mixer in spec.attentions
+        if mixer.rope is not None and mixer.rope.switch_tokens is not None
     ]
     if not switches:
         return architecture
@@ -176,10 +181,10 @@ def _short(spec: Decoder, switch: int) -> Decoder:
     """Return ``spec`` with a context that ends where its rotation would change."""
     layers = []
     for layer in spec.layers:
-        rope = layer.mixer.rope
-        if rope is not None:
-            rope = replace(rope, long_inv_freq=None, switch_tokens=None)
-        layers.append(replace(layer, mixer=replace(layer.mixer, rope=rope)))
+        mixer = layer.mixer
+        if isinstance(mixer, Attention) and mixer.rope is not None:
+            mixer = replace(mixer, rope=replace(mixer.rope, long_inv_freq=None, switch_tokens=None))
+        layers.append(replace(layer, mixer=mixer))
     return replace(spec, layers=tuple(layers), max_tokens=min(switch, spec.max_tokens))
 
 

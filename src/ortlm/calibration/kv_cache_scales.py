@@ -33,19 +33,15 @@ def cache_scales(
     Raises BadCheckpoint if the model computes something infinite.
     """
     # Twice for each layer: keys, values.
-    absmax: list[Floats] = [
-        np.zeros((m.kv_heads, m.head_dim), np.float32)
-        for m in (layer.mixer for layer in spec.layers)
-        for _ in "kv"
-    ]
+    mixers = list(spec.attentions)
+    absmax: list[Floats] = [np.zeros((m.kv_heads, m.head_dim), np.float32) for m in mixers for _ in "kv"]
     lm = LanguageModel(artifact, threads=threads, prefix_caches=0)
     for adapter in (None, *lm.adapters):
         for tokens in _prompts(lm):
             generator = lm.generator(adapter=adapter)
             generator.append(tokens)
             for i, state in enumerate(generator.loop.cache.read()):
-                mixer = spec.layers[i // 2].mixer
-                seen = np.abs(state).max(axis=(0, 2)) if i % 2 else key_absmax(state, mixer)
+                seen = np.abs(state).max(axis=(0, 2)) if i % 2 else key_absmax(state, mixers[i // 2])
                 absmax[i] = np.maximum(absmax[i], seen)
     for i, largest in enumerate(absmax):
         if not np.isfinite(largest).all():

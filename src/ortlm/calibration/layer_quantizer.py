@@ -17,7 +17,7 @@ from ortlm.quant.gptq import Feedback, Moments, corrected, feedback, gptq, momen
 from ortlm.quant.recipe import Calibration
 from ortlm.quant.rtn import Packed, clip_search, clipped_range, dequantize, stored
 from ortlm.quant.scheme import Scheme
-from ortlm.spec import GatedMLP
+from ortlm.spec import Attention, GatedMLP
 from ortlm.weights.reader import Weights
 
 # What to write of each stored tensor, from which of its rows on.
@@ -220,12 +220,14 @@ class LayerQuantizer:
         assert first.layer is not None
         at, role = f"layers.{first.layer}", first.part
         layer = self._weights.spec.layers[first.layer]
-        if role == "q":
+        if role in ("q", "in"):
             return (f"{at}.mixer_pre", None) if layer.mixer_pre is not None and not layer.parallel else None
         if role in ("gate", "up"):
             return (f"{at}.ffn_pre", None) if layer.ffn_pre is not None and not layer.parallel else None
         if role == "o":
             mixer = layer.mixer
+            if not isinstance(mixer, Attention):
+                return None
             return f"{at}.v", (mixer.kv_heads, mixer.heads // mixer.kv_heads, mixer.head_dim)
         if role == "down":
             return (f"{at}.up", None) if isinstance(layer.ffn, GatedMLP) else None

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ortlm.graph.attention import CacheScales, KeyValue, attention, cache_lengths
+from ortlm.graph.attention import CacheScales, KeyValue, attention
 from ortlm.graph.builder import Builder, Shape, Value
 from ortlm.graph.linear import Parameters, Vocabulary, linear, node_path
 from ortlm.graph.mlp import dense
 from ortlm.graph.moe import mixture
 from ortlm.graph.norm import Residual, Selection, norm
 from ortlm.graph.rope import RopeTables
+from ortlm.graph.short_conv import short_conv
+from ortlm.graph.states import past_states, present_states
 from ortlm.graph.step import Step
 from ortlm.quant.recipe import Recipe
-from ortlm.spec import Decoder, Experts, Layer, parameters
+from ortlm.spec import Decoder, Experts, ShortConv, parameters
 from ortlm.target import Target
-
-CACHE_NAMES = ("past_key_values.%d.key", "past_key_values.%d.value", "present.%d.key", "present.%d.value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ def emit_decoder(
     the target rotates outside attention, and ``past_key_values.{i}.key|value`` [B, K, past, D].
     Outputs: ``logits`` [B, 1, V] of each row's last token ([B, S, V] with ``all_logits``) and
     ``present.{i}.key|value`` [B, K, total, D]; with ``hidden_states`` also the final norm's output [B, S, H].
+    Layers without keys and values have other states, see ``spec.mixer_states``.
     With ``cache_scales``, one for each layer, the cache is int8 instead.
     With ``fast_prompts`` each quantized matrix is stored a second time, for prompts.
     With ``mutual``, tokens of an image attend to each other both ways, see Step.same_image.
@@ -75,7 +76,7 @@ def emit_decoder(
         positions = g.input("position_ids", "int64", lead)
         inputs["position_ids"] = "position_ids"
     kind = dtype if cache_scales is None else "int8"
-    caches = [_past(g, i, layer, kind) for i, layer in enumerate(spec.layers)]
+    pasts = [past_states(g, i, layer.mixer, kind) for i, layer in enumerate(spec.layers)]
     step = Step(g, ids, mask, positions, all_logits=all_logits, mutual=mutual)
     if fast_prompts:
         g.many = step.many()
@@ -94,7 +95,7 @@ def emit_decoder(
                 g,
                 spec,
                 stream,
-                caches[i],
+                pasts[i],
                 index=i,
                 step=step,
                 tables=tables,
@@ -119,11 +120,8 @@ def emit_decoder(
     rows = "sequence_length" if all_logits else "kept" if target.left_padding else 1
     g.output(logits, "logits", ("batch_size", rows, spec.vocab))
     outputs["logits"] = "logits"
-    for i, present in enumerate(presents):
-        for value, name in ((present.key, CACHE_NAMES[2]), (present.value, CACHE_NAMES[3])):
-            mixer = spec.layers[i].mixer
-            length = cache_lengths(g, mixer)[1]
-            g.output(value, name % i, ("batch_size", mixer.kv_heads, length, mixer.head_dim))
+    for i, (layer, present) in enumerate(zip(spec.layers, presents, strict=True)):
+        present_states(g, i, layer.mixer, present)
     return Emitted(g, inputs, outputs, step.optional)
 
 
@@ -135,17 +133,11 @@ def embeddings(g: Builder, spec: Decoder, vocabulary: Vocabulary, ids: Value, sh
     return x
 
 
-def _past(g: Builder, i: int, layer: Layer, kind: str) -> KeyValue:
-    mixer = layer.mixer
-    shape = ("batch_size", mixer.kv_heads, cache_lengths(g, mixer)[0], mixer.head_dim)
-    return KeyValue(g.input(CACHE_NAMES[0] % i, kind, shape), g.input(CACHE_NAMES[1] % i, kind, shape))
-
-
 def emit_layer(
     g: Builder,
     decoder: Decoder,
     stream: Residual,
-    past: KeyValue,
+    past: Sequence[Value],
     *,
     index: int,
     step: Step,
@@ -153,8 +145,8 @@ def emit_layer(
     tables: RopeTables | None = None,
     last: Selection | None = None,
     scales: CacheScales | None = None,
-) -> KeyValue:
-    """Emit layer ``index`` of ``decoder`` onto ``stream`` and return its cache.
+) -> tuple[Value, ...]:
+    """Emit layer ``index`` of ``decoder`` onto ``stream``, from the states ``past``, and return its states.
 
     ``last`` drops the positions that nothing after it needs; ``tables`` are shared by layers.
     """
@@ -163,14 +155,20 @@ def emit_layer(
     tables = tables or RopeTables(g, decoder.max_tokens)
     mixer = spec.mixer
     x = stream.normed(spec.mixer_pre, f"{at}.mixer_pre", module=f"{module}.input_layernorm")
-    y, present = attention(
-        g, mixer, x, past,
-        layer=index, step=step, tables=tables, parameters=weights, hidden=hidden, scales=scales,
-    )  # fmt: skip
-    wide = mixer.heads * mixer.head_dim
+    present: tuple[Value, ...]
+    if isinstance(mixer, ShortConv):
+        y, *kept = short_conv(g, mixer, x, *past, layer=index, step=step, parameters=weights, hidden=hidden)
+        present, own = tuple(kept), "conv"
+    else:
+        y, cache = attention(
+            g, mixer, x, KeyValue(*past),
+            layer=index, step=step, tables=tables, parameters=weights, hidden=hidden, scales=scales,
+        )  # fmt: skip
+        present, own = (cache.key, cache.value), "attn"
+    wide = mixer.width
     if last is not None:
         path = node_path(module)
-        y = last(y, wide, f"{path}/attn")
+        y = last(y, wide, f"{path}/{own}")
         if spec.parallel:
             x = last(x, hidden, path)
         stream.keep(last, module)
@@ -180,7 +178,7 @@ def emit_layer(
         y,
         [f"{at}.o"],
         parameters=weights,
-        module=f"{module}.attn.o_proj",
+        module=f"{module}.{own}.o_proj",
         shape=(*lead, wide),
         layer=index,
     )

@@ -228,6 +228,24 @@ class Step:
             self._made[name] = x if g.dtype == "fp32" else g.cast(x, g.dtype, (*lead, 1), path)
         return self._made[name]
 
+    def ends(self, count: int) -> Value:
+        """Return where each row's last ``count`` tokens are, int64 [B, count, 1].
+
+        That is in what has ``count`` earlier tokens before the S new ones, of which not all need be real.
+        """
+        key = f"ends/{count}"
+        if key not in self._made:
+            g, path = self._g, f"{_PATH}/ends"
+            shape = ("batch_size", count)
+            first = g.op(
+                "Unsqueeze", self._new, g.integers(1), shape=("batch_size", 1), dtype="int64", name=path
+            )
+            at = g.op("Add", first, g.integers(*range(count)), shape=shape, dtype="int64", name=path)
+            self._made[key] = g.op(
+                "Unsqueeze", at, g.integers(2), shape=(*shape, 1), dtype="int64", name=path
+            )
+        return self._made[key]
+
     def switched(self, rope: Rope) -> Value | None:
         """Return row numbers int64 [B, S] in a table that holds short and long rows, or None if it does not.
 

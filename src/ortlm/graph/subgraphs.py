@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from ortlm.graph.attention import KeyValue
 from ortlm.graph.builder import IR_VERSION, MICROSOFT, OPSET, Builder, Product
-from ortlm.graph.decoder import CACHE_NAMES, emit_layer, logits_of
+from ortlm.graph.decoder import emit_layer, logits_of
 from ortlm.graph.linear import Parameters, Vocabulary
 from ortlm.graph.norm import Residual
+from ortlm.graph.states import past_states
 from ortlm.graph.step import Step
 from ortlm.graph.weight_plan import Plain
 from ortlm.quant.recipe import Uniform
@@ -42,16 +42,14 @@ class Piece:
 def layer_pieces(spec: Decoder, index: int) -> list[Piece]:
     """Return layer ``index`` of ``spec`` in fp32, in pieces.
 
-    In go ``hidden`` float32 [B, S, H], ``attention_mask`` int64 [B, S] and an empty cache
-    (``past_key_values.{index}.key|value`` [B, K, 0, D]); out comes ``result`` [B, S, H], the residual stream.
+    In go ``hidden`` float32 [B, S, H], ``attention_mask`` int64 [B, S] and empty states (keys and values
+    [B, K, 0, D], or zeros of what has one size); out comes ``result`` [B, S, H], the residual stream.
     """
     g, weights = _builder(spec)
     shape = ("batch_size", "sequence_length", spec.hidden)
     x = g.input(HIDDEN, "fp32", shape)
     mask = g.input(MASK, "int64", ("batch_size", "total_sequence_length"))
-    mixer = spec.layers[index].mixer
-    empty = ("batch_size", mixer.kv_heads, "past_sequence_length", mixer.head_dim)
-    past = KeyValue(*(g.input(name % index, "fp32", empty) for name in CACHE_NAMES[:2]))
+    past = past_states(g, index, spec.layers[index].mixer, "fp32")
     stream = Residual(g, x, shape, weights)
     emit_layer(
         g, spec, stream, past, index=index, step=Step(g, x, mask, None, all_logits=True), weights=weights

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from ortlm._utils.cpu import physical_cores
 from ortlm.dtypes import Floats
 from ortlm.graph.builder import Product
-from ortlm.graph.decoder import CACHE_NAMES
+from ortlm.graph.states import past_name
 from ortlm.graph.subgraphs import HIDDEN, MASK, RESULT, Piece, head_pieces, layer_pieces
 from ortlm.runtime.engine.huge_pages import give_back_freed_memory
 from ortlm.runtime.engine.session import Session
-from ortlm.spec import Decoder, Layer
+from ortlm.spec import Decoder, Layer, mixer_states
 from ortlm.weights.reader import Weights
 
 # Rows of the same length run together, up to so many tokens: large enough for fast products.
@@ -131,10 +131,11 @@ class LayerwiseModel:
     @staticmethod
     def _inputs(states: list[Floats], kind: Layer, first: int) -> list[Values]:
         batches: list[Values] = []
-        mixer = kind.mixer
         for x in states:
-            empty = np.zeros((len(x), mixer.kv_heads, 0, mixer.head_dim), np.float32)
-            past = {name % first: empty for name in CACHE_NAMES[:2]}
+            past = {
+                past_name(first, state): np.zeros((len(x), *(n or 0 for n in state.shape)), np.float32)
+                for state in mixer_states(kind.mixer)
+            }
             batches.append({HIDDEN: x, MASK: np.ones(x.shape[:2], np.int64), **past})
         states.clear()
         return batches

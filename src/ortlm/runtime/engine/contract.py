@@ -13,6 +13,7 @@ from ortlm.artifact import Graph, Manifest
 from ortlm.dtypes import DType
 from ortlm.errors import BadArtifact, nearest
 from ortlm.runtime.engine.backend import TensorInfo
+from ortlm.runtime.engine.fixed_state_cache import FIXED_KINDS
 
 _FLOATS = ("fp32", "fp16", "bf16")
 # Element types and dimensions of what a decoder reads and writes; None: the loop says which types it feeds.
@@ -61,6 +62,9 @@ def check_decoder(session: _Loaded, graph: Graph, manifest: Manifest) -> None:
                 )
             taken[name] = "a cache tensor"
         past, present = session.inputs[state.past], session.outputs[state.present]
+        if state.kind in FIXED_KINDS:
+            _check_fixed(graph, past, present)
+            continue
         rank = 5 if state.axis == 3 else 4
         if len(past.shape) != rank or past.dtype.name not in _STATE_TYPES:
             raise BadArtifact(f"{graph.file}: cache tensor {_said(past)} must have {rank} dimensions.")
@@ -75,6 +79,21 @@ def check_decoder(session: _Loaded, graph: Graph, manifest: Manifest) -> None:
                     f"agree with each other and with the configuration, {said} for dimension {at}."
                 )
     _check_vocabulary(session, graph, manifest)
+
+
+def _check_fixed(graph: Graph, past: TensorInfo, present: TensorInfo) -> None:
+    """Raise BadArtifact unless a state of one size is such a one: all but the batch are the same numbers."""
+    sizes = past.shape[1:]
+    known = 2 <= len(sizes) <= 3 and all(size is not None and 1 <= size <= _MOST_WIDTH for size in sizes)
+    if not known or past.dtype.name not in _FLOATS:
+        raise BadArtifact(
+            f"{graph.file}: cache tensor {_said(past)} must have two or three sizes after the batch."
+        )
+    agree = len(present.shape) == len(past.shape) and all(
+        there in (None, size) for there, size in zip(present.shape[1:], sizes, strict=False)
+    )
+    if present.dtype != past.dtype or not agree:
+        raise BadArtifact(f"{graph.file}: cache tensors {_said(past)} and {_said(present)} do not agree.")
 
 
 def _check_vocabulary(session: _Loaded, graph: Graph, manifest: Manifest) -> None:

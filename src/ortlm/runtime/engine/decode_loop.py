@@ -19,6 +19,7 @@ from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull, near
 from ortlm.runtime.engine.backend import Backend, DeviceTensor
 from ortlm.runtime.engine.bound_inputs import BoundInputs
 from ortlm.runtime.engine.captured_steps import CapturedStep, StatePool
+from ortlm.runtime.engine.fixed_state_cache import FIXED_KINDS
 from ortlm.runtime.engine.kv_cache import RowIndices, StateInfo, make_cache, state_shapes
 from ortlm.runtime.engine.states import Shapes
 from ortlm.runtime.engine.token_ids import (
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 CHUNK_TOKENS = 256
 ACCELERATOR_CHUNK_TOKENS = 2048
 _UNKNOWN = np.array([-1])
-_GONE = "the text went back beyond what the cache of a window holds"
+_GONE = "the text went back beyond what the cache holds"
 
 
 class Loop:
@@ -47,7 +48,7 @@ class Loop:
     several tokens of a row at once in an empty cache only. ``most_tokens``: it takes no more of a row at once.
     ``pool`` has states of loops that are gone, and what was captured on them.
     ``recomputed`` counts how often the whole history was computed again: because of the switch, or because a
-    window's cache could not rewind as far as was asked.
+    cache could not rewind as far as was asked.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class Loop:
         self._binding = backend.binding()
         self._appends = any(state.kind == "append" for state in graph.states)
         self._windows = any(state.kind == "window" for state in graph.states)
+        # States that no token can be taken out of again: every row has to be fed at least one token in every run.
+        self._fixed = any(state.kind in FIXED_KINDS for state in graph.states)
         # Attention that evicts takes no padding, unless it is told the lengths.
         self._whole_rows = self._windows and "query_lengths" not in graph.optional
         # An image whose tokens attend to each other both ways has to be fed as a whole.
@@ -98,6 +101,8 @@ class Loop:
         self._long = False
         # So many rows got one token each in the last run, so that the next one finds all but these in place.
         self._steady = 0
+        # Logits [B, V] after the history, until another run overwrites them; None if it has changed since.
+        self._last: Logits | None = None
         # Logits [B, 1, V] on the device that nobody has asked for.
         self._unread: DeviceTensor | None = None
 
@@ -141,7 +146,7 @@ class Loop:
 
     def start(self, rows: int = 1) -> None:
         """Forget everything and begin a batch of ``rows``."""
-        self._steady = 0
+        self._steady, self._last = 0, None
         self.history = [[] for _ in range(rows)]
         self.cache.start(rows)
         self._long = False
@@ -169,6 +174,10 @@ class Loop:
 
     def _append(self, rows: Sequence[Sequence[int]], *, keep: int, read: bool) -> Logits | None:
         self._check(rows)
+        if self._fixed:
+            idle = [i for i, new in enumerate(rows) if not new]
+            if idle and keep == 1 and self._can_idle(idle):
+                return self._append_around(rows, idle)
         if self._embedder is not None:
             self._embedder.hold((*self.history, *rows))
         if self._whole_images:
@@ -179,7 +188,7 @@ class Loop:
             rows = self._forget(
                 rows, f"the text crossed {self._switch} tokens, where the position encoding changes"
             )
-        elif self._windows:
+        elif self._windows or self._fixed:
             rows = self._reachable(rows)
         self._long = long
         # A graph picks its rotation table by the length so far: a chunk that ends below the switch would be
@@ -188,7 +197,32 @@ class Loop:
         first = self._switch + 1 - least if self._switch and long else 0
         if self._whole_rows and len(rows) > 1 and not least:
             first = max(first, min(map(len, rows)))
-        return self._feed(rows, first=first, keep=keep, read=read)
+        found = self._feed(rows, first=first, keep=keep, read=read)
+        self._last = None if found is None else found[:, -1]
+        return found
+
+    def _can_idle(self, idle: Sequence[int]) -> bool:
+        """Whether the logits of the rows ``idle`` are at hand, and there is room for a token more in each."""
+        return self._last is not None and all(len(self.history[i]) < self._context for i in idle)
+
+    def _append_around(self, rows: Sequence[Sequence[int]], idle: Sequence[int]) -> Logits:
+        """Do as ``_append`` for one position where the rows ``idle`` get no token: those keep their logits.
+
+        To feed their last token once more would take the states before it, which may be far back. So they are fed
+        a token that is taken back.
+        """
+        assert self._last is not None
+        if len(idle) == len(rows):
+            return self._last[:, None]
+        saved = self._last[list(idle)].copy()
+        fed = [new or old[-1:] for old, new in zip(self.history, rows, strict=True)]
+        found = self._append(fed, keep=1, read=True)
+        assert found is not None
+        self.trim([len(old) - (not new) for old, new in zip(self.history, rows, strict=True)])
+        logits = found[:, 0].copy()
+        logits[list(idle)] = saved
+        self._last = logits
+        return logits[:, None]
 
     def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> Logits:
         """Feed one token per row, [B], -1 for none; return logits float32 [B, V] as ``append`` does."""
@@ -203,7 +237,7 @@ class Loop:
             total = max(ends)
             long = self._switch is not None and total > self._switch
             # What these caches hold follows from what was fed, so a token that is fed again must go first.
-            again = (self._appends or self._windows) and min(new) < 0
+            again = (self._appends or self._windows or self._fixed) and min(new) < 0
             if total <= self._context and long == self._long and not again:
                 return self._step_on(new, ends, total)
         return self.append_unread([[token] if token >= 0 else [] for token in new])
@@ -255,7 +289,8 @@ class Loop:
         self._steady = 0
         self._backend.run(self._binding, brief=True)
         self._stepped(new, ends)
-        return as_float32(self._read_logits()[:, 0])
+        self._last = as_float32(self._read_logits()[:, 0])
+        return self._last
 
     def _stepped(self, new: Sequence[int], ends: Sequence[int]) -> None:
         """Take note that every row got its next token."""
@@ -283,6 +318,7 @@ class Loop:
             self._embedder.hold(rows)
         if any(not row for row in rows):
             raise BadOption("hidden states are of new tokens, so every row must have one at least.")
+        self._settle()
         found: list[NDArray[np.float32]] = []
         self._binding.output(name, None, to_host=True)
 
@@ -310,6 +346,8 @@ class Loop:
         starts = [len(text) - n for text, n in zip(texts, counts, strict=True)]
         rows: Sequence[Sequence[int]] = [text[at:] for text, at in zip(texts, starts, strict=True)]
         self.trim([min(len(old), at) for old, at in zip(self.history, starts, strict=True)])
+        if self._fixed:
+            self.trim(self.cache.reachable([len(old) for old in self.history]))
         before = [text[len(old) : at] for text, old, at in zip(texts, self.history, starts, strict=True)]
         if any(before):
             self.append(before)
@@ -360,9 +398,9 @@ class Loop:
     def trim(self, lengths: int | Sequence[int]) -> None:
         """Rewind to at most this many tokens, in every row or row by row.
 
-        If the cache of a window no longer holds what that needs, the next ``append`` computes everything again.
+        If the cache no longer holds what that needs, the next ``append`` computes it again.
         """
-        self._steady = 0
+        self._steady, self._last = 0, None
         each = [lengths] * len(self.history) if isinstance(lengths, int) else lengths
         for row, length in zip(self.history, each, strict=True):
             if length < 0:
@@ -373,7 +411,7 @@ class Loop:
 
     def select(self, rows: RowIndices) -> None:
         """Keep the rows with these numbers, in this order; a row may be taken more than once."""
-        self._steady = 0
+        self._steady, self._last = 0, None
         start = 0
         if len(rows) == len(self.history):
             # Beams share their prompt and most of what follows.
@@ -422,7 +460,7 @@ class Loop:
 
     def adopt(self, history: Sequence[Sequence[int]], states: Sequence[Array]) -> None:
         """Resume from ``history`` and the ``states`` that ``filled`` returned for it."""
-        self._steady = 0
+        self._steady, self._last = 0, None
         self.cache.fill(states, [len(row) for row in history])
         self.history = [list(row) for row in history]
         self._long = self._switch is not None and self.length > self._switch
@@ -433,15 +471,23 @@ class Loop:
             self.cache.trim([len(row) for row in self.history])
             return self.cache.read()
         except CannotRewind:
-            self.append(self._forget([[] for _ in self.history], _GONE))
+            self.append(
+                [[] for _ in self.history] if self._fixed else self._forget([[] for _ in self.history], _GONE)
+            )
             return self.cache.read()
 
     @property
     def states(self) -> list[StateInfo]:
         """What the cache consists of, in its order."""
         return [
-            StateInfo(state.past, self._backend.inputs[state.past].dtype, heads, width, state.window)
-            for state, (heads, width) in zip(self._graph.states, self._shapes, strict=True)
+            StateInfo(
+                state.past,
+                self._backend.inputs[state.past].dtype,
+                sizes,
+                state.window,
+                state.kind in FIXED_KINDS,
+            )
+            for state, sizes in zip(self._graph.states, self._shapes, strict=True)
         ]
 
     def cancel(self) -> None:
@@ -474,15 +520,25 @@ class Loop:
         return more
 
     def _reachable(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """Return what is to be fed to append ``rows``: those, or all if a window's cache lacks what they need."""
-        try:
-            # A row without new tokens gives its last one once more.
-            self.cache.trim(
-                [len(old) - (0 if new else 1) for old, new in zip(self.history, rows, strict=True)]
-            )
-        except CannotRewind:
+        """Return what is to be fed to append ``rows``: those, and before them what the cache lacks."""
+        # A row without new tokens gives its last one once more.
+        wanted = [len(old) - (0 if new else 1) for old, new in zip(self.history, rows, strict=True)]
+        found = self.cache.reachable(wanted)
+        if found != wanted and not any(found):
             return self._forget(rows, _GONE)
-        return rows
+        self.cache.trim(found)
+        if not self._fixed:
+            return rows
+        more = [[*old[at:], *new] for old, new, at in zip(self.history, rows, found, strict=True)]
+        for old, at in zip(self.history, found, strict=True):
+            del old[at:]
+        return more
+
+    def _settle(self) -> None:
+        """Let the cache hold the whole history, which was rewound to where no state is kept."""
+        lengths = [len(old) for old in self.history]
+        if self._fixed and self.cache.reachable(lengths) != lengths:
+            self.append([[] for _ in self.history])
 
     def _forget(self, rows: Sequence[Sequence[int]], why: str) -> list[list[int]]:
         """Empty the cache and return all that is to be fed then, the history and ``rows``."""
@@ -523,6 +579,9 @@ class Loop:
         at = 0
         while True:
             end = min(at + max(size, first - at), max(longest, 1))
+            if self._fixed and len(rows) > 1 and size > 1 and end >= min(counts):
+                # A row that has nothing left cannot be fed its last token again.
+                end = longest
             if self._whole_images:
                 end = between_images(rows, end)
             # A row that has nothing left gives its last token again, at its old place: that changes nothing.
@@ -601,7 +660,7 @@ class Loop:
         if "query_lengths" in optional:
             ragged = batch > 1 and new > 1 and bool(starts.any())
             self._inputs.put("query_lengths", (counts if ragged else _UNKNOWN).astype(np.int32), of=optional)
-        if self._appends or self._windows:
+        if self._appends or self._windows or self._fixed:
             # What they hold follows from what was fed; tokens that are fed again must go first.
             self.cache.trim(starts.tolist())
         self.cache.bind(self._binding, filled, max(room, int(starts.max()) + new))

@@ -18,6 +18,7 @@ from ortlm.dtypes import Array, DType
 from ortlm.errors import BadArtifact, CannotRewind, nearest
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 from ortlm.runtime.engine.captured_steps import StatePool, StepStates
+from ortlm.runtime.engine.fixed_state_cache import FIXED_KINDS, FixedStateCache
 from ortlm.runtime.engine.sliding_window_cache import WindowCache
 from ortlm.runtime.engine.states import (
     Shapes,
@@ -34,13 +35,23 @@ _GRAIN = 256
 
 @dataclass(frozen=True, slots=True)
 class StateInfo:
-    """Name, element type, key/value heads K, width D and window (None: all positions) of one state."""
+    """Name, element type and window (None: all positions) of one state.
+
+    ``sizes`` are its key/value heads K and width D, or all sizes after the batch if it is ``fixed``.
+    """
 
     name: str
     dtype: DType
-    heads: int
-    width: int
+    sizes: tuple[int, ...]
     window: int | None = None
+    fixed: bool = False
+
+    def shape(self, rows: int, longest: int) -> tuple[int, ...]:
+        """Return the shape of what ``Cache.read`` gives for ``rows``, of which one has ``longest`` tokens."""
+        if self.fixed:
+            return (rows, *self.sizes)
+        heads, width = self.sizes
+        return rows, heads, longest if self.window is None else min(longest, self.window), width
 
 
 class Cache(Protocol):
@@ -70,6 +81,12 @@ class Cache(Protocol):
     def advance(self, ends: Sequence[int]) -> None:
         """Take note that the run bound last has filled row i up to ``ends[i]`` positions."""
 
+    def reachable(self, lengths: Sequence[int]) -> list[int]:
+        """Return how far ``trim`` can go for each row: to ``lengths[i]``, or else to the nearest below.
+
+        All are 0 if everything has to be fed again.
+        """
+
     def trim(self, lengths: Sequence[int]) -> None:
         """Rewind to ``lengths[i]`` positions in row i.
 
@@ -92,7 +109,7 @@ class Cache(Protocol):
     def read(self) -> list[Array]:
         """Return what is filled of every state, [B, K, length, D]: copies, or parts of the memory itself.
 
-        Of a state with a window the last positions of each row, see WindowCache.
+        Of a state with a window the last positions of each row, see WindowCache; of one that has one size, all.
         """
 
     def fill(self, arrays: Sequence[Array], lengths: Sequence[int]) -> None:
@@ -172,6 +189,10 @@ class SharedCache:
     def advance(self, ends: Sequence[int]) -> None:
         """Take note that the run bound last has filled row i up to ``ends[i]`` positions."""
         self._length = max(ends)
+
+    def reachable(self, lengths: Sequence[int]) -> list[int]:
+        """Return ``lengths``: all positions are there."""
+        return list(lengths)
 
     def trim(self, lengths: Sequence[int]) -> None:
         """Rewind to ``lengths[i]`` positions; what lies after them is ignored and overwritten later."""
@@ -343,6 +364,10 @@ class AppendCache:
         self._tensors = [self._bound.result(state.present) for state in self._states]
         self._length = max(ends)
 
+    def reachable(self, lengths: Sequence[int]) -> list[int]:
+        """Return ``lengths``: all positions are there."""
+        return list(lengths)
+
     def trim(self, lengths: Sequence[int]) -> None:
         """Rewind to ``lengths[i]`` positions by copying what remains of the longest row."""
         length = _trimmed(self._length, lengths)
@@ -441,6 +466,16 @@ class SplitCache:
         for part in self.parts:
             part.advance(ends)
 
+    def reachable(self, lengths: Sequence[int]) -> list[int]:
+        """Return how far all parts can go together."""
+        found = list(lengths)
+        while True:
+            before = found
+            for part in self.parts:
+                found = part.reachable(found)
+            if found == before:
+                return found
+
     def trim(self, lengths: Sequence[int]) -> None:
         """Rewind in every part; those that may have to refuse come first."""
         for part in self.parts:
@@ -500,10 +535,10 @@ def make_cache(
     shapes = state_shapes(backend, graph) if shapes is None else shapes
     parts: dict[tuple[str, int], list[int]] = {}
     for place, state in enumerate(graph.states):
-        kind = "combined" if state.axis == 3 else state.kind
+        kind = "combined" if state.axis == 3 else "fixed" if state.kind in FIXED_KINDS else state.kind
         parts.setdefault((kind, state.window or 0), []).append(place)
-    # A window's cache may refuse to rewind, and must be asked first.
-    ordered = sorted(parts.items(), key=lambda part: part[0][0] != "window")
+    # These may refuse to rewind, and must be asked first.
+    ordered = sorted(parts.items(), key=lambda part: part[0][0] not in ("window", "fixed"))
     made: list[tuple[Cache, Sequence[int]]] = []
     for (kind, window), places in ordered:
         states, sizes = [graph.states[i] for i in places], [shapes[i] for i in places]
@@ -513,6 +548,8 @@ def make_cache(
             )
         elif kind == "grow":
             made.append((SharedCache(backend, states, sizes, context_tokens, pool), places))
+        elif kind == "fixed":
+            made.append((FixedStateCache(backend, states, sizes), places))
         elif kind == "append":
             made.append((AppendCache(backend, states, sizes), places))
         elif kind == "combined":
@@ -520,17 +557,17 @@ def make_cache(
         else:
             raise BadArtifact(
                 f"{graph.file} has states of kind {kind!r}{'' if window else ' without a window'}; known are "
-                "'grow', 'append', and 'window' with a length. Build the model again."
+                "'grow', 'append', 'conv', 'recurrent', and 'window' with a length. Build the model again."
             )
     return made[0][0] if len(made) == 1 else SplitCache(made)
 
 
-def state_shapes(backend: Backend, graph: Graph) -> list[tuple[int, int]]:
+def state_shapes(backend: Backend, graph: Graph) -> list[tuple[int, ...]]:
     """Return key/value heads K and width D of every state, from the graph or else from the configuration.
 
-    A state that holds keys and values has 2 K.
+    A state that holds keys and values has 2 K. Of a state of one size it is all sizes after the batch.
     """
-    found = []
+    found: list[tuple[int, ...]] = []
     for state in graph.states:
         if state.past not in backend.inputs:
             raise BadArtifact(
@@ -538,6 +575,14 @@ def state_shapes(backend: Backend, graph: Graph) -> list[tuple[int, int]]:
                 + nearest(state.past, backend.inputs)
             )
         shape, combined = backend.inputs[state.past].shape, state.axis == 3
+        if state.kind in FIXED_KINDS:
+            sizes = tuple(size or 0 for size in shape[1:])
+            if not sizes or not all(sizes):
+                raise BadArtifact(
+                    f"{graph.file}: input {state.past} has shape {shape}; all but the batch must be known."
+                )
+            found.append(sizes)
+            continue
         if len(shape) != (5 if combined else 4):
             wanted = "[2, B, K, C, D]" if combined else "[B, K, C, D]"
             raise BadArtifact(f"{graph.file}: input {state.past} must have shape {wanted}, found {shape}.")

@@ -93,8 +93,7 @@ def restore(loop: Loop, path: Path, *, model: str) -> None:
     if longest > loop.context_tokens:
         raise BadArtifact(f"{path} holds {longest} tokens, but the context holds {loop.context_tokens}.")
     for found, wanted in zip(states, loop.states, strict=True):
-        positions = longest if wanted.window is None else min(longest, wanted.window)
-        shape = (len(history), wanted.heads, positions, wanted.width)
+        shape = wanted.shape(len(history), longest)
         if found.shape != shape or found.dtype != _plain_dtype(wanted.dtype):
             raise BadArtifact(
                 f"{path}: {wanted.name} is {found.dtype} {list(found.shape)}, but the model's is "

@@ -119,6 +119,15 @@ class WindowCache:
         for row, end in zip(self._rows, ends, strict=True):
             row.length, row.first, row.broken = end, self._first(end), False
 
+    def reachable(self, lengths: Sequence[int]) -> list[int]:
+        """Return ``lengths`` if the windows before them are there; else nothing is, for any row."""
+        try:
+            for number, (row, length) in enumerate(zip(self._rows, lengths, strict=True)):
+                self._check_trim(number, row, length)
+        except CannotRewind:
+            return [0] * len(lengths)
+        return list(lengths)
+
     def trim(self, lengths: Sequence[int]) -> None:
         """Rewind to ``lengths[i]`` positions in row i.
 

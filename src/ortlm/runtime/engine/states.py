@@ -11,7 +11,8 @@ from ortlm.artifact import State
 from ortlm.dtypes import Array
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 
-Shapes = Sequence[tuple[int, int]]  # key/value heads K and width D of every state
+# Of every state: key/value heads K and width D, or all sizes after the batch where it has one size.
+Shapes = Sequence[tuple[int, ...]]
 
 
 def zero_states(
