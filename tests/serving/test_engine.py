@@ -133,6 +133,7 @@ FAMILIES = [
     ("gemma3", BuildOptions(window_cache=True)),
     ("phi3-longrope", BuildOptions()),
     ("phi3-window", BuildOptions()),
+    ("lfm2", BuildOptions()),
 ]
 
 

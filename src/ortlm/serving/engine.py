@@ -460,8 +460,10 @@ class Engine:
             return True
         long = self._is_long(len(ids))
         exact = not self.options.reuse_answers
-        prefix, count = self._prefixes.find(ids, request.adapter, long=long, exact=exact)
-        count = prefill.usable(count)
+        whole = any(state.fixed for state in prefill.loop.states)
+        prefix, count = self._prefixes.find(ids, request.adapter, long=long, exact=exact, whole=whole)
+        usable = prefill.usable(count)
+        count = usable if usable == count or not whole else 0
         switch = prefill.loop.switch_tokens
         if long and switch is not None and count <= switch:
             # As a text of its own, so short a beginning would have been rotated by the other table.
@@ -470,7 +472,7 @@ class Engine:
             if other is request or other.adapter != request.adapter or not other.prefill or long:
                 continue
             # One that has begun is not waiting for anybody.
-            if not other.prefill.loop.history[0] or other.prefill.prompt_logprobs:
+            if not other.prefill.loop.history[0] or other.prefill.prompt_logprobs or whole:
                 continue
             common = common_prefix_length(other.row.tokens, ids)
             if self._prefixes.limit and common >= max(2 * LEAST_TOKENS, count + LEAST_TOKENS):

@@ -45,10 +45,13 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def find(self, ids: Sequence[int], adapter: str, *, long: bool, exact: bool) -> tuple[Prefix | None, int]:
+    def find(
+        self, ids: Sequence[int], adapter: str, *, long: bool, exact: bool, whole: bool
+    ) -> tuple[Prefix | None, int]:
         """Return the prefix that has most of ``ids`` (the last one left out), and how many; (None, 0) for none.
 
-        ``exact``: without what was computed one by one.
+        ``exact``: without what was computed one by one. ``whole``: a prefix counts only if ``ids`` begin with all
+        of it, because its states cannot be rewound.
         """
         best, most = None, LEAST_TOKENS - 1
         for kept in self._kept:
@@ -57,7 +60,7 @@ class Prefixes:
             # The logits after the last token are wanted, so that one is always computed.
             count = min(common_prefix_length(kept.tokens, ids), len(ids) - 1)
             count = min(count, kept.exact) if exact else count
-            if count > most:
+            if count > most and (count == len(kept.tokens) or not whole):
                 best, most = kept, count
         if best is None:
             return None, 0

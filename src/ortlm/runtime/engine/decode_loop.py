@@ -427,7 +427,10 @@ class Loop:
     def row(self, row: int) -> list[Array]:
         """Return the states of ``row`` as ``filled`` of a loop of it alone, perhaps parts of the memory itself."""
         length = len(self.history[row])
-        return [state[row : row + 1, :, : min(length, state.shape[2])] for state in self.filled()]
+        return [
+            state[row : row + 1] if info.fixed else state[row : row + 1, :, : min(length, state.shape[2])]
+            for state, info in zip(self.filled(), self.states, strict=True)
+        ]
 
     def join(self, history: Sequence[int], states: Sequence[Array]) -> None:
         """Add a row after the others that resumes from ``history`` and the ``states`` of it alone, see ``row``.
@@ -435,7 +438,7 @@ class Loop:
         Raises BadOption if ``switch_tokens`` lies between its length and those of the others, which read another
         rotation table.
         """
-        self._steady = 0
+        self._steady, self._last = 0, None
         if not self.history:
             self.adopt([history], states)
             return
@@ -449,7 +452,7 @@ class Loop:
 
     def leave(self, row: int) -> None:
         """Let go of ``row``, whose place the last one takes."""
-        self._steady = 0
+        self._steady, self._last = 0, None
         last = self.history.pop()
         if row < len(self.history):
             self.history[row] = last

@@ -17,7 +17,7 @@ from ortlm.artifact import State
 from ortlm.dtypes import Array
 from ortlm.errors import BadOption, CannotRewind
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
-from ortlm.runtime.engine.states import Shapes
+from ortlm.runtime.engine.states import Shapes, without_row
 
 FIXED_KINDS = ("conv", "recurrent")
 # So many checkpoints at most, of so many bytes together: half of them near the end of the text.
@@ -153,6 +153,15 @@ class FixedStateCache:
         now.rows = list(range(len(wanted)))
         if self._next and len(self._next[0].numpy()) != len(wanted):
             self._next = []
+
+    def join(self, arrays: Sequence[Array], length: int) -> None:
+        """Add a row after the others; everything is copied, and checkpoints are given up."""
+        lengths = [*self._now.lengths, length]
+        self.fill([np.concatenate(pair) for pair in zip(self.read(), arrays, strict=True)], lengths)
+
+    def leave(self, row: int) -> None:
+        """Let go of ``row``, whose place the last one takes."""
+        self.select(without_row(len(self._now.lengths), row))
 
     def read(self) -> list[Array]:
         """Return every state, [B, ...]: the memory itself."""
