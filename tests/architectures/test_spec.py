@@ -19,7 +19,7 @@ from ortlm import architectures
 from ortlm.architectures import _find
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 from ortlm.spec import Architecture, Attention, Rope, parameters
-from tests.architectures import families
+from tests.architectures import families, test_text_parts
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -426,8 +426,9 @@ def test_model_types() -> None:
     assert {json.loads(path.read_text())["model_type"] for path in CONFIGS.glob("*.json")} <= set(known)
     # Those that see images have tests of their own.
     text = {families.FAMILIES[name]().model_type for name in families.FAMILIES}
+    whole = {make().model_type for make in test_text_parts.MODELS.values()} | {"phi4mm"}
     # What transformers makes of a Mistral with layer types.
-    assert text | SIGHTED | {"ministral"} == set(known)
+    assert text | whole | SIGHTED | {"ministral"} == set(known)
 
 
 def test_two_files_cannot_name_one_type() -> None:

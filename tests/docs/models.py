@@ -13,12 +13,13 @@ from types import ModuleType
 from ortlm import architectures
 from ortlm.architectures._find import _modules
 from ortlm.architectures._refused import REFUSED
-from tests.architectures import families
+from tests.architectures import families, test_text_parts
 from tests.docs.checkpoints import filled, rows
 from tests.docs.pages import ROOT
 from tests.graph.test_parity import PROMPT, STEPS, TOLERANCE
 
 OUT = ROOT / "docs" / "models.md"
+ROWS = {**families.FAMILIES, **test_text_parts.MODELS}
 
 PAGE = """\
 # Models
@@ -41,7 +42,8 @@ own](vision.md).
 **GGUF** is the name in such files, see [Checkpoints](checkpoints.md#gguf). LoRA adapters go with the matrices
 of any family, see [LoRA adapters](adapters.md).
 
-The distills of DeepSeek-R1 are `qwen2` and `llama` checkpoints.
+The distills of DeepSeek-R1 are `qwen2` and `llama` checkpoints. Of `mistral3`, `qwen2_5_vl`, `qwen3_vl`,
+`phi4_multimodal` and `phi4mm` the text decoder is built, and the build says that it leaves out the rest.
 
 ## Refused
 
@@ -52,7 +54,7 @@ The distills of DeepSeek-R1 are `qwen2` and `llama` checkpoints.
 def tested() -> dict[str, list[str]]:
     """Return the rows of the parity tests by model type."""
     found = defaultdict(list)
-    for name, make in families.FAMILIES.items():
+    for name, make in ROWS.items():
         found[make().model_type].append(name)
     return found
 
@@ -64,7 +66,7 @@ def row(module: ModuleType, names: dict[str, list[str]]) -> Sequence[str]:
     forms = getattr(module, "GGUF", ())
     known = [form.name for form in (forms if isinstance(forms, tuple) else (forms,))]
     hosts = {
-        architectures.describe(json.loads(families.FAMILIES[name]().to_json_string())).genai_type
+        architectures.describe(json.loads(ROWS[name]().to_json_string())).genai_type
         for name in mine
         if name not in families.NOT_OFFICIAL
     }

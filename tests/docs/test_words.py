@@ -57,7 +57,7 @@ PAGES = pages("CONTRIBUTING.md", "SECURITY.md", "AGENTS.md", "benchmarks/README.
 
 
 # Names that artifacts and checkpoints have.
-KEYS = re.compile(r"picture_(numbers|rows|columns)|vision_tower|read_prompt")
+KEYS = re.compile(r"picture_(numbers|rows|columns)|(vision|audio)_tower|read_prompt")
 # Texts that models read, and the script that wrote the card of the model that ships.
 TEXTS = {"evaluation/corpus.py", "evaluation/prompts.py", "calibration/texts.py", "scripts/train_tiny.py"}
 

@@ -1,0 +1,181 @@
+"""Text decoders of multimodal models, against transformers' whole models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Ministral3Config,
+    Mistral3Config,
+    MistralConfig,
+    Phi4MultimodalConfig,
+    Qwen2_5_VLConfig,
+    Qwen3VLConfig,
+)
+
+import ortlm
+from ortlm import architectures
+from ortlm.errors import UnsupportedModel
+from tests import official
+from tests.architectures import families, oracle
+from tests.graph.test_parity import ENDS, STEPS, TOLERANCE, greedy
+
+
+def mistral3(text: Any) -> Any:
+    vision = {
+        "model_type": "pixtral", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "head_dim": 16,
+    }  # fmt: skip
+    return Mistral3Config(vision_config=vision, text_config=text.to_dict(), tie_word_embeddings=False)
+
+
+def qwen2_5_vl() -> Any:
+    text = families.sizes(
+        hidden_size=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+    )
+    vision = {
+        "depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 128,
+        "fullatt_block_indexes": [0],
+    }  # fmt: skip
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+
+
+def qwen3_vl() -> Any:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    vision = {
+        "depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64,
+        "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    text = families.sizes(head_dim=32, rope_parameters=rope)
+    return Qwen3VLConfig(text_config=text, vision_config=vision)
+
+
+def phi4() -> Any:
+    vision = {
+        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_token_id": 280,
+    }  # fmt: skip
+    audio = {
+        "hidden_size": 32, "intermediate_size": 32, "num_blocks": 2, "num_attention_heads": 2,
+        "ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32, "nemo_conv_channels": 32,
+        "audio_token_id": 281,
+    }  # fmt: skip
+    return Phi4MultimodalConfig(
+        **families.sizes(original_max_position_embeddings=64, rope_parameters=families.longrope(8)),
+        vision_config=vision,
+        audio_config=audio,
+    )
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "mistral3": lambda: mistral3(MistralConfig(**families.sizes(head_dim=16, sliding_window=None))),
+    "mistral3-ministral3": lambda: mistral3(
+        Ministral3Config(
+            **families.sizes(head_dim=16, rope_parameters=families.yarn(llama_4_scaling_beta=0.5))
+        )
+    ),
+    "qwen2.5-vl": qwen2_5_vl,
+    "qwen3-vl": qwen3_vl,
+    "phi4-multimodal": phi4,
+    "phi4mm": phi4,
+}
+
+
+def save(name: str, folder: Path) -> Any:
+    """Write a tiny model of ``name`` into ``folder`` and return it."""
+    config = MODELS[name]()
+    maker = AutoModelForCausalLM if name.startswith("phi4") else AutoModelForImageTextToText
+    model = maker.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    families.randomize(model, seed=0)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    families.save_tokenizer(folder)
+    if name == "phi4mm":
+        as_published(folder)
+    return model
+
+
+def as_published(folder: Path) -> None:
+    """Give a Phi-4-multimodal the names of its publisher's files, with adapters next to each matrix."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    theta = rope.pop("rope_theta")
+    rope.pop("partial_rotary_factor", None)
+    config |= {"model_type": "phi4mm", "architectures": ["Phi4MMForCausalLM"], "rope_theta": theta}
+    config |= {"rope_scaling": rope | {"type": "longrope"}, "embd_layer": {"embedding_cls": "image_audio"}}
+    path.write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    found = {}
+    for name, value in tensors.items():
+        if "_proj.weight" in name and name.startswith("model.layers."):
+            module = name.removesuffix(".weight")
+            found[f"{module}.base_layer.weight"] = value
+            found[f"{module}.lora_A.vision.weight"] = torch.ones(4, value.shape[1])
+            found[f"{module}.lora_B.speech.weight"] = torch.ones(value.shape[0], 4)
+        else:
+            found[name] = value
+    save_file(found, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_text_decoder(name: str, tmp_path: Path) -> None:
+    model = save(name, tmp_path / "in")
+    built = ortlm.build(tmp_path / "in", tmp_path / "out", precision="fp32")
+    lm = ortlm.load(built.path, threads=1)
+    tokens = oracle.random_tokens(60)
+    want = oracle.prompt_logits(model, tokens)
+    assert oracle.relative_error(lm.logits(tokens), want) < TOLERANCE
+    stepped = lm.logits_batch([tokens[:24], tokens[:9]], [tokens[24:40], tokens[9:25]])
+    assert oracle.relative_error(stepped[0], want[23:40]) < TOLERANCE
+    assert oracle.relative_error(stepped[1], want[8:25]) < TOLERANCE
+    # Past a change of the rotation.
+    longer = oracle.random_tokens(100)
+    assert oracle.relative_error(lm.logits(longer), oracle.prompt_logits(model, longer)) < TOLERANCE
+    # Where the rotation changes, transformers' class of this family loses what came before.
+    steps = STEPS if lm.manifest.rope_switch_tokens is None else lm.manifest.rope_switch_tokens - 24
+    answer = oracle.greedy(model, tokens[:24], steps=steps)
+    assert greedy(lm, tokens[:24], steps=steps) == answer
+    until = next((i for i, token in enumerate(answer) if token in ENDS), steps)
+    assert official.greedy(built.path, tokens[:24], steps=until) == answer[:until]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("name", MODELS)
+def test_quantized(name: str, precision: str, tmp_path: Path) -> None:
+    model = save(name, tmp_path / "in")
+    built = ortlm.build(tmp_path / "in", tmp_path / "out", precision=precision)
+    tokens = oracle.random_tokens(24)
+    got = ortlm.load(built.path, threads=1).logits(tokens)
+    most = 0.12 if precision == "int8" else 0.8
+    assert oracle.relative_error(got, oracle.prompt_logits(model, tokens)) < most
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_build_says_what_it_leaves_out(name: str, tmp_path: Path) -> None:
+    config = json.loads(MODELS[name]().to_json_string())
+    assert any("text decoder" in note for note in architectures.describe(config).notes)
+
+
+def test_keys_of_qwen2_5_vl_next_to_the_others() -> None:
+    nested = json.loads(qwen2_5_vl().to_json_string())
+    inner = dict(nested["text_config"])
+    rope = dict(inner.pop("rope_parameters"))
+    flat = {k: v for k, v in nested.items() if k != "text_config"} | inner
+    flat |= {"model_type": "qwen2_5_vl", "rope_theta": rope.pop("rope_theta")}
+    flat["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    assert architectures.describe(flat).decoder == architectures.describe(nested).decoder
+
+
+def test_phi_3_small_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match=r"phi3small.*block-sparse"):
+        architectures.describe({"model_type": "phi3small"})
