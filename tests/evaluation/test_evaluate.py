@@ -18,7 +18,9 @@ from ortlm.artifact.provenance import Origin, remember
 from ortlm.errors import BadOption
 from ortlm.evaluation import evaluate as module
 from ortlm.evaluation.corpus import TEXTS
+from ortlm.evaluation.domains import COLUMNS, domain_table
 from ortlm.evaluation.evaluate import evaluate
+from ortlm.evaluation.model_card import quality_section
 from ortlm.evaluation.quick_check import quick_check
 from ortlm.evaluation.report import Report, listed_files
 from ortlm.evaluation.sources import ArtifactSource, find_reference
@@ -88,6 +90,28 @@ def test_report_holds_everything(report: Report) -> None:
     place = data["worst"][0]
     assert place["kld"] == data["statistics"]["kld_percentiles"]["maximum"]
     assert len(place["top"]) == len(place["base_top"]) == 5
+
+
+def test_each_domain_is_told_apart(report: Report) -> None:
+    rows = domain_table(report.data)
+    assert [row[0] for row in rows] == [*TEXTS, "all"]
+    assert all(len(row) == len(COLUMNS) for row in rows)
+    # The whole is the mean of its domains, weighted by their tokens.
+    kinds, figures = report.data["kinds"], report.data["statistics"]
+    tokens = figures["scored_tokens"]
+    for name, value in (("kld", figures["kld"]["value"]), ("ppl", np.log(figures["ppl"]["value"]))):
+        of = [row["tokens"] * row[name]["value"] for row in kinds]
+        if name == "ppl":
+            of = [row["tokens"] * np.log(row[name]["value"]) for row in kinds]
+        assert sum(of) / tokens == pytest.approx(value)
+    shares = sum(row["tokens"] * row["same_top"] for row in kinds) / tokens
+    assert shares == pytest.approx(figures["same_top"]["value"])
+    card, html = quality_section(report.data), report.to_html()
+    for row in rows:
+        assert f"| {' | '.join(row)} |" in card
+        assert row[4] in html
+    alone = {**report.data, "kinds": report.data["kinds"][:1]}
+    assert domain_table(alone) == []
 
 
 def test_page_needs_nothing_else(report: Report) -> None:

@@ -57,7 +57,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "OUT was built from)",
     )
     what.add_argument(
-        "--text", metavar="FILE", help="UTF-8 text (default: a small corpus that ships with ortlm)"
+        "--text",
+        metavar="FILE",
+        help="UTF-8 text (default: a small corpus of several domains, each shown apart)",
     )
     what.add_argument(
         "--chunk", type=int, metavar="N", help="tokens per chunk (default: 512, or the context)"
@@ -154,6 +156,7 @@ def _show(console: Console, report: Report) -> None:
         _print_rows(
             console, title, [(name, value, f"± {error}" if error else "") for name, value, error in rows]
         )
+    _show_domains(console, data)
     if data["layers"] is not None:
         snr = data["layers"]["snr"]
         names = [*(f"layer {i}" for i in range(len(snr) - 1)), "head"]
@@ -178,6 +181,22 @@ def _show(console: Console, report: Report) -> None:
         console.print(table)
     if data["speed"] is not None:
         _show_speed(console, data["speed"])
+
+
+def _show_domains(console: Console, data: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    from ortlm.evaluation.domains import COLUMNS, domain_table
+
+    rows = domain_table(data)
+    if not rows:
+        return
+    table = Table(title="By domain", title_justify="left", title_style="bold", box=None)
+    for number, name in enumerate(COLUMNS):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def _show_speed(console: Console, speed: Mapping[str, Any]) -> None:

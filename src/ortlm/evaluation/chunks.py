@@ -38,8 +38,8 @@ class Text:
 class Chunks:
     """Equal chunks of a text, int64 [size] each. Each begins with the ``prefix`` that the tokenizer puts first.
 
-    ``kinds`` has the index of each token's part. ``text_tokens`` are in the text, ``left_out`` of them at its end
-    do not fill a chunk, or were not wanted.
+    ``kinds`` has the index of each token's part. ``text_tokens`` are in the text, ``left_out`` of them do not fill
+    a chunk, or were not wanted.
     """
 
     tokens: tuple[Tokens, ...]
@@ -87,7 +87,7 @@ def chunk_size(wanted: int | None, context: int) -> int:
 
 
 def make_chunks(text: Text, tokenizer: Tokenizer, *, size: int, tokens: int | None = None) -> Chunks:
-    """Return the chunks of at most ``tokens`` tokens of ``text``.
+    """Return the chunks of at most ``tokens`` tokens of ``text``, from all its parts.
 
     Raises BadOption if fewer than 100 tokens would be scored: their figures would mean nothing.
     """
@@ -98,10 +98,13 @@ def make_chunks(text: Text, tokenizer: Tokenizer, *, size: int, tokens: int | No
         part_ids = tokenizer.encode(part, add_special_tokens=False)
         ids += part_ids
         kinds += [number] * len(part_ids)
-    body = size - len(prefix)
-    usable = min(len(ids), len(ids) if tokens is None else tokens)
-    count = usable // body
-    pieces = [slice(at * body, (at + 1) * body) for at in range(count)]
+    pieces = _pieces(kinds, size - len(prefix), size - 1 - size // 2)
+    if tokens is not None:
+        pieces = _some(pieces, tokens // (size - len(prefix)), spread=len(text.parts) > 1)
+    # Two may share tokens, of which one scores none.
+    read = np.zeros(len(ids), bool)
+    for piece in pieces:
+        read[piece] = True
     chunks = Chunks(
         tokens=tuple(np.array([*prefix, *ids[piece]], np.int64) for piece in pieces),
         kinds=tuple(
@@ -110,7 +113,7 @@ def make_chunks(text: Text, tokenizer: Tokenizer, *, size: int, tokens: int | No
         size=size,
         prefix=tuple(prefix),
         text_tokens=len(ids),
-        left_out=len(ids) - count * body,
+        left_out=len(ids) - int(read.sum()),
     )
     if chunks.scored < LEAST_SCORED:
         limit = "" if tokens is None else f", of which --tokens allows {tokens}"
@@ -119,6 +122,36 @@ def make_chunks(text: Text, tokenizer: Tokenizer, *, size: int, tokens: int | No
             f"and fewer than {LEAST_SCORED} say nothing. Give a longer --text, more --tokens or a smaller --chunk."
         )
     return chunks
+
+
+def _pieces(kinds: Sequence[int], body: int, scored: int) -> list[slice]:
+    """Return where chunks of ``body`` tokens lie, of which the last ``scored`` count, each token once.
+
+    Each part of a text begins a chunk, and another ends it if enough tokens are left to be scored; what comes
+    before those is only read. So a part that is shorter than a chunk is scored too. The end of a text that is a
+    single part is left out, as llama-perplexity does. A part of less than ``scored`` tokens joins the next one.
+    """
+    kinds_at = np.asarray(kinds)
+    begins = [0, *(np.flatnonzero(np.diff(kinds_at)) + 1).tolist()]
+    found: list[slice] = []
+    begin = 0
+    for end in [*begins[1:], len(kinds)]:
+        whole = (end - begin) // body
+        found += [slice(begin + i * body, begin + (i + 1) * body) for i in range(whole)]
+        rest = end - begin - whole * body
+        if len(begins) > 1 and rest >= scored and end >= body:
+            found.append(slice(end - body, end))
+        elif not whole:
+            continue
+        begin = end
+    return found
+
+
+def _some(pieces: list[slice], count: int, *, spread: bool) -> list[slice]:
+    """Return ``count`` of ``pieces``: the first, or ``spread`` over all, so that every domain has its share."""
+    if not spread or count >= len(pieces):
+        return pieces[:count]
+    return [pieces[i] for i in np.linspace(0, len(pieces) - 1, count).round().astype(int)]
 
 
 def special_prefix(tokenizer: Tokenizer) -> list[int]:

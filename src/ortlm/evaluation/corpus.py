@@ -1,5 +1,5 @@
 # ruff: noqa: E501, RUF001 - lines are as long as the text wants, in any writing
-"""The project's own small corpus for evaluation: texts of several kinds, written for this purpose.
+"""The project's own small corpus for evaluation: texts of several domains, written for this purpose.
 
 It is large enough for figures that compare two models on the same tokens, not for a model's perplexity as such.
 """
@@ -247,6 +247,88 @@ Definition. A function f: R → R is continuous at a if for every ε > 0 there i
 The derivative of \\(x^n\\) is \\(n x^{n-1}\\), and \\(\\int_0^1 x^2 \\, dx = \\frac{1}{3}\\).
 """
 
+_GERMAN = """\
+Als der alte Leuchtturm abgeschaltet wurde, glaubte niemand im Dorf, dass sich dadurch etwas ändern würde. Die Schiffe
+fuhren längst nach Satellit, und der Wärter war schon vor Jahren in eine Wohnung mit Zentralheizung gezogen. Doch in der
+ersten Nacht ohne Licht konnten viele nicht schlafen. Es fehlte der helle Streifen, der alle zwölf Sekunden über die
+Decke gewandert war. Die Kinder fragten, ob der Mond kaputt sei. Schließlich beschloss der Gemeinderat mit sechs gegen
+fünf Stimmen, eine schwächere Lampe einzubauen, die für die Schifffahrt ohne Bedeutung ist und allein den Bewohnern dient.
+
+Wer ein Fahrrad reparieren will, braucht weniger Werkzeug, als er denkt, und mehr Geduld, als er hat. Zuerst hängt man es
+so auf, dass sich die Räder frei drehen. Dann prüft man der Reihe nach die Bremsen, die Kette und das Licht. Eine Kette,
+die sich vom Kettenblatt weit abheben lässt, ist verschlissen und muss ersetzt werden, bevor sie auch die Zahnräder
+beschädigt. Für die meisten anderen Fehler genügen ein Lappen, ein Tropfen Öl und ein Schraubenschlüssel.
+
+Sehr geehrte Frau Brandt, vielen Dank für Ihr Schreiben vom 3. Mai. Leider können wir den gewünschten Termin nicht
+bestätigen, da der Saal an diesem Abend bereits vergeben ist. Wir bieten Ihnen stattdessen Freitag, den 21. Juni, ab
+18 Uhr an. Bitte teilen Sie uns bis Ende des Monats mit, ob Ihnen dieser Tag zusagt. Mit freundlichen Grüßen
+"""
+
+_FRENCH = """\
+Chaque année, à la fin du mois d'août, le village organise un concours que personne n'a jamais pris au sérieux et que
+tout le monde veut gagner. Il s'agit de deviner le poids d'une citrouille. Les anciens la regardent de loin, les jeunes
+la soulèvent, et le maire, qui n'a pas le droit de participer, donne des conseils à voix basse. L'an dernier, une fillette
+de sept ans a trouvé le bon chiffre à dix grammes près. Quand on lui a demandé sa méthode, elle a répondu qu'elle avait
+simplement fait la moyenne de tout ce que les adultes avaient dit avant elle.
+
+La dentelle se fabriquait autrefois pendant les longues soirées d'hiver, à la lumière d'une seule bougie. Pour en tirer
+plus de clarté, on plaçait devant la flamme une boule de verre remplie d'eau, qui concentrait la lumière sur l'ouvrage.
+Il fallait jusqu'à deux cents fuseaux pour les motifs les plus fins, et une journée entière pour quelques centimètres.
+Les machines ont remplacé ce travail, mais quelques ateliers conservent les gestes et les transmettent.
+
+Pour préparer une omelette, battez trois œufs avec une pincée de sel, sans trop insister. Faites fondre une noix de beurre
+dans une poêle bien chaude, versez les œufs et remuez aussitôt avec une fourchette. Dès que les bords prennent, cessez de
+remuer, ajoutez les herbes, puis repliez l'omelette et servez-la sans attendre : elle doit rester moelleuse au milieu.
+"""
+
+_SPANISH = """\
+Mi abuela decía que las casas también envejecen, y que hay que escucharlas como se escucha a una persona mayor. La suya
+crujía al amanecer, cuando el sol calentaba las tejas, y volvía a crujir de noche, cuando el frío bajaba de la sierra.
+Ella sabía por el sonido si iba a llover. Después de su muerte vinieron unos arquitectos, midieron las paredes y dijeron
+que la estructura era sólida pero que la madera estaba llena de agua. Ninguno de ellos pudo explicar por qué la puerta
+del patio se abría sola los domingos.
+
+El faro de la isla funciona desde 1857. Al principio quemaba aceite de oliva, más tarde petróleo, y desde mediados del
+siglo pasado se alimenta de la red eléctrica mediante un cable submarino. Su luz alcanza veinte millas en las noches
+claras. Hoy nadie vive en él, pero cada verano un equipo de biólogos ocupa la vivienda del farero para contar las aves
+que pasan camino de África. En septiembre pueden registrar más de diez mil en un solo día.
+
+Para solicitar la beca es necesario presentar el formulario, una copia del documento de identidad y una carta de no más
+de dos páginas en la que se explique el proyecto. El plazo termina el 15 de octubre a las 14.00 horas. Las solicitudes
+incompletas podrán corregirse en los diez días siguientes; las que lleguen tarde no serán admitidas. La comisión publicará
+la lista provisional antes de fin de año, y quienes no estén de acuerdo podrán presentar una reclamación por escrito.
+"""
+
+_RUSSIAN = """\
+В нашем доме раньше была общая кухня, и по запаху можно было узнать, какой сегодня день недели. По понедельникам варили
+щи, в четверг жарили рыбу, а в воскресенье кто-нибудь обязательно пёк пирог с капустой и угощал соседей. Ссорились часто,
+но недолго: плита была одна, и зимой все всё равно собирались возле неё. Когда квартиры наконец разделили, люди радовались
+тишине. А через год моя тётка призналась, что каждое утро ставит чайник на две чашки больше, чем ей нужно.
+
+Байкальский лёд прозрачен, потому что вода в озере почти не содержит примесей и замерзает медленно. К февралю его толщина
+достигает метра, и по нему прокладывают дорогу для автомобилей. Водители снимают ремни безопасности и едут с приоткрытой
+дверью, чтобы в случае опасности быстро выйти. Трещины появляются от перепадов температуры: днём лёд расширяется, ночью
+сжимается, и тогда над озером раздаётся звук, похожий на далёкий гром.
+
+Чтобы оформить читательский билет, возьмите с собой паспорт и одну фотографию. Книги выдаются на три недели; срок можно
+продлить по телефону, если издание не заказал другой читатель. За потерянную книгу нужно принести такую же или заплатить
+её полную стоимость.
+"""
+
+_CHINESE = """\
+老城的东门外有一条只有两百步长的小街，街上却开着七家茶馆。每家的茶都差不多，客人之所以各有各的去处，是因为讲故事的人
+不同。第一家的先生只讲历史，第三家的先生只讲鬼怪，最后一家没有先生，由客人轮流来讲。外地人常常以为最后一家最便宜，其
+实那里的茶最贵，因为在那儿喝茶的人都觉得自己讲得最好。下雨天生意最好，街上听不到雨声，只听到笑声。
+
+竹子不是树，而是一种草。它的茎在出土的时候就已经和成年后一样粗，以后只长高，不再变粗。有些种类一天之内可以长高将近一
+米，人站在旁边几乎能看见它在动。很多竹子几十年才开一次花，同一种竹子无论种在哪里，往往在同一年开花，然后一起枯死。科
+学家至今没有完全弄清楚它们是怎样计算时间的。
+
+请注意：本馆每周一闭馆，节假日除外。参观者须在入口处存放雨伞和大件行李，馆内可以拍照，但不得使用闪光灯。学生凭证件享受
+半价优惠，六岁以下的儿童免费。语音导览有中文、英文和日文三种，租金二十元，押金一百元，归还设备时退还。最后入场时间为闭馆
+前一小时。如果您在参观过程中遇到问题，请向穿蓝色制服的工作人员询问，他们很乐意为您提供帮助。
+"""
+
 _LANGUAGES = """\
 Im Herbst werden die Tage kürzer, und die Blätter verlieren ihr Grün. Der Baum zieht die Stoffe, die er noch braucht, in
 den Stamm zurück; was bleibt, leuchtet gelb und rot. Wer früh aufsteht, sieht über den Wiesen den Nebel liegen.
@@ -271,7 +353,7 @@ Otobüs durağında bekleyen kadın bana saati sordu. Ona sekizi çeyrek geçti�
 Η βάρκα έφυγε πριν ξημερώσει. Η θάλασσα ήταν ήρεμη και τα φώτα του λιμανιού φαίνονταν από μακριά.
 """
 
-_DIALOGUE = """\
+_CHAT = """\
 User: My houseplant has yellow leaves. What am I doing wrong?
 Assistant: The most common reason is too much water. Put a finger into the soil: if it is wet two centimetres deep,
 wait before you water again. Also check that the pot has a hole, so that water can leave it.
@@ -341,13 +423,19 @@ they were a common food. They yield more energy from a field than wheat does and
 that are all alike also fall ill together: from 1845 on, a mould destroyed the harvest in Ireland several years in a row.
 """
 
+# The domains, each of which reports show apart; every one is long enough to be scored on its own.
 TEXTS = {
     "prose": _PROSE,
     "Python": _PYTHON,
     "other code": _OTHER_CODE,
     "records": _RECORDS,
     "mathematics": _MATH,
-    "languages": _LANGUAGES,
-    "dialogue": _DIALOGUE,
+    "chat": _CHAT,
     "facts": _FACTS,
+    "German": _GERMAN,
+    "French": _FRENCH,
+    "Spanish": _SPANISH,
+    "Russian": _RUSSIAN,
+    "Chinese": _CHINESE,
+    "other languages": _LANGUAGES,
 }

@@ -18,7 +18,7 @@ from ortlm.artifact import Artifact
 from ortlm.evaluation.chunks import Chunks, Text
 from ortlm.evaluation.compare import Comparison, WorstToken
 from ortlm.evaluation.report import file_hashes
-from ortlm.evaluation.statistics import Doubles, finite, mean
+from ortlm.evaluation.statistics import Doubles, finite
 from ortlm.runtime.text.tokenizer import Tokenizer
 
 _CONTEXT_TOKENS = 32
@@ -67,23 +67,6 @@ def text(read: Text, chunks: Chunks) -> dict[str, Any]:
         f"half of each is scored: {chunks.size - 1 - chunks.first} tokens, by both models' predictions after all "
         f"before it. {chunks.left_out:,} of {chunks.text_tokens:,} tokens were left out.",
     }
-
-
-def kinds(read: Text, comparison: Comparison) -> list[dict[str, Any]]:
-    """Return mean KL divergence and share of same tops (percent) for each part of the text."""
-    rows = []
-    for number, (kind, _) in enumerate(read.parts):
-        own = comparison.kinds == number
-        if own.any():
-            rows.append(
-                {
-                    "kind": kind,
-                    "tokens": int(own.sum()),
-                    "kld": mean(comparison.scores.kld[own]).to_dict(),
-                    "same_top": 100 * float(comparison.scores.same_top[own].mean()),
-                }
-            )
-    return rows
 
 
 def histogram(kld: Doubles) -> dict[str, Any]:

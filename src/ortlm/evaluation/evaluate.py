@@ -15,6 +15,7 @@ from ortlm.errors import BadOption
 from ortlm.evaluation import details
 from ortlm.evaluation.chunks import Chunks, chunk_size, make_chunks, read_text
 from ortlm.evaluation.compare import Comparison, compare
+from ortlm.evaluation.domains import domains
 from ortlm.evaluation.drift import drift as answer_prompts
 from ortlm.evaluation.drift import summarize
 from ortlm.evaluation.report import SCHEMA, Report, is_ours
@@ -77,7 +78,7 @@ def evaluate(
         },
         "text": details.text(read, chunks),
         "statistics": figures.to_dict(),
-        "kinds": details.kinds(read, run.comparison),
+        "kinds": domains(read, run.comparison),
         "histogram": details.histogram(run.comparison.scores.kld),
         "worst": details.worst(run.comparison, chunks, tokenizer, read),
         "layers": run.layers,

@@ -8,6 +8,7 @@ from typing import Any
 
 from ortlm._utils.formatting import readable_bytes
 from ortlm.evaluation import plots
+from ortlm.evaluation.domains import COLUMNS, domain_table
 from ortlm.evaluation.statistics import percentile_name
 
 _NONE = "-"
@@ -65,7 +66,7 @@ def page(data: Mapping[str, Any]) -> str:
         _head(data),
         _distribution(data),
         _statistics(data),
-        _kinds(data["kinds"]),
+        _domains(data),
         _layers(data.get("layers")),
         _speed(data.get("speed")),
         _drift(data.get("drift")),
@@ -164,14 +165,9 @@ def _statistics(data: Mapping[str, Any]) -> str:
     )
 
 
-def _kinds(kinds: Sequence[Mapping[str, Any]]) -> str:
-    if len(kinds) < 2:
-        return ""
-    rows = [
-        (row["kind"], f"{row['tokens']:,}", _pair(row["kld"], 4), f"{row['same_top']:.1f}") for row in kinds
-    ]
-    table = _table(["text", "tokens", "mean KLD", "top-1, %"], rows)
-    return f"<h2>By type of text</h2>{_box(table, 'narrow')}"
+def _domains(data: Mapping[str, Any]) -> str:
+    rows = domain_table(data)
+    return f"<h2>By domain</h2>{_box(_table(COLUMNS, rows))}" if rows else ""
 
 
 def _layers(layers: Mapping[str, Any] | None) -> str:
@@ -379,10 +375,6 @@ def _number(number: float | None, alongside: float | None, digits: int) -> str:
         return _NONE
     large = abs(alongside or 0.0)
     return f"{number:,.{1 if large >= 1000 else min(digits, 3) if large >= 10 else digits}f}"
-
-
-def _pair(figure: Mapping[str, Any], digits: int) -> str:
-    return f"{_value(figure, digits)} ± {_error(figure, digits)}"
 
 
 def _counts(counts: Mapping[str, int] | None) -> str:

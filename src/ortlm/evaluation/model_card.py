@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm._utils.formatting import readable_bytes
+from ortlm.evaluation.domains import COLUMNS, domain_table
 
 _BEGIN, _END = "<!-- ortlm evaluate: begin -->", "<!-- ortlm evaluate: end -->"
 _BEFORE = "## Limits"
@@ -60,9 +61,17 @@ Compared with `{data["reference"]["name"]}` on {figures["scored_tokens"]:,} toke
 | | |
 |---|---|
 {table}
-
+{_domains(data)}
 Written by `ortlm evaluate`. Compare only figures of the same text and chunks.
 """
+
+
+def _domains(data: Mapping[str, Any]) -> str:
+    rows = domain_table(data)
+    if not rows:
+        return ""
+    lines = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *rows]
+    return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _number(figure: Mapping[str, Any], digits: int) -> str:

@@ -55,6 +55,10 @@ class Scores:
     kld: Doubles
     same_top: NDArray[np.bool_]
 
+    def of(self, tokens: NDArray[np.bool_]) -> Scores:
+        """Return those of the tokens that are true in ``tokens`` [N]."""
+        return Scores(self.nll[tokens], self.base_nll[tokens], self.kld[tokens], self.same_top[tokens])
+
     @property
     def delta_p(self) -> Doubles:
         """How much more probable the evaluated model finds each token than the reference, -1 to 1."""
