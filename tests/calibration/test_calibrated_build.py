@@ -16,7 +16,7 @@ from ortlm.builder.options import BuildOptions
 from ortlm.builder.planning import prepare
 from ortlm.builder.request import BuildRequest
 from ortlm.calibration import run as calibration
-from ortlm.calibration.dataset import Reader, read_rows
+from ortlm.calibration.dataset import Reader, _draw, read_rows
 from ortlm.errors import BadOption
 from ortlm.layerwise.reference import open_reference
 from ortlm.quant.recipe import Rule
@@ -131,6 +131,23 @@ def test_experts_that_few_tokens_chose_are_rounded(saved: Any, tmp_path: Path) -
         assert gate == up >= down
     _, plain = build("rtn", 24, algorithm="rtn")
     assert error < 0.9 * plain
+
+
+def test_tokens_are_drawn_by_their_probabilities() -> None:
+    random = np.random.default_rng(0)
+    logits = (2 * random.standard_normal(1000)).astype(np.float32)
+    logits[300:700] = -np.inf
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+    counts = np.zeros(1000)
+    for _ in range(50):
+        np.add.at(counts, _draw(np.tile(logits, (1000, 1)), random), 1)
+    possible = probabilities > 0
+    assert not counts[~possible].any()
+    expected = 50_000 * probabilities[possible]
+    chi_square = ((counts[possible] - expected) ** 2 / expected).sum()
+    # 599 degrees of freedom, whose standard deviation is 35.
+    assert chi_square < 599 + 4 * 35
 
 
 def test_text_of_its_own(tiny: Path, tmp_path: Path, divergence: Callable[[Path], float]) -> None:

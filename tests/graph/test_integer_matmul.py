@@ -45,6 +45,22 @@ def test_prompts_are_nearly_those_of_the_float_model(build: Any, saved: Any, nam
     )
 
 
+@pytest.mark.parametrize("name", ["phi3", "llama-bias", "gemma2", "qwen3", "qwen3-moe"])
+def test_integer_matmul_only(build: Any, saved: Any, name: str) -> None:
+    """Prefill and decode of several rows, tied heads or not; matrices are stored once."""
+    options = BuildOptions(recipe="fast", integer_only=True)
+    lm = build(name, "int4", options)
+    model = saved(name).model
+    loop = lm.loop()
+    loop.start(2)
+    loop.append([PROMPT[:-1]] * 2)
+    wanted, found = oracle.prompt_logits(model, PROMPT)[-1], loop.step(PROMPT[-1:] * 2)
+    assert relative_error(found[0], wanted) < (0.5 if name == "qwen3-moe" else 0.1)
+    np.testing.assert_array_equal(found[0], found[1])
+    graph = onnx.load(lm.artifact.path / "model.onnx", load_external_data=False).graph
+    assert not [node for node in graph.node if node.op_type == "MatMulNBits"]
+
+
 def test_single_tokens_are_those_of_the_packed_weights(build: Any) -> None:
     """Few tokens take the other branch, bit for bit."""
     logits = []
@@ -123,9 +139,22 @@ def test_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("precision", "target", "options", "message"),
     [
-        ("int4", "cuda", {}, "not faster on cuda"),
-        ("fp32", "cpu", {}, "fast_prompts shape quantized weights"),
-        ("int4", "cpu", {"algorithm": "awq"}, "knows nothing"),
+        ("int4", "cuda", {"fast_prompts": True}, "fast_prompts does not apply.* not faster on cuda"),
+        ("fp32", "cpu", {"fast_prompts": True}, "fast_prompts shape quantized weights"),
+        ("int4", "cpu", {"fast_prompts": True, "algorithm": "awq"}, "knows nothing"),
+        (
+            "int4",
+            "cuda",
+            {"recipe": "fast", "integer_only": True},
+            "integer_only does not apply.* not faster",
+        ),
+        ("fp32", "cpu", {"integer_only": True}, "integer_only shape quantized weights"),
+        (
+            "int4",
+            "cpu",
+            {"recipe": "balanced", "integer_only": True},
+            "rounds to nearest, and gptq calibrates",
+        ),
     ],
 )
 def test_what_does_not_go_together(
@@ -137,7 +166,7 @@ def test_what_does_not_go_together(
             tmp_path / "out",
             precision=precision,
             target=target,
-            options=BuildOptions(fast_prompts=True, **options),
+            options=BuildOptions(**options),
         )
 
 

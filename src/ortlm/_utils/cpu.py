@@ -36,6 +36,11 @@ def instruction_sets() -> list[str]:
     return [flag for flag in _INT8_FLAGS if flag in flags]
 
 
+def fast_integer_matmul() -> bool:
+    """Return whether integer matmuls of many rows are several times as fast here as those in fp32."""
+    return "amx_int8" in instruction_sets()
+
+
 def memory_bytes() -> int | None:
     """Return the size of the main memory, None where the system does not tell."""
     try:

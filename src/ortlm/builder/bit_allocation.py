@@ -96,6 +96,8 @@ def search(
     progress = progress or NullProgress()
     if request.precision != "int4":
         raise BadOption(f"{_FLAGS} shape int4; got -p {request.precision}.")
+    if request.options.integer_only:
+        raise BadOption(f"{_FLAGS} choose the bits of matrices, which integer_only has 8 of; leave it out.")
     if request.options.fast_prompts:
         raise BadOption(
             f"{_FLAGS} say nothing of the copy for --fast-prompts. Search first, and build what was found (rules "

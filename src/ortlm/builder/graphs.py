@@ -40,6 +40,7 @@ def decoder_graph(
         embedded=architecture.vision is not None,
         mutual=architecture.vision is not None and architecture.vision.mutual,
         fast_prompts=options.fast_prompts,
+        integer_only=options.integer_only,
     )
 
 

@@ -35,6 +35,7 @@ _SHAPING = (
     "block_size", "symmetric", "accuracy_level", "bits", "head_bits", "embed_bits", "vision_bits",
     "expert_bits", "expert_block", "bits8_roles", "mixed", "excluded_nodes", "recipe", "algorithm", "rotate",
     "rules", "calibration", "calibration_tokens", "fast_prompts",
+    "integer_only",
 )  # fmt: skip
 
 
@@ -70,7 +71,8 @@ class BuildOptions:
 
     ``fast_prompts`` stores each quantized matrix of the decoder a second time, with 8 bits, and computes prefill
     by integer matmul (int8 GEMM; images always so, with nothing stored twice): several times as fast on processors
-    with instructions for it.
+    with instructions for it. ``integer_only`` stores them in that form only, and decodes with it too: for many
+    rows at once, such as the text that a model generates to be calibrated on.
 
     ``kv_cache`` "int8_per_channel" (or "int8", which is the same) or "int8_per_tensor" keeps keys and values in 8
     bits, with scales that are measured on the model while it is built; "none" keeps them as activations are.
@@ -109,6 +111,7 @@ class BuildOptions:
     kv_cache: str | None = None
     window_cache: bool = False
     fast_prompts: bool = False
+    integer_only: bool = False
     fuse_qkv: bool | None = None
     fuse_gate_up: bool | None = None
     session_options: tuple[tuple[str, str], ...] = ()

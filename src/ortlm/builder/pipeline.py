@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from ortlm._utils.cpu import physical_cores
+from ortlm._utils.cpu import fast_integer_matmul, physical_cores
 from ortlm._utils.formatting import readable_bytes
 from ortlm._utils.hashing import sha256_of
 from ortlm._utils.progress import NullProgress, Progress
@@ -344,7 +344,12 @@ def _draft(prepared: Prepared, out: Path, threads: int) -> Artifact:
             prepared.checkpoint.path,
             target=HERE.name,
             # One graph runs in every ONNX Runtime.
-            options=BuildOptions(recipe="fast", layers=prepared.options.layers, ragged_append=False),
+            options=BuildOptions(
+                recipe="fast",
+                layers=prepared.options.layers,
+                ragged_append=False,
+                integer_only=fast_integer_matmul(),
+            ),
             merge_adapter=prepared.merged.adapters if prepared.merged else None,
         )
     )

@@ -190,6 +190,8 @@ def _validate(request: BuildRequest) -> _Choices:
     options = replace(options, kv_cache=cache_scheme(options.kv_cache, target))
     if options.fast_prompts and not target.integer_products:
         raise BadOption(f"fast_prompts does not apply: integer matmul is not faster on {target.name}.")
+    if options.integer_only:
+        _check_integer_only(precision, target, options)
     if options.ragged_append and not target.query_lengths:
         raise BadOption(f"ragged_append does not apply: attention on {target.name} takes no lengths per row.")
     if options.window_cache and not target.window_cache:
@@ -203,6 +205,17 @@ def _validate(request: BuildRequest) -> _Choices:
         ragged=target.query_lengths if options.ragged_append is None else options.ragged_append,
         dtype=request.dtype,
     )
+
+
+def _check_integer_only(precision: str, target: Target, options: BuildOptions) -> None:
+    if not target.integer_products:
+        raise BadOption(f"integer_only does not apply: integer matmul is not faster on {target.name}.")
+    algorithm = preset_of(precision, options).algorithm
+    if algorithm in CALIBRATED:
+        raise BadOption(
+            f"integer_only rounds to nearest, and {algorithm} calibrates. Give recipe='fast' with it, or leave it "
+            "out."
+        )
 
 
 def _portable_target(target: Target, options: BuildOptions) -> Target:

@@ -25,6 +25,8 @@ _BYTES_PER_TOKEN = 16
 # Memory for the cache while the model writes.
 _CACHE_BYTES = 1 << 30
 _MOST_ROWS = 128
+# Probabilities that are added up at once when a token is drawn.
+_STRETCH = 256
 _LONGEST_LINE = 1 << 26
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
@@ -250,8 +252,24 @@ class _Writer:
 
 
 def _draw(logits: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.int64]:
-    """Draw a token of every row of ``logits`` [B, V] by its probability, all rows at once."""
-    reached = np.exp(logits - logits.max(axis=1, keepdims=True)).cumsum(axis=1, dtype=np.float64)
-    aim = random.random(len(logits)) * reached[:, -1]
-    drawn: NDArray[np.int64] = (reached <= aim[:, None]).sum(axis=1)
+    """Draw a token of every row of ``logits`` [B, V] by its probability, all rows at once.
+
+    ``logits`` are overwritten. A row's probabilities are added up in stretches, then those of one stretch.
+    """
+    count, vocab = logits.shape
+    logits -= logits.max(axis=1, keepdims=True)
+    weights = np.exp(logits, out=logits)
+    starts = np.arange(0, vocab, _STRETCH)
+    reached = np.add.reduceat(weights, starts, axis=1).cumsum(axis=1, dtype=np.float64)
+    aim = random.random(count) * reached[:, -1]
+    stretch = np.minimum((reached <= aim[:, None]).sum(axis=1), len(starts) - 1)
+    drawn = np.empty(count, np.int64)
+    for i, at in enumerate(stretch):
+        inside = weights[i, starts[at] : starts[at] + _STRETCH].cumsum(dtype=np.float64)
+        # The sum of the stretch was rounded otherwise: what is left of the aim may be a trace more than all of it.
+        left = aim[i] - (reached[i, at - 1] if at else 0.0)
+        found = min(int(np.searchsorted(inside, left, side="right")), len(inside) - 1)
+        while not weights[i, starts[at] + found]:
+            found -= 1  # one that is not possible, at the end of a stretch
+        drawn[i] = starts[at] + found
     return drawn

@@ -63,11 +63,11 @@ class Product:
 class Builder:
     """Collects the nodes, inputs and weights of one graph.
 
-    ``name`` is the graph's. With ``fast_prompts``, products with many rows are
-    of integers, see ``graph.integer``. ``dtype`` is the element type of activations. ``recipe`` decides how
-    each matrix is stored; ``plan`` gathers what has to be written. ``adapted`` names the weights that get
-    inputs for adapters. Every value carries its type and shape, since ONNX infers none through ONNX Runtime's
-    own operators.
+    ``name`` is the graph's. With ``fast_prompts``, products with many rows are of integers, see
+    ``graph.integer_matmul``; with ``integer_only`` all are. ``dtype`` is the element type of activations.
+    ``recipe`` decides how each matrix is stored; ``plan`` gathers what has to be written. ``adapted`` names the
+    weights that get inputs for adapters. Every value carries its type and shape, since ONNX infers none through
+    ONNX Runtime's own operators.
     """
 
     def __init__(
@@ -79,11 +79,13 @@ class Builder:
         layers: int,
         name: str = "decoder",
         fast_prompts: bool = False,
+        integer_only: bool = False,
         adapted: frozenset[str] = frozenset(),
     ) -> None:
         self.name = name
         self.target = target
         self.fast_prompts = fast_prompts
+        self.integer_only = integer_only
         # Whether there are many tokens at once, bool []; None where nothing else comes.
         self.many: Value | None = None
         self.adapted = adapted

@@ -43,6 +43,7 @@ def emit_decoder(
     embedded: bool = False,
     mutual: bool = False,
     fast_prompts: bool = False,
+    integer_only: bool = False,
 ) -> Emitted:
     """Return the graph of ``spec`` for ``target`` with activations and cache of element type ``dtype``.
 
@@ -53,7 +54,8 @@ def emit_decoder(
     ``present.{i}.key|value`` [B, K, total, D]; with ``hidden_states`` also the final norm's output [B, S, H].
     Layers without keys and values have other states, see ``spec.mixer_states``.
     With ``cache_scales``, one for each layer, the cache is int8 instead.
-    With ``fast_prompts`` each quantized matrix is stored a second time, for prompts.
+    With ``fast_prompts`` each quantized matrix is stored a second time, for prompts; with ``integer_only`` in that
+    form only.
     With ``mutual``, tokens of an image attend to each other both ways, see Step.same_image.
     The weights that ``adapted`` names get optional inputs for LoRA adapters, listed in ``builder.plan.low_rank``.
     """
@@ -63,6 +65,7 @@ def emit_decoder(
         recipe=recipe,
         layers=len(spec.layers),
         fast_prompts=fast_prompts,
+        integer_only=integer_only,
         adapted=adapted,
     )
     weights: Parameters = {p.name: p for p in parameters(spec)}

@@ -82,7 +82,7 @@ def _quantized_product(
 ) -> list[Value]:
     inputs = weights[0].shape[1]
     role = weights[0].role
-    if g.fast_prompts and role == "vision":
+    if g.integer_only or (g.fast_prompts and role == "vision"):
         # Images are always many rows: there is nothing to choose between.
         rows = as_rows(g, x, inputs, path)
         columns = g.columns(weights, module)
@@ -163,7 +163,7 @@ class Vocabulary:
         self._shared = spec.tied_head and self._scheme == head_scheme
         self._head_scheme = head_scheme
         self._matrix: StoredCodes | None = None
-        matmul = self._shared and head
+        matmul = self._shared and head and not g.integer_only
         if self._scheme is not None and (embed or matmul):
             self._matrix = stored_codes(
                 g, [self._embed], "embed_tokens", self._scheme, gather=embed, matmul=matmul
@@ -204,7 +204,11 @@ class Vocabulary:
         if not spec.tied_head:
             [y] = linear(g, x, ["head"], parameters=self._parameters, module="lm_head", shape=shape)
             return y
-        if self._head_scheme is not None:
+        if self._head_scheme is not None and g.integer_only:
+            columns = g.columns([self._embed], "lm_head")
+            rows = as_rows(g, x, spec.hidden, path)
+            [y] = integer_products(g, x, rows, [columns], inputs=spec.hidden, shapes=[out], path=path)
+        elif self._head_scheme is not None:
             matrix = self._matrix
             if matrix is None or not self._shared:
                 matrix = stored_codes(g, [self._embed], "lm_head", self._head_scheme)
