@@ -83,8 +83,8 @@ test-runtimes: $(VENV)/.tested
 	RUNTIMES='$(RUNTIMES)' $(BIN)/python -m pytest tests/runtimes
 
 # What --layout transformers.js builds, in transformers.js and onnxruntime-web: in node and in headless Chromium, on
-# WebAssembly and on WebGPU with a software adapter, which is slow. BROWSER=node leaves Chromium out. Without node, npm
-# or Chromium it skips what needs them.
+# WebAssembly and on WebGPU with a software adapter, which is slow. BROWSER=node leaves Chromium out,
+# BROWSER=quick all but one graph there. Without node, npm or Chromium it skips what needs them.
 BROWSER ?= all
 .PHONY: test-browser
 test-browser: $(VENV)/.tested

@@ -6,9 +6,10 @@
 
 Parity: checkpoints of ten families with random weights are built for the device in each of its precisions. Logits
 after a prompt and after 8 further tokens are compared with transformers in float32 and with the same folder on the
-CPU, and so are 40 greedy tokens and beams. Rows of different lengths, rewinding and a growing cache are compared
-with single runs on the device itself. Speed: prefill of 512 tokens, decoding of 128, batches of 1, 4 and 16, first
-token, load time and memory, each against onnxruntime-genai on the same folder where that is installed.
+CPU, and so are 40 greedy tokens; with the CPU beams too, and logits after 200 tokens at once. Rows of different
+lengths, rewinding and a growing cache are compared with single runs on the device itself. Speed: prefill of 512
+tokens, decoding of 128, batches of 1, 4 and 16, first token, load time and memory, each against onnxruntime-genai
+on the same folder where that is installed.
 
 Every part runs in a process of its own, so what crashes is a row that says so. Rows are printed and written at
 once. Exit code 1: something failed, or is further off than the precision explains.
@@ -60,7 +61,7 @@ WITHOUT_FP16 = {"webgpu": ("fp32", "int4", "int8", "int4-exact", "int8-exact")}
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int4": 2e-2, "int8": 2e-2}
 # Device and CPU each round activations to 8 bits in their own way, which "exact" leaves out.
 ROUNDED = 1e-1
-PROMPT, FURTHER, GREEDY = 24, 8, 40
+PROMPT, FURTHER, GREEDY, LONG = 24, 8, 40, 200
 PREFILL, DECODE, BATCHES = 512, 128, (1, 4, 16)
 
 Logits = NDArray[np.float32]
@@ -391,11 +392,12 @@ def parity(folder: Path, precision: str, device: str, *, fp32: bool = False) -> 
         row["cpu_prefill"] = error_of(found["prefill"], cpu["prefill"])
         row["cpu_further"] = error_of(found["further"], cpu["further"])
         row["cpu_greedy"] = agreeing(found["greedy"], cpu["greedy"])
+        row["cpu_long"] = error_of(found["long"], cpu["long"])
         row["cpu_beams"] = bool(np.array_equal(found["beams"], cpu["beams"]))
     row |= itself(lm, text)
     row["seconds"] = round(time.perf_counter() - began, 1)
     limit = tolerance(precision, device, fp32=fp32)
-    keys = ["ragged", "rewind", "grown", "reordered", "restored", "cpu_prefill", "cpu_further"]
+    keys = ["ragged", "rewind", "grown", "reordered", "restored", "cpu_prefill", "cpu_further", "cpu_long"]
     keys += ["prefill", "further"] if precision.startswith(("fp", "bf")) else []
     row["off"] = [key for key in keys if key in row and not row[key] <= limit]
     row["ok"] = not row["off"]
@@ -403,7 +405,7 @@ def parity(folder: Path, precision: str, device: str, *, fp32: bool = False) -> 
 
 
 def run_model(lm: Any, text: list[int]) -> dict[str, Any]:
-    """Return logits of the prompt and of what follows it, greedy tokens, and beams."""
+    """Return logits of the prompt, of what follows it and of a long prompt, greedy tokens, and beams."""
     loop = lm.loop()
     loop.start()
     prefill = loop.append([text[:PROMPT]])[0].copy()
@@ -417,7 +419,16 @@ def run_model(lm: Any, text: list[int]) -> dict[str, Any]:
     beams.append(text[:PROMPT])
     while not beams.done:
         beams.step()
-    return {"prefill": prefill, "further": further, "greedy": greedy, "beams": beams.sequence()}
+    loop.start()
+    # Some kernels take another way from so many tokens on.
+    long = loop.append([(text * LONG)[: min(LONG, loop.context_tokens)]])[0].copy()
+    return {
+        "prefill": prefill,
+        "further": further,
+        "long": long,
+        "greedy": greedy,
+        "beams": beams.sequence(),
+    }
 
 
 def itself(lm: Any, text: list[int]) -> dict[str, float]:
@@ -481,7 +492,7 @@ def agreeing(found: Sequence[int], wanted: Sequence[int]) -> int:
 COLUMNS = (
     "family    precision",
     "vs transformers: prefill further greedy/40",
-    "vs CPU: prefill further greedy beams",
+    "vs CPU: prefill further long greedy beams",
     "vs itself: ragged reordered rewind restored grown",
     "s",
 )
@@ -502,7 +513,7 @@ def parity_line(row: dict[str, Any]) -> str:
 
     parts = [
         shown("prefill", "further", "greedy"),
-        shown("cpu_prefill", "cpu_further", "cpu_greedy", "cpu_beams"),
+        shown("cpu_prefill", "cpu_further", "cpu_long", "cpu_greedy", "cpu_beams"),
         shown("ragged", "reordered", "rewind", "restored", "grown"),
         str(row["seconds"]),
     ]

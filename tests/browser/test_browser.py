@@ -4,6 +4,7 @@ Takes packages from npm, so it is left out unless asked for:
 
     make test-browser                  in node and in Chromium, where there are
     make test-browser BROWSER=node     in node only
+    make test-browser BROWSER=quick    in node, and one graph in Chromium, on WebAssembly and on WebGPU
 """
 
 from __future__ import annotations
@@ -30,16 +31,28 @@ STEPS = 32
 OPTIONS = BuildOptions(recipe="fast", accuracy_level=1)
 # How far logits may be apart, relative to the largest.
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3}
+# What Chromium runs in the quick way.
+QUICK = ("transformers.js", "q4")
+
+
+def wanted(place: Place) -> bool:
+    """Return whether something is asked of ``place``."""
+    return WANTED in ("all", "quick", place.driver)
+
+
 ASKED = [
     (library, place, dtype)
     for place in PLACES
-    if WANTED in ("all", place.driver)
+    if wanted(place)
     for library in ("transformers.js", "onnxruntime-web")
     # onnxruntime-web has no device "cpu", and in node transformers.js has no other.
     if place.driver == "chromium" or (library == "transformers.js") == (place.device == "cpu")
     for dtype in DTYPES
     if place.fp16 or DTYPES[dtype].activations != "fp16"
+    if WANTED != "quick" or place.driver == "node" or (library, dtype) == QUICK
 ]
+# Where all families run.
+SEVERAL = [place for place in PLACES if wanted(place) and (WANTED != "quick" or place.driver == "node")]
 
 
 # Gemma 2 caps scores, which WebGPU's attention ignores, and mixtures of experts are refused.
@@ -121,7 +134,7 @@ def test_same_tokens(
     assert not any(stop in tokenizer.encode(found["reply"], add_special_tokens=False) for stop in stops)
 
 
-@pytest.mark.parametrize("place", [p for p in PLACES if WANTED in ("all", p.driver)], ids=lambda p: p.name)
+@pytest.mark.parametrize("place", SEVERAL, ids=lambda p: p.name)
 def test_families(place: Place, saved: Any, tmp_path: Path) -> None:
     """Each family's settings are understood, and its graph chooses the processor's tokens."""
     library = "onnxruntime-web" if place.name == "node wasm" else "transformers.js"

@@ -8,14 +8,14 @@ import pytest
 import ortlm
 from ortlm.builder.options import BuildOptions
 from ortlm.dtypes import dtype
-from ortlm.errors import Cancelled, Error
+from ortlm.errors import Cancelled, Error, NoDevice
 from ortlm.runtime import loading
 from ortlm.runtime.engine import captured_steps
 from ortlm.runtime.engine import session as engine
 from ortlm.runtime.engine.captured_steps import StatePool
 from ortlm.runtime.engine.device_memory import DeviceMemory
 from ortlm.runtime.engine.devices import CPU, Device
-from tests.runtime.device_like import PLACE, DeviceLikeSession, Runner
+from tests.runtime.device_like import PLACE, Binding, DeviceLikeSession, Runner
 
 TEXT = [int(token) for token in np.random.default_rng(0).integers(7, 250, 40)]
 BUILDS = {
@@ -221,6 +221,58 @@ def test_logits_that_are_no_numbers_are_an_error_on_a_device_too(both):
     device.session.memory.most_likely = spoiled
     with pytest.raises(Error, match="NaN or infinity"):
         generator.step()
+
+
+def test_states_that_are_used_again_are_bound_already(both, monkeypatch):
+    host, device = both
+    wanted = steps(host, TEXT[:9])[1]
+    close(steps(device, TEXT[:9])[1], wanted)
+    bound = []
+    usual = Binding.output
+    monkeypatch.setattr(
+        Binding, "output", lambda *given, **more: (bound.append(given[1]), usual(*given, **more))
+    )
+    close(steps(device, TEXT[:9])[1], wanted)
+    assert set(bound) == {"logits"}
+
+
+def test_what_one_loop_binds_is_not_found_by_the_next(both):
+    host, device = both
+    wanted = steps(host, TEXT[:3])[1]
+    loop, _ = steps(device, TEXT[:3])
+    # The logits of several tokens go to main memory, and are bound in a run of their own.
+    close(loop.again("logits", [TEXT[:6]], [3]), host_again(host))
+    apart = loop._bound
+    del loop
+    loop, found = steps(device, TEXT[:3])
+    close(found, wanted)
+    assert loop._bound is not apart
+
+
+def host_again(host):
+    loop, _ = steps(host, TEXT[:3])
+    return loop.again("logits", [TEXT[:6]], [3])
+
+
+def test_cancel_does_not_reach_who_has_the_states_now(both):
+    host, device = both
+    loop, _ = steps(device, TEXT[:3])
+    # Another number of rows: the states go back to the pool.
+    loop.start(2)
+    other, found = steps(device, TEXT[:3])
+    loop.cancel()
+    close(found, steps(host, TEXT[:3])[1])
+    other.step([TEXT[3]])
+    with pytest.raises(Cancelled):
+        loop.append([TEXT[:4], TEXT[:5]])
+    loop.append([TEXT[:4], TEXT[:5]])
+
+
+def test_a_device_without_fp16_is_named():
+    error = RuntimeError("Program Expand requires f16 but the device does not support it.")
+    found = engine._not_run(error, "run it", Device("webgpu", "webgpu", "WebGpuExecutionProvider"))
+    assert isinstance(found, NoDevice)
+    assert "use_webgpu_fp32=true" in str(found)
 
 
 @pytest.mark.parametrize("reads", [True, False])

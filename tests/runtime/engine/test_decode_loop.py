@@ -208,13 +208,13 @@ def test_a_step_binds_nothing_but_the_mask():
     loop.start()
     loop.append([IDS[:3]])
     loop.step(np.array([1]))
-    before = loop._binding.bound
+    before = loop._bound.binding.bound
     # A device never sees the new token in the old memory.
     each = 1 if loop._backend.memory.is_host else 2
     loop.step(np.array([1]))
-    assert loop._binding.bound == before + each
+    assert loop._bound.binding.bound == before + each
     loop.step(np.array([2]))
-    assert loop._binding.bound == before + 2 * each
+    assert loop._bound.binding.bound == before + 2 * each
 
 
 def test_the_fakes_are_a_device_every_second_time(request):
@@ -244,7 +244,7 @@ def test_what_is_written_behind_a_binding_is_noticed():
     if backend.memory.is_host:
         return
     loop = loop_of(backend)
-    loop._inputs._in_place = True
+    loop._bound.inputs._in_place = True
     loop.start()
     loop.append([IDS[:3]])
     loop.step(np.array([1]))

@@ -133,6 +133,6 @@ def test_a_run_that_ends_half_way_is_computed_again(lm):
     loop = loop_of(lm, [oracle.random_tokens(60)])
     cache = window_part(loop)
     ends = [61 + cache.capacity]
-    cache.bind(loop._binding, ends, ends[0])
+    cache.bind(loop._bound.binding, ends, ends[0])
     assert oracle.relative_error(loop.step([3]), fresh(lm, [[*oracle.random_tokens(60), 3]])) < 1e-4
     assert loop.recomputed == 1

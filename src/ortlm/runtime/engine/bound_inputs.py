@@ -37,10 +37,6 @@ class BoundInputs:
         self._places = np.arange(0)
         self._ones_address = self._ragged_address = 0
 
-    def on(self, binding: Binding) -> BoundInputs:
-        """Return the same for another ``binding``, which holds nothing yet."""
-        return BoundInputs(self._backend, self._graph, binding)
-
     def put(self, role: str, array: Array, *, of: Mapping[str, str] | None = None) -> None:
         """Bind an input, or only copy its new contents to what is bound already, where runs see that."""
         name = (of or self._graph.inputs)[role]
@@ -102,6 +98,18 @@ class BoundInputs:
             self._bind("attention_mask", name, mask)
         else:
             self._binding.input_array(name, mask, address)
+
+
+class BoundRun:
+    """What runs of ``graph`` read and write: its integers, logits in memory of their own, and the rest.
+
+    ``logits`` is that memory, None if every run gets new one.
+    """
+
+    def __init__(self, backend: Backend, graph: Graph) -> None:
+        self.binding = backend.binding()
+        self.inputs = BoundInputs(backend, graph, self.binding)
+        self.logits: DeviceTensor | None = None
 
 
 def integer_types(backend: Backend, graph: Graph) -> dict[str, np.dtype[np.integer]]:

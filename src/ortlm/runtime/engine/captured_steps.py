@@ -14,8 +14,9 @@ import numpy as np
 
 from ortlm.artifact import Graph
 from ortlm.dtypes import dtype
-from ortlm.runtime.engine.backend import Backend, DeviceTensor
-from ortlm.runtime.engine.bound_inputs import integer_types
+from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
+from ortlm.runtime.engine.bound_inputs import BoundRun, integer_types
+from ortlm.runtime.engine.states import bind_in_place
 
 # States that wait to be used again.
 _KEPT = 2
@@ -29,13 +30,24 @@ _FED = {"input_ids", "attention_mask", "position_ids"}
 
 
 class StepStates:
-    """Tensors of states for ``rows`` and ``capacity`` positions, with the captured steps that use them."""
+    """Tensors of states for ``rows`` and ``capacity`` positions, with runs and captured steps on them."""
 
     def __init__(self, tensors: list[DeviceTensor], rows: int, capacity: int, pool: StatePool) -> None:
         self.tensors, self.rows, self.capacity = tensors, rows, capacity
         self._pool = pool
         self._steps: dict[int, CapturedStep] = {}
         self._waited = 0
+        self._bound: BoundRun | None = None
+
+    def bound(self, graph: Graph) -> BoundRun:
+        """Return a run of ``graph`` that has these states bound, and whatever else an earlier one had."""
+        if self._bound is None:
+            self._bound = self._pool.bind(graph, self)
+        return self._bound
+
+    def binds(self, binding: Binding) -> bool:
+        """Return whether ``binding`` is that of ``bound``."""
+        return self._bound is not None and self._bound.binding is binding
 
     def step(self, graph: Graph, total: int, most: int) -> CapturedStep | None:
         """Return the step for rows of up to ``total`` tokens whose mask has ``most`` columns at most.
@@ -56,7 +68,7 @@ class StepStates:
         """Let go of all memory."""
         for step in self._steps.values():
             step.release()
-        self._steps, self.tensors = {}, []
+        self._steps, self.tensors, self._bound = {}, [], None
 
 
 class CapturedStep:
@@ -66,9 +78,7 @@ class CapturedStep:
         self._backend, self._number, self._width = backend, number, width
         self._binding = backend.binding()
         memory, rows, types = backend.memory, states.rows, integer_types(backend, graph)
-        for state, tensor in zip(graph.states, states.tensors, strict=True):
-            self._binding.input(state.past, tensor)
-            self._binding.output(state.present, tensor)
+        bind_in_place(self._binding, graph.states, states.tensors)
         columns = {role: width if role == "attention_mask" else 1 for role in graph.inputs}
         self._given = {role: np.zeros((rows, count), types[role]) for role, count in columns.items()}
         self._tensors = {
@@ -159,6 +169,12 @@ class StatePool:
             gone, self._free = self._free, []
         for states in gone:
             states.release()
+
+    def bind(self, graph: Graph, states: StepStates) -> BoundRun:
+        """Return a run that reads and writes ``states``, which are all that ``graph`` has."""
+        bound = BoundRun(self._backend, graph)
+        bind_in_place(bound.binding, graph.states, states.tensors)
+        return bound
 
     def capture(self, graph: Graph, states: StepStates, width: int) -> CapturedStep | None:
         """Return a step on ``states`` that runs of the session capture, None if it cannot be one."""

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ortlm.artifact import Graph
 from ortlm.dtypes import Array, as_float32
-from ortlm.errors import BadArtifact, BadOption, CannotRewind, ContextFull, nearest
-from ortlm.runtime.engine.backend import Backend, DeviceTensor
-from ortlm.runtime.engine.bound_inputs import BoundInputs
+from ortlm.errors import BadArtifact, BadOption, Cancelled, CannotRewind, ContextFull, nearest
+from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
+from ortlm.runtime.engine.bound_inputs import BoundRun
 from ortlm.runtime.engine.captured_steps import CapturedStep, StatePool
 from ortlm.runtime.engine.fixed_state_cache import FIXED_KINDS
 from ortlm.runtime.engine.kv_cache import RowIndices, StateInfo, make_cache, state_shapes
@@ -73,7 +74,6 @@ class Loop:
         self._most = most_tokens
         self._appends_one = appends_one
         self._embedder = embedder
-        self._binding = backend.binding()
         self._appends = any(state.kind == "append" for state in graph.states)
         self._windows = any(state.kind == "window" for state in graph.states)
         # States that no token can be taken out of again: every row has to be fed at least one token in every run.
@@ -84,10 +84,12 @@ class Loop:
         self._whole_images = "picture_numbers" in graph.optional
         # Elsewhere, what is written to memory that is bound is never seen.
         self._in_place = backend.memory.is_host
-        self._inputs = BoundInputs(backend, graph, self._binding)
-        # Memory for the logits of so many rows, and whether it is bound.
+        # What runs read and write: this loop's own, or what comes with the states.
+        self._own = self._bound = BoundRun(backend, graph)
+        # Whether the next runs bind what no other run may find bound.
+        self._apart = False
+        # Memory for the logits of so many rows.
         self._logits_memory: tuple[int, DeviceTensor] | None = None
-        self._logits_bound: DeviceTensor | None = None
         fed = {*graph.inputs.values(), *graph.optional.values(), *(state.past for state in graph.states)}
         # What the graph must be given, and only ``use`` can give.
         self._missing = set(backend.inputs) - fed
@@ -105,6 +107,9 @@ class Loop:
         self._last: Logits | None = None
         # Logits [B, 1, V] on the device that nobody has asked for.
         self._unread: DeviceTensor | None = None
+        self._stopping = threading.Lock()
+        self._stopped = False
+        self._running: Binding | None = None
 
     @property
     def length(self) -> int:
@@ -135,9 +140,13 @@ class Loop:
         self._extra[group] = dict(inputs)
         if gone:
             # A binding cannot let go of a single input.
-            self._rebind()
-        for name, tensor in inputs.items():
-            self._binding.input(name, tensor)
+            self._own = BoundRun(self._backend, self._graph)
+            self._bind_extra()
+        else:
+            for name, tensor in inputs.items():
+                self._own.binding.input(name, tensor)
+        # The next run looks for what it is to be bound to.
+        self._steady = 0
 
     def hold(self, ids: Sequence[int]) -> None:
         """Keep the images that ``ids``, which are to be fed, hold from being forgotten."""
@@ -257,7 +266,7 @@ class Loop:
 
     def _captured_step(self, total: int) -> CapturedStep | None:
         """Return what feeds one token to each row at once, None if that has to be done input by input."""
-        fixed = self.cache.fixed
+        fixed = self.cache.fixed(total)
         if fixed is None or self._embedder is not None or any(self._extra.values()):
             return None
         # A graph picks its rotation table by the width of the mask.
@@ -266,28 +275,29 @@ class Loop:
 
     def _step_on(self, new: Sequence[int], ends: Sequence[int], total: int) -> Logits | None:
         """Feed every row's next token after a run that did the same: only what changes is bound again."""
-        inputs = self._graph.inputs
+        if self._choose_bound(total):
+            # Nothing is in place there.
+            return self.append_unread([[token] if token >= 0 else [] for token in new])
+        inputs, bound = self._graph.inputs, self._bound
         fed = [old[-1] if token < 0 else token for old, token in zip(self.history, new, strict=True)]
-        self.cache.bind(self._binding, ends, total)
         captured = self._captured_step(total)
         if captured is not None:
-            if self._binding.stopped:
-                # Raises what a stopped run does.
-                self._backend.run(self._binding, brief=True)
+            self._check_stopped()
             self._steady = 0
             self._unread = captured.run(fed, ends)
             self._stepped(new, ends)
             return None
+        self.cache.bind(bound.binding, ends, total)
         if self._embedder is None:
-            self._inputs.rewrite("input_ids", fed)
+            bound.inputs.rewrite("input_ids", fed)
         else:
             embedded = self._embedder.embed(np.array(fed, dtype=np.int64)[:, None])
-            self._binding.input(inputs["inputs_embeds"], embedded)
-        self._inputs.mask(ends, total)
+            bound.binding.input(inputs["inputs_embeds"], embedded)
+        bound.inputs.mask(ends, total)
         if "position_ids" in inputs:
-            self._inputs.rewrite("position_ids", [end - 1 for end in ends])
+            bound.inputs.rewrite("position_ids", [end - 1 for end in ends])
         self._steady = 0
-        self._backend.run(self._binding, brief=True)
+        self._run(brief=True)
         self._stepped(new, ends)
         self._last = as_float32(self._read_logits()[:, 0])
         return self._last
@@ -320,16 +330,16 @@ class Loop:
             raise BadOption("hidden states are of new tokens, so every row must have one at least.")
         self._settle()
         found: list[NDArray[np.float32]] = []
-        self._binding.output(name, None, to_host=True)
 
         def take() -> None:
-            found.append(self._binding.result(name).numpy().astype(np.float32))
+            found.append(self._bound.binding.result(name).numpy().astype(np.float32))
             # The next run's is of another shape.
-            self._binding.output(name, None, to_host=True)
+            self._bound.binding.output(name, None, to_host=True)
 
         total = max(map(len, rows))
         self._long = self._switch is not None and total > self._switch
-        self._feed(rows, first=self._switch + 1 if self._switch and self._long else 0, keep=1, after=take)
+        with self._with_output(name):
+            self._feed(rows, first=self._switch + 1 if self._switch and self._long else 0, keep=1, after=take)
         return np.concatenate(found, axis=1)
 
     def again(self, name: str, texts: Sequence[Sequence[int]], counts: Sequence[int]) -> Array:
@@ -363,7 +373,7 @@ class Loop:
         found: list[Array] = []
 
         def take() -> None:
-            result = self._binding.result(name)
+            result = self._bound.binding.result(name)
             if result.on_device:
                 # Logits, which are bound there for many rows.
                 width = self._backend.outputs[name].shape[2]
@@ -371,29 +381,47 @@ class Loop:
                 found.extend(self._backend.memory.read([result], 0, width))
             else:
                 found.append(result.numpy().copy())
-            self._binding.output(name, None, to_host=True)
+            self._bound.binding.output(name, None, to_host=True)
 
-        usual = self._binding, self._inputs, self._logits_bound
-        try:
-            # A binding cannot let go of an output.
-            self._rebind()
-            self._binding.output(name, None, to_host=True)
+        with self._with_output(name):
             self._feed(rows, first=fed if once else 0, keep=1, after=take)
-        finally:
-            self._binding, self._inputs, self._logits_bound = usual
-            self._steady = 0
         if len(found) > 1 and found[0].ndim > 1:
             return np.concatenate(found, axis=1)[:, -longest:]
         last = found[-1]
         return last[:, -longest:] if last.ndim > 1 and last.shape[1] == fed else last
 
-    def _rebind(self) -> None:
-        """Let go of whatever is bound, but for what ``use`` was given."""
-        self._binding, self._logits_bound, self._steady = self._backend.binding(), None, 0
-        self._inputs = self._inputs.on(self._binding)
+    def _bind_extra(self) -> None:
+        """Bind what ``use`` was given to this loop's own runs."""
         for given in self._extra.values():
             for name, tensor in given.items():
-                self._binding.input(name, tensor)
+                self._own.binding.input(name, tensor)
+
+    @contextlib.contextmanager
+    def _with_output(self, name: str) -> Iterator[None]:
+        """Let runs give the output ``name``, in main memory."""
+        usual = self._own
+        # A binding cannot let go of an output.
+        self._own, self._apart = BoundRun(self._backend, self._graph), True
+        self._bind_extra()
+        self._own.binding.output(name, None, to_host=True)
+        try:
+            yield
+        finally:
+            self._own, self._apart, self._steady = usual, False, 0
+
+    def _choose_bound(self, room: int) -> bool:
+        """Choose what the next run, for rows of up to ``room`` tokens, is bound to; return if it is another.
+
+        That of states which are used again has them bound already.
+        """
+        fixed = self.cache.fixed(room)
+        if fixed is None or self._apart or self._embedder is not None or any(self._extra.values()):
+            wanted = self._own
+        else:
+            wanted = fixed.bound(self._graph)
+        changed = wanted is not self._bound
+        self._bound = wanted
+        return changed
 
     def trim(self, lengths: int | Sequence[int]) -> None:
         """Rewind to at most this many tokens, in every row or row by row.
@@ -495,11 +523,41 @@ class Loop:
 
     def cancel(self) -> None:
         """End the ``append`` or ``step`` that another thread is in, or else the next one, with Cancelled."""
-        self._binding.stop()
+        with self._stopping:
+            self._stopped = True
+            if self._running is not None:
+                self._running.stop()
 
     def resume(self) -> None:
         """Take ``cancel`` back, if nothing has met it yet."""
-        self._binding.resume()
+        with self._stopping:
+            self._stopped = False
+            if self._running is not None:
+                self._running.resume()
+
+    def _check_stopped(self) -> None:
+        """Raise Cancelled after ``cancel``."""
+        stopped, self._stopped = self._stopped, False
+        if stopped:
+            raise Cancelled("the generation was cancelled.")
+
+    def _run(self, *, brief: bool) -> None:
+        """Run what is bound."""
+        binding = self._bound.binding
+        with self._stopping:
+            self._check_stopped()
+            self._running = binding
+        try:
+            self._backend.run(binding, brief=brief)
+        except Cancelled:
+            self._stopped = False
+            raise
+        finally:
+            with self._stopping:
+                self._running = None
+                if binding.stopped:
+                    # Too late for this run. The binding may serve another loop next.
+                    binding.resume()
 
     def _check(self, rows: Sequence[Sequence[int]]) -> None:
         if len(rows) != len(self.history):
@@ -645,38 +703,41 @@ class Loop:
         optional = self._graph.optional
         self._check_given()
         self._steady = 0
+        room = max(room, int(starts.max()) + new)
+        self._choose_bound(room)
+        binding, inputs = self._bound.binding, self._bound.inputs
         if self._embedder is None:
-            self._inputs.put("input_ids", ids)
+            inputs.put("input_ids", ids)
         else:
-            self._binding.input(self._graph.inputs["inputs_embeds"], self._embedder.embed(ids))
-        self._inputs.mask(filled, total)
+            binding.input(self._graph.inputs["inputs_embeds"], self._embedder.embed(ids))
+        inputs.mask(filled, total)
         if "position_ids" in self._graph.inputs:
-            self._inputs.put("position_ids", starts[:, None] + np.arange(new, dtype=np.int64))
+            inputs.put("position_ids", starts[:, None] + np.arange(new, dtype=np.int64))
         if "picture_numbers" in optional:
-            self._inputs.put("picture_numbers", image_numbers(ids, counts), of=optional)
+            inputs.put("picture_numbers", image_numbers(ids, counts), of=optional)
         if "logits_to_keep" in optional:
-            self._inputs.put("logits_to_keep", np.array(keep, dtype=np.int64), of=optional)
+            inputs.put("logits_to_keep", np.array(keep, dtype=np.int64), of=optional)
         if "columns_to_keep" in optional:
             # The last columns are the last tokens of rows that are equally long.
             columns = keep if (counts == new).all() else 0
-            self._inputs.put("columns_to_keep", np.array(columns, dtype=np.int64), of=optional)
+            inputs.put("columns_to_keep", np.array(columns, dtype=np.int64), of=optional)
         if "query_lengths" in optional:
             ragged = batch > 1 and new > 1 and bool(starts.any())
-            self._inputs.put("query_lengths", (counts if ragged else _UNKNOWN).astype(np.int32), of=optional)
+            inputs.put("query_lengths", (counts if ragged else _UNKNOWN).astype(np.int32), of=optional)
         if self._appends or self._windows or self._fixed:
             # What they hold follows from what was fed; tokens that are fed again must go first.
             self.cache.trim(starts.tolist())
-        self.cache.bind(self._binding, filled, max(room, int(starts.max()) + new))
+        self.cache.bind(binding, filled, room)
         one_only = self._last_only or "logits_to_keep" in optional
         self._bind_logits(batch if new == 1 or (one_only and keep == 1) else None)
         # A step is over soon, and can be stopped before the next one.
-        self._backend.run(self._binding, brief=new == 1)
+        self._run(brief=new == 1)
         self.cache.advance(filled)
         for old, fresh in zip(self.history, rows, strict=True):
             old.extend(fresh)
         self._steady = batch if new == keep == 1 and (batch == 1 or "picture_numbers" not in optional) else 0
-        if not read and self._logits_bound is not None and self._logits_bound.on_device:
-            self._unread = self._logits_bound
+        if not read and self._bound.logits is not None and self._bound.logits.on_device:
+            self._unread = self._bound.logits
             return None
         logits = self._read_logits()
         if keep == 1 and logits.shape[1] > 1:
@@ -700,7 +761,7 @@ class Loop:
 
     def _read_logits(self) -> Array:
         """Return the logits of the last run in main memory, in the type that came over."""
-        result = self._binding.result(self._logits)
+        result = self._bound.binding.result(self._logits)
         return self._backend.memory.float32(result) if result.on_device else result.numpy()
 
     def _bind_logits(self, rows: int | None) -> None:
@@ -708,8 +769,8 @@ class Loop:
         info = self._backend.outputs[self._logits]
         vocab = info.shape[2]
         if rows is None or vocab is None:
-            self._logits_bound = None
-            self._binding.output(self._logits, None, to_host=True)
+            self._bound.logits = None
+            self._bound.binding.output(self._logits, None, to_host=True)
             return
         if self._logits_memory is None or self._logits_memory[0] != rows:
             many = rows > 1 and not self._in_place and info.dtype.name != "fp32"
@@ -720,9 +781,9 @@ class Loop:
                 tensor = self._backend.tensor(np.zeros((rows, 1, vocab), info.dtype.numpy))
             self._logits_memory = rows, tensor
         tensor = self._logits_memory[1]
-        if self._logits_bound is not tensor:
-            self._logits_bound = tensor
-            self._binding.output(self._logits, tensor)
+        if self._bound.logits is not tensor:
+            self._bound.logits = tensor
+            self._bound.binding.output(self._logits, tensor)
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

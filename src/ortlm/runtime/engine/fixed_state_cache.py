@@ -51,8 +51,6 @@ class FixedStateCache:
     their chunks, and every 256th token; of those, eight that lie closer together towards the end.
     """
 
-    fixed = None
-
     def __init__(self, backend: Backend, states: Sequence[State], shapes: Shapes) -> None:
         if not backend.memory.is_host:
             raise BadOption(
@@ -77,6 +75,9 @@ class FixedStateCache:
         before = self._before.tensors if self._before else []
         held = (self._now.tensors, before, self._next, *(point.tensors for point in self._kept))
         return sum(tensor.numpy().nbytes for tensors in held for tensor in tensors)
+
+    def fixed(self, room: int) -> None:
+        """Return None: each run writes to other memory than it reads."""
 
     def start(self, rows: int) -> None:
         """Empty the cache for a batch of ``rows``; buffers of that many rows are used again."""

@@ -65,9 +65,8 @@ class Cache(Protocol):
     def nbytes(self) -> int:
         """Size of all tensors in bytes."""
 
-    @property
-    def fixed(self) -> StepStates | None:
-        """All states, if they stay where they are from step to step, for captured runs."""
+    def fixed(self, room: int) -> StepStates | None:
+        """Return all states, with room for ``room`` positions, if they stay where they are from step to step."""
 
     def start(self, rows: int) -> None:
         """Empty the cache for a batch of ``rows``."""
@@ -154,9 +153,10 @@ class SharedCache:
         """How many positions are filled, in the longest row."""
         return self._length
 
-    @property
-    def fixed(self) -> StepStates | None:
-        """All states, if they stay where they are from step to step."""
+    def fixed(self, room: int) -> StepStates | None:
+        """Return all states, with room for ``room`` positions, if they stay where they are from step to step."""
+        if self._pool is not None and room > self._capacity:
+            self._grow(room)
         return self._fixed
 
     @property
@@ -183,8 +183,10 @@ class SharedCache:
             self._grow(room)
         if self._bound is binding:
             return
-        bind_in_place(binding, self._states, self._tensors)
         self._bound = binding
+        if self._fixed is not None and self._fixed.binds(binding):
+            return
+        bind_in_place(binding, self._states, self._tensors)
 
     def advance(self, ends: Sequence[int]) -> None:
         """Take note that the run bound last has filled row i up to ``ends[i]`` positions."""
@@ -321,7 +323,6 @@ class SharedCache:
 class AppendCache:
     """A new tensor per state and step: what a run returns as present is the next run's past."""
 
-    fixed = None
     _axis = 2
 
     def __init__(self, backend: Backend, states: Sequence[State], shapes: Shapes) -> None:
@@ -342,6 +343,9 @@ class AppendCache:
     def nbytes(self) -> int:
         """Size of all tensors in bytes."""
         return self._rows * self._length * bytes_per_token(self._backend, self._states, self._shapes)
+
+    def fixed(self, room: int) -> None:
+        """Return None: the states are others after every step."""
 
     def start(self, rows: int) -> None:
         """Empty the cache for a batch of ``rows``."""
@@ -435,8 +439,6 @@ class CombinedCache(AppendCache):
 class SplitCache:
     """Several caches side by side, each for some of the states, whose numbers in their order are ``places``."""
 
-    fixed = None
-
     def __init__(self, parts: Sequence[tuple[Cache, Sequence[int]]]) -> None:
         self.parts = [part for part, _ in parts]
         self._places = [places for _, places in parts]
@@ -450,6 +452,9 @@ class SplitCache:
     def nbytes(self) -> int:
         """Size of all tensors in bytes."""
         return sum(part.nbytes for part in self.parts)
+
+    def fixed(self, room: int) -> None:
+        """Return None: some of the states may be others after every step."""
 
     def start(self, rows: int) -> None:
         """Empty the cache for a batch of ``rows``."""

@@ -19,7 +19,7 @@ from ortlm._utils.formatting import one_line
 from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact.external_data import check_external_data
 from ortlm.dtypes import BY_ORT, Array, DType, dtype
-from ortlm.errors import BadArtifact, BadOption, Cancelled, NoDevice
+from ortlm.errors import BadArtifact, BadOption, Cancelled, Error, NoDevice
 from ortlm.runtime.engine.backend import Binding, DeviceTensor, Memory, TensorInfo
 from ortlm.runtime.engine.device_memory import DeviceMemory
 from ortlm.runtime.engine.devices import CPU, Device, not_started
@@ -95,6 +95,7 @@ class Session:
         named = path if weights_of is None else weights_of
         weights = sum(file.stat().st_size for file in named.parent.glob(f"{named.name}*"))
         self._captures = capture and device.captures
+        self._device = device
         if meanwhile is not None:
             meanwhile()
         try:
@@ -199,7 +200,7 @@ class Session:
             if binding.stopped:
                 binding.resume()
                 raise Cancelled("the generation was cancelled.") from error
-            raise BadArtifact(f"ONNX Runtime could not run {self.path}: {one_line(error)}") from error
+            raise _not_run(error, f"run {self.path}", self._device) from error
 
     def release(self, capture: int) -> None:
         """Forget the run that was captured under the number ``capture``, before the next one at the latest."""
@@ -323,7 +324,11 @@ class _Runner:
 
     def allocate(self, shape: Sequence[int], kind: DType) -> DeviceTensor:
         """Return new memory on the device, whatever it holds."""
-        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), kind.onnx, *self._place)
+        try:
+            value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), kind.onnx, *self._place)
+        except _ORT_ERRORS as error:
+            what = f"get memory for {kind.name} {list(shape)} on the device {self._device.kind}"
+            raise _not_run(error, what, self._device) from error
         return DeviceTensor(value, on_device=True)
 
     def tensor(self, array: Array) -> DeviceTensor:
@@ -355,7 +360,23 @@ class _Runner:
             io.bind_ortvalue_input(name, tensor.value)
         for name, tensor in outputs.items():
             io.bind_ortvalue_output(name, tensor.value)
-        session.run_with_iobinding(io)
+        try:
+            session.run_with_iobinding(io)
+        except _ORT_ERRORS as error:
+            raise _not_run(
+                error, f"prepare the states on the device {self._device.kind}", self._device
+            ) from error
+
+
+def _not_run(error: Exception, what: str, device: Device) -> Error:
+    """Return what to raise for ONNX Runtime's ``error`` at an attempt to do ``what``."""
+    if "requires f16" in str(error):
+        return NoDevice(
+            f"the device {device.kind} does not compute in fp16 (shader-f16), which this folder asks for. Build "
+            "the model with -p int4 or int8 and --extra_options use_webgpu_fp32=true, or use another device "
+            "(--device cpu)."
+        )
+    return BadArtifact(f"ONNX Runtime could not {what}: {one_line(error)}")
 
 
 def _alias(array: Array) -> DeviceTensor:

@@ -57,8 +57,6 @@ class WindowCache:
     All states have one window.
     """
 
-    fixed = None
-
     def __init__(
         self,
         backend: Backend,
@@ -96,6 +94,9 @@ class WindowCache:
     def nbytes(self) -> int:
         """Size of all buffers in bytes."""
         return len(self._rows) * self._capacity * bytes_per_token(self._backend, self._states, self._shapes)
+
+    def fixed(self, room: int) -> None:
+        """Return None: no run of these is captured."""
 
     def start(self, rows: int) -> None:
         """Empty the cache for a batch of ``rows``; buffers of that many rows are used again."""

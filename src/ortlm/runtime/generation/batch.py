@@ -88,9 +88,10 @@ class TokenRows:
         self.lengths, self.starts = self.lengths[rows], self.starts[rows]
 
     def _reach(self, length: int) -> None:
-        if length > self._tokens.shape[1]:
-            wider = max(length + 64, 2 * self._tokens.shape[1]) - self._tokens.shape[1]
-            self._tokens = np.pad(self._tokens, ((0, 0), (0, wider)), constant_values=-1)
+        old = self._tokens
+        if length > old.shape[1]:
+            self._tokens = np.full((len(old), max(length + 64, 2 * old.shape[1])), -1, old.dtype)
+            self._tokens[:, : old.shape[1]] = old
 
 
 def as_rows(tokens: Any) -> list[list[int]]:
