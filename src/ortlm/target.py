@@ -84,7 +84,7 @@ _TARGETS = (
         head_bits=8,
         embed_bits=8,
         vision_bits=8,
-        weight_bits=(2, 4, 5, 6, 8),
+        weight_bits=(2, 3, 4, 5, 6, 8),
         half_scales=True,
         # Large blocks leave bits over.
         wide=True,

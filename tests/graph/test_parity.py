@@ -125,7 +125,7 @@ def test_quantized_runs(name: str, precision: str, saved: Saved, build: Build) -
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [2, 4, 5, 6, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("name", ["phi3", "qwen2-tied", "gemma2", "phi-2"])
 def test_quantized_graph_is_exact(name: str, bits: int, symmetric: bool, saved: Saved, build: Build) -> None:
     """With float activations, a quantized graph computes exactly what its rounded weights say."""

@@ -48,7 +48,7 @@ def test_a_file(tmp_path: Path) -> None:
         ("- a list", "must hold keys and values"),
         ("bits: true", "bits is True"),
         ("bitz: 4", "there is no key 'bitz'.*Did you mean: bits"),
-        ("bits: 7", "bits must be one of 2, 4, 5, 6, 8"),
+        ("bits: 7", "bits must be one of 2, 3, 4, 5, 6, 8"),
         ("block: 48", "Nearest: 32|Nearest: 64"),
         ("base: best", "there are fast, balanced, quality"),
         ("algorithm: hqq", "there is no quantization algorithm 'hqq'"),

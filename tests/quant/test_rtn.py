@@ -103,8 +103,8 @@ def test_pack_and_back(bits: int, count: int, seed: int) -> None:
 def test_wrong_schemes() -> None:
     with pytest.raises(BadOption, match=r"block_size must be one of 16, 32.*got 48"):
         Scheme(bits=4, block=48)
-    with pytest.raises(BadOption, match="bits must be one of 2, 4, 5, 6, 8; got 3"):
-        Scheme(bits=3, block=32)
+    with pytest.raises(BadOption, match="bits must be one of 2, 3, 4, 5, 6, 8; got 7"):
+        Scheme(bits=7, block=32)
     with pytest.raises(BadOption, match="accuracy_level"):
         Scheme(bits=4, block=32, accuracy_level=5)
     with pytest.raises(BadOption, match=r"Did you mean: clip_search"):

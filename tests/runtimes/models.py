@@ -73,7 +73,7 @@ def _variations() -> Iterable[Model]:
         options = _fast("int4", kv_cache=cache)
         yield Model(f"cpu int4, cache {cache}", "shipped", "int4", options=options, needs=(1, 28))
     yield Model("cpu int4, fast_prompts", "shipped", "int4", options=_fast("int4", fast_prompts=True))
-    for bits in (5, 6):
+    for bits in (3, 5, 6):
         options = _fast("int4", bits=bits, embed_bits=bits, head_bits=bits, accuracy_level=1)
         yield Model(f"cpu int4, {bits} bits", "shipped", "int4", options=options)
     options = _fast("int4", all_logits=True, hidden_states=True)

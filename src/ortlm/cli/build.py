@@ -53,7 +53,7 @@ extra options (KEY=VALUE; the official builder's names, old int4_* ones too):
                                    importance, awq, gptq, awq_gptq (default: by
                                    --recipe)
   rotate=true                      rotate the residual stream (Hadamard)
-  bits=N                           2, 4, 5, 6 or 8 bits for all matrices
+  bits=N                           2, 3, 4, 5, 6 or 8 bits for all matrices
   head_bits=N  embed_bits=N  vision_bits=N
                                    the same for the head, the embeddings and the
                                    vision encoder; 0 keeps them float

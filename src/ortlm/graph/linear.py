@@ -180,7 +180,7 @@ class Vocabulary:
             return _dequantized_rows(g, ids, self._matrix, scheme=scheme, shape=shape, path=path)
         # Older ones refuse 2 bits; an odd number of zero points of 4 bits they read as if rows were not padded,
         # and say nothing.
-        if scheme.bits == 2 or (scheme.bits == 4 and not scheme.symmetric and blocks % 2):
+        if scheme.bits == 2 or (scheme.kernel_bits == 4 and self._matrix.zeros is not None and blocks % 2):
             g.need(_NARROW_LOOKUP)
         return g.op(
             "GatherBlockQuantized",
@@ -251,7 +251,7 @@ def _dequantized_rows(
     def codes(packed: Value | None, count: int) -> Value:
         width = -(-count * scheme.kernel_bits // 8)
         x = g.op("Gather", packed, ids, shape=(*lead, width), dtype="uint8", name=path, axis=0)
-        if scheme.bits == 4:
+        if scheme.kernel_bits == 4:
             pair = (*lead, width, 1)
             low = g.op(
                 "BitwiseAnd", x, g.integer(15, "uint8"), shape=(*lead, width), dtype="uint8", name=path

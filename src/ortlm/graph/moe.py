@@ -197,7 +197,7 @@ def _fused(
             g.floats(down, f"{module}.down.weight", (count, hidden, wide)), down_bias,
         ]  # fmt: skip
     else:
-        if scheme.kernel_bits not in g.target.expert_bits:
+        if scheme.bits == 3 or scheme.kernel_bits not in g.target.expert_bits:
             raise BadOption(
                 f"experts of {scheme.bits} bits have not been checked on {g.target.name}; allowed: "
                 f"{', '.join(map(str, g.target.expert_bits))} bits. A rule for the role experts sets them."

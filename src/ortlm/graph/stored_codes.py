@@ -1,8 +1,8 @@
 """Quantized matrices as the kernels take them.
 
-Kernels know codes of 2, 4 and 8 bits, and scales of the activations' type. Codes of 5 and 6 bits, and fp16 scales
-next to fp32 activations, are widened by operators on initializers, which ONNX Runtime computes once: when it loads
-the graph.
+Kernels know codes of 2, 4 and 8 bits, and scales of the activations' type. Codes of 3, 5 and 6 bits, and fp16
+scales next to fp32 activations, are widened by operators on initializers, which ONNX Runtime computes once: when
+it loads the graph.
 """
 
 from __future__ import annotations
@@ -58,18 +58,25 @@ def stored_codes(
         return StoredCodes(codes, rows, scales, zeros)
     packed = codes if codes is not None else rows
     assert packed is not None
-    wide = _widened(g, packed, f"{path}.codes", out, width, scheme.bits)
+    if scheme.bits == 3:
+        wide = _spread(
+            g, _widened(g, packed, f"{path}.codes", out, width // 2, 6), f"{path}.codes", out, width // 2
+        )
+    else:
+        wide = _widened(g, packed, f"{path}.codes", out, width, scheme.bits)
     if zeros is None:
-        # The kernels' own middle is that of 8 bits.
+        # The kernels' own middle is that of their own bits.
+        count, zero = -(-blocks * scheme.kernel_bits // 8), scheme.zero
         zeros = g.op(
             "Expand",
-            g.integer(scheme.zero, "uint8"),
-            g.integers(*lead, blocks),
-            shape=(*lead, blocks),
+            g.integer(zero * 17 if scheme.kernel_bits == 4 else zero, "uint8"),
+            g.integers(*lead, count),
+            shape=(*lead, count),
             dtype="uint8",
             name=f"{path}.zeros",
         )
-    shape = (*lead, blocks, scheme.block) if of is None else (*lead, width)
+    inner = scheme.block * scheme.kernel_bits // 8
+    shape = (*lead, blocks, inner) if of is None else (*lead, blocks * inner)
     return StoredCodes(
         codes=g.op(
             "Reshape", wide, g.integers(*shape), shape=shape, dtype="uint8", name=f"{path}.codes",
@@ -90,6 +97,12 @@ def _widened(g: Builder, packed: Value, path: str, out: int, width: int, bits: i
         parts = [_bits(g, plane, size * i, size, shift, (out, end - begin), path) for i in range(8 // size)]
         planes.append(g.op("Concat", *parts, shape=(out, width), dtype="uint8", name=path, axis=1))
     return g.op("BitwiseOr", *planes, shape=(out, width), dtype="uint8", name=path)
+
+
+def _spread(g: Builder, pairs: Value, path: str, out: int, width: int) -> Value:
+    """Return bytes uint8 [out, width] with a code of 3 bits in each half; ``pairs`` have two in a row."""
+    halves = [_bits(g, pairs, start, 3, to, (out, width), path) for start, to in ((0, 0), (3, 4))]
+    return g.op("BitwiseOr", *halves, shape=(out, width), dtype="uint8", name=path)
 
 
 def _bits(

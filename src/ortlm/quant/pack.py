@@ -1,8 +1,8 @@
 """Packing of codes into bytes.
 
 Codes of 2, 4 and 8 bits lie as MatMulNBits and GatherBlockQuantized read them. Their kernels know no other widths:
-graphs widen codes of 5 and 6 bits to 8 when they are loaded (``graph/stored_codes.py``). So these lie in two
-planes, which a few operators on whole tensors put together again.
+graphs widen codes of 3 bits to 4, and of 5 and 6 to 8, when they are loaded (``graph/stored_codes.py``). So these
+lie in two planes, which a few operators on whole tensors put together again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ def pack(codes: Array, bits: int) -> Array:
 
     With 2, 4 and 8 bits the first code is in the lowest bits. With 5 and 6 bits, the lower 4 bits of all codes
     come first, then the upper ones. A byte of a plane that holds k codes has those that lie n / k apart, the first
-    in the lowest bits; n is first made a multiple of 8.
+    in the lowest bits; n is first made a multiple of 8. Two codes of 3 bits in a row are one of 6.
 
     Source: ONNX Runtime, docs/ContribOperators.md, com.microsoft.MatMulNBits.
     """
+    if bits == 3:
+        odd = codes.shape[-1] % 2
+        if odd:
+            codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, 1)])
+        return pack(codes[..., ::2] | codes[..., 1::2] << np.uint8(3), 6)
     if bits in (5, 6):
         short = -codes.shape[-1] % 8
         if short:
@@ -44,10 +49,15 @@ def pack(codes: Array, bits: int) -> Array:
 
 def unpack(packed: Array, bits: int, count: int) -> Array:
     """Return the first ``count`` codes (uint8) along the last axis of ``packed`` [..., bytes]."""
+    codes: Array
+    if bits == 3:
+        pairs = unpack(packed, 6, packed.shape[-1] * 8 // 6)
+        codes = np.stack([pairs & np.uint8(7), pairs >> np.uint8(3)], axis=-1)
+        return codes.reshape(*packed.shape[:-1], -1)[..., :count]
     if bits in (5, 6):
         low = packed.shape[-1] * 4 // bits
         upper = _from_plane(packed[..., low:], bits - 4) << 4
-        codes: Array = _from_plane(packed[..., :low], 4) | upper
+        codes = _from_plane(packed[..., :low], 4) | upper
         return codes[..., :count]
     if bits == 8:
         return packed[..., :count]

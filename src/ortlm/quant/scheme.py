@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from ortlm.errors import BadOption
 
-BITS = (2, 4, 5, 6, 8)
+BITS = (2, 3, 4, 5, 6, 8)
+# Widths that no kernel knows, and what their codes become when a graph is loaded.
+_WIDENED = {3: 4, 5: 8, 6: 8}
 BLOCKS = (16, 32, 64, 128, 256)
 
 
@@ -41,8 +43,8 @@ class Scheme:
 
     @property
     def kernel_bits(self) -> int:
-        """Bits of the codes that the kernel multiplies by: those that it does not know become 8 at loading."""
-        return 8 if self.bits in (5, 6) else self.bits
+        """Bits of the codes that the kernel multiplies by: 3 become 4 when a graph is loaded, 5 and 6 become 8."""
+        return _WIDENED.get(self.bits, self.bits)
 
     @property
     def zero(self) -> int:

@@ -30,6 +30,8 @@ def built(saved: Any, out: Path, name: str = "llama", **options: Any) -> Path:
     [
         {},
         {"bits": 6},
+        {"bits": 3},
+        {"bits": 3, "symmetric": True, "embed_bits": 3},
         {"symmetric": True},
         {"embed_bits": 5, "head_bits": 6},
         {"fast_prompts": True},
