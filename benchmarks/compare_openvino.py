@@ -1,11 +1,12 @@
-"""When OpenVINO's plugin pays on a processor: one folder on the CPU provider, and on the plugin in f32 and bf16.
+"""What is fast at prefill on a processor: the CPU provider, OpenVINO's plugin in f32 and bf16, --fast-prompts.
 
-    python benchmarks/compare_openvino.py DIR --prompt 512 --new 32 --runs 5
+    python benchmarks/compare_openvino.py DIR --fast FAST_DIR --prompt 512 --new 32 --runs 5
 
-DIR is a folder that ortlm built for the CPU; needs ``ortlm[openvino]``. Every measurement has a process of its
-own, and they take turns, each run beginning with another: ratios are taken within a run, so that a machine that is
-slower for a while does not decide. Measured are the load, three prefills of a prompt (the plugin compiles for a
-new shape in the first), decode after the third, and how far the logits are from the CPU provider's.
+DIR is a folder that ortlm built for the CPU, FAST_DIR the same model built with ``--fast-prompts``, which runs on
+the CPU provider; without it only the others are compared. Needs ``ortlm[openvino]``. Every measurement has a
+process of its own, and they take turns, each run beginning with another: ratios are taken within a run, so that a
+machine that is slower for a while does not decide. Measured are the load, three prefills of a prompt (the plugin
+compiles for a new shape in the first), decode after the third, and how far the logits are from the CPU provider's.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "openvino, f32": {"device": "openvino", "device_options": _hint("f32")},
     "openvino, bf16": {"device": "openvino", "device_options": _hint("bf16")},
 }
+_FAST = "cpu, --fast-prompts"
 RATES = ("prefill_1", "prefill_2", "prefill_3", "decode")
 
 
@@ -39,7 +41,7 @@ def measure(folder: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     import ortlm
 
     began = time.perf_counter()
-    lm = ortlm.load(folder, threads=args.threads, **CONTENDERS[name])
+    lm = ortlm.load(folder, threads=args.threads, **CONTENDERS.get(name, CONTENDERS["cpu"]))
     found: dict[str, Any] = {"load": time.perf_counter() - began}
     for number in (1, 2, 3):
         ids = np.random.default_rng(number).integers(0, lm.vocab_size, args.prompt).tolist()
@@ -61,22 +63,23 @@ def main() -> int:
     """Measure all in turn and print medians, and ratios to the CPU provider within each run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--fast", type=Path, help="folder built with --fast-prompts")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, help="by default the physical cores")
-    parser.add_argument("--measure", choices=sorted(CONTENDERS), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=[*CONTENDERS, _FAST], help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="write all runs there")
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(str(args.folder), args.measure, args)))
         return 0
-    names = list(CONTENDERS)
+    names = [*CONTENDERS, *([_FAST] if args.fast else [])]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for turn in range(args.runs):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            command = [sys.executable, __file__, str(args.folder), "--measure", name]
-            command += ["--prompt", str(args.prompt), "--new", str(args.new)]
+            command = [sys.executable, __file__, str(args.fast if name == _FAST else args.folder)]
+            command += ["--measure", name, "--prompt", str(args.prompt), "--new", str(args.new)]
             command += ["--threads", str(args.threads)] if args.threads else []
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
@@ -90,9 +93,9 @@ def main() -> int:
         del base["logits"]
         print(f"run {turn + 1} of {args.runs}", file=sys.stderr, flush=True)
     print(f"{args.folder.name}: prefill of {args.prompt}, {args.new} decoded, medians of {args.runs}")
-    print(f"{'':<16} load, s " + "".join(f"{key:>20}" for key in RATES) + "   logits' error")
+    print(f"{'':<20} load, s " + "".join(f"{key:>20}" for key in RATES) + "   logits' error")
     for name, found in runs.items():
-        line = f"{name:<16} {statistics.median(run['load'] for run in found):>7.2f} "
+        line = f"{name:<20} {statistics.median(run['load'] for run in found):>7.2f} "
         for key in RATES:
             rate = statistics.median(run[key] for run in found)
             ratio = statistics.median(run["ratios"][key] for run in found)
