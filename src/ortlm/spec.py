@@ -68,6 +68,8 @@ class Attention:
     rotation: over each head, or over the full projection if ``qk_norm_full``. Heads share its weights, unless each
     has its own (``qk_norm_apart``); it comes after rotation if ``qk_norm_late``. With ``sinks`` each head has a
     learned score of no position, which takes a part of the attention. ``query_scale`` follows the position.
+    ``v_norm`` normalizes the values of each head, without weights. With ``values_are_keys`` values are what the
+    map of keys gives, before keys are normalized and rotated.
     """
 
     heads: int
@@ -85,6 +87,8 @@ class Attention:
     qk_norm_apart: bool = False
     qk_norm_late: bool = False
     query_scale: QueryScale | None = None
+    v_norm: Norm | None = None
+    values_are_keys: bool = False
 
     @property
     def width(self) -> int:
@@ -197,7 +201,8 @@ class Layer:
     """One decoder layer.
 
     ``x += residual_scale · mixer_post(mixer(mixer_pre(x)))``, then the same with ``ffn``; a norm that is
-    None is left out. With ``parallel``, both branches read the same ``mixer_pre(x)`` and are added at once.
+    None is left out. With ``parallel``, both branches read the same ``mixer_pre(x)`` and are added at once. With
+    ``scaled`` the stream is then multiplied by a learned number.
     """
 
     mixer: Mixer
@@ -208,6 +213,7 @@ class Layer:
     ffn_post: Norm | None = None
     parallel: bool = False
     residual_scale: float = 1.0
+    scaled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +375,8 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
         yield from _norm("ffn_pre", layer.ffn_pre, spec.hidden, layer=i)
         yield from ffn_parameters(layer.ffn, i, spec.hidden)
         yield from _norm("ffn_post", layer.ffn_post, spec.hidden, layer=i)
+        if layer.scaled:
+            yield Parameter("scale", "weight", (1,), "table", i)
     yield from _norm("final_norm", spec.final_norm, spec.hidden)
     if not spec.tied_head:
         yield Parameter("head", "weight", (spec.vocab, spec.hidden), "head")
@@ -385,7 +393,8 @@ def mixer_parameters(mixer: Mixer, layer: int, hidden: int) -> Iterator[Paramete
         return
     wide, narrow = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
     for part, width in (("q", wide), ("k", narrow), ("v", narrow)):
-        yield from _linear(part, width, hidden, "qkv", bias=mixer.qkv_bias, layer=layer)
+        if part != "v" or not mixer.values_are_keys:
+            yield from _linear(part, width, hidden, "qkv", bias=mixer.qkv_bias, layer=layer)
     for part, width in (("q_norm", wide), ("k_norm", narrow)):
         whole = mixer.qk_norm_full or mixer.qk_norm_apart
         yield from _norm(part, mixer.qk_norm, width if whole else mixer.head_dim, layer=layer)

@@ -27,6 +27,7 @@ from transformers import (
     Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GemmaConfig,
     Glm4Config,
     GlmConfig,
@@ -267,6 +268,19 @@ FAMILIES: dict[str, Callable[[], Config]] = {
     ),
     "gemma3": gemma3,
     "gemma3-old": gemma3,
+    "gemma4": lambda: Gemma4TextConfig(
+        **sizes(
+            num_hidden_layers=4,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            head_dim=16,
+            sliding_window=8,
+            hidden_size_per_layer_input=0,
+            attention_k_eq_v=True,
+            final_logit_softcapping=6.0,
+        ),
+        global_head_dim=32,
+        num_global_key_value_heads=1,
+    ),
     "qwen2": lambda: Qwen2Config(**sizes()),
     "qwen2-tied": lambda: Qwen2Config(
         **sizes(
@@ -441,17 +455,19 @@ def randomize(model: Any, *, seed: int) -> None:
     what layers add outweighs the embedding, or a tied model would only repeat its last token.
     """
     generator = torch.Generator().manual_seed(seed)
-    centered_on_zero = type(model).__name__.startswith(("Gemma", "Nemotron"))
+    kind = type(model).__name__
+    centered_on_zero = kind.startswith(("Gemma", "Nemotron")) and not kind.startswith("Gemma4")
     embed = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     width = math.sqrt(embed.shape[1])
     config = model.config
-    embed_std = 0.4 / (
-        width if type(model).__name__.startswith("Gemma") else getattr(config, "embedding_multiplier", 1.0)
-    )
+    embed_std = 0.4 / (width if kind.startswith("Gemma") else getattr(config, "embedding_multiplier", 1.0))
     logit_std = 3.0 * getattr(config, "logits_scaling", 1.0) / getattr(config, "logit_scale", 1.0)
     final_norm = logit_std / (embed_std * width) if head is embed else 1.0
     with torch.no_grad():
+        for name, scale in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                scale.fill_(0.9)
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if weight is embed:
@@ -467,6 +483,8 @@ def randomize(model: Any, *, seed: int) -> None:
                 weight.copy_(0.2 * noise)
             else:
                 mean = final_norm if name in ("model.norm.weight", "model.final_layernorm.weight") else 1.0
+                if kind.startswith("Gemma4") and "q_norm" in name:
+                    mean = 0.5  # its scores are not divided
                 weight.copy_(mean * (1.0 + 0.2 * noise) - (1.0 if centered_on_zero else 0.0))
 
 

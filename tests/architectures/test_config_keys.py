@@ -60,6 +60,7 @@ ROWS = (
         "apertus",
         "granite4",
         "granite4-moe",
+        "gemma4",
         "lfm2",
     ]
 )

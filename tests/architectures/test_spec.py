@@ -86,6 +86,8 @@ def test_every_tensor_is_used_once_and_shapes_agree(row: Any) -> None:
 def test_old_and_new_config_keys_give_the_same_spec(row: Any) -> None:
     saved = json.loads(row.model.config.to_json_string())
     assert "rope_parameters" in saved
+    if row.name == "gemma4":
+        return  # it came after the old ones
     old = families.old_keys(saved)
     assert "rope_parameters" not in old
     assert "rope_theta" in old
@@ -95,7 +97,11 @@ def test_old_and_new_config_keys_give_the_same_spec(row: Any) -> None:
 
 def test_defaults_of_absent_keys_are_those_of_transformers(row: Any) -> None:
     # These have no default that goes with the other sizes.
-    more = {"helium": ["head_dim"], "granitemoehybrid": ["layer_types"]}.get(row.config["model_type"], [])
+    more = {
+        "helium": ["head_dim"],
+        "gemma4_text": ["hidden_size_per_layer_input"],
+        "granitemoehybrid": ["layer_types"],
+    }.get(row.config["model_type"], [])
     kept = (*families.sizes(), "model_type", "num_key_value_heads", *more)
     short = {key: row.config[key] for key in kept}
     full = json.loads(AutoConfig.for_model(**copy.deepcopy(short)).to_json_string())

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    Gemma4Config,
     Ministral3Config,
     Mistral3Config,
     MistralConfig,
@@ -76,6 +77,16 @@ def phi4() -> Any:
     )
 
 
+def gemma4() -> Any:
+    vision = {
+        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "head_dim": 16,
+    }  # fmt: skip
+    return Gemma4Config(
+        text_config=families.FAMILIES["gemma4"]().to_dict(), vision_config=vision, audio_config=None
+    )
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "mistral3": lambda: mistral3(MistralConfig(**families.sizes(head_dim=16, sliding_window=None))),
     "mistral3-ministral3": lambda: mistral3(
@@ -83,6 +94,7 @@ MODELS: dict[str, Callable[[], Any]] = {
             **families.sizes(head_dim=16, rope_parameters=families.yarn(llama_4_scaling_beta=0.5))
         )
     ),
+    "gemma4": gemma4,
     "qwen2.5-vl": qwen2_5_vl,
     "qwen3-vl": qwen3_vl,
     "phi4-multimodal": phi4,

@@ -177,7 +177,12 @@ class Config:
     def refuse(self, key: str, reason: str) -> None:
         """Raise ``UnsupportedModel`` if ``key`` is switched on."""
         if self.values.get(key):
-            raise UnsupportedModel(f'{self.at}: "{key}" is {shown(self.values[key])}: {reason}.')
+            raise self.unsupported(key, reason)
+
+    def unsupported(self, key: str, reason: str) -> UnsupportedModel:
+        """Return the error that a model with this value of ``key`` is not built, for ``reason``."""
+        found = shown(self.values[key]) if key in self.values else "missing"
+        return UnsupportedModel(f'{self.at}: "{key}" is {found}: {reason}.')
 
     def wrong(self, key: str, expected: str) -> BadCheckpoint:
         """Return the error that the value of ``key`` is not what is ``expected``."""

@@ -101,6 +101,8 @@ def from_parts(
         raise UnsupportedModel(
             f'{scaling.at}: "rope_type" is {quoted(kind)}, which is not supported. Known: {", ".join(kinds)}.'
         )
+    if kind == "proportional":
+        return _proportional(scaling, head_dim, theta=scaling.positive("rope_theta", theta))
     # Each kind looks at its own, and none at the others'.
     scaling.ignore(*_KEYS)
     config.ignore("partial_rotary_factor", "original_max_position_embeddings")
@@ -123,6 +125,18 @@ def from_parts(
             return _of_kind(kind, keys)
         except (ArithmeticError, ValueError) as error:
             raise BadCheckpoint(_BEYOND) from error
+
+
+def _proportional(scaling: Config, head_dim: int, *, theta: float) -> Rope:
+    """Rotate the first channels of each half, with the frequencies of a whole head, and leave the others."""
+    fraction = scaling.positive("partial_rotary_factor", 1.0, most=1.0)
+    factor = np.float32(scaling.positive("factor", 1.0))
+    turned = int(fraction * head_dim // 2)
+    exponents = np.arange(0, 2 * turned, 2).astype(np.float32) / np.float32(head_dim)
+    inv_freq = np.zeros(head_dim // 2, np.float32)
+    powers = np.power(float(theta), exponents.astype(np.float64)).astype(np.float32)
+    inv_freq[:turned] = np.float32(1.0) / powers
+    return Rope(_floats(inv_freq / factor))
 
 
 def _of_kind(kind: str, keys: _Parts) -> Rope:

@@ -226,7 +226,7 @@ class LayerQuantizer:
             return (f"{at}.ffn_pre", None) if layer.ffn_pre is not None and not layer.parallel else None
         if role == "o":
             mixer = layer.mixer
-            if not isinstance(mixer, Attention):
+            if not isinstance(mixer, Attention) or mixer.v_norm is not None:
                 return None
             return f"{at}.v", (mixer.kv_heads, mixer.heads // mixer.kv_heads, mixer.head_dim)
         if role == "down":

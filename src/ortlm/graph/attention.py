@@ -89,22 +89,27 @@ def attention(
     q: Value
     k: Value | None
     v: Value | None
+    parts = "qk" if spec.values_are_keys else "qkv"
     if g.target.packed_projections:
-        normed, scaled = spec.qk_norm is not None, spec.query_scale is not None
+        normed = spec.qk_norm is not None or spec.v_norm is not None or spec.values_are_keys
+        scaled = spec.query_scale is not None
         apart = mutual is not None or normed or scaled or (rope is not None and not inside)
         q, *others = linear(
-            g, x, [f"{at}.{p}" for p in "qkv"],
+            g, x, [f"{at}.{p}" for p in parts],
             parameters=parameters, module=f"{module}.qkv_proj", shape=inputs, layer=layer, apart=apart,
         )  # fmt: skip
-        k, v = others or (None, None)
+        k, v = (others[0], others[-1]) if others else (None, None)
     else:
-        q, k, v = (
+        q, k, *others = (
             linear(
                 g, x, [f"{at}.{p}"],
                 parameters=parameters, module=f"{module}.{p}_proj", shape=inputs, layer=layer,
             )[0]
-            for p in "qkv"
+            for p in parts
         )  # fmt: skip
+        v = others[0] if others else k
+    if spec.v_norm is not None and v is not None:
+        v = _value_norm(g, v, spec, spec.v_norm, f"{module}.v_norm")
     if not spec.qk_norm_late:
         q, k = _head_norms(g, q, k, spec, at, parameters, module)
     cos = sin = positions = None
@@ -236,6 +241,17 @@ def _head_norms(
     return (
         _head_norm(g, q, spec, spec.qk_norm, f"{at}.q_norm", spec.heads, parameters, f"{module}.q_norm"),
         _head_norm(g, k, spec, spec.qk_norm, f"{at}.k_norm", spec.kv_heads, parameters, f"{module}.k_norm"),
+    )
+
+
+def _value_norm(g: Builder, x: Value, spec: Attention, kind: Norm, module: str) -> Value:
+    """Normalize values [B, S, K · D] over each head."""
+    width, path = spec.kv_heads * spec.head_dim, node_path(module)
+    split = ("batch_size", "sequence_length", spec.kv_heads, spec.head_dim)
+    x = g.op("Reshape", x, g.integers(0, 0, spec.kv_heads, spec.head_dim), shape=split, name=path)
+    x = unit_norm(g, x, kind, spec.head_dim, module=module, shape=split)
+    return g.op(
+        "Reshape", x, g.integers(0, 0, width), shape=("batch_size", "sequence_length", width), name=path
     )
 
 

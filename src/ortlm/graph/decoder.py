@@ -203,6 +203,8 @@ def emit_layer(
             parameters=weights, module=f"{module}.post_feedforward_layernorm", shape=stream.shape,
         )  # fmt: skip
     stream.add(y, scale=spec.residual_scale, module=module)
+    if spec.scaled:
+        stream.multiply(g.weight(weights[f"{at}.scale.weight"]), module)
     return present
 
 

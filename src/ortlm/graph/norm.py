@@ -71,6 +71,11 @@ class Residual:
         self._stream, self._open = total, None
         return out
 
+    def multiply(self, factor: Value, module: str) -> None:
+        """Multiply the stream, with every branch added, by ``factor`` [1]."""
+        total = self.total(module)
+        self._stream = self._g.op("Mul", total, factor, shape=self.shape, name=f"{node_path(module)}/scale")
+
     def total(self, module: str) -> Value:
         """Return the stream with every branch added."""
         self._settle(module)

@@ -1,0 +1,118 @@
+"""Gemma 4 31B, text: Gemma 3 with larger heads in full attention, normed values, and scaled layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ortlm.architectures._config import Config
+from ortlm.architectures._keys import FULL, SLIDING, WithDefaults
+from ortlm.architectures._parts import SANDWICH, Sizes, architecture, attention, decoder_of, sizes
+from ortlm.architectures._rope import KINDS, from_parts
+from ortlm.architectures._text_part import text_only, text_part
+from ortlm.spec import Architecture, Attention, GatedMLP, Layer, Norm, Rope, Source
+
+MODEL_TYPES = ("gemma4_text", "gemma4")
+
+# What the rotation is where config.json does not say it.
+_ROPES = {
+    SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+    FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+}
+
+
+def describe(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a dense Gemma 4; those with embeddings for each layer or experts are refused."""
+    if config["model_type"] == "gemma4":
+        inner, tied = text_part(config, tied=True)
+        return text_only(
+            describe(WithDefaults(inner.values, {}, fixed={**tied, "model_type": "gemma4_text"}))
+        )
+    c = Config(config)
+    _check(c)
+    s = sizes(c, head_dim=256, kv_heads=4)
+    norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
+    kinds = c.layer_types(s.layers, windowed=True) or [
+        SLIDING if (i + 1) % 6 else FULL for i in range(s.layers)
+    ]
+    kinds[-1] = FULL  # as in transformers, whatever the file says
+    large = _large(c, s, kinds)
+    same = c.flag("attention_k_eq_v", False)
+    window = c.window(s.max_tokens, default=512)
+    mixers = {
+        FULL: replace(_attention(c, large, norm, FULL), values_are_keys=same),
+        SLIDING: replace(_attention(c, s, norm, SLIDING), window=window),
+    }
+    ffn = GatedMLP(s.intermediate, c.activation("hidden_activation", "gelu_pytorch_tanh"))
+    layer = Layer(mixers[FULL], ffn, norm, norm, mixer_post=norm, ffn_post=norm, scaled=True)
+    decoder = decoder_of(
+        c,
+        s,
+        tuple(replace(layer, mixer=mixers[kind]) for kind in kinds),
+        norm,
+        tied=True,
+        embed_scale=s.hidden**0.5,
+        logit_softcap=c.positive_or_none("final_logit_softcapping") or 0.0,
+    )
+    scales = {f"layers.{i}.scale.weight": Source(f"model.layers.{i}.layer_scalar") for i in range(s.layers)}
+    return architecture(decoder, "gemma4_text", names={**SANDWICH, "scale": ""}, fused=scales)
+
+
+def _check(c: Config) -> None:
+    """Refuse by name what E2B, E4B and 26B-A4B have."""
+    if c.integer("hidden_size_per_layer_input", 256, least=0):
+        raise c.unsupported("hidden_size_per_layer_input", "embeddings for each layer cannot be built yet")
+    c.refuse("num_kv_shared_layers", "layers that share keys and values cannot be built yet")
+    c.refuse("enable_moe_block", "experts next to an MLP, with GELU, cannot be built yet")
+    if not c.has("sliding_window", 512):
+        raise c.wrong("sliding_window", "a number of tokens, for the layers that have a window")
+    # "vision" is for the tokens of images, of which there are none.
+    if c.values.get("use_bidirectional_attention") not in (None, "vision"):
+        raise c.unsupported("use_bidirectional_attention", "only causal attention can be built")
+    c.ignore(
+        "use_bidirectional_attention", "vocab_size_per_layer_input", "use_double_wide_mlp", "num_experts"
+    )
+    c.ignore("top_k_experts", "moe_intermediate_size")
+
+
+def _large(c: Config, s: Sizes, kinds: list[str]) -> Sizes:
+    """Return the sizes of full attention: of ``per_layer_config``, or of keys that speak of global layers."""
+    heads = c.integer("num_global_key_value_heads", s.kv_heads)
+    if not c.flag("attention_k_eq_v", False):
+        heads = s.kv_heads
+    deep = c.integer("global_head_dim", 512)
+    layers = c.part("per_layer_config")
+    if layers is not None:
+        places = [str(i) for i, kind in enumerate(kinds) if kind == FULL]
+        if sorted(layers.values) != sorted(places):
+            raise c.wrong(
+                "per_layer_config", f"one entry for each layer of full attention ({', '.join(places)})"
+            )
+        found = set()
+        for place in places:
+            one = layers.part(place) or Config({}, at=layers.at)
+            found.add((one.integer("head_dim", s.head_dim), one.integer("num_key_value_heads", s.kv_heads)))
+        if len(found) > 1:
+            raise c.wrong("per_layer_config", "the same sizes for all layers of full attention")
+        deep, heads = found.pop()
+    if s.heads % heads:
+        raise c.wrong("num_global_key_value_heads", f'a divisor of "num_attention_heads" ({s.heads})')
+    return replace(s, head_dim=deep, kv_heads=heads)
+
+
+def _attention(c: Config, s: Sizes, norm: Norm, kind: str) -> Attention:
+    bias = c.flag("attention_bias", False)
+    found = attention(s, rope=_rope(c, s, kind), scale=1.0, qkv_bias=bias, out_bias=bias, qk_norm=norm)
+    return replace(found, v_norm=norm)
+
+
+def _rope(c: Config, s: Sizes, kind: str) -> Rope:
+    keys = Config(WithDefaults(c.values, {"rope_parameters": _ROPES})).part("rope_parameters")
+    part = keys.part(kind) if keys is not None else None
+    if part is None:
+        raise c.wrong("rope_parameters", f'an object with "{FULL}" and "{SLIDING}"')
+    theta = part.positive("rope_theta")
+    return from_parts(
+        part, c, s.head_dim, max_tokens=s.max_tokens, theta=theta, kinds=(*KINDS, "proportional")
+    )
