@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from ortlm.cli.progress import Bars, StatusLine
+from ortlm.cli.progress import Bars, Pace, StatusLine
 
 
 class Status:
@@ -44,3 +44,24 @@ def test_a_status_line_counts() -> None:
         "answering prompts",
         "answering prompts: 2 rounds",
     ]
+
+
+def test_time_left_is_known_after_the_first_layer() -> None:
+    now = 100.0
+    pace = Pace(lambda: now)
+    pace.start(32, 2)
+    assert pace.left() == "-:--:--"
+    now = 160.0
+    assert pace.left() == "-:--:--"
+    pace.advance(1)
+    assert pace.left() == "0:29:00"
+    # It counts down while the next one takes longer than the window of other estimates.
+    now = 205.0
+    assert pace.left() == "0:28:15"
+    now = 220.0
+    pace.advance(1)
+    assert pace.left() == "0:28:00"
+    now = 1e6
+    assert pace.left() == "0:00:00"
+    pace.start(4, 0)
+    assert pace.left() == "-:--:--"
