@@ -49,7 +49,8 @@ ALLOWED = {
     "serving": {"runtime"},
     "evaluation": {"artifact", "layerwise", "runtime"},
     "bench": {"artifact", "runtime"},
-    "cli": {"artifact", "bench", "builder", "evaluation", "runtime", "target"},
+    "server": {"runtime", "serving"},
+    "cli": {"artifact", "bench", "builder", "evaluation", "runtime", "server", "serving", "target"},
     "__main__": {"cli"},
     "models": {"artifact", "builder", "cli", "target"},
 }  # fmt: skip

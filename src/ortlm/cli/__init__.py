@@ -1,4 +1,4 @@
-"""The command line: ``ortlm build | generate | chat | embed | evaluate | inspect | upload | devices | bench``.
+"""The command line: ``ortlm COMMAND``, see COMMANDS.
 
 Each command is a module with ``add_parser(subparsers)`` and ``run(args) -> int``. Only the requested command
 is imported, and nothing heavy before its ``run``. Results go to stdout, all else to stderr.
@@ -31,6 +31,7 @@ COMMANDS = {
     "build": ("ortlm.cli.build", "turn a Hugging Face model into a quantized ONNX model"),
     "generate": ("ortlm.cli.generate", "continue a prompt"),
     "chat": ("ortlm.cli.chat", "chat with a model"),
+    "serve": ("ortlm.cli.serve", "serve models over HTTP, as OpenAI's API"),
     "embed": ("ortlm.cli.embed", "embed texts"),
     "evaluate": ("ortlm.cli.evaluate", "compare a built model with the original"),
     "inspect": ("ortlm.cli.inspect", "show what a built model is and what it needs"),

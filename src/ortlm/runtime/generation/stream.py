@@ -122,6 +122,7 @@ class Stream:
         self._cancelled = False
         self._ended = False
         self._lock = threading.Lock()
+        self._stopped_by: str | None = None
         self._steps: PythonGenerator[Step, None, None] = self._run()
 
     def __iter__(self) -> Iterator[Step]:
@@ -229,6 +230,11 @@ class Stream:
             self._at_end(generator)
 
     @property
+    def stop_text(self) -> str | None:
+        """The stop text that ended the first answer, None if none did."""
+        return self._stopped_by
+
+    @property
     def _each(self) -> int:
         return max(self._settings.num_beams, self._settings.num_return_sequences)
 
@@ -250,6 +256,8 @@ class Stream:
         reason = generator.finish_reasons[row]
         text = words.end() if token in generator.stop_ids else words.push(token)
         if words.stopped():
+            if row == 0:
+                self._stopped_by = words.stopped_by
             generator.finish(row, "stop")
         elif reason is not None:
             text += words.end()
@@ -293,6 +301,11 @@ class _Words:
     def __init__(self, tokenizer: Tokenizer | None, prompt: Sequence[int], stop: Sequence[str]) -> None:
         self._stream = tokenizer.stream(prompt) if tokenizer else None
         self._texts = StopTexts(stop)
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop text that occurred."""
+        return self._texts.found
 
     def stopped(self) -> bool:
         """Return whether a stop text occurred."""

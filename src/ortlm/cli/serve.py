@@ -1,0 +1,156 @@
+"""``ortlm serve``: built models behind OpenAI's HTTP API."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ortlm.cli import Subparsers
+from ortlm.cli.machine import add_machine, device_of
+from ortlm.cli.output import tell
+from ortlm.cli.settings import check_count
+from ortlm.errors import BadOption
+
+_EXAMPLES = """\
+examples:
+  ortlm serve phi
+  ortlm serve phi base=phi-fp32 --port 9000 --api-key-file keys.txt
+
+Keys may also stand in the environment: ORTLM_API_KEY. See docs/serving.md.
+"""
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve models over HTTP",
+        usage="ortlm serve MODEL [MODEL ...] [options]",
+        description="Serve built models over HTTP, as OpenAI's API. Needs ortlm[serve].",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="folder of a built model, or NAME=FOLDER")
+    network = parser.add_argument_group("network")
+    network.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    network.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port (default: 8000; 0: a free one)"
+    )
+    network.add_argument(
+        "--api-key", action="append", metavar="KEY", help="requests must have this key; may be repeated"
+    )
+    network.add_argument("--api-key-file", metavar="FILE", help="file with a key on each line")
+    network.add_argument("--no-api-key", action="store_true", help="listen on any address without a key")
+    network.add_argument(
+        "--cors-origin", action="append", metavar="URL", help="let pages of this origin call; may be repeated"
+    )
+    network.add_argument(
+        "--max-body", type=int, default=32, metavar="MB", help="largest body of a request (default: 32)"
+    )
+    network.add_argument(
+        "--remote-images", action="store_true", help="fetch images by URL, from public addresses only"
+    )
+    work = parser.add_argument_group("requests")
+    work.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="requests that run at once (default: 8)"
+    )
+    work.add_argument(
+        "--queue", type=int, default=64, metavar="N", help="requests that may wait (default: 64)"
+    )
+    work.add_argument(
+        "--stall", type=float, default=0.25, metavar="S",
+        help="about how long a chunk of a prompt keeps others waiting (default: 0.25 seconds)",
+    )  # fmt: skip
+    work.add_argument(
+        "--cache-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of all running requests (default: a quarter of memory)",
+    )
+    work.add_argument(
+        "--prefix-cache",
+        type=int,
+        metavar="MB",
+        help="memory for prefixes of earlier requests (default: an eighth)",
+    )
+    work.add_argument(
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="longest time of a request (default: 600 seconds)",
+    )
+    work.add_argument(
+        "--drain", type=float, default=30.0, metavar="S",
+        help="after SIGTERM, let running requests end for so long (default: 30 seconds)",
+    )  # fmt: skip
+    add_machine(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve."""
+    check_count("--max-body", args.max_body, 4096)
+    keys = _keys(args)
+    if not 0 <= args.port <= 65535:
+        raise BadOption(f"--port must be from 0 to 65535, found {args.port}.")
+    if args.drain < 0:
+        raise BadOption(f"--drain must be 0 or more seconds, found {args.drain:g}.")
+    if args.host not in _LOOPBACK and not keys and not args.no_api_key:
+        raise BadOption(
+            f"--host {args.host} can be reached by others, and there is no key. Add --api-key KEY or "
+            "--api-key-file FILE, or --no-api-key if everybody may use it."
+        )
+    try:
+        from ortlm.server.app import ServerOptions
+        from ortlm.server.run import ServeOptions, serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "ortlm":
+            raise
+        raise BadOption(
+            f"ortlm serve needs {error.name}, which is not installed: pip install 'ortlm[serve]'"
+        ) from error
+    from ortlm.serving.engine import EngineOptions
+
+    options = ServeOptions(
+        host=args.host,
+        port=args.port,
+        drain_seconds=args.drain,
+        remote_images=args.remote_images,
+        engine=EngineOptions(
+            batch=args.batch_size,
+            queue=args.queue,
+            stall_seconds=args.stall,
+            cache_tokens=args.cache_tokens,
+            prefix_bytes=None if args.prefix_cache is None else args.prefix_cache << 20,
+            seconds=args.timeout,
+        ),
+        server=ServerOptions(keys=keys, origins=args.cors_origin or (), body_bytes=args.max_body << 20),
+    )
+    serve(args.models, options, ready=_tell, threads=args.threads, **device_of(args))
+    return 0
+
+
+def _tell(address: str, names: Sequence[str]) -> None:
+    tell(f"serving {', '.join(names)} at {address}/v1")
+
+
+def _keys(args: argparse.Namespace) -> list[str]:
+    keys = list(args.api_key or ())
+    if args.api_key_file is not None:
+        try:
+            text = Path(args.api_key_file).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise BadOption(f"--api-key-file {args.api_key_file} cannot be read: {error}.") from error
+        keys += [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        if not keys:
+            raise BadOption(f"--api-key-file {args.api_key_file} holds no key. Write one on each line.")
+    if os.environ.get("ORTLM_API_KEY"):
+        keys.append(os.environ["ORTLM_API_KEY"])
+    if any(not key.strip() for key in keys):
+        raise BadOption("--api-key must not be empty.")
+    if args.no_api_key and keys:
+        raise BadOption("--no-api-key does not go with keys. Leave one of them out.")
+    return keys

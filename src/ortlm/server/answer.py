@@ -1,0 +1,135 @@
+"""The parts of an answer: reasoning, content and calls of tools, told apart while it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from ortlm.runtime.generation.stream import Step
+from ortlm.runtime.text.tokenizer import Tokenizer
+from ortlm.server.tools import Call, ToolFormat, find, may_begin
+
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+@dataclass
+class Delta:
+    """What came with a step: text of the ``reasoning`` and of the ``content``; at the end the ``calls``."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: list[Call] = field(default_factory=list)
+
+
+class AnswerParts:
+    """Takes the steps of one answer and gives what they add to each of its parts.
+
+    ``tools``: calls are looked for, in this form; from where one may begin the text is held back. ``thinks``: the
+    model writes its reasoning between marks; ``begun``: the prompt has opened it. ``stop_ids`` end the answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        tools: ToolFormat | None,
+        thinks: bool,
+        begun: bool = False,
+        stop_ids: Collection[int] = (),
+    ) -> None:
+        self._tokenizer, self._tools, self._stop_ids = tokenizer, tools, stop_ids
+        self._mark = tokenizer.token_id(tools.begin) if tools is not None and tools.special else None
+        # Of calls whose marks are special tokens.
+        self._ids: list[int] = []
+        self._marks = {
+            tokenizer.token_id(mark): mark
+            for mark in (_OPEN, _CLOSE)
+            if thinks and tokenizer.token_id(mark) in tokenizer.special_ids
+        }
+        self._thinks = thinks
+        self._state = "reasoning" if begun else "unknown" if thinks else "content"
+        self._held = ""
+        self._tail = ""
+        self._is_call = False
+        self.calls: list[Call] = []
+
+    def push(self, step: Step) -> Delta:
+        """Return what ``step`` adds; with its finish reason everything that was held back."""
+        text = step.text
+        if step.token_id in self._marks and not text:
+            text = self._marks[step.token_id]
+        delta = Delta()
+        self._reason(text, delta)
+        if self._tools is not None:
+            self._look_for_calls(step, delta)
+        if step.finish_reason is not None:
+            self._end(delta)
+        return delta
+
+    def _reason(self, text: str, delta: Delta) -> None:
+        self._held += text
+        if self._state == "unknown":
+            begin = self._held.lstrip()
+            if begin.startswith(_OPEN):
+                self._held, self._state = begin[len(_OPEN) :], "reasoning"
+            elif not _OPEN.startswith(begin):
+                self._state = "content"
+            else:
+                return
+        if self._state == "reasoning":
+            before, mark, after = self._held.partition(_CLOSE)
+            if mark:
+                delta.reasoning += before.rstrip("\n") if not delta.reasoning else before
+                self._held, self._state = after.lstrip("\n"), "content"
+            else:
+                keep = next((n for n in range(len(_CLOSE) - 1, 0, -1) if before.endswith(_CLOSE[:n])), 0)
+                delta.reasoning += before[: len(before) - keep]
+                self._held = before[len(before) - keep :]
+                return
+        delta.content, self._held = self._held, ""
+
+    def _look_for_calls(self, step: Step, delta: Delta) -> None:
+        tools = self._tools
+        assert tools is not None
+        if tools.special:
+            # The mark is no text, and neither is what else the model writes around its calls.
+            if self._is_call:
+                delta.content = ""
+                if step.token_id is not None and step.token_id not in self._stop_ids:
+                    self._ids.append(step.token_id)
+            self._is_call = self._is_call or step.token_id == self._mark
+            return
+        self._tail, delta.content = self._tail + delta.content, ""
+        if self._is_call:
+            return
+        at = may_begin(tools, self._tail)
+        if at is None and not tools.begin:
+            # An answer that does not begin as a call is none.
+            delta.content, self._tail, self._tools = self._tail, "", None
+            return
+        at = len(self._tail) if at is None else at
+        delta.content, self._tail = self._tail[:at], self._tail[at:]
+        self._is_call = bool(tools.begin) and self._tail.startswith(tools.begin)
+
+    def _end(self, delta: Delta) -> None:
+        if self._state != "content":
+            # Never closed: all of it was reasoning, or the beginning of a mark that was none.
+            if self._state == "reasoning":
+                delta.reasoning += self._held
+            else:
+                delta.content += self._held
+            self._held = ""
+        tools, text = self._tools, self._tail
+        if tools is None:
+            return
+        if tools.special and self._is_call:
+            text = tools.begin + self._tokenizer.decode_raw(self._ids, skip_special_tokens=False)
+        found = find(tools, text) if text else None
+        if found is None:
+            # No call after all, so it is content as it stands.
+            delta.content += text
+        else:
+            before, self.calls = found
+            delta.content += before
+            delta.calls = self.calls
+        self._tail = ""

@@ -1,0 +1,312 @@
+"""The HTTP application: which path does what."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import HTTPException
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from ortlm._version import __version__
+from ortlm.errors import Error
+from ortlm.server import chat, completions, texts
+from ortlm.server.errors import ApiError, as_api_error
+from ortlm.server.metrics import Metrics
+from ortlm.server.middleware import Guard, Keys, details
+from ortlm.server.served import Models, ServedModel
+from ortlm.server.stream import with_pings
+from ortlm.server.wire import (
+    Body,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingBody,
+    TokenizeBody,
+    parse,
+)
+from ortlm.serving.request import Request as EngineRequest
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_B = TypeVar("_B", bound=Body)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How a server treats requests.
+
+    ``keys``: of which each must have one, if there are any. ``origins``: pages of these may call it ("*": all).
+    ``body_bytes``: no body is larger.
+    """
+
+    keys: Sequence[str] = ()
+    origins: Sequence[str] = ()
+    body_bytes: int = 32 << 20
+
+
+class Server:
+    """The application over ``models``, of which ``metrics`` tells; ``app`` is what an ASGI server runs."""
+
+    def __init__(
+        self, models: Models, options: ServerOptions | None = None, metrics: Metrics | None = None
+    ) -> None:
+        options = options or ServerOptions()
+        self.models, self.metrics = models, metrics or Metrics()
+        self.metrics.watch(models.all)
+        self.draining = False
+        self.api = FastAPI(
+            title="ortlm", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
+        )
+        self._add_routes()
+        for kind in (HTTPException, StarletteHTTPException, Exception):
+            self.api.add_exception_handler(kind, _failed)
+        paths = [route.path for route in self.api.routes if "{" not in route.path]
+        self.app = Guard(
+            self.api,
+            keys=Keys(options.keys),
+            metrics=self.metrics,
+            paths=paths,
+            origins=options.origins,
+            body_bytes=options.body_bytes,
+        )
+
+    def _add_routes(self) -> None:
+        get, post = self._get, self._post
+        get("/health", self.health)
+        get("/metrics", self.show_metrics)
+        get("/v1/models", self.list_models)
+        get("/v1/models/{name:path}", self.show_model)
+        get("/tokenizer_info", self.tokenizer_info)
+        post("/v1/chat/completions", ChatBody, self.chat)
+        post("/v1/completions", CompletionBody, self.complete)
+        post("/v1/embeddings", EmbeddingBody, self.embed)
+        post("/tokenize", TokenizeBody, self.tokenize)
+        post("/detokenize", DetokenizeBody, self.detokenize)
+
+    def _get(self, path: str, work: Callable[..., Any]) -> None:
+        self.api.add_api_route(path, work, methods=["GET"], response_model=None)
+
+    def _post(
+        self,
+        path: str,
+        kind: type[_B],
+        work: Callable[[Request, ServedModel, str | None, _B], Awaitable[Response]],
+    ) -> None:
+        async def endpoint(request: Request) -> Response:
+            try:
+                self._check_ready()
+                body = parse(kind, await request.body())
+                served, adapter = self.models.get(body.model)
+                details.get()["model"] = served.name
+                try:
+                    return await work(request, served, adapter, body)
+                except Exception as error:
+                    raise self._answered(error, served) from error
+            except ApiError as error:
+                return _json(error)
+
+        schema = {
+            "application/json": {
+                "schema": kind.model_json_schema(ref_template="#/components/schemas/{model}")
+            }
+        }
+        self.api.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            response_model=None,
+            name=work.__name__,
+            openapi_extra={"requestBody": {"required": True, "content": _inlined(schema)}},
+        )
+
+    # --- what is there ------------------------------------------------------------------------------------
+
+    async def health(self) -> Response:
+        """Say whether requests are answered."""
+        try:
+            self._check_ready()
+        except ApiError as error:
+            return _json(error)
+        return JSONResponse({"status": "ok"})
+
+    async def show_metrics(self) -> Response:
+        """Return the figures in Prometheus' text format."""
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def list_models(self) -> Response:
+        """List what requests may name."""
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self.models.names]})
+
+    async def show_model(self, name: str) -> Response:
+        """Return one of them."""
+        try:
+            self.models.get(name)
+        except ApiError as error:
+            return _json(error)
+        return JSONResponse(self._model(name))
+
+    async def tokenizer_info(self, model: str | None = None) -> Response:
+        """Return the special tokens and the chat template."""
+        try:
+            served = self.models.all[0] if model is None else self.models.get(model)[0]
+        except ApiError as error:
+            return _json(error)
+        return JSONResponse(texts.tokenizer_info(served))
+
+    # --- what is asked ------------------------------------------------------------------------------------
+
+    async def chat(
+        self, request: Request, served: ServedModel, adapter: str | None, body: ChatBody
+    ) -> Response:
+        """Answer messages."""
+        # A template or a grammar may take a while.
+        made = await asyncio.to_thread(chat.submit, served, adapter, body)
+        if body.stream:
+            return _streamed(chat.events(made), made.requests)
+        return await _whole(request, chat.answer(made), made.requests)
+
+    async def complete(
+        self, request: Request, served: ServedModel, adapter: str | None, body: CompletionBody
+    ) -> Response:
+        """Continue texts."""
+        made = await asyncio.to_thread(completions.submit, served, adapter, body)
+        if body.stream:
+            return _streamed(completions.events(made), made.requests)
+        return await _whole(request, completions.answer(made), made.requests)
+
+    async def embed(
+        self, request: Request, served: ServedModel, adapter: str | None, body: EmbeddingBody
+    ) -> Response:
+        """Embed texts."""
+        if adapter is not None:
+            raise ApiError(400, "embeddings are made without adapters; name the model alone.", param="model")
+        return await _whole(request, texts.embeddings(served, body), ())
+
+    async def tokenize(self, _: Request, served: ServedModel, __: str | None, body: TokenizeBody) -> Response:
+        """Return the tokens of a text."""
+        return JSONResponse(await asyncio.to_thread(texts.tokenize, served, body))
+
+    async def detokenize(
+        self, _: Request, served: ServedModel, __: str | None, body: DetokenizeBody
+    ) -> Response:
+        """Return the text of tokens."""
+        return JSONResponse(await asyncio.to_thread(texts.detokenize, served, body))
+
+    # --- inside -------------------------------------------------------------------------------------------
+
+    def _check_ready(self) -> None:
+        if self.draining:
+            raise ApiError(
+                503, "the server is shutting down.", "unavailable_error", code="shutting_down", retry_after=5
+            )
+        for model in self.models.all:
+            if model.engine.error is not None:
+                raise ApiError(
+                    503, f"the engine of {model.name} has failed.", "unavailable_error", code="engine_failed"
+                )
+
+    def _model(self, name: str) -> dict[str, Any]:
+        served, _ = self.models.get(name)
+        return {
+            "id": name,
+            "object": "model",
+            "created": served.created,
+            "owned_by": "ortlm",
+            "max_model_len": served.engine.context_tokens,
+        }
+
+    def _answered(self, error: Exception, served: ServedModel) -> ApiError:
+        if not isinstance(error, (ApiError, Error, asyncio.CancelledError)):
+            _log.exception("a request failed")
+        return as_api_error(error, retry_after=served.retry_after())
+
+
+def _json(error: ApiError) -> Response:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    """Answer what no endpoint did: unknown paths and methods, and faults."""
+    if isinstance(error, StarletteHTTPException):
+        said = {404: "there is no such path.", 405: "this path does not take that method."}
+        message = said.get(error.status_code, str(error.detail))
+        return _json(ApiError(error.status_code, message))
+    return _json(as_api_error(error))
+
+
+def _note(requests: Sequence[EngineRequest], into: dict[str, Any]) -> None:
+    """Add what the log says of ``requests``: figures, never text."""
+    if not requests:
+        return
+    first = requests[0]
+    into["prompt_tokens"] = len(first.ids)
+    into["cached_tokens"] = first.cached_tokens
+    into["new_tokens"] = sum(request.timings.new_tokens for request in requests)
+    into["finish_reason"] = first.finish_reason
+    into["queue_seconds"] = round(first.queue_seconds, 4)
+    if first.first_token is not None:
+        into["first_token_seconds"] = round(first.first_token - first.submitted, 4)
+
+
+def _streamed(events: AsyncIterator[bytes], requests: Sequence[EngineRequest]) -> Response:
+    noted = details.get()
+
+    async def send() -> AsyncIterator[bytes]:
+        try:
+            async for event in with_pings(events):
+                yield event
+        finally:
+            for request in requests:
+                if not request.done:
+                    request.cancel()
+            _note(requests, noted)
+
+    # Proxies such as nginx would hold events back.
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(send(), media_type="text/event-stream", headers=headers)
+
+
+async def _whole(
+    request: Request, work: Coroutine[Any, Any, dict[str, Any]], requests: Sequence[EngineRequest]
+) -> Response:
+    """Answer with what ``work`` returns; a client that goes away ends it, which no framework does by itself."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            return Response(status_code=499)
+        return JSONResponse(working.result())
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        for one in requests:
+            if not one.done:
+                one.cancel()
+        _note(requests, details.get())
+
+
+def _inlined(schema: Any) -> Any:
+    """Return ``schema`` with what its references name in place of them: OpenAPI has them elsewhere."""
+    found: dict[str, Any] = schema["application/json"]["schema"].pop("$defs", {})
+
+    def put(value: Any) -> Any:
+        if isinstance(value, dict):
+            name = value.get("$ref", "").rpartition("/")[2] if isinstance(value.get("$ref"), str) else ""
+            return put(found[name]) if name in found else {key: put(item) for key, item in value.items()}
+        return [put(item) for item in value] if isinstance(value, list) else value
+
+    made = put(schema)
+    json.dumps(made)
+    return made

@@ -1,0 +1,323 @@
+"""``POST /v1/chat/completions``, and what else is made of messages."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ortlm.errors import BadOption
+from ortlm.runtime.sampling.logprobs import TokenLogprob
+from ortlm.runtime.structured_output.guidance import Guidance
+from ortlm.server.answer import AnswerParts
+from ortlm.server.errors import ApiError, refused
+from ortlm.server.served import ServedModel
+from ortlm.server.settings import guidance_of, settings_of
+from ortlm.server.stream import DONE, data, merged
+from ortlm.server.tools import Call, ToolFormat, forced
+from ortlm.server.wire import ChatBody, ToolChoice, first_given
+from ortlm.serving.request import Request
+
+
+@dataclass
+class Chat:
+    """A request for answers to messages, submitted: ``requests`` has one for each answer."""
+
+    model: ServedModel
+    body: ChatBody
+    requests: list[Request]
+    parts: list[AnswerParts]
+    name: str
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    """What the prompt says of tools, and how calls of them are found; ``guidance`` makes the answer one."""
+
+    shown: list[dict[str, Any]] | None = None
+    form: ToolFormat | None = None
+    guidance: Guidance | None = None
+
+
+def submit(served: ServedModel, adapter: str | None, body: ChatBody) -> Chat:
+    """Submit what ``body`` asks for. Raises ApiError for what cannot be honored."""
+    tools = _tools(served, body)
+    text, ids = _prompt(served, body, tools.shown)
+    name, most = first_given(max_completion_tokens=body.max_completion_tokens, max_tokens=body.max_tokens)
+    check_room(served, ids, most, name)
+    asked = guidance_of(body.response_format, body)
+    if asked is not None and tools.guidance is not None:
+        raise refused(
+            "response_format", "response_format does not go with a tool_choice that asks for a call."
+        )
+    if body.top_logprobs and not body.logprobs:
+        raise refused("top_logprobs", "top_logprobs needs logprobs: true.")
+    guidance = asked or tools.guidance
+    template = served.lm.chat_template
+    source = "" if template is None else "".join(template.templates.values())
+    thinks = guidance is None and "<think>" in source
+    requests: list[Request] = []
+    try:
+        for index in range(body.n or 1):
+            settings = settings_of(
+                body,
+                max_tokens=most,
+                adapter=adapter,
+                guidance=guidance,
+                logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+                index=index,
+            )
+            requests.append(served.engine.submit(ids, settings, priority=body.priority or 0))
+    except BaseException:
+        for request in requests:
+            request.cancel()
+        raise
+    parts = [
+        AnswerParts(
+            served.lm.tokenizer,
+            tools=tools.form,
+            thinks=thinks,
+            begun=thinks and text.rstrip().endswith("<think>"),
+            stop_ids=request.stream.generator.stop_ids,
+        )
+        for request in requests
+    ]
+    label = served.name if adapter is None else f"{served.name}:{adapter}"
+    return Chat(served, body, requests, parts, label)
+
+
+async def answer(chat: Chat) -> dict[str, Any]:
+    """Wait for all answers and return the object ``chat.completion``."""
+    count = len(chat.requests)
+    contents, reasonings = [""] * count, [""] * count
+    calls: list[list[Call]] = [[] for _ in range(count)]
+    logprobs: list[list[TokenLogprob]] = [[] for _ in range(count)]
+    async for index, step in merged(chat.requests):
+        delta = chat.parts[index].push(step)
+        contents[index] += delta.content
+        reasonings[index] += delta.reasoning
+        calls[index] += delta.calls
+        if step.logprob is not None:
+            logprobs[index].append(step.logprob)
+    choices = []
+    for index, request in enumerate(chat.requests):
+        message: dict[str, Any] = {"role": "assistant", "content": contents[index], "refusal": None}
+        if reasonings[index]:
+            message["reasoning_content"] = reasonings[index]
+        kept = kept_calls(chat.body, calls[index])
+        if kept:
+            message["content"] = contents[index].strip() or None
+            message["tool_calls"] = [_call(call) for call in kept]
+        texts = chat.model.texts
+        choices.append(
+            {
+                "index": index,
+                "message": message,
+                "finish_reason": _reason(request, kept),
+                "logprobs": {"content": [texts.chat(one) for one in logprobs[index]], "refusal": None}
+                if chat.body.logprobs
+                else None,
+            }
+        )
+    return {**_head(chat, "chat.completion"), "choices": choices, "usage": usage(chat.requests)}
+
+
+async def events(chat: Chat) -> AsyncIterator[bytes]:
+    """Yield the answers as server-sent events of ``chat.completion.chunk``."""
+    wants_usage = chat.body.stream_options is not None and chat.body.stream_options.include_usage
+    head = _head(chat, "chat.completion.chunk")
+    texts = chat.model.texts
+
+    def chunk(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return data({**head, "choices": [choice], **({"usage": None} if wants_usage else {})})
+
+    for index in range(len(chat.requests)):
+        yield chunk(index, {"role": "assistant", "content": ""})
+    held: list[list[TokenLogprob]] = [[] for _ in chat.requests]
+    async for index, step in merged(chat.requests):
+        delta = chat.parts[index].push(step)
+        if step.logprob is not None:
+            held[index].append(step.logprob)
+        fields: dict[str, Any] = {}
+        if delta.content:
+            fields["content"] = delta.content
+        if delta.reasoning:
+            fields["reasoning_content"] = delta.reasoning
+        last = step.finish_reason is not None
+        if fields or (last and held[index]):
+            found = {"content": [texts.chat(one) for one in held[index]], "refusal": None}
+            yield chunk(index, fields, logprobs=found if chat.body.logprobs else None)
+            held[index] = []
+        if not last:
+            continue
+        kept = kept_calls(chat.body, delta.calls)
+        for number, call in enumerate(kept):
+            yield chunk(index, {"tool_calls": [{"index": number, **_call(call)}]})
+        yield chunk(index, {}, _reason(step, kept))
+    if wants_usage:
+        yield data({**head, "choices": [], "usage": usage(chat.requests)})
+    yield DONE
+
+
+def usage(requests: Sequence[Request], prompts: int = 1) -> dict[str, Any]:
+    """Return the tokens of all ``requests``, which are several answers to each of ``prompts``."""
+    each = len(requests) // prompts
+    firsts = requests[::each]
+    prompt = sum(len(request.ids) for request in firsts)
+    new = sum(request.timings.new_tokens for request in requests)
+    cached = sum(request.cached_tokens for request in firsts)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": new,
+        "total_tokens": prompt + new,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def check_room(served: ServedModel, ids: Sequence[int], most: int | None, name: str) -> None:
+    """Raise ApiError if a prompt and the answer that is asked for do not fit into the context."""
+    context = served.engine.context_tokens
+    if len(ids) > context or (most and len(ids) + most > context + 1):
+        raise ApiError(
+            400,
+            f"the prompt has {len(ids)} tokens"
+            + (f" and {name} is {most}" if most else "")
+            + f", but the context holds {context}. Shorten the prompt or lower {name}.",
+            param=name if len(ids) <= context else "messages",
+            code="context_length_exceeded",
+        )
+
+
+def _head(chat: Chat, kind: str) -> dict[str, Any]:
+    return {
+        "id": chat.id,
+        "object": kind,
+        "created": chat.created,
+        "model": chat.name,
+        "system_fingerprint": None,
+    }
+
+
+def _reason(ended: Any, calls: Sequence[Call]) -> str:
+    reason: str = ended.finish_reason or "stop"
+    return "tool_calls" if calls and reason != "length" else reason
+
+
+def kept_calls(body: ChatBody, calls: Sequence[Call]) -> Sequence[Call]:
+    """Return those of ``calls`` that ``body`` wants: one, if they may not be made in parallel."""
+    return calls[:1] if body.parallel_tool_calls is False else calls
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _tools(served: ServedModel, body: ChatBody) -> _Tools:
+    choice = body.tool_choice
+    if not body.tools:
+        if choice not in (None, "none", "auto"):
+            raise refused("tool_choice", "tool_choice asks for a call, but there are no tools.")
+        return _Tools()
+    if choice == "none":
+        return _Tools()
+    form = served.tool_format
+    if form is None:
+        raise refused("tools", f"the chat template of {served.name} takes no tools. Leave them out.")
+    functions = [tool.function.model_dump(exclude_none=True) for tool in body.tools]
+    # The model is not told; what it writes is held to the schema.
+    plain = [{key: value for key, value in one.items() if key != "strict"} for one in functions]
+    shown = [
+        {"type": "function", "function": {"parameters": {"type": "object", "properties": {}}, **one}}
+        for one in plain
+    ]
+    if choice in (None, "auto"):
+        if any(tool.function.strict for tool in body.tools):
+            raise refused(
+                "tools",
+                'strict tools need a call that is asked for: set tool_choice to "required" or to a function, or '
+                "leave out strict.",
+            )
+        return _Tools(shown, form)
+    if isinstance(choice, ToolChoice):
+        plain = [one for one in plain if one["name"] == choice.function.name]
+        if not plain:
+            raise refused(
+                "tool_choice", f"tool_choice names {choice.function.name!r}, which is not among tools."
+            )
+    parallel = choice == "required" and body.parallel_tool_calls is not False
+    try:
+        return _Tools(shown, form, forced(form, plain, parallel=parallel))
+    except BadOption as error:
+        raise ApiError(400, str(error), param="tools") from error
+
+
+def _prompt(served: ServedModel, body: ChatBody, tools: list[dict[str, Any]] | None) -> tuple[str, list[int]]:
+    """Return the prompt of the messages as text, and as token ids."""
+    template = served.lm.chat_template
+    if template is None:
+        raise refused("messages", f"{served.name} has no chat template. Use /v1/completions.")
+    variables = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        if not any("reasoning_effort" in template.facts(name).names for name in template.templates):
+            raise refused("reasoning_effort", f"{served.name} knows no reasoning_effort. Leave it out.")
+        variables["reasoning_effort"] = body.reasoning_effort
+    messages = [_message(message) for message in body.messages]
+    add = (
+        body.add_generation_prompt
+        if body.add_generation_prompt is not None
+        else not body.continue_final_message
+    )
+    shows = any(
+        isinstance(part, Mapping) and part.get("type") in ("image", "image_url")
+        for message in messages
+        if isinstance(message.get("content"), list)
+        for part in message["content"]
+    )
+    try:
+        if shows:
+            for name, value in (
+                ("tools", tools), ("chat_template_kwargs", variables), ("continue_final_message", not add)
+            ):  # fmt: skip
+                if value:
+                    raise refused(name, f"{name} does not go with images.")
+            return "", served.lm.encode(messages)
+        text = template.render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add,
+            continue_final_message=bool(body.continue_final_message),
+            variables=variables,
+        )
+    except BadOption as error:
+        raise ApiError(400, str(error), param="messages") from error
+    return text, served.lm.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message with the arguments of its calls as values, which is what templates take."""
+    made = dict(message)
+    if made.get("role") == "developer":
+        made["role"] = "system"
+    calls = made.get("tool_calls")
+    if isinstance(calls, list):
+        made["tool_calls"] = [_with_values(call) for call in calls]
+    if made.get("content") is None and calls:
+        made["content"] = ""
+    return made
+
+
+def _with_values(call: Any) -> Any:
+    import json
+
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+    except ValueError:
+        return call

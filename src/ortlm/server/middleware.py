@@ -1,0 +1,166 @@
+"""Around every request: its id, the size of its body, keys, origins, and a line in the log."""
+
+from __future__ import annotations
+
+import contextvars
+import hashlib
+import hmac
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
+from typing import Any
+
+from ortlm.server.errors import ApiError
+from ortlm.server.metrics import Metrics
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = logging.getLogger("ortlm.server.requests")
+# What a handler adds to the line of its request.
+details: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("details")
+_ID = re.compile(r"[\w.:-]{1,128}")
+
+
+class Keys:
+    """The keys of which a request must have one; compared in constant time, and kept as hashes only."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def allow(self, headers: dict[str, str]) -> bool:
+        """Return whether ``headers`` have one of the keys, as OpenAI's or as Anthropic's clients send it."""
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).digest()
+        # All of them, so that time does not say which one was nearest.
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+
+class Guard:
+    """Wraps ``app``: refuses what it may not see, counts, and logs; never the text of a request or an answer."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        keys: Keys,
+        metrics: Metrics,
+        paths: Collection[str],
+        origins: Sequence[str] = (),
+        body_bytes: int,
+    ) -> None:
+        self._app, self._keys, self._metrics = app, keys, metrics
+        self._paths, self._origins, self._most = frozenset(paths), frozenset(origins), body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        began, status, path = time.perf_counter(), 0, str(scope["path"])
+        asked = headers.get("x-request-id", "")
+        request_id = asked if _ID.fullmatch(asked) else secrets.token_hex(16)
+        noted: dict[str, Any] = {}
+        details.set(noted)
+        origin = headers.get("origin", "")
+        allowed = bool(origin) and (origin in self._origins or "*" in self._origins)
+
+        async def reply(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                more = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+                if allowed:
+                    more += [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
+                message["headers"] = [*message.get("headers", ()), *more]
+            await send(message)
+
+        try:
+            if allowed and scope["method"] == "OPTIONS":
+                await _preflight(reply)
+            else:
+                self._check(path, headers)
+                await self._app(scope, self._limited(receive), reply)
+        except ApiError as error:
+            if not status:
+                await answer(error, reply)
+        finally:
+            known = path if path in self._paths else "other"
+            self._metrics.answered(known, status)
+            line = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": known,
+                "status": status,
+                "seconds": round(time.perf_counter() - began, 4),
+                **noted,
+            }
+            log.info("%s", json.dumps(line))
+
+    def _check(self, path: str, headers: dict[str, str]) -> None:
+        if self._keys and path != "/health" and not self._keys.allow(headers):
+            raise ApiError(
+                401,
+                "the API key is missing or wrong. Send it as Authorization: Bearer KEY, or as x-api-key: KEY.",
+                "authentication_error",
+                code="invalid_api_key",
+            )
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self._most:
+            raise self._too_large()
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            413,
+            f"the body is larger than {self._most:,} bytes, which is the limit here.",
+            code="body_too_large",
+        )
+
+    def _limited(self, receive: Receive) -> Receive:
+        taken = 0
+
+        async def limited() -> MutableMapping[str, Any]:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._most:
+                raise self._too_large()
+            return message
+
+        return limited
+
+
+async def answer(error: ApiError, send: Send) -> None:
+    """Send ``error`` as JSON."""
+    body = json.dumps(error.body(), ensure_ascii=False).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
+    ]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _preflight(send: Send) -> None:
+    headers = [
+        (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+        (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id"),
+        (b"access-control-max-age", b"600"),
+        (b"content-length", b"0"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

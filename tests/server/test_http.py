@@ -1,0 +1,277 @@
+"""What comes over the network: bad bodies, keys, disconnects, overload, signals."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ortlm
+from tests.server.conftest import Running
+
+pytest.importorskip("fastapi")
+HELLO = [{"role": "user", "content": "What does os.path.join do?"}]
+
+
+def call(url: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
+    """Return status, headers and body of an answer; ``body`` is sent as it is if it is bytes."""
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(url, data=data, headers=named)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as found:
+            text, status, given = found.read(), found.status, found.headers
+    except urllib.error.HTTPError as error:
+        text, status, given = error.read(), error.code, error.headers
+    kind = given.get("content-type", "")
+    return status, given, json.loads(text) if kind.startswith("application/json") else text.decode()
+
+
+BAD = {
+    "nothing": b"",
+    "no json": b"{",
+    "no utf-8": b'{"model": "\xff"}',
+    "a list": b"[]",
+    "deep": b'{"messages": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "nan": b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+    "surrogate": b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+    "huge number": b'{"prompt": [' + b"9" * 5000 + b"]}",
+    "big id": b'{"prompt": [99999999999999999999]}',
+    "negative": b'{"prompt": [-1]}',
+    "no role": b'{"messages": [{}]}',
+    "null": b'{"messages": null, "prompt": null}',
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize"])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_bodies(live: Running, path: str, name: str) -> None:
+    status, _, answer = call(live.url + path, BAD[name])
+    assert status == 400, answer
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert answer["error"]["type"] == "invalid_request_error"
+
+
+def test_unknown_paths_and_methods(live: Running) -> None:
+    assert call(f"{live.url}/v1/nothing")[0] == 404
+    status, _, answer = call(f"{live.url}/v1/chat/completions")
+    assert (status, "method" in answer["error"]["message"]) == (405, True)
+
+
+def test_bodies_have_a_limit(serve: Callable[..., Any]) -> None:
+    from ortlm.server.app import ServerOptions
+
+    with serve(options=ServerOptions(body_bytes=1000)) as live:
+        status, _, answer = call(f"{live.url}/v1/completions", {"prompt": "x" * 2000})
+        assert (status, answer["error"]["code"]) == (413, "body_too_large")
+        # In chunks, without a length.
+        host, port = live.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as line:
+            line.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+            for _ in range(3):
+                line.sendall(b"400\r\n" + b"x" * 0x400 + b"\r\n")
+            assert b" 413 " in line.recv(1000)
+
+
+def test_keys(serve: Callable[..., Any]) -> None:
+    from ortlm.server.app import ServerOptions
+
+    with serve(options=ServerOptions(keys=["one", "two"])) as live:
+        url = f"{live.url}/v1/models"
+        for headers in ({}, {"authorization": "Bearer three"}, {"x_api_key": "on"}, {"authorization": "one"}):
+            status, _, answer = call(url, **headers)
+            assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+        for headers in (
+            {"authorization": "Bearer one"},
+            {"authorization": "bearer two"},
+            {"x_api_key": "two"},
+        ):
+            assert call(url, **headers)[0] == 200
+        assert call(f"{live.url}/health")[0] == 200
+        assert call(f"{live.url}/metrics")[0] == 401
+
+
+def test_origins_are_named(serve: Callable[..., Any]) -> None:
+    from ortlm.server.app import ServerOptions
+
+    with serve(options=ServerOptions(origins=["https://a.example"])) as live:
+        _, headers, _ = call(f"{live.url}/health", origin="https://a.example")
+        assert headers["access-control-allow-origin"] == "https://a.example"
+        assert "access-control-allow-origin" not in call(f"{live.url}/health", origin="https://b.example")[1]
+
+
+def test_tokens(live: Running, lm: ortlm.LanguageModel) -> None:
+    """Under the names of vLLM and of llama.cpp."""
+    ids = lm.encode("import os")
+    for name in ("prompt", "content"):
+        found = call(f"{live.url}/tokenize", {name: "import os"})[2]
+        assert found == {"tokens": ids, "count": len(ids), "max_model_len": 512}
+    found = call(f"{live.url}/tokenize", {"messages": HELLO})[2]
+    assert found["tokens"] == lm.encode(HELLO)
+    assert call(f"{live.url}/detokenize", {"tokens": ids})[2] == {
+        "prompt": "import os",
+        "content": "import os",
+    }
+    info = call(f"{live.url}/tokenizer_info")[2]
+    assert info["eos_token"] == lm.tokenizer.special_tokens["eos_token"]
+    assert "<|user|>" in info["chat_template"]
+
+
+def test_metrics(live: Running) -> None:
+    call(f"{live.url}/v1/completions", {"prompt": "import os", "max_tokens": 3, "temperature": 0})
+    text = call(f"{live.url}/metrics")[2]
+    for name in (
+        "num_requests_running",
+        "kv_cache_usage_perc",
+        "generation_tokens_total",
+        "prefix_cache_hits_total",
+    ):
+        assert re.search(rf'^ortlm:{name}{{model_name="tiny"}} \d', text, re.MULTILINE), name
+    assert 'ortlm:time_to_first_token_seconds_bucket{le="0.005",model_name="tiny"}' in text
+    assert re.search(
+        r'ortlm:request_success_total{finished_reason="(length|stop)",model_name="tiny"} [1-9]', text
+    )
+
+
+def test_the_log_holds_figures_and_no_text(live: Running, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="ortlm.server.requests"):
+        body = {"prompt": "import secret_word", "max_tokens": 3, "temperature": 0}
+        _, headers, _ = call(f"{live.url}/v1/completions", body, x_request_id="mine-1")
+        live.wait_until_idle()
+    assert headers["x-request-id"] == "mine-1"
+    lines = [json.loads(record.message) for record in caplog.records]
+    (line,) = [line for line in lines if line["request_id"] == "mine-1"]
+    assert line["path"] == "/v1/completions"
+    assert line["status"] == 200
+    assert line["new_tokens"] == 3
+    assert "secret_word" not in caplog.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_row(live: Running, stream: bool) -> None:
+    host, port = live.url.removeprefix("http://").split(":")
+    body = json.dumps(
+        {"prompt": "import os", "max_tokens": 500, "ignore_eos": True, "stream": stream}
+    ).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection((host, int(port))) as line:
+        line.sendall(head + body)
+        while not live.stats.running:
+            time.sleep(0.002)
+        before = live.stats.new_tokens
+    live.wait_until_idle()
+    assert live.stats.new_tokens - before < 490
+
+
+def test_overload(serve: Callable[..., Any]) -> None:
+    from ortlm.serving.engine import EngineOptions
+
+    with serve(engine=EngineOptions(batch=1, queue=0)) as live:
+        body = {"prompt": "import os", "max_tokens": 300, "ignore_eos": True}
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(lambda _: call(f"{live.url}/v1/completions", body), range(6)))
+        statuses = sorted(status for status, _, _ in found)
+        assert statuses[0] == 200
+        assert statuses[-1] == 429
+        for status, headers, answer in found:
+            if status == 429:
+                assert int(headers["retry-after"]) >= 1
+                assert answer["error"]["code"] == "overloaded"
+
+
+def test_an_error_in_the_middle_of_a_stream(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ortlm.serving.batch import Batch
+
+    usual, count = Batch.step, []
+
+    def step(self: Batch) -> Any:
+        count.append(1)
+        if len(count) > 3:
+            raise MemoryError("never enough")
+        return usual(self)
+
+    monkeypatch.setattr(Batch, "step", step)
+    body = {"prompt": "import os", "max_tokens": 50, "stream": True, "ignore_eos": True}
+    status, _, text = call(f"{live.url}/v1/completions", body)
+    events = [line for line in text.split("\n\n") if line]
+    assert status == 200
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["type"] == "server_error"
+    monkeypatch.undo()
+    assert call(f"{live.url}/v1/completions", {**body, "stream": False})[0] == 200
+
+
+def start(trained: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    command = [
+        sys.executable,
+        "-m",
+        "ortlm",
+        "serve",
+        f"tiny={trained}",
+        "--port",
+        "0",
+        "--threads",
+        "1",
+        *options,
+    ]
+    source = str(Path(ortlm.__file__).parents[1])
+    paths = os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"serving tiny at (http://\S+)/v1", line):
+            return process, found[1]
+    raise AssertionError(process.wait())
+
+
+@pytest.mark.parametrize(("drain", "ended"), [("30", True), ("0", False)])
+def test_sigterm_under_load(trained: Path, drain: str, ended: bool) -> None:
+    """What runs ends, or is told that it cannot; nothing is cut off."""
+    process, url = start(trained, "--drain", drain)
+    try:
+        body = {
+            "prompt": "import os",
+            "max_tokens": 400,
+            "ignore_eos": True,
+            "stream": True,
+            "temperature": 0,
+        }
+
+        def one(_: int) -> str:
+            status, _, text = call(f"{url}/v1/completions", body)
+            assert status == 200
+            return str(text)
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            answers = [pool.submit(one, number) for number in range(4)]
+            while 'num_requests_running{model_name="tiny"} 4.0' not in call(f"{url}/metrics")[2]:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            texts = [answer.result() for answer in answers]
+        assert len(set(texts)) >= 1
+        for text in texts:
+            if ended:
+                assert text.endswith("data: [DONE]\n\n")
+            else:
+                last = [event for event in text.split("\n\n") if event][-1]
+                assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
+        assert process.wait(30) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
