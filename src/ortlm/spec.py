@@ -69,7 +69,8 @@ class Attention:
     has its own (``qk_norm_apart``); it comes after rotation if ``qk_norm_late``. With ``sinks`` each head has a
     learned score of no position, which takes a part of the attention. ``query_scale`` follows the position.
     ``v_norm`` normalizes the values of each head, without weights. With ``values_are_keys`` values are what the
-    map of keys gives, before keys are normalized and rotated.
+    map of keys gives, before keys are normalized and rotated. If ``gated``,
+    the map of queries gives each head as many numbers more, whose sigmoid multiplies what the head found.
     """
 
     heads: int
@@ -89,6 +90,7 @@ class Attention:
     query_scale: QueryScale | None = None
     v_norm: Norm | None = None
     values_are_keys: bool = False
+    gated: bool = False
 
     @property
     def width(self) -> int:
@@ -107,6 +109,41 @@ class ShortConv:
     width: int
     kernel: int
     bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """Linear attention by the gated delta rule (Yang et al. 2024), with a state for each head.
+
+    A state has ``key_dim`` by ``value_dim`` numbers. A map of the input, convolved with the ``kernel`` last
+    tokens as in ShortConv, then through SiLU, gives queries and keys of ``key_heads`` heads, of unit length
+    each, and values of ``value_heads`` heads. For each token the state is multiplied by exp(-exp(``a_log``) ·
+    softplus(a + ``dt_bias``)), and what it returns for the key moves to the value by the part sigmoid(b); a and
+    b are maps of the input, too. What the query reads is normalized over each head (``norm``) and multiplied by
+    SiLU of another map, z.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    norm: Norm
+
+    @property
+    def width(self) -> int:
+        """Number of channels that the output projection reads."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def keys(self) -> int:
+        """Number of channels of all keys."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def mixed(self) -> int:
+        """Number of channels of queries, keys and values together."""
+        return 2 * self.keys + self.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +205,7 @@ class Experts:
     shared_scale: bool = False
 
 
-Mixer = Attention | ShortConv
+Mixer = Attention | ShortConv | DeltaNet
 FeedForward = GatedMLP | MLP | Experts
 
 
@@ -193,6 +230,9 @@ def mixer_states(mixer: Mixer) -> tuple[MixerState, ...]:
     if isinstance(mixer, Attention):
         shape = (mixer.kv_heads, None, mixer.head_dim)
         return MixerState("key", shape), MixerState("value", shape)
+    if isinstance(mixer, DeltaNet):
+        recurrent = (mixer.value_heads, mixer.key_dim, mixer.value_dim)
+        return MixerState("conv", (mixer.mixed, mixer.kernel - 1)), MixerState("recurrent", recurrent)
     return (MixerState("conv", (mixer.width, mixer.kernel - 1)),)
 
 
@@ -364,8 +404,9 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
 
     Canonical names: ``embed``, ``layers.{i}.{mixer_pre|q|k|v|q_norm|k_norm|o|mixer_post|ffn_pre|gate|up|down|
     ffn_post}``, ``final_norm`` and ``head``, each with ``.weight`` or ``.bias``. A tied head is left out. Layers
-    without attention have ``in`` and ``conv`` in place of q, k and v. Layers
-    of experts have ``router``, ``expert_{gate|up|down}.{e}``, ``shared_{gate|up|down}`` and ``shared_scale``.
+    without attention have ``in`` and ``conv`` in place of q, k and v, some also
+    ``{z|b|a|a_log|dt_bias|out_norm}``. Layers of experts have ``router``, ``expert_{gate|up|down}.{e}``,
+    ``shared_{gate|up|down}`` and ``shared_scale``.
     """
     yield Parameter("embed", "weight", (spec.vocab, spec.hidden), "embed")
     for i, layer in enumerate(spec.layers):
@@ -391,8 +432,19 @@ def mixer_parameters(mixer: Mixer, layer: int, hidden: int) -> Iterator[Paramete
         yield from _conv(mixer.width, mixer.kernel, bias=mixer.bias, layer=layer)
         yield from _linear("o", hidden, mixer.width, "out", bias=mixer.bias, layer=layer)
         return
+    if isinstance(mixer, DeltaNet):
+        heads = mixer.value_heads
+        for part, width, role in (
+            ("in", mixer.mixed, "qkv"), ("z", mixer.width, "qkv"), ("b", heads, "router"), ("a", heads, "router")
+        ):  # fmt: skip
+            yield from _linear(part, width, hidden, role, bias=False, layer=layer)
+        yield from _conv(mixer.mixed, mixer.kernel, bias=False, layer=layer)
+        for part, width in (("a_log", heads), ("dt_bias", heads), ("out_norm", mixer.value_dim)):
+            yield Parameter(part, "weight", (width,), "table", layer)
+        yield from _linear("o", hidden, mixer.width, "out", bias=False, layer=layer)
+        return
     wide, narrow = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
-    for part, width in (("q", wide), ("k", narrow), ("v", narrow)):
+    for part, width in (("q", (1 + mixer.gated) * wide), ("k", narrow), ("v", narrow)):
         if part != "v" or not mixer.values_are_keys:
             yield from _linear(part, width, hidden, "qkv", bias=mixer.qkv_bias, layer=layer)
     for part, width in (("q_norm", wide), ("k_norm", narrow)):

@@ -92,7 +92,7 @@ _TARGETS = (
         int8_cache=True,
         window_cache=True,
         expert_bits=(2, 4, 8),
-        fixed_states=frozenset({"conv"}),
+        fixed_states=frozenset({"conv", "recurrent"}),
     ),
     Target(
         name="cuda",
@@ -171,7 +171,7 @@ _TARGETS = (
         half_scales=True,
         # Run on ARM64, emulated, against x86-64.
         expert_bits=(4, 8),
-        fixed_states=frozenset({"conv"}),
+        fixed_states=frozenset({"conv", "recurrent"}),
     ),
 )
 

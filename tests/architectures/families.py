@@ -52,6 +52,7 @@ from transformers import (
     PhimoeConfig,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
     SeedOssConfig,
@@ -192,6 +193,20 @@ def granite4(layers: int, **changes: Any) -> Config:
     )
 
 
+def qwen3_5(heads: int = 4) -> Config:
+    return Qwen3_5TextConfig(
+        **sizes(
+            num_hidden_layers=4,
+            head_dim=64,
+            linear_num_key_heads=2,
+            linear_num_value_heads=heads,
+            linear_key_head_dim=16,
+            linear_value_head_dim=24,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+        )
+    )
+
+
 def lfm2() -> Config:
     return Lfm2Config(
         **sizes(
@@ -205,7 +220,7 @@ def lfm2() -> Config:
 
 # What comes out of attention is small, because it is an average; a plain MLP knows the last token only, and
 # where it outweighs attention, generation runs into one token that repeats itself.
-GAINS = {"o_proj": 3.0, "dense": 4.0, "fc2": 0.5, "c_proj": 0.5}
+GAINS = {"in_proj_qkv": 1.0, "in_proj_z": 0.7, "o_proj": 3.0, "dense": 4.0, "fc2": 0.5, "c_proj": 0.5}
 # What is squared grows fast.
 SQUARED = {"up_proj": 0.7, "down_proj": 0.5}
 
@@ -386,6 +401,7 @@ FAMILIES: dict[str, Callable[[], Config]] = {
     "phimoe": phimoe,
     "phimoe-old": phimoe,
     "lfm2": lfm2,
+    "qwen3.5": qwen3_5,
 }
 
 
@@ -456,7 +472,7 @@ def randomize(model: Any, *, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     kind = type(model).__name__
-    centered_on_zero = kind.startswith(("Gemma", "Nemotron")) and not kind.startswith("Gemma4")
+    centered_on_zero = kind.startswith(("Gemma", "Nemotron", "Qwen3_5")) and not kind.startswith("Gemma4")
     embed = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     width = math.sqrt(embed.shape[1])
@@ -481,6 +497,9 @@ def randomize(model: Any, *, seed: int) -> None:
                 weight.copy_(gain / math.sqrt(weight.shape[-1]) * noise)
             elif name.endswith("bias"):
                 weight.copy_(0.2 * noise)
+            elif name.endswith(("A_log", "linear_attn.norm.weight")):
+                # Of the first, a tenth is forgotten with each token.
+                weight.copy_((-2.0 if name.endswith("A_log") else 1.0) + 0.2 * noise)
             else:
                 mean = final_norm if name in ("model.norm.weight", "model.final_layernorm.weight") else 1.0
                 if kind.startswith("Gemma4") and "q_norm" in name:

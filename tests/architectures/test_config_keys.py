@@ -62,6 +62,7 @@ ROWS = (
         "granite4-moe",
         "gemma4",
         "lfm2",
+        "qwen3.5",
     ]
 )
 FOREIGN_TOO = ("mistral", "gemma3", "llama3")

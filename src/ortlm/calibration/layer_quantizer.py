@@ -17,7 +17,7 @@ from ortlm.quant.gptq import Feedback, Moments, corrected, feedback, gptq, momen
 from ortlm.quant.recipe import Calibration
 from ortlm.quant.rtn import Packed, clip_search, clipped_range, dequantize, stored
 from ortlm.quant.scheme import Scheme
-from ortlm.spec import Attention, GatedMLP
+from ortlm.spec import Attention, GatedMLP, ShortConv
 from ortlm.weights.reader import Weights
 
 # What to write of each stored tensor, from which of its rows on.
@@ -220,7 +220,8 @@ class LayerQuantizer:
         assert first.layer is not None
         at, role = f"layers.{first.layer}", first.part
         layer = self._weights.spec.layers[first.layer]
-        if role in ("q", "in"):
+        # A DeltaNet has several maps of the same norm, and all would have to be scaled back.
+        if role == "q" or (role == "in" and isinstance(layer.mixer, ShortConv)):
             return (f"{at}.mixer_pre", None) if layer.mixer_pre is not None and not layer.parallel else None
         if role in ("gate", "up"):
             return (f"{at}.ffn_pre", None) if layer.ffn_pre is not None and not layer.parallel else None

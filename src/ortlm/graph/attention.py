@@ -93,7 +93,7 @@ def attention(
     if g.target.packed_projections:
         normed = spec.qk_norm is not None or spec.v_norm is not None or spec.values_are_keys
         scaled = spec.query_scale is not None
-        apart = mutual is not None or normed or scaled or (rope is not None and not inside)
+        apart = mutual is not None or normed or scaled or spec.gated or (rope is not None and not inside)
         q, *others = linear(
             g, x, [f"{at}.{p}" for p in parts],
             parameters=parameters, module=f"{module}.qkv_proj", shape=inputs, layer=layer, apart=apart,
@@ -110,6 +110,9 @@ def attention(
         v = others[0] if others else k
     if spec.v_norm is not None and v is not None:
         v = _value_norm(g, v, spec, spec.v_norm, f"{module}.v_norm")
+    gate: Value | None = None
+    if spec.gated:
+        q, gate = _gates(g, q, spec, path)
     if not spec.qk_norm_late:
         q, k = _head_norms(g, q, k, spec, at, parameters, module)
     cos = sin = positions = None
@@ -177,7 +180,29 @@ def attention(
             shapes=[shape],
             name=path,
         )
+    if gate is not None:
+        flat = ("batch_size", "sequence_length", wide)
+        gate = g.op("Sigmoid", gate, shape=flat, name=f"{path}/gate")
+        y = g.op("Mul", y, gate, shape=flat, name=f"{path}/gate")
     return y, KeyValue(key, value)
+
+
+def _gates(g: Builder, q: Value, spec: Attention, path: str) -> list[Value]:
+    """Return queries and their gates, [B, S, N · D] each, which ``q`` [B, S, N · 2 D] has head by head."""
+    path, lead = f"{path}/gate", ("batch_size", "sequence_length")
+    both = g.op(
+        "Reshape", q, g.integers(0, 0, spec.heads, 2 * spec.head_dim),
+        shape=(*lead, spec.heads, 2 * spec.head_dim), name=path,
+    )  # fmt: skip
+    halves = g.ops(
+        "Split",
+        [both, g.integers(spec.head_dim, spec.head_dim)],
+        outputs=[(g.dtype, (*lead, spec.heads, spec.head_dim))] * 2,
+        name=path,
+        attributes={"axis": -1},
+    )
+    flat = g.integers(0, 0, spec.width)
+    return [g.op("Reshape", half, flat, shape=(*lead, spec.width), name=path) for half in halves]
 
 
 def _mutual(g: Builder, spec: Attention, q: Value, present: KeyValue, step: Step, path: str) -> Value:

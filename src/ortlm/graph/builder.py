@@ -33,6 +33,7 @@ _CONTRIB = frozenset(
     {
         "GatherBlockQuantized",
         "GroupQueryAttention",
+        "LinearAttention",
         "MatMulIntegerToFloat",
         "MatMulNBits",
         "MoE",

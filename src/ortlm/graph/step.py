@@ -246,6 +246,23 @@ class Step:
             )
         return self._made[key]
 
+    def real(self) -> Value:
+        """Return 1 for each new token and 0 for padding after a row's tokens, [B, S, 1]."""
+        if "real" not in self._made:
+            g, path = self._g, f"{_PATH}/real"
+            steps = g.op(
+                "Range", g.integer(0), self._sequence, g.integer(1),
+                shape=("sequence_length",), dtype="int64", name=path,
+            )  # fmt: skip
+            count = g.op(
+                "Unsqueeze", self._new, g.integers(1), shape=("batch_size", 1), dtype="int64", name=path
+            )
+            lead = ("batch_size", "sequence_length")
+            there = g.op("Less", steps, count, shape=lead, dtype="bool", name=path)
+            there = g.op("Unsqueeze", there, g.integers(2), shape=(*lead, 1), dtype="bool", name=path)
+            self._made["real"] = g.cast(there, g.dtype, (*lead, 1), path)
+        return self._made["real"]
+
     def switched(self, rope: Rope) -> Value | None:
         """Return row numbers int64 [B, S] in a table that holds short and long rows, or None if it does not.
 

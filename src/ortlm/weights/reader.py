@@ -132,7 +132,8 @@ class Weights:
 _PROJECTORS = ("join", "join2")
 # The norm before each matrix that reads the residual stream.
 _NORMS = {
-    "q": "mixer_pre", "k": "mixer_pre", "v": "mixer_pre", "in": "mixer_pre",
+    "q": "mixer_pre", "k": "mixer_pre", "v": "mixer_pre", "in": "mixer_pre", "z": "mixer_pre",
+    "a": "mixer_pre", "b": "mixer_pre",
     "gate": "ffn_pre", "up": "ffn_pre", "head": "final_norm",
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from ortlm.runtime.engine.kv_cache import make_cache
 from tests.architectures import oracle
 from tests.runtime.fakes import FakeBackend, contents
 
-ROWS = ["lfm2"]
+ROWS = ["lfm2", "qwen3.5"]
 LONGEST = 90
 
 
@@ -57,7 +57,9 @@ def test_any_sequence_gives_what_recomputing_gives(data, lm):
     loop.start(rows)
     loop.append(texts)
     for _ in range(data.draw(st.integers(1, 7))):
-        action = data.draw(st.sampled_from(["append", "step", "step", "rewind", "rewind", "branch", "save"]))
+        action = data.draw(
+            st.sampled_from(["append", "step", "step", "rewind", "rewind", "branch", "save", "join", "leave"])
+        )
         if action == "append":
             new = [data.draw(st.lists(token, max_size=20)) for _ in texts]
             texts = [[*old, *more][:LONGEST] for old, more in zip(texts, new, strict=True)]
@@ -74,6 +76,19 @@ def test_any_sequence_gives_what_recomputing_gives(data, lm):
             rows = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=3))
             loop.select(np.array(rows))
             texts = [list(texts[row]) for row in rows]
+            continue
+        elif action == "join":
+            other, at = loop_of(lm), data.draw(st.integers(0, len(texts) - 1))
+            other.join(loop.history[at], [state.copy() for state in loop.row(at)])
+            loop.join(other.history[0], other.row(0))
+            texts.append(list(texts[at]))
+            continue
+        elif action == "leave":
+            at = data.draw(st.integers(0, len(texts) - 1))
+            if len(texts) > 1:
+                loop.leave(at)
+                texts[at] = texts[-1]
+                texts.pop()
             continue
         else:
             states = [state.copy() for state in loop.filled()]

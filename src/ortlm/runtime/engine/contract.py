@@ -13,7 +13,7 @@ from ortlm.artifact import Graph, Manifest
 from ortlm.dtypes import DType
 from ortlm.errors import BadArtifact, nearest
 from ortlm.runtime.engine.backend import TensorInfo
-from ortlm.runtime.engine.fixed_state_cache import FIXED_KINDS
+from ortlm.runtime.engine.states import FIXED_KINDS
 
 _FLOATS = ("fp32", "fp16", "bf16")
 # Element types and dimensions of what a decoder reads and writes; None: the loop says which types it feeds.

@@ -20,9 +20,8 @@ from ortlm.errors import BadArtifact, BadOption, Cancelled, CannotRewind, Contex
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 from ortlm.runtime.engine.bound_inputs import BoundRun
 from ortlm.runtime.engine.captured_steps import CapturedStep, StatePool
-from ortlm.runtime.engine.fixed_state_cache import FIXED_KINDS
 from ortlm.runtime.engine.kv_cache import RowIndices, StateInfo, make_cache, state_shapes
-from ortlm.runtime.engine.states import Shapes
+from ortlm.runtime.engine.states import FIXED_KINDS, Shapes
 from ortlm.runtime.engine.token_ids import (
     begun_image,
     between_images,

@@ -19,7 +19,6 @@ from ortlm.errors import BadOption, CannotRewind
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 from ortlm.runtime.engine.states import Shapes, without_row
 
-FIXED_KINDS = ("conv", "recurrent")
 # So many checkpoints at most, of so many bytes together: half of them near the end of the text.
 _MOST, _MOST_BYTES = 8, 256 << 20
 # While tokens come one by one, a checkpoint is kept every so many.

@@ -18,9 +18,10 @@ from ortlm.dtypes import Array, DType
 from ortlm.errors import BadArtifact, CannotRewind, nearest
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 from ortlm.runtime.engine.captured_steps import StatePool, StepStates
-from ortlm.runtime.engine.fixed_state_cache import FIXED_KINDS, FixedStateCache
+from ortlm.runtime.engine.fixed_state_cache import FixedStateCache
 from ortlm.runtime.engine.sliding_window_cache import WindowCache
 from ortlm.runtime.engine.states import (
+    FIXED_KINDS,
     Shapes,
     bind_in_place,
     bytes_per_token,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ from ortlm.artifact import State
 from ortlm.dtypes import Array
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 
+# Kinds of states that have one size, however long the text is.
+FIXED_KINDS = ("conv", "recurrent")
 # Of every state: key/value heads K and width D, or all sizes after the batch where it has one size.
 Shapes = Sequence[tuple[int, ...]]
 
@@ -31,9 +34,12 @@ def bind_in_place(binding: Binding, states: Sequence[State], tensors: Sequence[D
 
 
 def bytes_per_token(backend: Backend, states: Sequence[State], shapes: Shapes) -> int:
-    """Return how many bytes of cache one token of one row takes."""
-    sizes = [backend.inputs[state.past].dtype.bytes for state in states]
-    return sum(heads * width * size for (heads, width), size in zip(shapes, sizes, strict=True))
+    """Return how many bytes of cache one token of one row takes, where the cache grows."""
+    return sum(
+        math.prod(shape) * backend.inputs[state.past].dtype.bytes
+        for state, shape in zip(states, shapes, strict=True)
+        if state.kind not in FIXED_KINDS
+    )
 
 
 def with_row(states: Sequence[Array], row: Sequence[Array]) -> list[Array]:
