@@ -153,7 +153,7 @@ def test_images(tmp_path: Path) -> None:
             "int4",
             "cpu",
             {"recipe": "balanced", "integer_only": True},
-            "rounds to nearest, and gptq calibrates",
+            r"round-to-nearest \(RTN\), and gptq calibrates",
         ),
     ],
 )

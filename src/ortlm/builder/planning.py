@@ -213,8 +213,8 @@ def _check_integer_only(precision: str, target: Target, options: BuildOptions) -
     algorithm = preset_of(precision, options).algorithm
     if algorithm in CALIBRATED:
         raise BadOption(
-            f"integer_only rounds to nearest, and {algorithm} calibrates. Give recipe='fast' with it, or leave it "
-            "out."
+            f"integer_only goes with round-to-nearest (RTN), and {algorithm} calibrates. Give recipe='fast' "
+            "with it, or leave it out."
         )
 
 
