@@ -27,6 +27,7 @@ FILE = Path(__file__).parents[2] / "benchmarks" / "results" / "device_support.js
 REASONS = {
     "caps attention scores": "capped scores",
     "is a mixture of experts": "mixtures of experts",
+    "states of one size": "states of one size",
     "ignores the model's window": "context beyond a window",
 }
 
