@@ -16,12 +16,13 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ortlm._version import __version__
 from ortlm.errors import Error
-from ortlm.server import chat, completions, texts
+from ortlm.server import chat, completions, messages, texts
 from ortlm.server.errors import ApiError, as_api_error
+from ortlm.server.messages import MessagesBody
 from ortlm.server.metrics import Metrics
 from ortlm.server.middleware import Guard, Keys, details
 from ortlm.server.served import Models, ServedModel
-from ortlm.server.stream import with_pings
+from ortlm.server.stream import failed, with_pings
 from ortlm.server.wire import (
     Body,
     ChatBody,
@@ -86,6 +87,7 @@ class Server:
         get("/tokenizer_info", self.tokenizer_info)
         post("/v1/chat/completions", ChatBody, self.chat)
         post("/v1/completions", CompletionBody, self.complete)
+        post("/v1/messages", MessagesBody, self.message, shape=messages.error_body)
         post("/v1/embeddings", EmbeddingBody, self.embed)
         post("/tokenize", TokenizeBody, self.tokenize)
         post("/detokenize", DetokenizeBody, self.detokenize)
@@ -98,6 +100,8 @@ class Server:
         path: str,
         kind: type[_B],
         work: Callable[[Request, ServedModel, str | None, _B], Awaitable[Response]],
+        *,
+        shape: Callable[[ApiError], dict[str, Any]] = ApiError.body,
     ) -> None:
         async def endpoint(request: Request) -> Response:
             try:
@@ -110,7 +114,7 @@ class Server:
                 except Exception as error:
                     raise self._answered(error, served) from error
             except ApiError as error:
-                return _json(error)
+                return JSONResponse(shape(error), status_code=error.status, headers=error.headers)
 
         schema = {
             "application/json": {
@@ -180,6 +184,15 @@ class Server:
         if body.stream:
             return _streamed(completions.events(made), made.requests)
         return await _whole(request, completions.answer(made), made.requests)
+
+    async def message(
+        self, request: Request, served: ServedModel, adapter: str | None, body: MessagesBody
+    ) -> Response:
+        """Answer Anthropic's messages."""
+        made = await asyncio.to_thread(messages.submit, served, adapter, body)
+        if body.stream:
+            return _streamed(messages.events(made), made.requests, last=messages.failed)
+        return await _whole(request, messages.answer(made), made.requests)
 
     async def embed(
         self, request: Request, served: ServedModel, adapter: str | None, body: EmbeddingBody
@@ -255,12 +268,17 @@ def _note(requests: Sequence[EngineRequest], into: dict[str, Any]) -> None:
         into["first_token_seconds"] = round(first.first_token - first.submitted, 4)
 
 
-def _streamed(events: AsyncIterator[bytes], requests: Sequence[EngineRequest]) -> Response:
+def _streamed(
+    events: AsyncIterator[bytes],
+    requests: Sequence[EngineRequest],
+    *,
+    last: Callable[[ApiError], bytes] = failed,
+) -> Response:
     noted = details.get()
 
     async def send() -> AsyncIterator[bytes]:
         try:
-            async for event in with_pings(events):
+            async for event in with_pings(events, last=last):
                 yield event
         finally:
             for request in requests:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from ortlm.runtime.generation.stream import Step
-from ortlm.server.errors import as_api_error
+from ortlm.server.errors import ApiError, as_api_error
 from ortlm.serving.request import Request
 
 # Proxies close a connection on which nothing comes for a minute.
@@ -60,8 +60,18 @@ def data(value: Any, event: str | None = None) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-async def with_pings(events: AsyncIterator[bytes], seconds: float = PING_SECONDS) -> AsyncIterator[bytes]:
-    """Yield ``events``, and a comment whenever none comes for ``seconds``; an error becomes a last event."""
+def failed(error: ApiError) -> bytes:
+    """Return ``error`` as the last event of one of OpenAI's streams."""
+    return data(error.body())
+
+
+async def with_pings(
+    events: AsyncIterator[bytes],
+    *,
+    seconds: float = PING_SECONDS,
+    last: Callable[[ApiError], bytes] = failed,
+) -> AsyncIterator[bytes]:
+    """Yield ``events``, and a comment whenever none comes for ``seconds``; an error becomes the ``last`` event."""
     pending: asyncio.Task[bytes] | None = None
     try:
         while True:
@@ -79,7 +89,7 @@ async def with_pings(events: AsyncIterator[bytes], seconds: float = PING_SECONDS
             yield event
     except Exception as error:
         # The status has been sent; clients read this as an error.
-        yield data(as_api_error(error).body())
+        yield last(as_api_error(error))
     finally:
         if pending is not None:
             pending.cancel()

@@ -122,7 +122,8 @@ def find(format_: ToolFormat, text: str) -> tuple[str, list[Call]] | None:
             try:
                 calls, at = decoder.raw_decode(rest)
             except (ValueError, RecursionError):
-                return None
+                # An answer that was cut within a further call.
+                break
         rest = rest.lstrip()[at:].lstrip()
         for call in calls if isinstance(calls, list) else [calls]:
             made = _call(format_, call)
