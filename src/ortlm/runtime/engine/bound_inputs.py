@@ -14,6 +14,8 @@ from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 
 # What is computed with in main memory, together with shapes.
 _SHAPES = {"logits_to_keep", "columns_to_keep"}
+# So many tensors of other shapes are kept on a device for each input: prompts are often as long as one before.
+_KEPT = 8
 
 
 class BoundInputs:
@@ -29,7 +31,8 @@ class BoundInputs:
         self._types = integer_types(backend, graph)
         self._arrays: dict[str, Array] = {}
         self._tensors: dict[str, DeviceTensor] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        # What lies on the device, by shape.
+        self._placed: dict[str, dict[tuple[int, ...], DeviceTensor]] = {}
         # Masks are parts of these, so that none has to be made for a step.
         kind = self._types.get("attention_mask", np.dtype(np.int64))
         self._ones: NDArray[np.integer] = np.ones(0, kind)
@@ -63,18 +66,28 @@ class BoundInputs:
 
     def _bind(self, role: str, name: str, array: Array) -> None:
         """Let runs read ``array`` as the input ``name``."""
-        old, memory = self._tensors.get(name), self._backend.memory
-        self._arrays[name] = array
-        if not self._backend.captures or role in _SHAPES:
-            tensor = old if old is not None and old.array is array else self._backend.tensor(array)
-        elif old is not None and old.on_device and self._shapes[name] == array.shape:
-            memory.write(old, array)
-            return
+        old, self._arrays[name] = self._tensors.get(name), array
+        if self._backend.captures and role not in _SHAPES:
+            tensor = self._place(name, array)
+            if tensor is old:
+                return
         else:
-            tensor = memory.put(array)
-            self._shapes[name] = array.shape
+            tensor = old if old is not None and old.array is array else self._backend.tensor(array)
         self._tensors[name] = tensor
         self._binding.input(name, tensor)
+
+    def _place(self, name: str, array: Array) -> DeviceTensor:
+        """Return ``array`` on the device, in memory that has held one of its shape if there is such."""
+        memory, placed = self._backend.memory, self._placed.setdefault(name, {})
+        tensor = placed.pop(array.shape, None)
+        if tensor is None:
+            tensor = memory.put(array)
+        else:
+            memory.write(tensor, array)
+        placed[array.shape] = tensor
+        if len(placed) > _KEPT:
+            del placed[next(iter(placed))]
+        return tensor
 
     def mask(self, ends: Sequence[int], total: int) -> None:
         """Bind the mask [B, total] of rows of which row i has ``ends[i]`` tokens."""

@@ -478,7 +478,8 @@ class Generator:
             )
         else:
             randoms = row_randoms(settings, self.prompts, each)
-        self._select(np.repeat(np.arange(self.prompts), each))
+        if each > 1:
+            self._select(np.repeat(np.arange(self.prompts), each))
         guides = guided_rows(
             settings, self._rows, self.prompts, each, rules=self._rules, stop_ids=self._decoding.stop_ids
         )
