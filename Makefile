@@ -37,11 +37,12 @@ demo-vision: $(VENV)/.tested
 		--image demo-vision-out/checkpoint/picture.png
 
 # A trained model of 135 million parameters, which comes from the package registry as a GGUF file (98 MB): built and
-# asked. Its license is Apache-2.0.
+# asked. Its license is Apache-2.0. Without --recipe fast the build calibrates, which takes ten minutes and more
+# and loses much less: a KL divergence of 0.02 instead of 0.33 in the check at the end.
 REAL := .real-models
 .PHONY: demo-real
 demo-real: $(VENV)/.installed
-	$(BIN)/ortlm build -i "$$($(BIN)/python tests/real/models.py $(REAL) smollm2)" -o demo-real-out --force
+	$(BIN)/ortlm build -i "$$($(BIN)/python tests/real/models.py $(REAL) smollm2)" -o demo-real-out --recipe fast --force
 	@echo
 	@echo '$$ ortlm generate demo-real-out --chat "What is the capital of France?" -n 60'
 	@$(BIN)/ortlm generate demo-real-out --chat 'What is the capital of France?' -n 60 --temperature 0 -v

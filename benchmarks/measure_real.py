@@ -44,7 +44,7 @@ HEAD = """\
 
 Written by `benchmarks/measure_real.py`: two trained models that the package registry has as GGUF files, built with
 `ortlm build -i FILE.gguf -o OUT` and nothing else, and in fp32. `make test-real` tests them, and `make demo-real`
-builds the first one and asks it a question.
+builds the first one with `--recipe fast` and asks it a question.
 """
 QUALITY = """\
 ## Quality
