@@ -75,9 +75,9 @@ class Recipe:
 def recipes() -> dict[str, Recipe]:
     """Return ortlm's rows by name, the quick ones first."""
 
-    def body(bits: int, block: int) -> Recipe:
+    def body(bits: int, block: int, **more: int) -> Recipe:
         rule = Rule(roles=_BODY, bits=bits, block=block)
-        return Recipe("int4", BuildOptions(recipe="balanced", bits=4, rules=(rule,)))
+        return Recipe("int4", BuildOptions(recipe="balanced", bits=4, rules=(rule,), **more))
 
     return {
         "fast": Recipe("int4", BuildOptions(recipe="fast"), calibrated=False),
@@ -91,6 +91,9 @@ def recipes() -> dict[str, Recipe]:
         "balanced, 5 bits": body(5, 64),
         "balanced, 6 bits": body(6, 64),
         "balanced, 2 bits, block 32": body(2, 32),
+        "balanced, 4 bits, embeddings 4, head 6": body(4, 32, embed_bits=4, head_bits=6),
+        "balanced, 5 bits, embeddings 5, head 6": body(5, 64, embed_bits=5, head_bits=6),
+        "balanced, 6 bits, embeddings and head 6": body(6, 64, embed_bits=6, head_bits=6),
     }
 
 
