@@ -52,7 +52,7 @@ QUALITY = """\
 Against transformers' reading of the same file in fp32, on {tokens:,} tokens of the project's own corpus in chunks
 of {chunk}, of which the second half is scored: perplexity, mean KL divergence in nats, and how often the most
 likely token is the same. The files are quantized themselves (Q4_1, Q4_K_M); what the int4 builds lose comes on
-top of that.
+top of that. Times are of two cores that were busy with other work, too.
 
 | model | build | size | perplexity | of transformers | KL divergence | top-1 agreement | time to build |
 |---|---|---|---|---|---|---|---|
@@ -167,12 +167,16 @@ def page(results: dict[str, Any]) -> str:
     tokens = next(iter(results.values()))["int4"]["tokens"]
     text = f"{HEAD}\n{QUALITY.format(tokens=tokens, chunk=CHUNK)}"
     for name, found in results.items():
-        for build in ("int4", "fp32"):
+        # What was not measured is left out.
+        for build in sorted({"int4", "fp32"} & found.keys(), reverse=True):
             one = found[build]
             text += (
                 f"| {name} | {build} | {one['bytes'] / 1e6:.0f} MB | {one['ppl']:.2f} | {one['base_ppl']:.2f} "
                 f"| {one['kld']:.1e} | {one['same_top']:.1f} % | {one['seconds']:.0f} s |\n"
             )
+    missing = [name for name, found in results.items() if "int4" not in found]
+    if missing:
+        text += f"\nNot measured yet: {', '.join(missing)}.\n"
     text += f"\n{GREEDY}"
     for name, found in results.items():
         for case in found["greedy"]:
@@ -181,7 +185,7 @@ def page(results: dict[str, Any]) -> str:
             text += f"| {name} | `{prompt}` | {case['equal']} of {case['steps']} | {behind} |\n"
     text += f"\n{ANSWERS}"
     for name, found in results.items():
-        for question, answer in zip(QUESTIONS, found["answers"], strict=True):
+        for question, answer in zip(QUESTIONS, found.get("answers", ()), strict=False):
             lines = "\n".join(f"> {line}".rstrip() for line in answer.splitlines())
             text += f"\n**{name}: {question}**\n\n{lines}\n"
     return text
