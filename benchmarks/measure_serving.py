@@ -3,8 +3,8 @@
     python benchmarks/measure_serving.py DIR --streams 1,2,4,8,16 --prompt 512 --tokens 64 --json OUT
 
 Starts ``ortlm serve DIR`` and drives it in a closed loop: each of N clients sends its next request when its last
-one has ended. Prompts are random tokens, different in every request, so that no prefix is shared. Reported for each
-N: tokens per second of all together, the time to the first token, and the gaps between tokens (median, 99th
+one has ended. Prompts are random tokens, different in every request, so that no prefix is shared. Reported for
+each N: tokens per second of all together, the time to the first token, and the gaps between tokens (median, 99th
 percentile, longest). Then: the time to the first token of a prompt whose first --prefix tokens an earlier one had,
 against the cold time; and the longest gap in a running stream while a prompt of --long tokens is computed.
 With --url another server that speaks OpenAI's completions and takes token ids is driven instead.

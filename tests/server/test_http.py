@@ -275,3 +275,36 @@ def test_sigterm_under_load(trained: Path, drain: str, ended: bool) -> None:
         process.wait()
         assert process.stderr is not None
         process.stderr.close()
+
+
+def test_many_clients_of_which_some_leave(live: Running, lm: ortlm.LanguageModel) -> None:
+    """Every answer that is read to its end is that of the same request alone; nothing stays behind."""
+    texts = ["import os", "def read", "class A:\n    def", "for line in file:\n"]
+    wanted = [lm.generate(text, max_new_tokens=24, reuse_cache=False).text for text in texts]
+    host, port = live.url.removeprefix("http://").split(":")
+
+    def one(number: int) -> None:
+        text = number % len(texts)
+        body = {"prompt": texts[text], "max_tokens": 24, "temperature": 0, "stream": bool(number % 2)}
+        if number % 5:
+            status, _, answer = call(f"{live.url}/v1/completions", body)
+            if number % 2:
+                events = [line for line in answer.split("\n\n") if line.startswith("data: {")]
+                made = [json.loads(line.removeprefix("data: "))["choices"][0]["text"] for line in events]
+                assert "".join(made) == wanted[text]
+            else:
+                assert answer["choices"][0]["text"] == wanted[text]
+            assert status == 200
+            return
+        sent = json.dumps(body).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(sent)}\r\n\r\n".encode()
+        with socket.create_connection((host, int(port))) as line:
+            # In the middle of the body, or of the answer.
+            line.sendall((head + sent)[: len(head) + (5 if number % 3 else len(sent))])
+            time.sleep(0.003 * (number % 7))
+
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        for _ in pool.map(one, range(100)):
+            pass
+    live.wait_until_idle()
+    assert live.stats.cache_tokens == 0

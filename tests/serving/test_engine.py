@@ -382,3 +382,27 @@ def test_an_observer_hears_of_every_token_and_every_end(lm):
     assert (timings.prompt_tokens, timings.new_tokens, timings.decode_tokens) == (len(request.ids), 4, 3)
     assert timings.prompt_seconds > 0
     assert timings.decode_seconds > 0
+
+
+def test_adapters_run_side_by_side(saved, tmp_path):
+    """Requests of one adapter share a batch, and none sees what another one computed."""
+    peft = pytest.importorskip("peft")
+    assert peft
+    import ortlm
+    from tests import lora
+
+    row, config = lora.ADAPTERS["some-parts"]
+    checkpoint = saved(row)
+    lora.save(checkpoint.model, tmp_path / "peft", **config)
+    ortlm.build(checkpoint.folder, tmp_path / "out", precision="fp32", adapters={"one": tmp_path / "peft"})
+    lm = ortlm.load(tmp_path / "out", threads=1)
+    ids = np.random.default_rng(1).integers(6, lm.vocab_size, 40).tolist()
+    asked = [{}, {"adapter": "one"}] * 3
+    wanted = [
+        lm.generate(ids, max_new_tokens=8, ignore_eos=True, reuse_cache=False, **one) for one in asked[:2]
+    ]
+    assert wanted[0].token_ids != wanted[1].token_ids
+    with Engine(lm, EngineOptions(batch=4)) as engine:
+        requests = [engine.submit(ids, max_new_tokens=8, ignore_eos=True, **one) for one in asked]
+        for number, request in enumerate(requests):
+            assert request.result().token_ids == wanted[number % 2].token_ids
