@@ -147,6 +147,36 @@ class DeltaNet:
 
 
 @dataclass(frozen=True, slots=True)
+class Mamba2:
+    """A selective state space (Dao and Gu 2024); each head's state has ``state`` by ``head_dim`` numbers.
+
+    A map of the input, convolved with the ``kernel`` last tokens, then through SiLU, gives what each head reads
+    (x), and for ``groups`` of heads keys and queries of ``state`` channels. With t = softplus(a + ``dt_bias``),
+    a another map, the state is multiplied by exp(-exp(``a_log``) · t) and gains key · t · x. What the query
+    reads, plus ``skip`` · x, is multiplied by SiLU of a third map, z, and normalized over each group
+    (``norm``).
+    """
+
+    heads: int
+    head_dim: int
+    state: int
+    groups: int
+    kernel: int
+    norm: Norm
+    conv_bias: bool = True
+
+    @property
+    def width(self) -> int:
+        """Number of channels that the output projection reads."""
+        return self.heads * self.head_dim
+
+    @property
+    def mixed(self) -> int:
+        """Number of channels that are convolved."""
+        return self.width + 2 * self.groups * self.state
+
+
+@dataclass(frozen=True, slots=True)
 class GatedMLP:
     """``down(act(gate(x)) * up(x))``; ``act`` is "silu", "gelu" or "gelu_tanh"."""
 
@@ -205,7 +235,7 @@ class Experts:
     shared_scale: bool = False
 
 
-Mixer = Attention | ShortConv | DeltaNet
+Mixer = Attention | ShortConv | DeltaNet | Mamba2
 FeedForward = GatedMLP | MLP | Experts
 
 
@@ -230,6 +260,9 @@ def mixer_states(mixer: Mixer) -> tuple[MixerState, ...]:
     if isinstance(mixer, Attention):
         shape = (mixer.kv_heads, None, mixer.head_dim)
         return MixerState("key", shape), MixerState("value", shape)
+    if isinstance(mixer, Mamba2):
+        recurrent = (mixer.heads, mixer.state, mixer.head_dim)
+        return MixerState("conv", (mixer.mixed, mixer.kernel - 1)), MixerState("recurrent", recurrent)
     if isinstance(mixer, DeltaNet):
         recurrent = (mixer.value_heads, mixer.key_dim, mixer.value_dim)
         return MixerState("conv", (mixer.mixed, mixer.kernel - 1)), MixerState("recurrent", recurrent)
@@ -405,7 +438,7 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
     Canonical names: ``embed``, ``layers.{i}.{mixer_pre|q|k|v|q_norm|k_norm|o|mixer_post|ffn_pre|gate|up|down|
     ffn_post}``, ``final_norm`` and ``head``, each with ``.weight`` or ``.bias``. A tied head is left out. Layers
     without attention have ``in`` and ``conv`` in place of q, k and v, some also
-    ``{z|b|a|a_log|dt_bias|out_norm}``. Layers of experts have ``router``, ``expert_{gate|up|down}.{e}``,
+    ``{z|b|a|a_log|dt_bias|skip|out_norm}``. Layers of experts have ``router``, ``expert_{gate|up|down}.{e}``,
     ``shared_{gate|up|down}`` and ``shared_scale``.
     """
     yield Parameter("embed", "weight", (spec.vocab, spec.hidden), "embed")
@@ -431,6 +464,17 @@ def mixer_parameters(mixer: Mixer, layer: int, hidden: int) -> Iterator[Paramete
         yield from _linear("in", 3 * mixer.width, hidden, "qkv", bias=mixer.bias, layer=layer)
         yield from _conv(mixer.width, mixer.kernel, bias=mixer.bias, layer=layer)
         yield from _linear("o", hidden, mixer.width, "out", bias=mixer.bias, layer=layer)
+        return
+    if isinstance(mixer, Mamba2):
+        for part, width, role in (
+            ("z", mixer.width, "qkv"), ("in", mixer.mixed, "qkv"), ("a", mixer.heads, "router")
+        ):  # fmt: skip
+            yield from _linear(part, width, hidden, role, bias=False, layer=layer)
+        yield from _conv(mixer.mixed, mixer.kernel, bias=mixer.conv_bias, layer=layer)
+        for part, width in (("a_log", mixer.heads), ("dt_bias", mixer.heads), ("skip", mixer.heads)):
+            yield Parameter(part, "weight", (width,), "table", layer)
+        yield Parameter("out_norm", "weight", (mixer.width,), "table", layer)
+        yield from _linear("o", hidden, mixer.width, "out", bias=False, layer=layer)
         return
     if isinstance(mixer, DeltaNet):
         heads = mixer.value_heads

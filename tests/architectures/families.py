@@ -185,12 +185,8 @@ def granite4(layers: int, **changes: Any) -> Config:
     multipliers = {"embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.4}
     mamba = {"mamba_n_heads": 4, "mamba_d_head": 32}
     kinds = ["full_attention"] * layers
-    return GraniteMoeHybridConfig(
-        **sizes(
-            layer_types=kinds, num_hidden_layers=layers, tie_word_embeddings=True, **multipliers, **mamba
-        ),
-        **changes,
-    )
+    base = {"layer_types": kinds, "num_hidden_layers": layers, "tie_word_embeddings": True}
+    return GraniteMoeHybridConfig(**sizes(**base | multipliers | mamba | changes))
 
 
 def qwen3_5(heads: int = 4) -> Config:
@@ -402,6 +398,15 @@ FAMILIES: dict[str, Callable[[], Config]] = {
     "phimoe-old": phimoe,
     "lfm2": lfm2,
     "qwen3.5": qwen3_5,
+    "granite4-h": lambda: granite4(
+        4,
+        num_local_experts=0,
+        layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+        shared_intermediate_size=96,
+        attention_multiplier=0.4,
+        mamba_n_groups=2,
+        mamba_d_state=16,
+    ),
 }
 
 
@@ -493,6 +498,8 @@ def randomize(model: Any, *, seed: int) -> None:
             elif weight.ndim >= 2 and not name.endswith("bias"):
                 # Of experts too, which are one tensor here.
                 gains = GAINS | (SQUARED if config.model_type == "apertus" else {})
+                if config.model_type == "granitemoehybrid":
+                    gains = gains | {"in_proj": 0.8}
                 gain = gains.get(name.split(".")[-2], 1.5)
                 weight.copy_(gain / math.sqrt(weight.shape[-1]) * noise)
             elif name.endswith("bias"):

@@ -63,6 +63,7 @@ ROWS = (
         "gemma4",
         "lfm2",
         "qwen3.5",
+        "granite4-h",
     ]
 )
 FOREIGN_TOO = ("mistral", "gemma3", "llama3")

@@ -48,7 +48,17 @@ from ortlm.graph.weight_plan import Plan, joined
 from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Preset
 from ortlm.quant.rotation import Rotation
-from ortlm.spec import Architecture, Attention, Decoder, DeltaNet, Mixer, ShortConv, mixer_states, parameters
+from ortlm.spec import (
+    Architecture,
+    Attention,
+    Decoder,
+    DeltaNet,
+    Mamba2,
+    Mixer,
+    ShortConv,
+    mixer_states,
+    parameters,
+)
 from ortlm.target import TARGETS, Target, check_precision, find_target
 from ortlm.weights.lora import Adapter, MergedAdapters, merge, open_adapter
 from ortlm.weights.reader import Weights, check_rotatable
@@ -450,7 +460,7 @@ def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifes
 
 def _layer_type(mixer: Mixer) -> str:
     """Return what onnxruntime-genai calls a layer with ``mixer``."""
-    kinds = {ShortConv: "conv", DeltaNet: "linear_attention"}
+    kinds = {ShortConv: "conv", DeltaNet: "linear_attention", Mamba2: "linear_attention"}
     return kinds.get(type(mixer), "full_attention")
 
 

@@ -220,7 +220,7 @@ class LayerQuantizer:
         assert first.layer is not None
         at, role = f"layers.{first.layer}", first.part
         layer = self._weights.spec.layers[first.layer]
-        # A DeltaNet has several maps of the same norm, and all would have to be scaled back.
+        # Others have several maps of the same norm, and all would have to be scaled back.
         if role == "q" or (role == "in" and isinstance(layer.mixer, ShortConv)):
             return (f"{at}.mixer_pre", None) if layer.mixer_pre is not None and not layer.parallel else None
         if role in ("gate", "up"):

@@ -9,6 +9,7 @@ from ortlm.graph.attention import CacheScales, KeyValue, attention
 from ortlm.graph.builder import Builder, Shape, Value
 from ortlm.graph.delta_net import delta_net
 from ortlm.graph.linear import Parameters, Vocabulary, linear, node_path
+from ortlm.graph.mamba import mamba
 from ortlm.graph.mlp import dense
 from ortlm.graph.moe import mixture
 from ortlm.graph.norm import Residual, Selection, norm
@@ -17,7 +18,7 @@ from ortlm.graph.short_conv import short_conv
 from ortlm.graph.states import past_states, present_states
 from ortlm.graph.step import Step
 from ortlm.quant.recipe import Recipe
-from ortlm.spec import Decoder, DeltaNet, Experts, ShortConv, parameters
+from ortlm.spec import Decoder, DeltaNet, Experts, Mamba2, ShortConv, parameters
 from ortlm.target import Target
 
 
@@ -166,6 +167,9 @@ def emit_layer(
     elif isinstance(mixer, DeltaNet):
         y, *kept = delta_net(g, mixer, x, *past, layer=index, step=step, parameters=weights, hidden=hidden)
         present, own = tuple(kept), "linear_attn"
+    elif isinstance(mixer, Mamba2):
+        y, *kept = mamba(g, mixer, x, *past, layer=index, step=step, parameters=weights, hidden=hidden)
+        present, own = tuple(kept), "mamba"
     else:
         y, cache = attention(
             g, mixer, x, KeyValue(*past),

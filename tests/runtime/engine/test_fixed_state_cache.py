@@ -20,7 +20,7 @@ from ortlm.runtime.engine.kv_cache import make_cache
 from tests.architectures import oracle
 from tests.runtime.fakes import FakeBackend, contents
 
-ROWS = ["lfm2", "qwen3.5"]
+ROWS = ["lfm2", "qwen3.5", "granite4-h"]
 LONGEST = 90
 
 
