@@ -157,6 +157,29 @@ def test_wrong_arguments(arguments: dict[str, str], message: str) -> None:
         plugin.harness_model()(**arguments)
 
 
+def test_tasks_of_the_benchmark(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    tasks = Path(__file__).parent.parent / "benchmarks" / "lm_eval_tasks"
+    subprocess.run([sys.executable, str(tasks / "make.py"), str(tmp_path)], check=True)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    # The tasks name their data by its file.
+    monkeypatch.chdir(tmp_path)
+    names = ["last_word", "continuation", "capital"]
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        model=model, tasks=names, task_manager=manager, limit=2, bootstrap_iters=2, log_samples=False
+    )
+    assert [*found["results"]] == names
+    assert all(found["n-samples"][name]["original"] > 70 for name in names)
+    for name in names[1:]:
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines()]
+        assert all(len(set(row["choices"])) == 4 and 0 <= row["answer"] < 4 for row in rows)
+
+
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-genai"])
 def test_the_harness_own_backends(saved: Any, tmp_path: Path, name: str) -> None:
     """They run our folders, if those give the logits of all positions, and find the same."""
