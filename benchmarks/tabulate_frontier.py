@@ -130,7 +130,7 @@ def frontier(found: Mapping[str, Any]) -> str:
 def scores(model: str, found: Mapping[str, Any]) -> str:
     """Return the table of one model's scores of lm-evaluation-harness."""
     columns = [
-        ("last_word", "acc"), ("last_word", "perplexity"), ("continuation", "acc"), ("capital", "acc"),
+        ("last_word", "acc"), ("last_word", "perplexity"), ("continuation", "acc_norm"), ("capital", "acc"),
     ]  # fmt: skip
     first = next(iter(found.values()))
     names = [f"{task}, {metric} (n = {first[task]['samples']})" for task, metric in columns]
@@ -146,7 +146,7 @@ def scores(model: str, found: Mapping[str, Any]) -> str:
         cells = []
         for task, metric in columns:
             value, error = tasks[task][metric], tasks[task][f"{metric}_stderr"]
-            percent = metric == "acc"
+            percent = metric.startswith("acc")
             cells.append(f"{value:.1%} ± {error:.1%}" if percent else f"{value:.1f} ± {error:.1f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
