@@ -56,13 +56,59 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/embeddings",
+        "/tokenize",
+    ],
+)
 @pytest.mark.parametrize("name", BAD)
 def test_bad_bodies(live: Running, path: str, name: str) -> None:
     status, _, answer = call(live.url + path, BAD[name])
     assert status == 400, answer
-    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    if path != "/v1/messages":
+        assert set(answer["error"]) == {"message", "type", "param", "code"}
     assert answer["error"]["type"] == "invalid_request_error"
+
+
+SAID = [{"role": "user", "content": "x"}]
+
+
+def said(*parts: Any) -> list[Any]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+FILE = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
+ODD = [
+    ("/v1/messages", {"max_tokens": 4, "messages": SAID, "tools": [{"name": "a b", "input_schema": {}}]}),
+    ("/v1/messages", {"max_tokens": 4, "messages": said({"type": "image", "source": 3})}),
+    ("/v1/messages", {"max_tokens": 4, "messages": said({"type": "tool_result"}, 3)}),
+    ("/v1/messages", {"max_tokens": 4, "messages": [{"role": "tool", "content": "x"}]}),
+    ("/v1/responses", {"input": [{"type": "message"}]}),
+    ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_file"}]}]}),
+    ("/v1/responses", {"input": [{"type": "function_call_output", "output": {}}]}),
+    ("/v1/responses", {"input": [], "text": {"format": {"type": "json_schema"}}}),
+    ("/v1/chat/completions", {"messages": said(FILE)}),
+    ("/v1/chat/completions", {"messages": SAID, "chat_template_kwargs": {"messages": 3}, "max_tokens": 2}),
+    ("/v1/completions", {"prompt": "x", "stop": ["y"] * 1000}),
+    ("/v1/completions", {"prompt": "x", "logit_bias": {"99999999": 1}}),
+    ("/v1/completions", {"prompt": ["x"] * 1000}),
+    ("/v1/completions", {"prompt": "x", "max_tokens": 10**30}),
+    ("/v1/completions", {"prompt": "x", "seed": 10**30, "max_tokens": 1}),
+    ("/tokenize", {"prompt": "x", "content": "y"}),
+    ("/detokenize", {"tokens": [10**9]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body"), ODD, ids=[str(number) for number in range(len(ODD))])
+def test_nothing_makes_the_server_fail(live: Running, path: str, body: Any) -> None:
+    status, _, answer = call(live.url + path, body)
+    assert status < 500, answer
 
 
 def test_unknown_paths_and_methods(live: Running) -> None:

@@ -16,11 +16,12 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ortlm._version import __version__
 from ortlm.errors import Error
-from ortlm.server import chat, completions, messages, texts
+from ortlm.server import chat, completions, messages, responses, texts
 from ortlm.server.errors import ApiError, as_api_error
 from ortlm.server.messages import MessagesBody
 from ortlm.server.metrics import Metrics
 from ortlm.server.middleware import Guard, Keys, details
+from ortlm.server.responses import ResponsesBody
 from ortlm.server.served import Models, ServedModel
 from ortlm.server.stream import failed, with_pings
 from ortlm.server.wire import (
@@ -87,6 +88,7 @@ class Server:
         get("/tokenizer_info", self.tokenizer_info)
         post("/v1/chat/completions", ChatBody, self.chat)
         post("/v1/completions", CompletionBody, self.complete)
+        post("/v1/responses", ResponsesBody, self.respond)
         post("/v1/messages", MessagesBody, self.message, shape=messages.error_body)
         post("/v1/embeddings", EmbeddingBody, self.embed)
         post("/tokenize", TokenizeBody, self.tokenize)
@@ -193,6 +195,15 @@ class Server:
         if body.stream:
             return _streamed(messages.events(made), made.requests, last=messages.failed)
         return await _whole(request, messages.answer(made), made.requests)
+
+    async def respond(
+        self, request: Request, served: ServedModel, adapter: str | None, body: ResponsesBody
+    ) -> Response:
+        """Answer as OpenAI's newer API does."""
+        made = await asyncio.to_thread(responses.submit, served, adapter, body)
+        if body.stream:
+            return _streamed(responses.events(made), made.chat.requests, last=responses.failed)
+        return await _whole(request, responses.answer(made), made.chat.requests)
 
     async def embed(
         self, request: Request, served: ServedModel, adapter: str | None, body: EmbeddingBody

@@ -67,6 +67,9 @@ def as_api_error(error: BaseException, *, retry_after: int = 1) -> ApiError:
     """Return what to answer after ``error``."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, ValidationError):
+        # Of one API's request as another one's.
+        return invalid(error)
     message = str(error)
     if isinstance(error, ContextFull):
         return ApiError(400, message, param="messages", code="context_length_exceeded")

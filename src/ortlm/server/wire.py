@@ -186,7 +186,9 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (False,),
     "length_penalty": (1, 1.0),
     "cache_prompt": (True,),
-    "dimensions": (),
+    "previous_response_id": (),
+    "include": ([], ["reasoning.encrypted_content"]),
+    "top_logprobs": (0,),
 }
 
 
