@@ -30,8 +30,8 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     other = {str(kind) for kind in kinds} - known if isinstance(kinds, list) else {"unknown"}
     if other or len(kinds) != s.layers or not {*kinds} & {*_ATTENTION}:
         raise UnsupportedModel(
-            f'{c.at}: "layer_types" is {shown(kinds)}; {s.layers} layers of attention, or of that and Mamba-2, can '
-            "be built."
+            f'{c.at}: "layer_types" is {shown(kinds)}; {s.layers} layers of attention, or of that and Mamba-2, '
+            "can be built."
         )
     state_space = _mamba(c, s) if {*kinds} & {*_MAMBA} else None
     if state_space is None:

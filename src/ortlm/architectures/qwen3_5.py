@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
-from ortlm.architectures._keys import FULL
+from ortlm.architectures._keys import FULL, WithDefaults
 from ortlm.architectures._parts import MOST_WIDE, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import keys_of, rope
+from ortlm.architectures._text_part import text_only, text_part
 from ortlm.spec import Architecture, DeltaNet, GatedMLP, Layer, Norm, Source
 
-MODEL_TYPES = ("qwen3_5_text",)
+MODEL_TYPES = ("qwen3_5_text", "qwen3_5")
 _LINEAR = "linear_attention"
 _NAMES = {
     "in": "linear_attn.in_proj_qkv",
@@ -27,8 +28,14 @@ _NAMES = {
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:
-    """Return the architecture of a dense Qwen3.5 checkpoint, of its text."""
-    c = Config(config)
+    """Return the architecture of the text of a dense Qwen3.5 checkpoint; published ones hold more."""
+    if config["model_type"] == "qwen3_5":
+        inner, fixed = text_part(config, tied=False)
+        return text_only(_described(Config(WithDefaults(inner.values, {}, fixed=fixed))))
+    return _described(Config(config))
+
+
+def _described(c: Config) -> Architecture:
     s = sizes(c, head_dim=256)
     norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
     bias = c.flag("attention_bias", False)
