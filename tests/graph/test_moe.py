@@ -32,7 +32,7 @@ MIXTURES = families.MIXTURES
 
 
 def test_all_mixtures_are_meant() -> None:
-    assert len(MIXTURES) == 11
+    assert len(MIXTURES) == 12
 
 
 # --- routers ------------------------------------------------------------------------------------------------
