@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import logging
 import os
 import re
 import signal
@@ -192,14 +193,26 @@ def test_metrics(live: Running) -> None:
     )
 
 
-def test_the_log_holds_figures_and_no_text(live: Running, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="ortlm.server.requests"):
+def test_the_log_holds_figures_and_no_text(
+    live: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_log = logging.getLogger("ortlm.server.requests")
+    # `ortlm serve`, which other tests run in this process, writes it to a stderr of its own.
+    monkeypatch.setattr(request_log, "handlers", [])
+    monkeypatch.setattr(request_log, "propagate", True)
+    found: list[dict[str, Any]] = []
+    with caplog.at_level("INFO", logger=request_log.name):
         body = {"prompt": "import secret_word", "max_tokens": 3, "temperature": 0}
         _, headers, _ = call(f"{live.url}/v1/completions", body, x_request_id="mine-1")
-        live.wait_until_idle()
+        for _ in range(500):
+            # The line is written after the answer.
+            lines = [json.loads(record.message) for record in caplog.records]
+            found = [line for line in lines if line["request_id"] == "mine-1"]
+            if found:
+                break
+            time.sleep(0.01)
     assert headers["x-request-id"] == "mine-1"
-    lines = [json.loads(record.message) for record in caplog.records]
-    (line,) = [line for line in lines if line["request_id"] == "mine-1"]
+    (line,) = found
     assert line["path"] == "/v1/completions"
     assert line["status"] == 200
     assert line["new_tokens"] == 3
