@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Gemma4TextConfig
 
 import ortlm
 from ortlm import architectures
@@ -196,6 +197,95 @@ def test_what_may_change_the_model_is_refused_by_name(extra: dict[str, Any]) -> 
     key = "mrope_section" if "rope_scaling" in extra else next(iter(extra))
     with pytest.raises(UnsupportedModel, match=f'"{key}"'):
         architectures.describe(smollm() | extra)
+
+
+# What published files of a family say in further words, and values of it that would be another model.
+SAID = {
+    "cohere2": (
+        {
+            "order_of_interleaved_layers": "local_attn_first", "position_embedding_type": "rope_gptj",
+            "rotary_pct": 1.0, "use_embedding_sharing": True, "use_gated_activation": True,
+            "use_parallel_block": True, "use_parallel_embedding": False, "cache_implementation": "hybrid",
+        },
+        {
+            "layer_switch": 5, "order_of_interleaved_layers": "global_first", "use_gated_activation": False,
+            "position_embedding_type": "alibi", "use_parallel_block": False,
+        },
+    ),
+    "nemotron": ({"rope_percent": 0.5, "rope_scaling": None}, {"rope_percent": 0.25, "kv_channels": 7}),
+    "starcoder2": (
+        {
+            "activation_function": "gelu", "attention_softmax_in_fp32": True, "layer_norm_epsilon": 1e-5,
+            "mlp_type": "default", "norm_type": "layer_norm", "scale_attn_weights": True,
+            "scale_attention_softmax_in_fp32": True, "embedding_dropout": 0.1, "residual_dropout": 0.1,
+        },
+        {"norm_type": "rms_norm", "mlp_type": "gated", "scale_attn_weights": False},
+    ),
+    "stablelm": (
+        {"norm_eps": 1e-5, "rope_pct": 0.25, "rotary_scaling_factor": 1.0, "qk_layernorm": False},
+        {"norm_eps": 1e-6, "rope_pct": 0.5, "qk_layernorm": True},
+    ),
+    "hunyuan": (
+        {
+            "attention_head_dim": 32, "cla_share_factor": 2, "use_cla": False, "use_qk_norm": True,
+            "norm_type": "hf_rms", "org_vocab_size": 290, "enable_lm_head_fp32": True, "class_num": 0,
+            "dense_list": [64, 0], "add_classification_head": False, "use_rotary_pos_emb": True,
+        },
+        {"attention_head_dim": 64, "use_cla": True, "use_qk_norm": False, "use_rotary_pos_emb": False},
+    ),
+    "ernie4.5": ({"compression_ratio": 1.0}, {"compression_ratio": 2.0}),
+    "granite4": (
+        {"normalization_function": "rmsnorm", "init_method": "mup"},
+        {"normalization_function": "layernorm"},
+    ),
+    "apertus": ({"qk_norm": True, "post_norm": False, "mlp_bias": False}, {"qk_norm": False, "post_norm": True}),
+    "lfm2": (
+        {"block_dim": 64, "conv_dim": 64, "use_pos_enc": True, "block_use_swiglu": True, "num_heads": 4},
+        {},
+    ),
+    "qwen3.5": (
+        {
+            "attn_output_gate": True, "mamba_ssm_dtype": "float32", "mlp_only_layers": [],
+            "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False,
+        },
+        {"attn_output_gate": False, "mlp_only_layers": [1]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_published_files_say_in_further_words(name: str) -> None:
+    config = json.loads(families.FAMILIES[name]().to_json_string())
+    plain, (said, others) = architectures.describe(config), SAID[name]
+    found = architectures.describe(config | said)
+    assert (found.decoder, found.sources) == (plain.decoder, plain.sources)
+    for key, value in others.items():
+        with pytest.raises(UnsupportedModel, match=f'"{key}"'):
+            architectures.describe(config | {key: value})
+
+
+def test_old_and_new_names_of_lfm2_in_one_file() -> None:
+    # What was published with the old names and saved again has both.
+    config = json.loads(families.FAMILIES["lfm2"]().to_json_string())
+    both = config | {
+        "block_ff_dim": config["intermediate_size"],
+        "tie_embedding": config["tie_word_embeddings"],
+        "intermediate_size": 7,
+        "tie_word_embeddings": not config["tie_word_embeddings"],
+    }
+    assert architectures.describe(both) == architectures.describe(config)
+
+
+def test_sizes_of_gemma4_by_layer_where_there_are_ten_or_more() -> None:
+    config = Gemma4TextConfig(
+        **families.sizes(num_hidden_layers=12, hidden_size_per_layer_input=0, head_dim=16, global_head_dim=32)
+    )
+    saved = json.loads(config.to_json_string())
+    assert list(saved["per_layer_config"]) == ["05", "11"]
+    plain = {key: value for key, value in saved.items() if key != "per_layer_config"} | {
+        "global_head_dim": 32
+    }
+    assert architectures.describe(saved).decoder == architectures.describe(plain).decoder
 
 
 def test_a_key_that_nobody_knows_is_told() -> None:

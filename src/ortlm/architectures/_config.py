@@ -179,6 +179,17 @@ class Config:
         if self.values.get(key):
             raise self.unsupported(key, reason)
 
+    def expect(self, key: str, *fine: object) -> None:
+        """Pass over ``key`` where it states what the family does anyway: absent, null, or one of ``fine``.
+
+        Raises ``UnsupportedModel`` for another value.
+        """
+        value = self.values.get(key)
+        if value is not None and not any(
+            value == one and isinstance(value, bool) == isinstance(one, bool) for one in fine
+        ):
+            raise self.unsupported(key, f"only {' or '.join(map(_json, fine))} can be built")
+
     def unsupported(self, key: str, reason: str) -> UnsupportedModel:
         """Return the error that a model with this value of ``key`` is not built, for ``reason``."""
         found = shown(self.values[key]) if key in self.values else "missing"
@@ -202,6 +213,10 @@ class Config:
             raise self.wrong(key, expected)
         found: T = value
         return found
+
+
+def _json(value: object) -> str:
+    return quoted(value) if isinstance(value, str) else str(value).lower()
 
 
 def _whole(value: Any) -> bool:

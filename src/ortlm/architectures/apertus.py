@@ -27,6 +27,9 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     s = sizes(c)
     norm = Norm(c.positive("rms_norm_eps", 1e-5, most=1.0))
     bias = c.flag("attention_bias", False)
+    c.expect("qk_norm", True)
+    c.expect("post_norm", False)
+    c.expect("mlp_bias", False)
     usual = Config(WithDefaults(config, {} if c.part("rope_scaling") else {"rope_parameters": _ROPE}))
     act = "xielu" if c.text("hidden_act", "xielu") == "xielu" else c.activation("hidden_act")
     layer = Layer(

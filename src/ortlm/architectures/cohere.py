@@ -59,6 +59,13 @@ def _alternating(c: Config, s: Sizes, full: Attention) -> list[Attention]:
     if not c.has("sliding_window", 4096):
         raise c.wrong("sliding_window", "a number of tokens, for the layers that have a window")
     every = c.integer("sliding_window_pattern", 4)
+    # Published files say in further words what the family does.
+    c.expect("layer_switch", every)
+    c.expect("order_of_interleaved_layers", "local_attn_first")
+    c.expect("position_embedding_type", "rope_gptj")
+    c.expect("use_gated_activation", True)
+    c.expect("use_parallel_block", True)
+    c.ignore("use_parallel_embedding", "use_embedding_sharing")
     kinds = c.layer_types(s.layers, windowed=True) or [
         SLIDING if (i + 1) % every else FULL for i in range(s.layers)
     ]

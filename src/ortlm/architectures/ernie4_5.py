@@ -20,5 +20,6 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     s = sizes(c, head_dim=128, kv_heads=2)
     turned = rope(c, s.head_dim, max_tokens=s.max_tokens, theta=500_000.0, interleaved=True)
     bias = c.flag("use_bias", False)
+    c.expect("compression_ratio", 1.0)
     decoder = llama_like(c, s, turned, eps=1e-5, qkv_bias=bias, out_bias=bias, mlp_bias=bias, tied=True)
     return architecture(decoder, "ernie4_5")

@@ -84,7 +84,9 @@ def _large(c: Config, s: Sizes, kinds: list[str]) -> Sizes:
     deep = c.integer("global_head_dim", 512)
     layers = c.part("per_layer_config")
     if layers is not None:
-        places = [str(i) for i, kind in enumerate(kinds) if kind == FULL]
+        # transformers writes numbers of layers with leading zeros, so that they sort.
+        width = len(str(s.layers - 1)) if all(len(p) > 1 for p in layers.values) else 1
+        places = [str(i).zfill(width) for i, kind in enumerate(kinds) if kind == FULL]
         if sorted(layers.values) != sorted(places):
             raise c.wrong(
                 "per_layer_config", f"one entry for each layer of full attention ({', '.join(places)})"

@@ -44,6 +44,8 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         ffn = replace(experts(c, 8, chosen=2, intermediate=s.intermediate), shared=wide)
         fused = _shared(s.layers, wide, "shared_") | granitemoe.fused(s, ffn.experts)
     c.ignore("num_experts_per_tok", "intermediate_size")
+    c.expect("normalization_function", "rmsnorm")
+    c.ignore("init_method")
     rotates = c.text("position_embedding_type", "none") == "rope"
     names = {
         "down": "shared_mlp.output_linear", "shared_down": "shared_mlp.output_linear",

@@ -23,6 +23,14 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     s = sizes(c)
     norm = Norm(c.positive("rms_norm_eps", 1e-5, most=1.0))
     bias = c.flag("attention_bias", False)
+    c.expect("attention_head_dim", s.head_dim)
+    c.expect("use_qk_norm", True)
+    c.expect("use_rotary_pos_emb", True)
+    c.expect("norm_type", "rms", "hf_rms", "fused")
+    c.refuse("use_cla", "layers that share keys and values cannot be built")
+    c.ignore(
+        "cla_share_factor", "org_vocab_size", "enable_lm_head_fp32", "dense_list", "add_classification_head"
+    )
     mixer = replace(
         attention(s, rope=_rope(c, s), qkv_bias=bias, out_bias=bias, qk_norm=norm), qk_norm_late=True
     )

@@ -43,6 +43,8 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     c = Config(
         WithDefaults(config, {}, fixed={key: value for key, value in old.items() if value is not None})
     )
+    # Where a file has both names, the old ones win, as in transformers.
+    c.ignore("intermediate_size", "tie_word_embeddings")
     s = sizes(c)
     norm = Norm(c.positive("norm_eps", 1e-5, most=1.0))
     full = attention(s, rope=rope(c, s.head_dim, max_tokens=s.max_tokens, theta=1e6), qk_norm=norm)

@@ -19,6 +19,8 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     s = sizes(c)
     norm = Norm(c.positive("norm_eps", 1e-5, most=1.0), kind="layer", bias=True)
     bias = c.flag("attention_bias", False)
+    c.expect("rope_percent", c.values.get("partial_rotary_factor", 0.5))
+    c.expect("kv_channels", s.head_dim)
     layer = Layer(
         mixer=attention(
             s,

@@ -39,6 +39,10 @@ def _described(c: Config) -> Architecture:
     s = sizes(c, head_dim=256)
     norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
     bias = c.flag("attention_bias", False)
+    c.expect("attn_output_gate", True)
+    c.expect("mlp_only_layers", [])
+    # Drafts of several tokens, whose tensors are left out, and the dtype of states, which is float32 here.
+    c.ignore("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype")
     # The three positions of a token are the same in texts.
     keys_of(c).ignore("mrope_section", "mrope_interleaved")
     turned = rope(c, s.head_dim, max_tokens=s.max_tokens, partial=0.25)

@@ -18,6 +18,9 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     c = Config(config)
     c.refuse("qk_layernorm", "a norm for each head, in tensors of its own, cannot be built")
     s = sizes(c, kv_heads=32)
+    # The publisher's first code had other names for two of the keys.
+    c.expect("norm_eps", c.positive("layer_norm_eps", 1e-5, most=1.0))
+    c.expect("rope_pct", c.values.get("partial_rotary_factor", 0.25))
     norm = Norm(c.positive("layer_norm_eps", 1e-5, most=1.0), kind="layer", bias=True)
     parallel = c.flag("use_parallel_residual", False)
     layer = Layer(

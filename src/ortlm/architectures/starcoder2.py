@@ -21,6 +21,12 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     s = sizes(c, kv_heads=2)
     norm = Norm(c.positive("norm_epsilon", 1e-5, most=1.0), kind="layer", bias=True)
     bias = c.flag("use_bias", True)
+    c.expect("norm_type", "layer_norm")
+    c.expect("mlp_type", "default")
+    c.expect("scale_attn_weights", True)
+    # Published files hold these of an older class, which no code of the model looks at.
+    c.ignore("activation_function", "layer_norm_epsilon", "attention_softmax_in_fp32")
+    c.ignore("scale_attention_softmax_in_fp32")
     layer = Layer(
         mixer=attention(
             s,
