@@ -37,8 +37,8 @@ class TokenTexts:
 
     def data(self, token: int) -> list[int]:
         """Return the bytes of ``token``."""
-        byte = self._tokenizer.bytes_by_id.get(token)
-        return [byte] if byte is not None else list(self.text(token).encode())
+        found = None if token >= FIRST_IMAGE_TOKEN else self._tokenizer.token_bytes(token)
+        return list(self.text(token).encode() if found is None else found)
 
     def chat(self, found: TokenLogprob) -> dict[str, object]:
         """Return an entry of ``logprobs.content`` of chat completions."""

@@ -42,7 +42,9 @@ class Tokenizer:
         self.special_tokens = dict(opened.special.names)
         added = self._inner.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        self._added_ids = frozenset(added)
         self.bytes_by_id = _bytes_by_id(self._inner)
+        self._is_byte_level = "ByteLevel" in _decoders(self._inner)
 
     @classmethod
     def open(cls, folder: Path) -> Tokenizer:
@@ -108,6 +110,22 @@ class Tokenizer:
         except UnicodeEncodeError:
             return None
         return number
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """Return the bytes that ``token`` stands for, None if its text says it all.
+
+        Tokens of byte-level vocabularies and single bytes of others may be parts of a character.
+        """
+        byte = self.bytes_by_id.get(token)
+        if byte is not None:
+            return bytes([byte])
+        if not self._is_byte_level or token in self._added_ids:
+            return None
+        piece = self._inner.id_to_token(token)
+        try:
+            return None if piece is None else bytes(_BYTES_BY_LETTER[letter] for letter in piece)
+        except KeyError:
+            return None
 
     def unknown_ids(self, vocab_size: int) -> NDArray[np.int64]:
         """Return the ids below ``vocab_size`` that have no token: models round their vocabulary up."""
@@ -320,12 +338,27 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _bytes_by_id(inner: Any) -> Mapping[int, int]:
     """Return the bytes that single tokens stand for by their ids, if the decoder joins them to characters."""
-    if inner.decoder is None or "ByteFallback" not in json.dumps(
-        _kinds(json.loads(inner.decoder.__getstate__()))
-    ):
+    if "ByteFallback" not in _decoders(inner):
         return {}
     ids = ((inner.token_to_id(f"<0x{byte:02X}>"), byte) for byte in range(256))
     return {id_: byte for id_, byte in ids if id_ is not None}
+
+
+def _decoders(inner: Any) -> str:
+    """Return the kinds of the steps that make text of tokens."""
+    if inner.decoder is None:
+        return ""
+    return json.dumps(_kinds(json.loads(inner.decoder.__getstate__())))
+
+
+def _letters() -> dict[str, int]:
+    """Return the bytes by the letters that byte-level vocabularies write for them, as GPT-2 does."""
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + at): byte for at, byte in enumerate(others)}
+
+
+_BYTES_BY_LETTER = _letters()
 
 
 def _kinds(part: dict[str, Any]) -> list[Any]:
