@@ -335,6 +335,20 @@ def test_an_engine_that_fails_says_so_to_everybody(lm, monkeypatch):
         engine.submit(lm.encode(TEXTS[0]))
 
 
+def test_an_engine_that_fails_twice_leaves_nobody_waiting(lm, monkeypatch):
+    """Rows that are broken cannot even be left."""
+    engine = Engine(lm)
+    requests = [engine.submit(lm.encode(text), max_new_tokens=400, ignore_eos=True) for text in TEXTS]
+    for request in requests:
+        next(iter(request))
+    monkeypatch.setattr("ortlm.serving.batch.Batch.leave", lambda *_: 1 / 0)
+    monkeypatch.setattr(engine, "_make_room", lambda: [][1])
+    for request in requests:
+        with pytest.raises(Error, match="out of range"):
+            request.result()
+    engine.close()
+
+
 def test_async(lm):
     """Steps come to an event loop, which goes on meanwhile; work runs between two steps."""
     wanted = lm.generate(TEXTS[1], max_new_tokens=8, reuse_cache=False)

@@ -77,6 +77,9 @@ class Models:
         return self._known[name]
 
     def close(self, drain_seconds: float = 0.0) -> None:
-        """End all engines."""
+        """End all engines; what runs in any of them has ``drain_seconds`` to end."""
+        until = time.monotonic() + drain_seconds
         for model in self.all:
-            model.engine.close(drain_seconds=drain_seconds)
+            model.engine.stop_taking()
+        for model in self.all:
+            model.engine.close(drain_seconds=max(0.0, until - time.monotonic()))

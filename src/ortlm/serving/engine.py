@@ -263,14 +263,18 @@ class Engine:
             **self._totals,
         )
 
+    def stop_taking(self) -> None:
+        """Take no more requests; those that there are run on."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
     def close(self, *, drain_seconds: float = 0.0) -> bool:
         """Take no more requests, let those that there are run for ``drain_seconds``, and end the thread.
 
         Those that have not ended then fail with ShutDown. Returns whether all of them ended by themselves.
         """
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
+        self.stop_taking()
         self._thread.join(drain_seconds)
         drained = not self._thread.is_alive()
         with self._changed:
@@ -672,9 +676,13 @@ class Engine:
             jobs = list(self._jobs)
             self._jobs.clear()
         for request in self._all():
-            self._finish(
-                request, None, self.error or ShutDown("the engine was shut down before the answer ended.")
-            )
+            ending = self.error or ShutDown("the engine was shut down before the answer ended.")
+            try:
+                self._finish(request, None, ending)
+            except Exception:
+                # What failed before may fail again; its reader must hear of it all the same.
+                _log.exception("a request was not ended in order")
+                request.end(None, ending)
         for job in jobs:
             job()
 
