@@ -24,14 +24,15 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("ortlm.server.requests")
 # What a handler adds to the line of its request.
 details: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("details")
-_ID = re.compile(r"[\w.:-]{1,128}")
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_HEADERS = re.compile(r"[\w-]+( *, *[\w-]+)*", re.ASCII)
 
 
 class Keys:
     """The keys of which a request must have one; compared in constant time, and kept as hashes only."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._digests = [hashlib.sha256(key.strip().encode()).digest() for key in keys]
 
     def __bool__(self) -> bool:
         return bool(self._digests)
@@ -40,7 +41,8 @@ class Keys:
         """Return whether ``headers`` have one of the keys, as OpenAI's or as Anthropic's clients send it."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).digest()
+        # As the bytes that came.
+        digest = hashlib.sha256(given.strip().encode("latin-1")).digest()
         # All of them, so that time does not say which one was nearest.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
@@ -89,8 +91,10 @@ class Guard:
 
         try:
             if allowed and scope["method"] == "OPTIONS":
-                await _preflight(reply)
+                await _preflight(reply, headers.get("access-control-request-headers", ""))
             else:
+                if origin and not allowed:
+                    raise _strange_origin(origin)
                 self._check(path, headers)
                 await self._app(scope, self._limited(receive), reply)
         except ApiError as error:
@@ -155,10 +159,23 @@ async def answer(error: ApiError, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _preflight(send: Send) -> None:
+def _strange_origin(origin: str) -> ApiError:
+    # Browsers send some requests before they ask whether they may; the page cannot read the answer to those, but
+    # the work would be done. Behind a name that was rebound to this machine it could even read it.
+    return ApiError(
+        403,
+        f"pages of {origin[:200]} may not call this server. Start it with --cors-origin and their origin.",
+        "permission_error",
+        code="origin_not_allowed",
+    )
+
+
+async def _preflight(send: Send, wanted: str) -> None:
+    # The official clients have headers of their own, of which there are more with each version.
+    usual = "authorization, content-type, x-api-key, x-request-id"
     headers = [
         (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-        (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id"),
+        (b"access-control-allow-headers", (wanted if _HEADERS.fullmatch(wanted) else usual).encode()),
         (b"access-control-max-age", b"600"),
         (b"content-length", b"0"),
     ]
