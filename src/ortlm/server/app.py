@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,7 +14,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ortlm._version import __version__
-from ortlm.errors import Error
 from ortlm.server import chat, completions, messages, responses, texts
 from ortlm.server.errors import ApiError, as_api_error
 from ortlm.server.messages import MessagesBody
@@ -35,7 +33,6 @@ from ortlm.server.wire import (
 )
 from ortlm.serving.request import Request as EngineRequest
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _B = TypeVar("_B", bound=Body)
 
@@ -114,7 +111,7 @@ class Server:
                 try:
                     return await work(request, served, adapter, body)
                 except Exception as error:
-                    raise self._answered(error, served) from error
+                    raise as_api_error(error, retry_after=served.retry_after()) from error
             except ApiError as error:
                 return JSONResponse(shape(error), status_code=error.status, headers=error.headers)
 
@@ -245,11 +242,6 @@ class Server:
             "owned_by": "ortlm",
             "max_model_len": served.engine.context_tokens,
         }
-
-    def _answered(self, error: Exception, served: ServedModel) -> ApiError:
-        if not isinstance(error, (ApiError, Error, asyncio.CancelledError)):
-            _log.exception("a request failed")
-        return as_api_error(error, retry_after=served.retry_after())
 
 
 def _json(error: ApiError) -> Response:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from ortlm.errors import BadArtifact, BadOption, ContextFull, Error, Overloaded, ShutDown, TimedOut
+from ortlm.errors import BadArtifact, BadOption, ContextFull, Overloaded, ShutDown, TimedOut
+
+_log = logging.getLogger(__name__)
 
 # Fields of Settings as the API calls them.
 _PARAMETERS = {
@@ -27,6 +30,8 @@ _SAME = (
 _BEGINNING = re.compile(f"({'|'.join([*map(re.escape, _PARAMETERS), *_SAME])})\\b")
 
 
+# Where files are on this machine is nobody's business.
+_PATH = re.compile(r"(^|[\s'\"(])(/|[A-Za-z]:\\)\S")
 _TYPES = {"float", "int", "str", "bool", "constrained"}
 
 
@@ -83,11 +88,10 @@ def as_api_error(error: BaseException, *, retry_after: int = 1) -> ApiError:
         return ApiError(504, message, "timeout_error", code="timeout")
     if isinstance(error, ShutDown):
         return ApiError(503, message, "unavailable_error", code="shutting_down", retry_after=retry_after)
-    if isinstance(error, BadArtifact):
+    if isinstance(error, BadArtifact) and not _PATH.search(message):
         return ApiError(400, message, code="unsupported_by_model")
-    if isinstance(error, Error):
-        return ApiError(500, message, "server_error")
     # What went wrong inside is for the log, not for strangers.
+    _log.error("a request failed: %s", error, exc_info=error)
     return ApiError(500, "the server failed on this request; its log says why.", "server_error")
 
 
