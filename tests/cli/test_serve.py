@@ -20,6 +20,7 @@ from ortlm.cli import main
         (["--api-key", "x", "--no-api-key"], "--no-api-key does not go with keys"),
         (["--api-key-file", "nowhere"], "--api-key-file nowhere cannot be read"),
         (["--drain", "-1"], "--drain must be 0 or more seconds, found -1"),
+        (["--drain", "nan"], "--drain must be 0 or more seconds, found nan"),
         (["--max-body", "0"], "--max-body must be"),
     ],
 )

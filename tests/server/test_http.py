@@ -112,6 +112,88 @@ def test_nothing_makes_the_server_fail(live: Running, path: str, body: Any) -> N
     assert status < 500, answer
 
 
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+FORMS = {"type": "json_object", "schema": {"type": "object"}}
+# What must not be passed over, and the name that the answer gives.
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    (CHAT, {"response_format": FORMS}, "response_format.schema"),
+    (CHAT, {"response_format": {"type": "text", "json_schema": {"schema": {}}}}, "response_format"),
+    (CHAT, {"stream": True, "stream_options": {"include_usge": True}}, "stream_options.include_usge"),
+    (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}, "odd": 1}]}, "tools.0.odd"),
+    (CHAT, {"n": 100}, "n"),
+    (TEXT, {"prompt": ["x"] * 100}, "prompt"),
+    (CHAT, {"temperature": 0, "top_p": 7}, "top_p"),
+    (CHAT, {"temperature": 0, "seed": 3, "top_k": -4}, "top_k"),
+    (CHAT, {"min_tokens": 30, "max_tokens": 3}, "min_tokens"),
+    (CHAT, {"messages": [{"role": "bogus", "content": "x"}]}, "messages.0.role"),
+    (CHAT, {"messages": [*SAID, {"role": "tool", "content": "x"}]}, "messages.1"),
+    (CHAT, {"messages": [*SAID, {"role": "assistant", "tool_calls": [CALL]}]}, "messages.1"),
+    (CHAT, {"messages": [{"role": "assistant", "tool_calls": 3}]}, "messages.0"),
+    (CHAT, {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    (CHAT, {"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
+    (TEXT, {"prompt": "word " * 2000}, "prompt"),
+    ("/v1/responses", {"text": {"format": FORMS}}, "text.format.schema"),
+    ("/v1/responses", {"input": [{"type": "function_call", "arguments": "{}"}]}, "messages.0"),
+    ("/tokenize", {"messages": [{"role": "bogus", "content": "x"}]}, "messages.0.role"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), REFUSED, ids=[str(at) for at in range(len(REFUSED))])
+def test_nothing_is_passed_over(live: Running, path: str, body: dict[str, Any], param: str) -> None:
+    usual: dict[str, Any] = {
+        CHAT: {"messages": SAID},
+        TEXT: {"prompt": "x"},
+        "/v1/responses": {"input": "x"},
+    }.get(path, {})
+    status, _, answer = call(live.url + path, {**usual, **body})
+    assert (status, answer["error"]["param"]) == (400, param), answer
+
+
+def test_numbers_that_are_no_json(live: Running) -> None:
+    """Not even where any value may stand, such as the parameters of a tool, which an answer repeats."""
+    tools = b'{"input": "x", "tools": [{"type": "function", "name": "f", "parameters": {"a": NaN}}]}'
+    status, _, answer = call(f"{live.url}/v1/responses", tools)
+    assert (status, answer["error"]["code"]) == (400, "invalid_json")
+
+
+def test_answers_do_not_say_where_files_are(
+    live: Running, lm: ortlm.LanguageModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    status, _, answer = call(live.url + CHAT, {"messages": said(image)})
+    assert (status, answer["error"]["message"].partition(":")[0]) == (400, "tiny is a text model")
+
+    from ortlm.errors import BadArtifact
+    from ortlm.serving.batch import Batch
+
+    for error in (BadArtifact("/secret/model.onnx is missing."), OSError("/secret/model.onnx")):
+
+        def step(_: Batch, error: Exception = error) -> Any:
+            raise error
+
+        for stream in (False, True):
+            monkeypatch.setattr(Batch, "step", step)
+            status, _, answer = call(live.url + TEXT, {"prompt": "x", "max_tokens": 3, "stream": stream})
+            monkeypatch.undo()
+            assert (status, "/secret" in str(answer)) == (200 if stream else 500, False)
+            assert "its log says why" in str(answer)
+            assert "/secret" in caplog.text
+            caplog.clear()
+
+
+def test_bytes_of_tokens_that_are_parts_of_characters(live: Running, lm: ortlm.LanguageModel) -> None:
+    face = "\N{GRINNING FACE}"
+    ids = lm.tokenizer.encode(face, add_special_tokens=False)
+    assert len(ids) > 1
+    body = {"messages": SAID, "max_tokens": 1, "temperature": 0, "logprobs": True}
+    found = b""
+    for token in ids:
+        _, _, answer = call(live.url + CHAT, {**body, "logit_bias": {str(token): 100}})
+        found += bytes(answer["choices"][0]["logprobs"]["content"][0]["bytes"])
+    assert found.decode() == face
+
+
 def test_unknown_paths_and_methods(live: Running) -> None:
     assert call(f"{live.url}/v1/nothing")[0] == 404
     status, _, answer = call(f"{live.url}/v1/chat/completions")
@@ -136,7 +218,7 @@ def test_bodies_have_a_limit(serve: Callable[..., Any]) -> None:
 def test_keys(serve: Callable[..., Any]) -> None:
     from ortlm.server.app import ServerOptions
 
-    with serve(options=ServerOptions(keys=["one", "two"])) as live:
+    with serve(options=ServerOptions(keys=["one", " two", "схем"])) as live:
         url = f"{live.url}/v1/models"
         for headers in ({}, {"authorization": "Bearer three"}, {"x_api_key": "on"}, {"authorization": "one"}):
             status, _, answer = call(url, **headers)
@@ -145,6 +227,8 @@ def test_keys(serve: Callable[..., Any]) -> None:
             {"authorization": "Bearer one"},
             {"authorization": "bearer two"},
             {"x_api_key": "two"},
+            # As it stands in a file, which is UTF-8.
+            {"x_api_key": "схем".encode().decode("latin-1")},
         ):
             assert call(url, **headers)[0] == 200
         assert call(f"{live.url}/health")[0] == 200
@@ -157,7 +241,25 @@ def test_origins_are_named(serve: Callable[..., Any]) -> None:
     with serve(options=ServerOptions(origins=["https://a.example"])) as live:
         _, headers, _ = call(f"{live.url}/health", origin="https://a.example")
         assert headers["access-control-allow-origin"] == "https://a.example"
-        assert "access-control-allow-origin" not in call(f"{live.url}/health", origin="https://b.example")[1]
+        status, headers, answer = call(f"{live.url}/health", origin="https://b.example")
+        assert (status, answer["error"]["code"]) == (403, "origin_not_allowed")
+        assert "access-control-allow-origin" not in headers
+        # A form of a page is sent before a browser asks, and so are requests without a type of their own.
+        body = {"prompt": "x", "max_tokens": 1}
+        for origin in ("null", live.url):
+            assert (
+                call(f"{live.url}/v1/completions", body, origin=origin, content_type="text/plain")[0] == 403
+            )
+        asked = urllib.request.Request(
+            f"{live.url}/v1/completions",
+            method="OPTIONS",
+            headers={
+                "origin": "https://a.example",
+                "access-control-request-headers": "x-stainless-os, authorization",
+            },
+        )
+        with urllib.request.urlopen(asked) as found:
+            assert found.headers["access-control-allow-headers"] == "x-stainless-os, authorization"
 
 
 def test_tokens(live: Running, lm: ortlm.LanguageModel) -> None:

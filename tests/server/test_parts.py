@@ -59,6 +59,43 @@ def test_what_is_no_call_is_text(form: ToolFormat, text: str) -> None:
     assert find(form, text) is None
 
 
+@pytest.mark.parametrize(
+    ("form", "text", "after"),
+    [
+        (HERMES, f"<tool_call>{ONE}</tool_call>\nI will wait.", "I will wait."),
+        (HERMES, f'<tool_call>{ONE}</tool_call><tool_call>{{"na', '<tool_call>{"na'),
+        (LLAMA, f"{ONE} So be it.", "So be it."),
+    ],
+)
+def test_what_follows_a_call_is_not_lost(form: ToolFormat, text: str, after: str) -> None:
+    found = find(form, text)
+    assert found is not None
+    assert (len(found[1]), found[2]) == (1, after)
+
+
+def test_calls_without_marks_may_be_several() -> None:
+    found = find(LLAMA, f"{ONE}; {ONE}")
+    assert found is not None
+    assert [call.name for call in found[1]] == ["f", "f"]
+
+
+@pytest.mark.parametrize(("name", "calls"), [("f", 1), ("Ada", 0)])
+def test_json_that_names_no_tool_is_content(tokenizer: Tokenizer, name: str, calls: int) -> None:
+    parts = AnswerParts(tokenizer, tools=LLAMA, thinks=False, names={"f"})
+    text = json.dumps({"name": name, "age": 36})
+    delta = parts.push(Step(text, 5, "stop"))
+    assert (len(delta.calls), delta.content) == (calls, "" if calls else text)
+
+
+def test_a_mark_counts_even_if_text_comes_with_it(tokenizer: Tokenizer) -> None:
+    """Such as the end of a character that never came."""
+    (mark,) = sorted(tokenizer.special_ids)[:1]
+    parts = AnswerParts(tokenizer, tools=None, thinks=True, begun=True)
+    parts._marks = {mark: "</think>"}
+    delta = parts.push(Step("\ufffd", mark))
+    assert (delta.reasoning, parts.push(Step("yes", 5, "stop")).content) == ("\ufffd", "yes")
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     keys = _keys(args)
     if not 0 <= args.port <= 65535:
         raise BadOption(f"--port must be from 0 to 65535, found {args.port}.")
-    if args.drain < 0:
+    if not 0 <= args.drain < 1e9:
         raise BadOption(f"--drain must be 0 or more seconds, found {args.drain:g}.")
     if args.host not in _LOOPBACK and not keys and not args.no_api_key:
         raise BadOption(

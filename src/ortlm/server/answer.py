@@ -26,6 +26,7 @@ class AnswerParts:
 
     ``tools``: calls are looked for, in this form; from where one may begin the text is held back. ``thinks``: the
     model writes its reasoning between marks; ``begun``: the prompt has opened it. ``stop_ids`` end the answer.
+    ``names`` are those of the tools: where a call has no mark, JSON that names none of them is content.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class AnswerParts:
         thinks: bool,
         begun: bool = False,
         stop_ids: Collection[int] = (),
+        names: Collection[str] = (),
     ) -> None:
-        self._tokenizer, self._tools, self._stop_ids = tokenizer, tools, stop_ids
+        self._tokenizer, self._tools, self._stop_ids, self._names = tokenizer, tools, stop_ids, names
         self._mark = tokenizer.token_id(tools.begin) if tools is not None and tools.special else None
         # Of calls whose marks are special tokens.
         self._ids: list[int] = []
@@ -56,8 +58,8 @@ class AnswerParts:
     def push(self, step: Step) -> Delta:
         """Return what ``step`` adds; with its finish reason everything that was held back."""
         text = step.text
-        if step.token_id in self._marks and not text:
-            text = self._marks[step.token_id]
+        # The mark itself is no text; what the step has is the end of something before it.
+        text += self._marks.get(step.token_id, "") if step.token_id is not None else ""
         delta = Delta()
         self._reason(text, delta)
         if self._tools is not None:
@@ -125,11 +127,14 @@ class AnswerParts:
         if tools.special and self._is_call:
             text = tools.begin + self._tokenizer.decode_raw(self._ids, skip_special_tokens=False)
         found = find(tools, text) if text else None
+        if found is not None and not tools.begin and any(call.name not in self._names for call in found[1]):
+            found = None
         if found is None:
             # No call after all, so it is content as it stands.
             delta.content += text
         else:
-            before, self.calls = found
-            delta.content += before
+            before, self.calls, after = found
+            # Special tokens of a call are no text, and neither is what the model writes around them.
+            delta.content += before if tools.special else before + after
             delta.calls = self.calls
         self._tail = ""

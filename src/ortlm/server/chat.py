@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,6 +21,12 @@ from ortlm.server.stream import DONE, data, merged
 from ortlm.server.tools import Call, ToolFormat, forced
 from ortlm.server.wire import ChatBody, ToolChoice, first_given
 from ortlm.serving.request import Request
+
+# A template that writes whatever role a message has.
+_WRITES_ROLE = re.compile(r"(\+|~|\{\{-?)\s*message(\.role|\[['\"]role['\"]\])")
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+# What a chat template is given by fields of the request, or not at all.
+_OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 
 
 @dataclass
@@ -49,6 +57,7 @@ def submit(served: ServedModel, adapter: str | None, body: ChatBody) -> Chat:
     text, ids = _prompt(served, body, tools.shown)
     name, most = first_given(max_completion_tokens=body.max_completion_tokens, max_tokens=body.max_tokens)
     check_room(served, ids, most, name)
+    check_count(served, body.n or 1, "n")
     asked = guidance_of(body.response_format, body)
     if asked is not None and tools.guidance is not None:
         raise refused(
@@ -82,6 +91,7 @@ def submit(served: ServedModel, adapter: str | None, body: ChatBody) -> Chat:
             tools=tools.form,
             thinks=thinks,
             begun=thinks and text.rstrip().endswith("<think>"),
+            names={tool.function.name for tool in body.tools or ()},
             stop_ids=request.stream.generator.stop_ids,
         )
         for request in requests
@@ -179,7 +189,20 @@ def usage(requests: Sequence[Request], prompts: int = 1) -> dict[str, Any]:
     }
 
 
-def check_room(served: ServedModel, ids: Sequence[int], most: int | None, name: str) -> None:
+def check_count(served: ServedModel, count: int, name: str) -> None:
+    """Raise ApiError for more answers at once than can run and wait: trying again would not help."""
+    options = served.engine.options
+    if count > options.batch + options.queue:
+        raise refused(
+            name,
+            f"{count} answers are asked for at once, but no more than {options.batch + options.queue} can run and "
+            "wait here. Ask for fewer.",
+        )
+
+
+def check_room(
+    served: ServedModel, ids: Sequence[int], most: int | None, name: str, prompt: str = "messages"
+) -> None:
     """Raise ApiError if a prompt and the answer that is asked for do not fit into the context."""
     context = served.engine.context_tokens
     if len(ids) > context or (most and len(ids) + most > context + 1):
@@ -188,7 +211,7 @@ def check_room(served: ServedModel, ids: Sequence[int], most: int | None, name: 
             f"the prompt has {len(ids)} tokens"
             + (f" and {name} is {most}" if most else "")
             + f", but the context holds {context}. Shorten the prompt or lower {name}.",
-            param=name if len(ids) <= context else "messages",
+            param=name if len(ids) <= context else prompt,
             code="context_length_exceeded",
         )
 
@@ -262,11 +285,16 @@ def _prompt(served: ServedModel, body: ChatBody, tools: list[dict[str, Any]] | N
     if template is None:
         raise refused("messages", f"{served.name} has no chat template. Use /v1/completions.")
     variables = dict(body.chat_template_kwargs or {})
+    read = {name for form in template.templates for name in template.facts(form).names}
+    for key in variables:
+        if key in _OWN_VARIABLES or key not in read:
+            said = "is a field of its own" if key in _OWN_VARIABLES else "is not read by the chat template"
+            raise refused("chat_template_kwargs", f"chat_template_kwargs: {key[:64]!r} {said}. Leave it out.")
     if body.reasoning_effort is not None:
-        if not any("reasoning_effort" in template.facts(name).names for name in template.templates):
+        if "reasoning_effort" not in read:
             raise refused("reasoning_effort", f"{served.name} knows no reasoning_effort. Leave it out.")
         variables["reasoning_effort"] = body.reasoning_effort
-    messages = [_message(message) for message in body.messages]
+    messages = [checked_message(served, number, message) for number, message in enumerate(body.messages)]
     add = (
         body.add_generation_prompt
         if body.add_generation_prompt is not None
@@ -280,6 +308,10 @@ def _prompt(served: ServedModel, body: ChatBody, tools: list[dict[str, Any]] | N
     )
     try:
         if shows:
+            if served.lm.vision_encoder is None:
+                raise refused(
+                    "messages", f"{served.name} is a text model: it takes no images. Leave them out."
+                )
             for name, value in (
                 ("tools", tools), ("chat_template_kwargs", variables), ("continue_final_message", not add)
             ):  # fmt: skip
@@ -298,24 +330,36 @@ def _prompt(served: ServedModel, body: ChatBody, tools: list[dict[str, Any]] | N
     return text, served.lm.tokenizer.encode(text, add_special_tokens=False)
 
 
-def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message with the arguments of its calls as values, which is what templates take."""
-    made = dict(message)
-    if made.get("role") == "developer":
-        made["role"] = "system"
-    calls = made.get("tool_calls")
-    if isinstance(calls, list):
-        made["tool_calls"] = [_with_values(call) for call in calls]
+def checked_message(served: ServedModel, number: int, message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message with the arguments of its calls as values, which is what templates take.
+
+    Raises ApiError for what a template would leave out without a word.
+    """
+    made, where = dict(message), f"messages.{number}"
+    template = served.lm.chat_template
+    source = "" if template is None else "".join(template.templates.values())
+    role, calls = made.get("role"), made.get("tool_calls")
+    if role == "developer":
+        made["role"] = role = "system"
+    named = _WRITES_ROLE.search(source) is not None
+    if role not in _ROLES and not (isinstance(role, str) and (named or repr(role) in source)):
+        raise refused(f"{where}.role", f"role must be one of {', '.join(_ROLES)}; found {str(role)[:64]!r}.")
+    if ((role == "tool" and not named) or calls) and "tool" not in source:
+        raise refused(where, f"the chat template of {served.name} takes no calls of tools and no results.")
+    if calls is not None:
+        if not isinstance(calls, list):
+            raise refused(f"{where}.tool_calls", "tool_calls must be a list.")
+        made["tool_calls"] = [_with_values(call, f"{where}.tool_calls") for call in calls]
     if made.get("content") is None and calls:
         made["content"] = ""
     return made
 
 
-def _with_values(call: Any) -> Any:
-    import json
-
+def _with_values(call: Any, where: str) -> Any:
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise refused(where, "a call needs a function with a name.")
+    if not isinstance(function.get("arguments"), str):
         return call
     try:
         return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}

@@ -11,7 +11,7 @@ from typing import Any
 from ortlm.errors import BadOption
 from ortlm.runtime.generation.stream import Step
 from ortlm.runtime.sampling.logprobs import TokenLogprob
-from ortlm.server.chat import check_room, usage
+from ortlm.server.chat import check_count, check_room, usage
 from ortlm.server.errors import ApiError, refused
 from ortlm.server.served import ServedModel
 from ortlm.server.settings import guidance_of, settings_of
@@ -47,7 +47,8 @@ def submit(served: ServedModel, adapter: str | None, body: CompletionBody) -> Co
         raise refused("best_of", "best_of is not supported: all n answers are returned. Leave it out.")
     prompts = _prompts(served, body)
     for _, ids in prompts:
-        check_room(served, ids, body.max_tokens, "max_tokens")
+        check_room(served, ids, body.max_tokens, "max_tokens", "prompt")
+    check_count(served, len(prompts) * each, "n" if each > 1 else "prompt")
     guidance = guidance_of(body.response_format, body)
     requests: list[Request] = []
     try:

@@ -76,7 +76,8 @@ class MessagesBody(Body):
 def error_body(error: ApiError) -> dict[str, Any]:
     """Return ``error`` as Anthropic's clients know it."""
     usual = "invalid_request_error" if error.status < 500 else "api_error"
-    said = error.message if error.param is None else f"{error.param}: {error.message}"
+    named = error.param is None or error.message.startswith(error.param)
+    said = error.message if named else f"{error.param}: {error.message}"
     return {"type": "error", "error": {"type": _TYPES.get(error.status, usual), "message": said}}
 
 
@@ -151,7 +152,8 @@ async def events(made: Chat) -> AsyncIterator[bytes]:
                 if kind:
                     yield _event("content_block_stop", index=index)
                 index, kind = index + 1, name
-                yield _event("content_block_start", index=index, content_block={"type": name, key: ""})
+                block = {"type": name, key: ""} | ({"signature": ""} if name == "thinking" else {})
+                yield _event("content_block_start", index=index, content_block=block)
             yield _event("content_block_delta", index=index, delta={"type": f"{name}_delta", key: text})
         for call in chat.kept_calls(made.body, delta.calls):
             if kind:

@@ -17,13 +17,11 @@ from ortlm.server.errors import ApiError, as_api_error, refused
 from ortlm.server.served import ServedModel
 from ortlm.server.stream import data, merged
 from ortlm.server.tools import Call
-from ortlm.server.wire import Body, ChatBody
+from ortlm.server.wire import Body, ChatBody, Shown
 
 
-class ResponseTool(BaseModel):
+class ResponseTool(Shown):
     """A tool: of all kinds, functions are there."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
 
     type: Literal["function"]
     name: str
@@ -152,6 +150,8 @@ def submit(served: ServedModel, adapter: str | None, body: ResponsesBody) -> Res
             raise refused("text", "text.format of type json_schema needs a schema.")
         form = {"type": "json_schema", "json_schema": {"name": wanted.name, "schema": wanted.schema_}}
     elif wanted is not None:
+        if wanted.schema_ is not None:
+            raise refused("text.format.schema", f"text.format of type {wanted.type} takes no schema.")
         form = {"type": wanted.type}
     given = {
         "model": body.model,

@@ -41,8 +41,9 @@ def settings_of(
     else:
         options["temperature"] = body.temperature
         if body.temperature == 0:
-            for name in ("top_p", "top_k", "min_p", "typical_p", "seed"):
-                options.pop(name, None)
+            idle = ("top_p", "top_k", "min_p", "typical_p", "seed")
+            # They change nothing then, but wrong values are wrong all the same.
+            _checked({name: options.pop(name) for name in idle if name in options})
     if body.stop is not None:
         stops = [body.stop] if isinstance(body.stop, str) else body.stop
         if len(stops) > _MOST_STOPS:
@@ -51,22 +52,34 @@ def settings_of(
     if body.logit_bias:
         options["logit_bias"] = _bias(body.logit_bias)
     if body.min_tokens:
+        if max_tokens is not None and body.min_tokens > max_tokens:
+            raise refused(
+                "min_tokens", f"min_tokens is {body.min_tokens}, more than max_tokens, {max_tokens}."
+            )
         options["min_new_tokens"] = body.min_tokens
+    return _checked(
+        options
+        | {
+            "max_new_tokens": max_tokens,
+            "adapter": adapter,
+            "guidance": guidance,
+            "logprobs": logprobs,
+            "prompt_logprobs": prompt_logprobs,
+        }
+    )
+
+
+def _checked(options: dict[str, Any]) -> Settings:
     try:
-        return Settings(
-            **options,
-            max_new_tokens=max_tokens,
-            adapter=adapter,
-            guidance=guidance,
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-        )
+        return Settings(**options)
     except BadOption as error:
         raise as_api_error(error) from error
 
 
 def guidance_of(form: ResponseFormat | None, body: Sampling) -> Guidance | None:
     """Return what ``response_format`` asks for: by default JSON without whitespace between its tokens."""
+    if form is not None and form.json_schema is not None and form.type != "json_schema":
+        raise refused("response_format", f'response_format of type "{form.type}" takes no json_schema.')
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ortlm.errors import BadOption
+from ortlm.server.chat import checked_message
 from ortlm.server.errors import ApiError, refused
 from ortlm.server.served import ServedModel
 from ortlm.server.wire import DetokenizeBody, EmbeddingBody, TokenizeBody, first_given
@@ -65,7 +66,10 @@ def tokenize(served: ServedModel, body: TokenizeBody) -> dict[str, Any]:
             raise refused("messages", f"give {name} or messages, not both.")
         add = body.add_generation_prompt is not False
         try:
-            given = served.lm.render(body.messages, add_generation_prompt=add)
+            messages = [
+                checked_message(served, number, message) for number, message in enumerate(body.messages)
+            ]
+            given = served.lm.render(messages, add_generation_prompt=add)
         except BadOption as error:
             raise ApiError(400, str(error), param="messages") from error
         ids = tokenizer.encode(given, add_special_tokens=bool(body.add_special_tokens))

@@ -95,8 +95,8 @@ def forced(format_: ToolFormat, tools: Sequence[dict[str, Any]], *, parallel: bo
     return Guidance.lark(f"start: {call}{more}\njson: %json {json.dumps(schema)}\n")
 
 
-def find(format_: ToolFormat, text: str) -> tuple[str, list[Call]] | None:
-    """Return the text before the calls in an answer's ``text``, and the calls; None if it holds none.
+def find(format_: ToolFormat, text: str) -> tuple[str, list[Call], str] | None:
+    """Return the text before the calls in an answer's ``text``, the calls, and what follows; None without calls.
 
     Special tokens must be in ``text``.
     """
@@ -106,7 +106,7 @@ def find(format_: ToolFormat, text: str) -> tuple[str, list[Call]] | None:
     found: list[Call] = []
     decoder = json.JSONDecoder()
     while True:
-        rest = rest.lstrip()
+        rest = whole = rest.lstrip()
         if rest.startswith(format_.begin) and format_.begin:
             rest = rest[len(format_.begin) :].lstrip()
         if format_.several and rest and rest[0] not in "[{":
@@ -123,6 +123,7 @@ def find(format_: ToolFormat, text: str) -> tuple[str, list[Call]] | None:
                 calls, at = decoder.raw_decode(rest)
             except (ValueError, RecursionError):
                 # An answer that was cut within a further call.
+                rest = whole
                 break
         rest = rest.lstrip()[at:].lstrip()
         for call in calls if isinstance(calls, list) else [calls]:
@@ -133,9 +134,9 @@ def find(format_: ToolFormat, text: str) -> tuple[str, list[Call]] | None:
         if format_.end and rest.startswith(format_.end):
             rest = rest[len(format_.end) :].lstrip()
         rest = rest.lstrip(";, \n")
-        if not rest or not format_.begin or not rest.startswith(format_.begin):
+        if not rest.startswith(format_.begin or "{"):
             break
-    return (before.strip(), found) if found else None
+    return (before.strip(), found, rest) if found else None
 
 
 def may_begin(format_: ToolFormat, text: str) -> int | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from ortlm.server.errors import ApiError, invalid, refused
 
@@ -18,6 +20,8 @@ _BOOKKEEPING = frozenset(
         "prompt_cache_options", "prompt_cache_retention", "request_id", "prediction", "stream_options",
     }
 )  # fmt: skip
+# The same of the objects within a request.
+_INNER_BOOKKEEPING = frozenset({"cache_control", "description"})
 
 
 class Body(BaseModel):
@@ -64,10 +68,14 @@ class Sampling(Body):
     structured_whitespace: bool | None = None
 
 
-class Function(BaseModel):
-    """A function that a model may call."""
+class Shown(BaseModel):
+    """An object that is shown to the model with all of its fields, known or not."""
 
     model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Function(Shown):
+    """A function that a model may call."""
 
     name: str = Field(pattern=r"^[\w.:-]{1,128}$")
     description: str | None = None
@@ -195,18 +203,35 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
 def parse(kind: type[_T], data: bytes) -> _T:
     """Return the body of a request as ``kind``. Raises ApiError for what it may not hold."""
     try:
-        body = kind.model_validate_json(data)
+        # NaN and infinities are no JSON, and no answer could repeat them.
+        value = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, f"the body is no valid JSON: {error}.", code="invalid_json") from error
+    try:
+        body = kind.model_validate(value)
     except ValidationError as error:
         raise invalid(error) from error
-    for name, value in (body.model_extra or {}).items():
-        if name in _BOOKKEEPING or value is None or value in _NOTHING.get(name, ()):
-            continue
-        raise refused(
-            name[:64],
-            f"{name[:64]} is not supported here, and leaving it out may change the answer. Remove it from the "
-            "request.",
-        )
+    _check_extra(body, "", _NOTHING)
     return body
+
+
+def _check_extra(body: BaseModel, where: str, nothing: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse fields that are not known, in ``body`` and in the objects that it holds."""
+    extra = {} if isinstance(body, Shown) else body.model_extra or {}
+    for name, value in extra.items():
+        known = _INNER_BOOKKEEPING if where else _BOOKKEEPING
+        if name in known or value is None or value in nothing.get(name, ()):
+            continue
+        full = f"{where}{name[:64]}"
+        raise refused(
+            full,
+            f"{full} is not supported here, and leaving it out may change the answer. Remove it from the request.",
+        )
+    for name, value in body:
+        for number, item in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(item, BaseModel):
+                at = f"{where}{name}.{number}." if isinstance(value, list) else f"{where}{name}."
+                _check_extra(item, at, {})
 
 
 def first_given(**values: Any) -> tuple[str, Any]:
