@@ -152,7 +152,9 @@ async def events(made: Chat) -> AsyncIterator[bytes]:
                 if kind:
                     yield _event("content_block_stop", index=index)
                 index, kind = index + 1, name
-                block = {"type": name, key: ""} | ({"signature": ""} if name == "thinking" else {})
+                block: dict[str, Any] = {"type": name, key: ""}
+                if name == "thinking":
+                    block["signature"] = ""
                 yield _event("content_block_start", index=index, content_block=block)
             yield _event("content_block_delta", index=index, delta={"type": f"{name}_delta", key: text})
         for call in chat.kept_calls(made.body, delta.calls):
