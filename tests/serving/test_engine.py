@@ -349,6 +349,24 @@ def test_an_engine_that_fails_twice_leaves_nobody_waiting(lm, monkeypatch):
     engine.close()
 
 
+def test_answers_go_on_between_two_jobs(lm):
+    order = []
+    with Engine(lm) as engine:
+        request = engine.submit(lm.encode(TEXTS[0]), max_new_tokens=30, ignore_eos=True)
+        steps = iter(request)
+        next(steps)
+
+        def work(number):
+            order.append((number, engine.stats().steps))
+
+        jobs = [engine.run(lambda number=number: work(number)) for number in range(4)]
+        for job in jobs:
+            job.result()
+        list(steps)
+    assert [number for number, _ in order] == [0, 1, 2, 3]
+    assert len({steps for _, steps in order}) == 4
+
+
 def test_async(lm):
     """Steps come to an event loop, which goes on meanwhile; work runs between two steps."""
     wanted = lm.generate(TEXTS[1], max_new_tokens=8, reuse_cache=False)

@@ -379,11 +379,12 @@ class Engine:
             for request in self._arrived:
                 heapq.heappush(self._waiting, request)
             self._arrived.clear()
-            jobs = list(self._jobs)
-            self._jobs.clear()
-            if self._abandon or (self._closing and not (self._busy or self._waiting or jobs)):
+            left = self._busy or self._waiting or self._jobs
+            if self._abandon or (self._closing and not left):
                 return False
-        for job in jobs:
+            # One at a time, so that running answers wait for one only.
+            job = self._jobs.popleft() if self._jobs else None
+        if job is not None:
             job()
         return True
 
