@@ -215,6 +215,27 @@ def test_bodies_have_a_limit(serve: Callable[..., Any]) -> None:
             assert b" 413 " in line.recv(1000)
 
 
+def test_clients_that_stop_within_a_body(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    """They are not waited for, and nothing of it is a fault."""
+    from ortlm.server.app import ServerOptions
+
+    with serve(options=ServerOptions(body_seconds=0.2)) as live:
+        host, port = live.url.removeprefix("http://").split(":")
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
+        with socket.create_connection((host, int(port))) as line:
+            line.sendall(head)
+            assert b" 408 " in line.recv(1000)
+        with caplog.at_level("INFO"):
+            with socket.create_connection((host, int(port))) as line:
+                line.sendall(head)
+            while "/v1/completions" not in caplog.text:
+                time.sleep(0.01)
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+        # An answer may take longer than a piece of a body.
+        body = {"prompt": "x", "max_tokens": 300, "ignore_eos": True}
+        assert call(f"{live.url}/v1/completions", body)[0] == 200
+
+
 def test_keys(serve: Callable[..., Any]) -> None:
     from ortlm.server.app import ServerOptions
 

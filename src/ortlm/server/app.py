@@ -6,12 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from ortlm._version import __version__
 from ortlm.server import chat, completions, messages, responses, texts
@@ -42,12 +44,13 @@ class ServerOptions:
     """How a server treats requests.
 
     ``keys``: of which each must have one, if there are any. ``origins``: pages of these may call it ("*": all).
-    ``body_bytes``: no body is larger.
+    ``body_bytes``: no body is larger; ``body_seconds``: no client waits longer with the next piece of it.
     """
 
     keys: Sequence[str] = ()
     origins: Sequence[str] = ()
     body_bytes: int = 32 << 20
+    body_seconds: float = 60.0
 
 
 class Server:
@@ -74,6 +77,7 @@ class Server:
             paths=paths,
             origins=options.origins,
             body_bytes=options.body_bytes,
+            body_seconds=options.body_seconds,
         )
 
     def _add_routes(self) -> None:
@@ -114,6 +118,9 @@ class Server:
                     raise as_api_error(error, retry_after=served.retry_after()) from error
             except ApiError as error:
                 return JSONResponse(shape(error), status_code=error.status, headers=error.headers)
+            except ClientDisconnect:
+                # In the middle of its body: nobody is left to answer.
+                return Response(status_code=499)
 
         schema = {
             "application/json": {
@@ -199,7 +206,7 @@ class Server:
         """Answer as OpenAI's newer API does."""
         made = await asyncio.to_thread(responses.submit, served, adapter, body)
         if body.stream:
-            return _streamed(responses.events(made), made.chat.requests, last=responses.failed)
+            return _streamed(responses.events(made), made.chat.requests, last=partial(responses.failed, made))
         return await _whole(request, responses.answer(made), made.chat.requests)
 
     async def embed(

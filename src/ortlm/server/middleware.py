@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import hashlib
 import hmac
@@ -59,8 +60,9 @@ class Guard:
         paths: Collection[str],
         origins: Sequence[str] = (),
         body_bytes: int,
+        body_seconds: float = 60.0,
     ) -> None:
-        self._app, self._keys, self._metrics = app, keys, metrics
+        self._app, self._keys, self._metrics, self._seconds = app, keys, metrics, body_seconds
         self._paths, self._origins, self._most = frozenset(paths), frozenset(origins), body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,11 +136,20 @@ class Guard:
         )
 
     def _limited(self, receive: Receive) -> Receive:
-        taken = 0
+        taken, whole = 0, False
 
         async def limited() -> MutableMapping[str, Any]:
-            nonlocal taken
-            message = await receive()
+            nonlocal taken, whole
+            if whole:
+                # Whoever asks for more waits for the client to leave.
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self._seconds)
+            except asyncio.TimeoutError as error:
+                raise ApiError(
+                    408, f"nothing more of the body came for {self._seconds:g} seconds.", code="body_too_slow"
+                ) from error
+            whole = not message.get("more_body", False)
             taken += len(message.get("body", b""))
             if taken > self._most:
                 raise self._too_large()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ortlm.server import chat
 from ortlm.server.answer import Delta
 from ortlm.server.chat import Chat
-from ortlm.server.errors import ApiError, as_api_error, refused
+from ortlm.server.errors import ApiError, refused
 from ortlm.server.served import ServedModel
 from ortlm.server.stream import data, merged
 from ortlm.server.tools import Call
@@ -84,6 +84,12 @@ class Response:
     body: ResponsesBody
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
+    events: int = 0
+
+    def event(self, kind: str, **fields: Any) -> bytes:
+        """Return the next event of the stream."""
+        self.events += 1
+        return data({"type": kind, "sequence_number": self.events - 1, **fields}, kind)
 
     def object(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the object ``response`` with its ``output`` so far."""
@@ -191,13 +197,7 @@ async def answer(made: Response) -> dict[str, Any]:
 
 async def events(made: Response) -> AsyncIterator[bytes]:
     """Yield the answer as typed server-sent events."""
-    number = -1
-
-    def event(kind: str, **fields: Any) -> bytes:
-        nonlocal number
-        number += 1
-        return data({"type": kind, "sequence_number": number, **fields}, kind)
-
+    event = made.event
     output: list[dict[str, Any]] = []
     yield event("response.created", response=made.object("in_progress", []))
     yield event("response.in_progress", response=made.object("in_progress", []))
@@ -247,12 +247,9 @@ async def events(made: Response) -> AsyncIterator[bytes]:
     yield event(f"response.{made.status}", response=made.object(made.status, output))
 
 
-def failed(error: ApiError) -> bytes:
-    """Return ``error`` as the last event of a stream."""
-    found = as_api_error(error)
-    return data(
-        {"type": "error", "code": found.code, "message": found.message, "param": found.param}, "error"
-    )
+def failed(made: Response, error: ApiError) -> bytes:
+    """Return ``error`` as the last event of the stream of ``made``."""
+    return made.event("error", code=error.code, message=error.message, param=error.param)
 
 
 def _whole(event: Any, index: int, item: dict[str, Any]) -> list[bytes]:
