@@ -134,6 +134,7 @@ FAMILIES = [
     ("phi3-longrope", BuildOptions()),
     ("phi3-window", BuildOptions()),
     ("lfm2", BuildOptions()),
+    ("qwen3.5", BuildOptions()),
 ]
 
 

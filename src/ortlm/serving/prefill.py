@@ -52,7 +52,7 @@ class Prefill:
     def resume_from(self, prefix: Prefix, count: int) -> None:
         """Take the first ``count`` tokens, at least one fewer than all, from ``prefix``; see ``usable``."""
         states, tokens = prefix.states, prefix.tokens
-        if all(state.window is None for state in self.loop.states):
+        if all(state.window is None and not state.fixed for state in self.loop.states):
             # No more is copied than is used.
             states, tokens = [state[:, :, :count] for state in states], tokens[:count]
         self.loop.adopt([list(tokens)], states)

@@ -129,6 +129,49 @@ def test_rewinding_feeds_only_what_follows_a_checkpoint(lm):
     assert loop.recomputed == 1
 
 
+def test_a_row_leaves_others_that_were_rewound_to_where_no_state_is_kept(lm):
+    lm, after = lm
+    ids = oracle.random_tokens(10)
+    loop = loop_of(lm)
+    loop.start(2)
+    loop.append([ids, ids[3:]])
+    for token in (1, 2, 3):
+        loop.step([token, token])
+    loop.trim([7, 10])
+    loop.leave(1)
+    got = loop.append([[5]])
+    assert loop.history == [[*ids[:7], 5]]
+    assert oracle.relative_error(got[0], after((*ids[:7], 5))) < 1e-4
+
+
+def test_a_row_without_new_tokens_is_computed_again_for_another_adapter(lm):
+    lm, _ = lm
+    loop = loop_of(lm)
+    loop.start(2)
+    loop.append([[1, 2, 3], [4, 5]])
+    fed = []
+    forward = loop._forward
+    loop._forward = lambda rows, **given: (fed.append([len(row) for row in rows]), forward(rows, **given))[1]
+    loop.append([[], []])
+    assert not fed
+    loop.use({})
+    loop.append([[], []])
+    assert fed
+
+
+def test_a_row_without_new_tokens_does_not_make_the_text_too_long(lm):
+    lm, after = lm
+    loop = loop_of(lm)
+    loop._switch = 9
+    loop.start(2)
+    loop.append([oracle.random_tokens(9), [4, 5]])
+    got = loop.append([[], [6]])
+    assert not loop._long
+    assert loop.history == [oracle.random_tokens(9), [4, 5, 6]]
+    for logits, text in zip(got, loop.history, strict=True):
+        assert oracle.relative_error(logits, after(tuple(text))) < 1e-4
+
+
 def test_steps_feed_no_token_twice(lm):
     lm, _ = lm
     loop = loop_of(lm)

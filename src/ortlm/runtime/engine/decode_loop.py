@@ -144,8 +144,8 @@ class Loop:
         else:
             for name, tensor in inputs.items():
                 self._own.binding.input(name, tensor)
-        # The next run looks for what it is to be bound to.
-        self._steady = 0
+        # The next run looks for what it is to be bound to, and logits of before are another model's.
+        self._steady, self._last = 0, None
 
     def hold(self, ids: Sequence[int]) -> None:
         """Keep the images that ``ids``, which are to be fed, hold from being forgotten."""
@@ -210,8 +210,12 @@ class Loop:
         return found
 
     def _can_idle(self, idle: Sequence[int]) -> bool:
-        """Whether the logits of the rows ``idle`` are at hand, and there is room for a token more in each."""
-        return self._last is not None and all(len(self.history[i]) < self._context for i in idle)
+        """Whether the logits of the rows ``idle`` are at hand, and there is room for a token more in each.
+
+        That token must not be what makes the text so long that positions are encoded in another way.
+        """
+        most = self._context if self._switch is None or self._long else min(self._context, self._switch)
+        return self._last is not None and all(len(self.history[i]) < most for i in idle)
 
     def _append_around(self, rows: Sequence[Sequence[int]], idle: Sequence[int]) -> Logits:
         """Do as ``_append`` for one position where the rows ``idle`` get no token: those keep their logits.
@@ -281,7 +285,8 @@ class Loop:
         fed = [old[-1] if token < 0 else token for old, token in zip(self.history, new, strict=True)]
         captured = self._captured_step(total)
         if captured is not None:
-            self._check_stopped()
+            with self._stopping:
+                self._check_stopped()
             self._steady = 0
             self._unread = captured.run(fed, ends)
             self._stepped(new, ends)
@@ -485,8 +490,9 @@ class Loop:
             self.history[row] = last
         if self.history:
             self.cache.leave(row)
-            # As long as the longest row that is left.
-            self.cache.trim([len(row) for row in self.history])
+            # As long as the longest row that is left, if the cache can rewind as far as the history did.
+            with contextlib.suppress(CannotRewind):
+                self.cache.trim([len(row) for row in self.history])
 
     def adopt(self, history: Sequence[Sequence[int]], states: Sequence[Array]) -> None:
         """Resume from ``history`` and the ``states`` that ``filled`` returned for it."""

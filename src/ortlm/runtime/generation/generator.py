@@ -488,6 +488,9 @@ class Generator:
     def _select(self, rows: NDArray[np.int64]) -> None:
         if np.array_equal(rows, np.arange(self.rows)):
             return
+        if self._unread:
+            # They lie in memory that goes with the states, which others may get when rows move.
+            self._current()
         self.loop.trim(self._fed.tolist())
         self.loop.select(rows)
         self._rows.select(rows)
@@ -496,8 +499,6 @@ class Generator:
         guides = self._decoding.guides
         self._decoding = replace(self._decoding, guides=tuple(guides[row] for row in rows))
         self._verification.forget()
-        if self._unread:
-            self._current()
         if self._logits is not None:
             self._logits = self._logits[rows]
 
