@@ -96,6 +96,25 @@ def test_a_mark_counts_even_if_text_comes_with_it(tokenizer: Tokenizer) -> None:
     assert (delta.reasoning, parts.push(Step("yes", 5, "stop")).content) == ("\ufffd", "yes")
 
 
+@pytest.mark.parametrize(
+    ("pieces", "begun", "count"),
+    [
+        (["<th", "ink>", "a", "b", "</think>", "c"], False, 5),
+        (["a", "</think>", "c"], True, 2),
+        (["<think>a</think>c"], False, 1),
+        (["c", "d"], False, 0),
+        ([" ", "<thing>"], False, 0),
+    ],
+)
+def test_tokens_of_reasoning_are_counted(
+    tokenizer: Tokenizer, pieces: list[str], begun: bool, count: int
+) -> None:
+    parts = AnswerParts(tokenizer, tools=None, thinks=True, begun=begun)
+    for piece in pieces:
+        parts.push(Step(piece, 5))
+    assert parts.reasoning_tokens == count
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")

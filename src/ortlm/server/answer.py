@@ -54,6 +54,8 @@ class AnswerParts:
         self._tail = ""
         self._is_call = False
         self.calls: list[Call] = []
+        # With the marks around it.
+        self.reasoning_tokens = self._unknown_tokens = 0
 
     def push(self, step: Step) -> Delta:
         """Return what ``step`` adds; with its finish reason everything that was held back."""
@@ -61,7 +63,14 @@ class AnswerParts:
         # The mark itself is no text; what the step has is the end of something before it.
         text += self._marks.get(step.token_id, "") if step.token_id is not None else ""
         delta = Delta()
+        before = self._state
         self._reason(text, delta)
+        if step.token_id is not None and before != "content":
+            self._unknown_tokens += 1
+            if self._state != "unknown":
+                reasons = before == "reasoning" or self._state == "reasoning" or bool(delta.reasoning)
+                self.reasoning_tokens += self._unknown_tokens if reasons else 0
+                self._unknown_tokens = 0
         if self._tools is not None:
             self._look_for_calls(step, delta)
         if step.finish_reason is not None:

@@ -133,7 +133,7 @@ async def answer(chat: Chat) -> dict[str, Any]:
                 else None,
             }
         )
-    return {**_head(chat, "chat.completion"), "choices": choices, "usage": usage(chat.requests)}
+    return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat)}
 
 
 async def events(chat: Chat) -> AsyncIterator[bytes]:
@@ -170,8 +170,13 @@ async def events(chat: Chat) -> AsyncIterator[bytes]:
             yield chunk(index, {"tool_calls": [{"index": number, **_call(call)}]})
         yield chunk(index, {}, _reason(step, kept))
     if wants_usage:
-        yield data({**head, "choices": [], "usage": usage(chat.requests)})
+        yield data({**head, "choices": [], "usage": _usage(chat)})
     yield DONE
+
+
+def _usage(chat: Chat) -> dict[str, Any]:
+    reasoning = sum(parts.reasoning_tokens for parts in chat.parts)
+    return {**usage(chat.requests), "completion_tokens_details": {"reasoning_tokens": reasoning}}
 
 
 def usage(requests: Sequence[Request], prompts: int = 1) -> dict[str, Any]:

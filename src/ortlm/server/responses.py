@@ -102,7 +102,7 @@ class Response:
                 "input_tokens": prompt,
                 "input_tokens_details": {"cached_tokens": request.cached_tokens},
                 "output_tokens": new,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": self.chat.parts[0].reasoning_tokens},
                 "total_tokens": prompt + new,
             }
         return {
