@@ -49,6 +49,8 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "embeddings-tied": ("qwen2-tied", {"target_modules": ["embed_tokens"]}),
     "embeddings-and-head": ("qwen2-tied", {"target_modules": ["embed_tokens", "lm_head"]}),
     "biases": ("qwen2", {"target_modules": ["q_proj", "k_proj"], "bias": "lora_only"}),
+    # Of one of these matrices only some rows are multiplied as a matrix of attention is.
+    "rows-apart": ("granite4-h", {"target_modules": ["in_proj", "input_linear", "q_proj"]}),
     "lora-bias": ("qwen2", {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
 }
 
@@ -131,7 +133,7 @@ def test_dora_after_another(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_switched_says_how_it_can_be_had(tmp_path: Path) -> None:
-    for name in ("dora", "saved", "embeddings", "biases"):
+    for name in ("dora", "saved", "embeddings", "biases", "rows-apart"):
         family, config = ADAPTERS[name]
         model = families.save(family, tmp_path / name / "base")
         adapted(model, tmp_path / name / "adapter", **config)

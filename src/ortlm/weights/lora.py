@@ -240,9 +240,15 @@ def _places(architecture: Architecture) -> _Places:
     """Return the weights that an adapter may change, by the tensor of the checkpoint that they lie in."""
     spec = architecture.decoder
     parameters_of: dict[str, list[Parameter]] = {}
+    # A tensor of which only some rows are such a matrix cannot be changed as a whole.
+    others: set[str] = set()
     for parameter in parameters(spec):
+        tensor = architecture.sources[parameter.name].tensor
         if parameter.role in _ROLES:
-            parameters_of.setdefault(architecture.sources[parameter.name].tensor, []).append(parameter)
+            parameters_of.setdefault(tensor, []).append(parameter)
+        else:
+            others.add(tensor)
+    parameters_of = {tensor: held for tensor, held in parameters_of.items() if tensor not in others}
     if spec.tied_head:
         parameters_of[architecture.head_copy] = [
             Parameter("head", "weight", (spec.vocab, spec.hidden), "head")
