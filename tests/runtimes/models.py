@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 import ortlm
 from ortlm.builder.options import BuildOptions
+from ortlm.graph.delta_net import LINEAR_ATTENTION
 from ortlm.target import TARGETS
 from tests.architectures import families
 from tests.runtimes.environments import ROOT, Case
@@ -21,6 +22,8 @@ from tests.vision import gemma3 as gemma3_vision
 
 SHIPPED = ROOT / "models" / "tiny-phi3"
 TEXT = "def read_lines(path):\n    with open(path) as file:\n        return file."
+# Families whose graphs hold the operator LinearAttention.
+RECURRENT = {"qwen3.5", "granite4-h"}
 # Longrope switches its table after 64 tokens in these families, and only ortlm computes the past again then.
 STEPS, MOST = 32, 60
 
@@ -93,12 +96,15 @@ def _variations() -> Iterable[Model]:
 def _families() -> Iterable[Model]:
     for name in families.FAMILIES:
         if not name.endswith("-old"):
-            yield Model(f"{name} fp32", name, "fp32", exact=True)
+            needs = LINEAR_ATTENTION if name in RECURRENT else (1, 24)
+            yield Model(f"{name} fp32", name, "fp32", needs=needs, exact=True)
             options = _fast("int4", accuracy_level=1)
-            yield Model(f"{name} int4, accuracy_level=1", name, "int4", options=options, exact=True)
+            yield Model(
+                f"{name} int4, accuracy_level=1", name, "int4", options=options, needs=needs, exact=True
+            )
             if name not in families.MIXTURES:
                 # With activations in 8 bits, near ties choose other experts from one kernel to the next.
-                yield Model(f"{name} int4", name, "int4", options=_fast("int4"))
+                yield Model(f"{name} int4", name, "int4", options=_fast("int4"), needs=needs)
 
 
 def _vision() -> Iterable[Model]:

@@ -106,4 +106,7 @@ def test_runtime(runtime: Runtime, model: Model, answers: Any) -> None:
 
 
 def test_something_was_compared(answers: Any) -> None:
-    assert all(len(set(answer["ortlm"]["tokens"])) > 2 for answer in answers(NEWEST).values())
+    """Random weights of a few families say one token over and over; their logits are compared all the same."""
+    dull = [name for name, answer in answers(NEWEST).items() if len(set(answer["ortlm"]["tokens"])) <= 2]
+    assert len(dull) <= len(NAMES) // 20, dull
+    assert not {model.name for model in SHOWN if model.source == "shipped"}.intersection(dull)

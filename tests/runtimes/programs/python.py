@@ -30,7 +30,8 @@ def plain(folder, case):
     given = {value.name: value for value in session.get_inputs()}
     outputs = [value.name for value in session.get_outputs()]
     feed = {
-        name: np.zeros((1, value.shape[1], 0, value.shape[3]), KINDS[value.type])
+        # What grows begins with nothing; states of one size begin with zeros.
+        name: np.zeros((1, *(n if isinstance(n, int) else 0 for n in value.shape[1:])), KINDS[value.type])
         for name, value in given.items()
         if name.startswith("past")
     }
