@@ -186,6 +186,18 @@ def test_the_build_says_what_it_leaves_out(name: str, tmp_path: Path) -> None:
     assert any("text decoder" in note for note in architectures.describe(config).notes)
 
 
+def test_a_stop_token_of_the_text_part_alone(tmp_path: Path) -> None:
+    save("mistral3", tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("eos_token_id", None)
+    config["text_config"]["eos_token_id"] = [77, 78]
+    path.write_text(json.dumps(config))
+    built = ortlm.build(tmp_path, tmp_path / "out", precision="int4")
+    assert {77, 78} <= set(built.manifest.stop_token_ids)
+
+
 def test_keys_of_qwen2_5_vl_next_to_the_others() -> None:
     nested = json.loads(qwen2_5_vl().to_json_string())
     inner = dict(nested["text_config"])

@@ -131,8 +131,14 @@ def stop_tokens(checkpoint: Checkpoint, vocab: int, tokenizer: TokenizerFiles) -
     Raises BadCheckpoint if there is none, or one that is not a token of the ``vocab``.
     """
     tokens: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        holder = checkpoint.config if name == "config.json" else checkpoint.json(name)
+    # A model of several parts may say it of its text part alone.
+    inner = checkpoint.config.get("text_config")
+    holders: list[tuple[str, Mapping[str, Any]]] = [
+        ("generation_config.json", checkpoint.json("generation_config.json")),
+        ("config.json", checkpoint.config),
+        ("config.json", inner if isinstance(inner, Mapping) else {}),
+    ]
+    for name, holder in holders:
         ids = holder.get("eos_token_id")
         for token in ids if isinstance(ids, list) else [ids]:
             if token is None or token == -1:
