@@ -438,6 +438,8 @@ class PhimoeRotary(torch.nn.Module):
 
 # Rows that are mixtures of experts.
 MIXTURES = tuple(name for name in FAMILIES if "moe" in name or name.startswith(("mixtral", "gpt-oss")))
+# Families with layers whose states have one size.
+RECURRENT = ("lfm2", "qwen3.5", "granite4-h")
 # Rows that onnxruntime-genai cannot run, and why.
 NOT_OFFICIAL: dict[str, str] = {}
 

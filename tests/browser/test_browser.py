@@ -55,8 +55,8 @@ ASKED = [
 SEVERAL = [place for place in PLACES if wanted(place) and (WANTED != "quick" or place.driver == "node")]
 
 
-# Gemma 2 caps scores, which WebGPU's attention ignores, and mixtures of experts are refused.
-REFUSED = {"gemma2", *families.MIXTURES}
+# Gemma 2 caps scores, which WebGPU's attention ignores; mixtures of experts and states of one size are refused.
+REFUSED = {"gemma2", *families.MIXTURES, *families.RECURRENT}
 FAMILIES = [name for name in families.FAMILIES if not name.endswith("-old") and name not in REFUSED]
 
 

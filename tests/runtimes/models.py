@@ -22,8 +22,6 @@ from tests.vision import gemma3 as gemma3_vision
 
 SHIPPED = ROOT / "models" / "tiny-phi3"
 TEXT = "def read_lines(path):\n    with open(path) as file:\n        return file."
-# Families whose graphs hold the operator LinearAttention.
-RECURRENT = {"qwen3.5", "granite4-h"}
 # Longrope switches its table after 64 tokens in these families, and only ortlm computes the past again then.
 STEPS, MOST = 32, 60
 
@@ -96,7 +94,8 @@ def _variations() -> Iterable[Model]:
 def _families() -> Iterable[Model]:
     for name in families.FAMILIES:
         if not name.endswith("-old"):
-            needs = LINEAR_ATTENTION if name in RECURRENT else (1, 24)
+            # LFM2 has convolutions alone.
+            needs = LINEAR_ATTENTION if name in families.RECURRENT and name != "lfm2" else (1, 24)
             yield Model(f"{name} fp32", name, "fp32", needs=needs, exact=True)
             options = _fast("int4", accuracy_level=1)
             yield Model(
