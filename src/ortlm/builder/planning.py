@@ -254,7 +254,7 @@ def _load(request: BuildRequest, choices: _Choices) -> _Model:
     )
     architecture = stored_architecture(checkpoint)
     if choices.dtype is not None:
-        architecture = transformers_js.for_browsers(architecture)
+        architecture = transformers_js.for_browsers(architecture, checkpoint.config)
     tokenizer = tried_tokenizer(checkpoint.folder, checkpoint.config, architecture.decoder.vocab)
     adapters = {name: open_adapter(path, checkpoint, architecture) for name, path in request.adapters.items()}
     architecture, merged = merge(request.merged, checkpoint, architecture)

@@ -30,6 +30,35 @@ CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE = (
     "generation_config.json",
     "tokenizer_config.json",
 )
+# The types of models of text in its list that were run with it.
+TYPES = frozenset(
+    {
+        "apertus",
+        "arcee",
+        "cohere",
+        "cohere2",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "glm",
+        "granite",
+        "helium",
+        "hunyuan_v1_dense",
+        "llama",
+        "ministral",
+        "ministral3",
+        "mistral",
+        "olmo2",
+        "olmo3",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+    }
+)
 # transformers.js reads a file of weights into one array, and browsers bound those: Chromium at 0x7fe00000 bytes.
 MOST_FILE_BYTES = 2_000_000_000
 _MOST_FILES = 100
@@ -145,10 +174,10 @@ def choices(request: BuildRequest) -> tuple[str, Target, BuildOptions]:
     return dtype.precision, target, replace(options, filename=f"{FOLDER}/model{dtype.suffix}.onnx")
 
 
-def for_browsers(architecture: Architecture) -> Architecture:
-    """Return ``architecture`` as transformers.js can run it.
+def for_browsers(architecture: Architecture, config: Mapping[str, Any]) -> Architecture:
+    """Return ``architecture``, of a checkpoint with ``config``, as transformers.js can run it.
 
-    Raises UnsupportedModel for models with images.
+    Raises UnsupportedModel for models that it does not know, and for those with images.
     """
     if architecture.vision is not None:
         raise UnsupportedModel(
@@ -160,6 +189,12 @@ def for_browsers(architecture: Architecture) -> Architecture:
         raise UnsupportedModel(
             f"--layout {LAYOUT} is for models of attention alone: this one has layers with states of one size, "
             "for which transformers.js has other graphs. Leave --layout out, and run the folder with ortlm."
+        )
+    kind = config.get("model_type")
+    if kind not in TYPES:
+        raise UnsupportedModel(
+            f"--layout {LAYOUT}: transformers.js 4.3.1 has no text model of the type {kind!r}. "
+            "Leave --layout out, and run the folder with ortlm."
         )
     switches = [
         mixer.rope.switch_tokens
