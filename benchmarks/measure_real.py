@@ -69,7 +69,8 @@ they part, "behind" says by how much llama.cpp's token is below the most likely 
 ANSWERS = """\
 ## Answers
 
-Of the int4 builds, greedy, at most 60 tokens.
+Of the int4 builds, greedy, at most 60 tokens. A model without a chat template is a base model, which continues the
+question as text.
 """
 
 
@@ -145,8 +146,9 @@ def answers(path: Path, folder: Path) -> list[str]:
         "60",
         "--temperature",
         "0",
-        "--chat",
     ]
+    if "chat_template" in (folder / "tokenizer_config.json").read_text(encoding="utf-8"):
+        command.append("--chat")
     return [
         subprocess.run([*command, question], check=True, capture_output=True, text=True).stdout.strip()
         for question in QUESTIONS
