@@ -7,7 +7,7 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -89,7 +89,6 @@ def serve(
         metrics = Metrics()
         models = load_models(named(words), options, metrics, **machine)
         server = Server(models, options.server, metrics)
-        _log_to_stderr()
         config = uvicorn.Config(
             server.app,
             log_config=None,
@@ -114,7 +113,7 @@ def serve(
             host, port = taken.getsockname()[:2]
             ready(f"http://{f'[{host}]' if ':' in host else host}:{port}", models.names)
         try:
-            with contextlib.suppress(KeyboardInterrupt):
+            with contextlib.suppress(KeyboardInterrupt), _log_to_stderr():
                 web.run(sockets=[taken])
         finally:
             models.close()
@@ -136,13 +135,20 @@ def _listen(host: str, port: int) -> socket.socket:
     return taken
 
 
-def _log_to_stderr() -> None:
-    """Write a line of JSON for each request."""
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Write a line of JSON for each request, as long as the server runs."""
+    usual = request_log.handlers[:], request_log.level, request_log.propagate
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     request_log.handlers[:] = [handler]
     request_log.setLevel(logging.INFO)
     request_log.propagate = False
+    try:
+        yield
+    finally:
+        request_log.handlers[:], level, request_log.propagate = usual
+        request_log.setLevel(level)
 
 
 def _never(_: Any) -> bool:
