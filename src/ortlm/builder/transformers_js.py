@@ -19,7 +19,7 @@ from ortlm.builder.tokenizer_files import TokenizerFiles
 from ortlm.checkpoint.reader import Checkpoint
 from ortlm.errors import BadCheckpoint, BadOption, UnsupportedModel, nearest
 from ortlm.graph.weight_plan import Plan
-from ortlm.spec import Architecture, Attention, Decoder, mixer_states
+from ortlm.spec import Architecture, Attention, Decoder, Experts, mixer_states
 from ortlm.target import BROWSER, PRECISIONS, Target
 from ortlm.weights.writer import Layout
 
@@ -191,7 +191,8 @@ def for_browsers(architecture: Architecture, config: Mapping[str, Any]) -> Archi
             "for which transformers.js has other graphs. Leave --layout out, and run the folder with ortlm."
         )
     kind = config.get("model_type")
-    if kind not in TYPES:
+    # Mixtures of experts are refused for what computes them, whatever their type.
+    if kind not in TYPES and not any(isinstance(layer.ffn, Experts) for layer in spec.layers):
         raise UnsupportedModel(
             f"--layout {LAYOUT}: transformers.js 4.3.1 has no text model of the type {kind!r}. "
             "Leave --layout out, and run the folder with ortlm."
