@@ -140,7 +140,7 @@ FAMILIES = [
 
 @pytest.mark.parametrize(("name", "options"), FAMILIES, ids=[name for name, _ in FAMILIES])
 def test_every_kind_of_state(build, name, options):
-    """Windows that evict, positions that are encoded anew beyond a length, ragged rows."""
+    """Windows that evict, positions that are encoded again beyond a length, ragged rows."""
     lm = build(name, options=options)
     random = np.random.default_rng(0)
     shared = random.integers(6, lm.vocab_size, 20).tolist()

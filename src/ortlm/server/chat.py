@@ -69,22 +69,18 @@ def submit(served: ServedModel, adapter: str | None, body: ChatBody) -> Chat:
     template = served.lm.chat_template
     source = "" if template is None else "".join(template.templates.values())
     thinks = guidance is None and "<think>" in source
-    requests: list[Request] = []
-    try:
-        for index in range(body.n or 1):
-            settings = settings_of(
-                body,
-                max_tokens=most,
-                adapter=adapter,
-                guidance=guidance,
-                logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-                index=index,
-            )
-            requests.append(served.engine.submit(ids, settings, priority=body.priority or 0))
-    except BaseException:
-        for request in requests:
-            request.cancel()
-        raise
+    asked_for = (
+        settings_of(
+            body,
+            max_tokens=most,
+            adapter=adapter,
+            guidance=guidance,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            index=index,
+        )
+        for index in range(body.n or 1)
+    )
+    requests = served.submit_all(((ids, settings) for settings in asked_for), priority=body.priority or 0)
     parts = [
         AnswerParts(
             served.lm.tokenizer,

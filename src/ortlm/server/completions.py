@@ -50,24 +50,23 @@ def submit(served: ServedModel, adapter: str | None, body: CompletionBody) -> Co
         check_room(served, ids, body.max_tokens, "max_tokens", "prompt")
     check_count(served, len(prompts) * each, "n" if each > 1 else "prompt")
     guidance = guidance_of(body.response_format, body)
-    requests: list[Request] = []
-    try:
-        for _, ids in prompts:
-            for index in range(each):
-                settings = settings_of(
-                    body,
-                    max_tokens=body.max_tokens,
-                    adapter=adapter,
-                    guidance=guidance,
-                    logprobs=body.logprobs,
-                    prompt_logprobs=body.logprobs if body.echo else None,
-                    index=index,
-                )
-                requests.append(served.engine.submit(ids, settings, priority=body.priority or 0))
-    except BaseException:
-        for request in requests:
-            request.cancel()
-        raise
+    asked_for = (
+        (
+            ids,
+            settings_of(
+                body,
+                max_tokens=body.max_tokens,
+                adapter=adapter,
+                guidance=guidance,
+                logprobs=body.logprobs,
+                prompt_logprobs=body.logprobs if body.echo else None,
+                index=index,
+            ),
+        )
+        for _, ids in prompts
+        for index in range(each)
+    )
+    requests = served.submit_all(asked_for, priority=body.priority or 0)
     label = served.name if adapter is None else f"{served.name}:{adapter}"
     return Completion(served, body, [text for text, _ in prompts], requests, label)
 

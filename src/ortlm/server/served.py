@@ -9,10 +9,12 @@ from functools import cached_property
 
 from ortlm.errors import BadOption, nearest
 from ortlm.runtime.language_model import LanguageModel
+from ortlm.runtime.sampling.settings import Settings
 from ortlm.server.errors import ApiError
 from ortlm.server.tokens import TokenTexts
 from ortlm.server.tools import ToolFormat, tool_format
 from ortlm.serving.engine import Engine
+from ortlm.serving.request import Request
 
 
 @dataclass
@@ -40,6 +42,18 @@ class ServedModel:
     def names(self) -> list[str]:
         """What requests may call it: its name, and with each of its adapters."""
         return [self.name, *(f"{self.name}:{adapter}" for adapter in self.lm.adapters)]
+
+    def submit_all(self, asked: Iterable[tuple[Sequence[int], Settings]], *, priority: int) -> list[Request]:
+        """Submit prompts with their settings; if one of them is refused, none is computed."""
+        requests: list[Request] = []
+        try:
+            for ids, settings in asked:
+                requests.append(self.engine.submit(ids, settings, priority=priority))
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            raise
+        return requests
 
     def retry_after(self) -> int:
         """Return after how many seconds a place in the queue may be free."""
