@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     _check_cache(args.cache, settings)
     if args.batch is not None:
-        from ortlm.cli.batch import run_batch
+        from ortlm.cli.generate_batch import run_batch
 
         return run_batch(args, settings)
     text = read_prompt(args)

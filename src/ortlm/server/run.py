@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,7 +20,7 @@ from ortlm.runtime.multimodal.addresses import Allow, public_address
 from ortlm.server.app import Server, ServerOptions
 from ortlm.server.metrics import Metrics
 from ortlm.server.middleware import log as request_log
-from ortlm.server.served import Models, ServedModel
+from ortlm.server.served import Models, ServedModel, named
 from ortlm.serving.engine import Engine, EngineOptions
 
 
@@ -39,19 +38,6 @@ class ServeOptions:
     remote_images: bool = False
     engine: EngineOptions = field(default_factory=EngineOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
-
-
-def named(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the names and folders that ``words`` say: FOLDER, or NAME=FOLDER."""
-    found = []
-    for word in words:
-        name, equals, folder = word.partition("=")
-        if not equals or Path(word).exists():
-            name, folder = Path(word).resolve().name, word
-        if not name or not folder:
-            raise BadOption(f"a model is given as FOLDER or NAME=FOLDER; found {word!r}.")
-        found.append((name, folder))
-    return found
 
 
 def load_models(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from ortlm.errors import BadOption, nearest
 from ortlm.runtime.language_model import LanguageModel
@@ -97,3 +98,16 @@ class Models:
             model.engine.stop_taking()
         for model in self.all:
             model.engine.close(drain_seconds=max(0.0, until - time.monotonic()))
+
+
+def named(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the names and folders that ``words`` say: FOLDER, or NAME=FOLDER."""
+    found = []
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not equals or Path(word).exists():
+            name, folder = Path(word).resolve().name, word
+        if not name or not folder:
+            raise BadOption(f"a model is given as FOLDER or NAME=FOLDER; found {word!r}.")
+        found.append((name, folder))
+    return found

@@ -207,6 +207,11 @@ def parse(kind: type[_T], data: bytes) -> _T:
         value = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is no valid JSON: {error}.", code="invalid_json") from error
+    return validated(kind, value)
+
+
+def validated(kind: type[_T], value: Any) -> _T:
+    """Return ``value``, a body that has been parsed, as ``kind``; see ``parse``."""
     try:
         body = kind.model_validate(value)
     except ValidationError as error:
