@@ -50,6 +50,7 @@ class AnswerParts:
         }
         self._thinks = thinks
         self._state = "reasoning" if begun else "unknown" if thinks else "content"
+        self._reasoned = False
         self._held = ""
         self._tail = ""
         self._is_call = False
@@ -88,27 +89,42 @@ class AnswerParts:
             else:
                 return
         if self._state == "reasoning":
+            # Line breaks next to the marks belong to neither part.
+            if not self._reasoned:
+                self._held = self._held.lstrip("\n")
             before, mark, after = self._held.partition(_CLOSE)
             if mark:
-                delta.reasoning += before.rstrip("\n") if not delta.reasoning else before
-                self._held, self._state = after.lstrip("\n"), "content"
+                delta.reasoning += before.rstrip("\n")
+                self._held, self._state = after, "closed"
             else:
                 keep = next((n for n in range(len(_CLOSE) - 1, 0, -1) if before.endswith(_CLOSE[:n])), 0)
-                delta.reasoning += before[: len(before) - keep]
-                self._held = before[len(before) - keep :]
+                found = before[: len(before) - keep].rstrip("\n")
+                delta.reasoning += found
+                self._reasoned = self._reasoned or bool(found)
+                self._held = before[len(found) :]
                 return
+        if self._state == "closed":
+            self._held = self._held.lstrip("\n")
+            if not self._held:
+                return
+            self._state = "content"
         delta.content, self._held = self._held, ""
 
     def _look_for_calls(self, step: Step, delta: Delta) -> None:
         tools = self._tools
         assert tools is not None
         if tools.special:
-            # The mark is no text, and neither is what else the model writes around its calls.
+            # The mark is no text, and neither is what else the model writes around its calls, such as line breaks.
+            text = self._tail + delta.content
+            delta.content = text.rstrip()
+            self._tail = text[len(delta.content) :]
             if self._is_call:
                 delta.content = ""
                 if step.token_id is not None and step.token_id not in self._stop_ids:
                     self._ids.append(step.token_id)
             self._is_call = self._is_call or step.token_id == self._mark
+            if self._is_call:
+                self._tail = ""
             return
         self._tail, delta.content = self._tail + delta.content, ""
         if self._is_call:
@@ -118,9 +134,10 @@ class AnswerParts:
             # An answer that does not begin as a call is none.
             delta.content, self._tail, self._tools = self._tail, "", None
             return
-        at = len(self._tail) if at is None else at
+        # Line breaks in front of a call are none of the content's.
+        at = len(self._tail[:at].rstrip())
         delta.content, self._tail = self._tail[:at], self._tail[at:]
-        self._is_call = bool(tools.begin) and self._tail.startswith(tools.begin)
+        self._is_call = bool(tools.begin) and self._tail.lstrip().startswith(tools.begin)
 
     def _end(self, delta: Delta) -> None:
         if self._state != "content":

@@ -18,12 +18,13 @@ from ortlm.server.errors import ApiError, refused
 from ortlm.server.served import ServedModel
 from ortlm.server.settings import guidance_of, settings_of
 from ortlm.server.stream import DONE, data, merged
-from ortlm.server.tools import Call, ToolFormat, forced
+from ortlm.server.tools import Call, ToolFormat, calls_text, forced
 from ortlm.server.wire import ChatBody, ToolChoice, first_given
 from ortlm.serving.request import Request
 
 # A template that writes whatever role a message has.
 _WRITES_ROLE = re.compile(r"(\+|~|\{\{-?)\s*message(\.role|\[['\"]role['\"]\])")
+_TOOL_ROLE = re.compile(r"['\"]tool['\"]")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 # What a chat template is given by fields of the request, or not at all.
 _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
@@ -68,7 +69,8 @@ def submit(served: ServedModel, adapter: str | None, body: ChatBody) -> Chat:
     guidance = asked or tools.guidance
     template = served.lm.chat_template
     source = "" if template is None else "".join(template.templates.values())
-    thinks = guidance is None and "<think>" in source
+    # Some templates leave the first mark to the model, and only drop what it has closed.
+    thinks = guidance is None and ("<think>" in source or "</think>" in source)
     asked_for = (
         settings_of(
             body,
@@ -286,7 +288,7 @@ def _prompt(served: ServedModel, body: ChatBody, tools: list[dict[str, Any]] | N
     if template is None:
         raise refused("messages", f"{served.name} has no chat template. Use /v1/completions.")
     variables = dict(body.chat_template_kwargs or {})
-    read = {name for form in template.templates for name in template.facts(form).names}
+    read = {name for form in template.templates for name in template.facts(form).variables}
     for key in variables:
         if key in _OWN_VARIABLES or key not in read:
             said = "is a field of its own" if key in _OWN_VARIABLES else "is not read by the chat template"
@@ -319,6 +321,9 @@ def _prompt(served: ServedModel, body: ChatBody, tools: list[dict[str, Any]] | N
                 if value:
                     raise refused(name, f"{name} does not go with images.")
             return "", served.lm.encode(messages)
+        form = served.tool_format
+        if tools is not None and form is not None and form.in_system:
+            messages, tools = _with_tools(messages, tools), None
         text = template.render(
             messages,
             tools=tools,
@@ -329,6 +334,13 @@ def _prompt(served: ServedModel, body: ChatBody, tools: list[dict[str, Any]] | N
     except BadOption as error:
         raise ApiError(400, str(error), param="messages") from error
     return text, served.lm.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _with_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return ``messages`` with ``tools`` in that of the system, which is where some templates read them."""
+    text = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
+    first = messages[0] if messages[0].get("role") == "system" else {"role": "system", "content": ""}
+    return [{**first, "tools": text}, *messages[first is messages[0] :]]
 
 
 def checked_message(served: ServedModel, number: int, message: dict[str, Any]) -> dict[str, Any]:
@@ -345,7 +357,9 @@ def checked_message(served: ServedModel, number: int, message: dict[str, Any]) -
     named = _WRITES_ROLE.search(source) is not None
     if role not in _ROLES and not (isinstance(role, str) and (named or repr(role) in source)):
         raise refused(f"{where}.role", f"role must be one of {', '.join(_ROLES)}; found {str(role)[:64]!r}.")
-    if ((role == "tool" and not named) or calls) and "tool" not in source:
+    if (role == "tool" and not named and _TOOL_ROLE.search(source) is None) or (
+        calls and not _takes_calls(served)
+    ):
         raise refused(where, f"the chat template of {served.name} takes no calls of tools and no results.")
     if calls is not None:
         if not isinstance(calls, list):
@@ -353,7 +367,27 @@ def checked_message(served: ServedModel, number: int, message: dict[str, Any]) -
         made["tool_calls"] = [_with_values(call, f"{where}.tool_calls") for call in calls]
     if made.get("content") is None and calls:
         made["content"] = ""
+    form = served.tool_format
+    if calls and form is not None and not form.written:
+        made["content"] = _text(made["content"], where) + calls_text(form, made.pop("tool_calls"))
     return made
+
+
+def _takes_calls(served: ServedModel) -> bool:
+    """Return whether the chat template writes calls of tools, or is known to leave them to the content."""
+    template = served.lm.chat_template
+    reads = template is not None and any(
+        "tool_calls" in template.facts(name).names for name in template.templates
+    )
+    return reads or served.tool_format is not None
+
+
+def _text(content: Any, where: str) -> str:
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise refused(f"{where}.content", "the content of a message with tool_calls must be text.")
+    return "".join(map(str, texts))
 
 
 def _with_values(call: Any, where: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ortlm.runtime.structured_output.guidance import Guidance
@@ -21,8 +21,11 @@ class ToolFormat:
     """One form: ``begin``, then JSON, then ``end``.
 
     ``several``: the JSON is a list of calls; otherwise one call, and each further one has a beginning of its own.
-    ``arguments`` is the key of a call's arguments. ``special``: ``begin`` and ``end`` are special tokens.
-    Without ``begin`` an answer that is JSON is a call.
+    ``arguments`` is the key of a call's arguments. ``special``: ``begin`` and ``end`` are special tokens, which
+    are no text; ``begin_id`` and ``end_id`` are the tokens that they are, special or not.
+    Without ``begin`` an answer that is JSON is a call. ``id_length``: the template takes ids of this length only.
+    ``in_system``: it takes tools as JSON in the field ``tools`` of the system message. ``written``: it writes the
+    calls of earlier answers itself.
     """
 
     begin: str
@@ -30,6 +33,11 @@ class ToolFormat:
     several: bool = False
     arguments: str = "arguments"
     special: bool = False
+    begin_id: int | None = None
+    end_id: int | None = None
+    id_length: int | None = None
+    in_system: bool = False
+    written: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +49,43 @@ class Call:
     arguments: str
 
 
+# From the most special to the least: Hermes, Qwen and SmolLM; Mistral; Phi-4-mini and Granite.
+_MARKS = (
+    ToolFormat("<tool_call>", "</tool_call>"),
+    # Its templates refuse other ids.
+    ToolFormat("[TOOL_CALLS]", "", several=True, id_length=9),
+    ToolFormat("<|tool_call|>", "<|/tool_call|>", several=True),
+)
+
+
 def tool_format(template: ChatTemplate, tokenizer: Tokenizer) -> ToolFormat | None:
     """Return how a model with this ``template`` writes calls, None if the template reads no tools."""
     source = "\n".join(template.templates.values())
-    if not any("tools" in template.facts(name).names for name in template.templates):
+    facts = [template.facts(name) for name in template.templates]
+    names = frozenset[str]().union(*(one.names for one in facts))
+    if "tools" not in names:
         return None
-    # From the most special to the least: Hermes, Qwen and SmolLM; Mistral; Phi-4-mini and Granite; Llama 3.
-    for begin, end, several in (
-        ("<tool_call>", "</tool_call>", False),
-        ("[TOOL_CALLS]", "", True),
-        ("<|tool_call|>", "<|/tool_call|>" if "<|/tool_call|>" in source else "", True),
-    ):
-        if begin in source:
-            token = tokenizer.token_id(begin)
-            special = token is not None and token in tokenizer.special_ids
-            return ToolFormat(begin, end, several, special=special)
-    if '"parameters":' in source or '\\"parameters\\":' in source:
-        return ToolFormat("", "", arguments="parameters")
-    return ToolFormat("", "")
+    in_system = not any("tools" in one.variables for one in facts)
+    written = "tool_calls" in names
+    # A template may leave it to the model, which knows the mark as a token.
+    for known in (source.__contains__, lambda mark: tokenizer.token_id(mark) is not None):
+        for form in _MARKS:
+            if known(form.begin):
+                end = form.end if not form.several or known(form.end) else ""
+                begin_id = tokenizer.token_id(form.begin)
+                return replace(
+                    form,
+                    end=end,
+                    special=begin_id in tokenizer.special_ids,
+                    begin_id=begin_id,
+                    end_id=tokenizer.token_id(end) if end else None,
+                    in_system=in_system,
+                    written=written,
+                )
+    # Llama 3, and what shows no form at all.
+    shows = '"parameters":' in source or '\\"parameters\\":' in source
+    arguments = "parameters" if shows else "arguments"
+    return ToolFormat("", "", arguments=arguments, in_system=in_system, written=written)
 
 
 def forced(format_: ToolFormat, tools: Sequence[dict[str, Any]], *, parallel: bool) -> Guidance:
@@ -82,15 +109,16 @@ def forced(format_: ToolFormat, tools: Sequence[dict[str, Any]], *, parallel: bo
     if not format_.begin:
         return Guidance.json_schema(schema)
 
-    def written(mark: str, space: str) -> str:
-        if not mark:
-            return ""
-        if not format_.special:
-            return json.dumps(space + mark if mark == format_.end else mark + space)
-        return mark if mark.startswith("<") else f"{json.dumps(mark)}"
+    def mark(text: str, token: int | None, before: str = "", after: str = "") -> str:
+        if token is None:
+            return json.dumps(before + text + after) if text else ""
+        # The grammar's own texts never consist of such tokens.
+        around = [json.dumps(space) if space else "" for space in (before, after)]
+        return f"{around[0]} <[{token}]> {around[1]}"
 
     space = "" if format_.several else "\n"
-    call = f"{written(format_.begin, space)} json {written(format_.end, space)}".strip()
+    begin = mark(format_.begin, format_.begin_id, after=space)
+    call = f"{begin} json {mark(format_.end, format_.end_id, before=space)}".strip()
     more = f' ("\\n" {call})*' if parallel and not format_.several else ""
     return Guidance.lark(f"start: {call}{more}\njson: %json {json.dumps(schema)}\n")
 
@@ -139,6 +167,17 @@ def find(format_: ToolFormat, text: str) -> tuple[str, list[Call], str] | None:
     return (before.strip(), found, rest) if found else None
 
 
+def calls_text(format_: ToolFormat, calls: Sequence[dict[str, Any]]) -> str:
+    """Return ``calls``, as messages hold them, in the form in which the model writes them."""
+    each = [
+        {"name": call["function"]["name"], format_.arguments: call["function"].get("arguments") or {}}
+        for call in calls
+    ]
+    texts = [json.dumps(one, ensure_ascii=False) for one in ([each] if format_.several else each)]
+    space = "" if format_.several or not format_.begin else "\n"
+    return "\n".join(f"{format_.begin}{space}{text}{space}{format_.end}" for text in texts)
+
+
 def may_begin(format_: ToolFormat, text: str) -> int | None:
     """Return where in ``text`` calls may begin; None if they cannot, however the text continues."""
     if not format_.begin:
@@ -162,4 +201,5 @@ def _call(format_: ToolFormat, call: Any) -> Call | None:
     if not isinstance(name, str):
         return None
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return Call(f"call_{secrets.token_hex(12)}", name, text)
+    number = secrets.token_hex(12)
+    return Call(f"call_{number}" if format_.id_length is None else number[: format_.id_length], name, text)

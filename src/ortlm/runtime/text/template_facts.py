@@ -15,18 +15,20 @@ _ITEM_FILTERS = ("map", "selectattr", "rejectattr")
 class TemplateFacts:
     """``names`` are the fields and variables that a template reads, ``kinds`` the texts that it compares with.
 
-    ``iterates_content`` says whether it looks at the parts of a message's content one by one.
+    ``variables`` are those of the names that are no fields. ``iterates_content`` says whether it looks at the
+    parts of a message's content one by one.
     """
 
     names: frozenset[str]
+    variables: frozenset[str]
     kinds: frozenset[str]
     iterates_content: bool
 
 
 def template_facts(tree: nodes.Template) -> TemplateFacts:
     """Return what the template ``tree`` reads."""
-    names = {node.attr for node in tree.find_all(nodes.Getattr)}
-    names |= {node.name for node in tree.find_all(nodes.Name)}
+    variables = {node.name for node in tree.find_all(nodes.Name)}
+    names = variables | {node.attr for node in tree.find_all(nodes.Getattr)}
     kinds: set[str] = set()
     for node in tree.find_all(nodes.Getitem):
         names |= set(_texts(node.arg))
@@ -40,7 +42,7 @@ def template_facts(tree: nodes.Template) -> TemplateFacts:
             kinds |= {text for side in sides[1:] for text in _texts(side)}
         else:
             kinds |= {text for side in sides for text in _texts(side)}
-    return TemplateFacts(frozenset(names), frozenset(kinds), _iterates(tree))
+    return TemplateFacts(frozenset(names), frozenset(variables), frozenset(kinds), _iterates(tree))
 
 
 def _texts(node: nodes.Node) -> Iterator[str]:
