@@ -50,7 +50,8 @@ ALLOWED = {
     "evaluation": {"artifact", "layerwise", "runtime"},
     "bench": {"artifact", "runtime"},
     "server": {"runtime", "serving"},
-    "cli": {"artifact", "bench", "builder", "evaluation", "runtime", "server", "serving", "target"},
+    "batch": {"artifact", "runtime", "server", "serving"},
+    "cli": {"artifact", "batch", "bench", "builder", "evaluation", "runtime", "server", "serving", "target"},
     "__main__": {"cli"},
     "models": {"artifact", "builder", "cli", "target"},
 }  # fmt: skip

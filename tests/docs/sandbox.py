@@ -141,6 +141,14 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "phi-vision": _build_vision,
     "handbook.txt": _text(_SOURCES),
     "chats.jsonl": _lines(*({"text": part} for part in _SOURCES.split("\n\n") if part.strip())),
+    "requests.jsonl": _lines(
+        {
+            "custom_id": "question-1",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": "phi", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
+        }
+    ),
     "prompts.jsonl": _lines("The capital of France is", {"prompt": [{"role": "user", "content": "Hello"}]}),
     "question.txt": _text("What does os.path.join do?\n"),
     "manual.txt": _text("os.path.join joins one or more parts of a path.\n"),

@@ -32,6 +32,7 @@ COMMANDS = {
     "generate": ("ortlm.cli.generate", "continue a prompt"),
     "chat": ("ortlm.cli.chat", "chat with a model"),
     "serve": ("ortlm.cli.serve", "serve models over HTTP, as OpenAI's API"),
+    "batch": ("ortlm.cli.batch", "answer a file of requests, as OpenAI's Batch API does"),
     "embed": ("ortlm.cli.embed", "embed texts"),
     "evaluate": ("ortlm.cli.evaluate", "compare a built model with the original"),
     "inspect": ("ortlm.cli.inspect", "show what a built model is and what it needs"),

@@ -70,7 +70,7 @@ class Bars:
             transient=True,
         )
         self._total = self._done = 0
-        self._unit = ""
+        self._unit = self._note = ""
         self._closed = False
 
     def __enter__(self) -> Bars:
@@ -98,10 +98,14 @@ class Bars:
         self._pace.advance(count)
         self._bars.update(self._task, advance=count, amount=self._amount())
 
+    def note(self, text: str) -> None:
+        """Show ``text`` after the amount, such as a speed."""
+        self._note = f", {text}" if text else ""
+
     def _amount(self) -> str:
         if self._unit == "bytes":
             return f"{readable_bytes(self._done)} of {readable_bytes(self._total)}"
-        return f"{self._done:,}/{self._total:,} {self._unit}"
+        return f"{self._done:,}/{self._total:,} {self._unit}{self._note}"
 
 
 class StatusLine:
