@@ -6,9 +6,10 @@ import base64
 import json
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
 import pytest
 
 import ortlm
@@ -126,6 +127,38 @@ def test_structured_output(client: Any) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="tiny", messages=HELLO, response_format=bad)
     assert caught.value.param == "response_format"
+
+
+class Part(pydantic.BaseModel):
+    """What a model may hold."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    new: bool
+
+
+class Thing(pydantic.BaseModel):
+    """What the client turns into a schema by itself."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    name: Literal["pen", "cup"]
+    sizes: list[Annotated[int, pydantic.Field(ge=0, le=99)]] = pydantic.Field(max_length=2)
+    other: Part | None
+
+
+def test_answers_as_models_of_pydantic(client: Any) -> None:
+    asked = {"model": "tiny", "max_tokens": 200, "seed": 3}
+    made = client.chat.completions.parse(messages=HELLO, response_format=Thing, **asked)
+    parsed = made.choices[0].message.parsed
+    assert isinstance(parsed, Thing)
+    assert parsed.name in ("pen", "cup")
+    with client.chat.completions.stream(messages=HELLO, response_format=Thing, **asked) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == parsed
+    response = client.responses.parse(
+        model="tiny", input="hi", text_format=Thing, max_output_tokens=200, temperature=0
+    )
+    assert isinstance(response.output_parsed, Thing)
 
 
 def test_completions(client: Any, lm: ortlm.LanguageModel) -> None:

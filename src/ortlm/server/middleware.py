@@ -85,7 +85,9 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                more = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+                # Under the name that OpenAI's clients look for, and under that of Anthropic's.
+                more = [(name, request_id.encode()) for name in (b"x-request-id", b"request-id")]
+                more.append((b"x-content-type-options", b"nosniff"))
                 if allowed:
                     more += [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
                 message["headers"] = [*message.get("headers", ()), *more]

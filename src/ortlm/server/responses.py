@@ -249,7 +249,9 @@ async def events(made: Response) -> AsyncIterator[bytes]:
 
 def failed(made: Response, error: ApiError) -> bytes:
     """Return ``error`` as the last event of the stream of ``made``."""
-    return made.event("error", code=error.code, message=error.message, param=error.param)
+    code = {429: "rate_limit_exceeded"}.get(error.status, "server_error")
+    found = {**made.object("failed", []), "error": {"code": code, "message": error.message}}
+    return made.event("response.failed", response=found)
 
 
 def _whole(event: Any, index: int, item: dict[str, Any]) -> list[bytes]:

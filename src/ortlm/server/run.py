@@ -16,7 +16,7 @@ import uvicorn
 
 from ortlm.errors import BadOption
 from ortlm.runtime.language_model import load
-from ortlm.runtime.multimodal.addresses import Allow, public_address
+from ortlm.runtime.multimodal.addresses import Allow, no_address, public_address
 from ortlm.server.app import Server, ServerOptions
 from ortlm.server.metrics import Metrics
 from ortlm.server.middleware import log as request_log
@@ -44,7 +44,7 @@ def load_models(
     folders: Sequence[tuple[str, str]], options: ServeOptions, metrics: Metrics, **machine: Any
 ) -> Models:
     """Load the model in each of ``folders`` and begin an engine for it."""
-    allow: Allow = public_address if options.remote_images else _never
+    allow: Allow = public_address if options.remote_images else no_address
     models = []
     try:
         for name, folder in folders:
@@ -135,7 +135,3 @@ def _log_to_stderr() -> Iterator[None]:
     finally:
         request_log.handlers[:], level, request_log.propagate = usual
         request_log.setLevel(level)
-
-
-def _never(_: Any) -> bool:
-    return False

@@ -47,6 +47,11 @@ _TRANSLATED = ip_network("64:ff9b::/96")
 _PLATFORM = (IPv4Address("168.63.129.16"),)
 
 
+def no_address(_: Address) -> bool:
+    """Return False: nothing is fetched, and no name is looked up."""
+    return False
+
+
 def public_address(address: Address) -> bool:
     """Return whether ``address`` is on the public internet, and no private, local, reserved or multicast one.
 

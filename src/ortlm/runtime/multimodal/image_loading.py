@@ -65,8 +65,9 @@ def open_image(
     A ``str`` is a path or a URL (http, https, data); bytes are those of a file. Of an animation the first frame is
     taken; the orientation that EXIF names is applied, transparency is dropped. ``timeout`` is in seconds, for all
     of a download. ``allow`` is for servers: it says of every address of the network whether a URL may lead there
-    (``public_address``), and with it a ``str`` is never a path. Raises BadImage if there is no image or it is
-    larger than allowed, which is known before it is decoded; BadOption if ``source`` is nothing of the kind.
+    (``public_address``, or ``no_address`` for none), and with it a ``str`` is never a path. Raises BadImage if
+    there is no image or it is larger than allowed, which is known before it is decoded; BadOption if ``source`` is
+    nothing of the kind.
     """
     from PIL import Image
 
@@ -93,6 +94,12 @@ def open_image(
                 )
             if not timeout > 0:
                 raise BadOption(f"timeout must be more than 0 seconds, found {timeout}.")
+            from ortlm.runtime.multimodal.addresses import no_address
+
+            if allow is no_address:
+                raise BadImage(
+                    f"{name} is not fetched: no images are, here. Send the image itself in a data: URL."
+                )
             content = download(source, most_bytes=most_bytes, timeout=timeout, name=name, allow=allow)
             return _decode(content, name, most_pixels)
         if _NO_URL.match(source):
