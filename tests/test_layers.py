@@ -50,6 +50,8 @@ ALLOWED = {
     "evaluation": {"artifact", "layerwise", "runtime"},
     "bench": {"artifact", "runtime"},
     "server": {"runtime", "serving"},
+    # Shows what an evaluation wrote next to the model.
+    "server.page.about": {"artifact", "runtime"},
     "batch": {"artifact", "runtime", "server", "serving"},
     "cli": {"artifact", "batch", "bench", "builder", "evaluation", "runtime", "server", "serving", "target"},
     "__main__": {"cli"},

@@ -262,7 +262,7 @@ def test_keys(serve: Callable[..., Any]) -> None:
 def test_origins_are_named(serve: Callable[..., Any]) -> None:
     from ortlm.server.app import ServerOptions
 
-    with serve(options=ServerOptions(origins=["https://a.example"])) as live:
+    with serve(options=ServerOptions(origins=["https://a.example"], page=False)) as live:
         _, headers, _ = call(f"{live.url}/health", origin="https://a.example")
         assert headers["access-control-allow-origin"] == "https://a.example"
         status, headers, answer = call(f"{live.url}/health", origin="https://b.example")

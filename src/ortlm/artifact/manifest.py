@@ -14,6 +14,8 @@ from ortlm.errors import BadArtifact, nearest
 MANIFEST_FILE = "ortlm.json"
 GENAI_FILE = "genai_config.json"
 PROCESSOR_FILE = "processor_config.json"
+# What an evaluation found.
+REPORT_FILE = "report.json"
 ADAPTER_FOLDER = "adapters"
 FORMAT = 1
 

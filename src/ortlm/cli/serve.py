@@ -53,6 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
     network.add_argument(
         "--remote-images", action="store_true", help="fetch images by URL, from public addresses only"
     )
+    network.add_argument("--no-page", action="store_true", help="no chat page at /")
     work = parser.add_argument_group("requests")
     work.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="requests that run at once (default: 8)"
@@ -127,14 +128,29 @@ def run(args: argparse.Namespace) -> int:
             prefix_bytes=None if args.prefix_cache is None else args.prefix_cache << 20,
             seconds=args.timeout,
         ),
-        server=ServerOptions(keys=keys, origins=args.cors_origin or (), body_bytes=args.max_body << 20),
+        server=ServerOptions(
+            keys=keys,
+            origins=args.cors_origin or (),
+            body_bytes=args.max_body << 20,
+            page=not args.no_page,
+        ),
     )
-    serve(args.models, options, ready=_tell, threads=args.threads, **device_of(args))
+    serve(
+        args.models,
+        options,
+        ready=_tell_with_page if options.server.page else _tell,
+        threads=args.threads,
+        **device_of(args),
+    )
     return 0
 
 
 def _tell(address: str, names: Sequence[str]) -> None:
     tell(f"serving {', '.join(names)} at {address}/v1")
+
+
+def _tell_with_page(address: str, names: Sequence[str]) -> None:
+    tell(f"serving {', '.join(names)} at {address}/v1, and a page to chat with at {address}/")
 
 
 def _keys(args: argparse.Namespace) -> list[str]:

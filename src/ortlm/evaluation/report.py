@@ -13,13 +13,13 @@ from typing import Any
 
 from ortlm._utils.hashing import sha256_of
 from ortlm._utils.whole_files import write_whole
-from ortlm.artifact import MANIFEST_FILE, Artifact, open_artifact
+from ortlm.artifact import MANIFEST_FILE, REPORT_FILE, Artifact, open_artifact
 from ortlm.evaluation.html import page
 from ortlm.evaluation.model_card import quality_section, with_section
 from ortlm.evaluation.statistics import Statistics
 
 SCHEMA = 1
-HTML_FILE, JSON_FILE = "report.html", "report.json"
+HTML_FILE, JSON_FILE = "report.html", REPORT_FILE
 _CARD = "README.md"
 
 

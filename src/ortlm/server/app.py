@@ -21,6 +21,7 @@ from ortlm.server.errors import ApiError, as_api_error
 from ortlm.server.messages import MessagesBody
 from ortlm.server.metrics import Metrics
 from ortlm.server.middleware import Guard, Keys, details
+from ortlm.server.page_routes import PageRoutes
 from ortlm.server.responses import ResponsesBody
 from ortlm.server.served import Models, ServedModel
 from ortlm.server.stream import failed, with_pings
@@ -45,12 +46,14 @@ class ServerOptions:
 
     ``keys``: of which each must have one, if there are any. ``origins``: pages of these may call it ("*": all).
     ``body_bytes``: no body is larger; ``body_seconds``: no client waits longer with the next piece of it.
+    ``page``: there is a chat page at ``/``.
     """
 
     keys: Sequence[str] = ()
     origins: Sequence[str] = ()
     body_bytes: int = 32 << 20
     body_seconds: float = 60.0
+    page: bool = True
 
 
 class Server:
@@ -67,6 +70,8 @@ class Server:
             title="ortlm", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
         )
         self._add_routes()
+        if options.page:
+            PageRoutes(self.api, models)
         for kind in (HTTPException, StarletteHTTPException, Exception):
             self.api.add_exception_handler(kind, _failed)
         paths = [route.path for route in self.api.routes if "{" not in route.path]
@@ -76,6 +81,7 @@ class Server:
             metrics=self.metrics,
             paths=paths,
             origins=options.origins,
+            page=options.page,
             body_bytes=options.body_bytes,
             body_seconds=options.body_seconds,
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ortlm.errors import BadOption
+from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN
 from ortlm.runtime.sampling.logprobs import TokenLogprob
 from ortlm.runtime.structured_output.guidance import Guidance
 from ortlm.server.answer import AnswerParts
@@ -56,6 +57,8 @@ def submit(served: ServedModel, adapter: str | None, body: ChatBody) -> Chat:
     """Submit what ``body`` asks for. Raises ApiError for what cannot be honored."""
     tools = _tools(served, body)
     text, ids = _prompt(served, body, tools.shown)
+    if body.return_token_ids and max(ids, default=0) >= FIRST_IMAGE_TOKEN:
+        raise refused("return_token_ids", "return_token_ids does not go with images, which are no tokens.")
     name, most = first_given(max_completion_tokens=body.max_completion_tokens, max_tokens=body.max_tokens)
     check_room(served, ids, most, name)
     check_count(served, body.n or 1, "n")
@@ -104,6 +107,7 @@ async def answer(chat: Chat) -> dict[str, Any]:
     contents, reasonings = [""] * count, [""] * count
     calls: list[list[Call]] = [[] for _ in range(count)]
     logprobs: list[list[TokenLogprob]] = [[] for _ in range(count)]
+    ids: list[list[int]] = [[] for _ in range(count)]
     async for index, step in merged(chat.requests):
         delta = chat.parts[index].push(step)
         contents[index] += delta.content
@@ -111,6 +115,8 @@ async def answer(chat: Chat) -> dict[str, Any]:
         calls[index] += delta.calls
         if step.logprob is not None:
             logprobs[index].append(step.logprob)
+        if step.token_id is not None:
+            ids[index].append(step.token_id)
     choices = []
     for index, request in enumerate(chat.requests):
         message: dict[str, Any] = {"role": "assistant", "content": contents[index], "refusal": None}
@@ -129,9 +135,11 @@ async def answer(chat: Chat) -> dict[str, Any]:
                 "logprobs": {"content": [texts.chat(one) for one in logprobs[index]], "refusal": None}
                 if chat.body.logprobs
                 else None,
+                **({"token_ids": ids[index]} if chat.body.return_token_ids else {}),
             }
         )
-    return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat)}
+    prompt = {"prompt_token_ids": list(chat.requests[0].ids)} if chat.body.return_token_ids else {}
+    return {**_head(chat, "chat.completion"), **prompt, "choices": choices, "usage": _usage(chat)}
 
 
 async def events(chat: Chat) -> AsyncIterator[bytes]:
@@ -140,17 +148,28 @@ async def events(chat: Chat) -> AsyncIterator[bytes]:
     head = _head(chat, "chat.completion.chunk")
     texts = chat.model.texts
 
-    def chunk(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return data({**head, "choices": [choice], **({"usage": None} if wants_usage else {})})
+    shows_ids = bool(chat.body.return_token_ids)
+    # Since the last chunk of each answer.
+    ids: list[list[int]] = [[] for _ in chat.requests]
 
-    for index in range(len(chat.requests)):
-        yield chunk(index, {"role": "assistant", "content": ""})
+    def chunk(
+        index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None, **more: Any
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        if shows_ids:
+            choice["token_ids"], ids[index] = ids[index], []
+        return data({**head, **more, "choices": [choice], **({"usage": None} if wants_usage else {})})
+
+    for index, request in enumerate(chat.requests):
+        prompt: dict[str, Any] = {"prompt_token_ids": list(request.ids)} if shows_ids else {}
+        yield chunk(index, {"role": "assistant", "content": ""}, **prompt)
     held: list[list[TokenLogprob]] = [[] for _ in chat.requests]
     async for index, step in merged(chat.requests):
         delta = chat.parts[index].push(step)
         if step.logprob is not None:
             held[index].append(step.logprob)
+        if step.token_id is not None:
+            ids[index].append(step.token_id)
         fields: dict[str, Any] = {}
         if delta.content:
             fields["content"] = delta.content

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import hashlib
 import hmac
+import ipaddress
 import json
 import logging
 import re
@@ -26,6 +27,8 @@ log = logging.getLogger("ortlm.server.requests")
 # What a handler adds to the line of its request.
 details: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("details")
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+# Files that hold nothing, and ask for the key.
+_OPEN = re.compile(r"/|/page/static/[^/]*")
 _HEADERS = re.compile(r"[\w-]+( *, *[\w-]+)*", re.ASCII)
 
 
@@ -59,9 +62,12 @@ class Guard:
         metrics: Metrics,
         paths: Collection[str],
         origins: Sequence[str] = (),
+        page: bool = False,
         body_bytes: int,
         body_seconds: float = 60.0,
     ) -> None:
+        # A page of ours calls from our own origin; without one, nothing honest does.
+        self._page = page
         self._app, self._keys, self._metrics, self._seconds = app, keys, metrics, body_seconds
         self._paths, self._origins, self._most = frozenset(paths), frozenset(origins), body_bytes
 
@@ -97,8 +103,7 @@ class Guard:
             if allowed and scope["method"] == "OPTIONS":
                 await _preflight(reply, headers.get("access-control-request-headers", ""))
             else:
-                if origin and not allowed:
-                    raise _strange_origin(origin)
+                self._check_source("" if allowed else origin, headers.get("host", ""), path)
                 self._check(path, headers)
                 await self._app(scope, self._limited(receive), reply)
         except ApiError as error:
@@ -118,8 +123,18 @@ class Guard:
             }
             log.info("%s", json.dumps(line))
 
+    def _check_source(self, origin: str, host: str, path: str) -> None:
+        """Refuse requests of pages that are not of this server, and the page under names that are not its own."""
+        own = self._page and self._is_own(host)
+        # A proxy in front may speak TLS.
+        if origin and not (own and origin in (f"http://{host}", f"https://{host}")):
+            raise _strange_origin(origin)
+        if self._page and not own and (path == "/" or path.startswith("/page/")):
+            raise _strange_host(host)
+
     def _check(self, path: str, headers: dict[str, str]) -> None:
-        if self._keys and path != "/health" and not self._keys.allow(headers):
+        is_open = path == "/health" or _OPEN.fullmatch(path) is not None
+        if self._keys and not is_open and not self._keys.allow(headers):
             raise ApiError(
                 401,
                 "the API key is missing or wrong. Send it as Authorization: Bearer KEY, or as x-api-key: KEY.",
@@ -129,6 +144,21 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._most:
             raise self._too_large()
+
+    def _is_own(self, host: str) -> bool:
+        """Return whether ``host`` names this server for sure: anybody can let a name of theirs lead here."""
+        name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
+        if (
+            name == "localhost"
+            or "*" in self._origins
+            or {f"http://{host}", f"https://{host}"} & self._origins
+        ):
+            return True
+        try:
+            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            return False
+        return True
 
     def _too_large(self) -> ApiError:
         return ApiError(
@@ -170,6 +200,17 @@ async def answer(error: ApiError, send: Send) -> None:
     ]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _strange_host(host: str) -> ApiError:
+    # A page that was loaded under a name of somebody else's could read whatever it asks for.
+    return ApiError(
+        403,
+        f"the page is not shown at {host[:200]!r}. Open it by the server's address, or start the server with "
+        "--cors-origin and the origin that browsers show.",
+        "permission_error",
+        code="host_not_allowed",
+    )
 
 
 def _strange_origin(origin: str) -> ApiError:

@@ -145,6 +145,7 @@ class ChatBody(Sampling):
     continue_final_message: bool | None = None
     reasoning_effort: str | None = None
     modalities: list[Literal["text"]] | None = None
+    return_token_ids: bool | None = None
 
 
 class CompletionBody(Sampling):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,12 @@ class Tokenizer:
         return bool(
             self._inner.get_vocab(with_added_tokens=True) == other._inner.get_vocab(with_added_tokens=True)
         )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of which id each token has: one for all tokenizers of which ``same_as`` is true."""
+        vocabulary = self._inner.get_vocab(with_added_tokens=True)
+        return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
         """Return the tokenizer as the text of a tokenizer.json, with the tokens that only settings name."""
