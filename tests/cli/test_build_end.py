@@ -224,3 +224,26 @@ def test_folders_that_somebody_planted(
     assert (home / "diary").read_text() == "dear"
     if kind == "other":
         assert (tmp_path / ".out.replaced-00000000" / "ortlm.json").exists()
+
+
+@pytest.mark.parametrize("free", [None, 1000])
+def test_a_model_beyond_memory_is_checked_in_parts(
+    free: int | None,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verification, "_available_bytes", lambda: free)
+    assert build(tiny, tmp_path / "out", *FAST) == 0
+    check = json.loads((tmp_path / "out" / "ortlm.json").read_text())["info"]["check"]
+    assert check["finite"]
+    assert 0 < check["kld"] < 0.5
+    assert bool(check["continuation"]) == (free is None)
+
+
+def test_what_is_beyond_memory_and_cannot_be_cut_is_not_checked(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verification, "_available_bytes", lambda: 1000)
+    assert build(tiny, tmp_path / "out", *FAST, "--fast-prompts") == 0
+    assert "not checked: running it takes about" in capsys.readouterr().err

@@ -53,6 +53,7 @@ from ortlm.spec import (
     Attention,
     Decoder,
     DeltaNet,
+    Experts,
     Mamba2,
     Mixer,
     ShortConv,
@@ -103,6 +104,11 @@ class Prepared:
     def spec(self) -> Decoder:
         """What the model is."""
         return self.architecture.decoder
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a layer is a mixture of experts."""
+        return any(isinstance(layer.ffn, Experts) for layer in self.spec.layers)
 
 
 @dataclass(frozen=True, slots=True)

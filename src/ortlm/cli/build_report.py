@@ -117,7 +117,8 @@ def show_result(console: Console, result: Result) -> None:
             f"KL divergence {check.kld:.4f}, top-1 agreement {check.same_top:.1f} % "
             f"({check.scored_tokens} tokens, against fp32{_where(artifact)})",
         )
-        table.add_row("sample output", f"{check.prompt} | {_one_line(check.continuation)}")
+        if check.continuation:
+            table.add_row("sample output", f"{check.prompt} | {_one_line(check.continuation)}")
     console.print(table)
     words = '"Once upon a time"' if artifact.manifest.images is None else '"What is shown?" --image FILE'
     console.print(f"Run it: ortlm generate {artifact.path} {words}", highlight=False)

@@ -13,6 +13,7 @@ from ortlm.artifact import Artifact, open_artifact
 from ortlm.dtypes import Floats
 from ortlm.evaluation.chunks import Chunks, Text, make_chunks, read_text
 from ortlm.evaluation.compare import compare
+from ortlm.evaluation.in_parts import PartsSource
 from ortlm.evaluation.sources import ArtifactSource
 from ortlm.evaluation.statistics import statistics
 from ortlm.evaluation.types import Source, Tokens
@@ -30,7 +31,7 @@ class Check:
 
     ``finite`` says whether all logits are numbers. ``kld`` (mean, nats) and ``same_top`` (percent) are None
     without a reference, and where the logits are not finite. ``continuation`` is what the model says after
-    ``prompt``.
+    ``prompt``, empty if the model was not in memory as a whole.
     """
 
     finite: bool
@@ -53,19 +54,24 @@ def quick_check(
     threads: int | None = None,
     prompt: str = _PROMPT,
     new_tokens: int = 24,
+    in_parts: bool = False,
 ) -> Check:
     """Return whether ``artifact`` gives numbers, how far they are from those of ``reference``, and a sample.
 
     Both read ``tokens`` tokens of the project's own corpus, in two chunks of which the second half is scored: the
-    reference first, so that the two are not in memory together.
+    reference first, so that the two are not in memory together. With ``in_parts`` the artifact never is in memory
+    as a whole, and there is no continuation; BadOption if it cannot be cut, as those of vision models.
     """
     opened = open_artifact(artifact)
     chunks = _chunks(opened, tokens)
+    # On the processor whatever it was built for: no other device is needed for a look.
+    parts = PartsSource(opened, threads) if in_parts else None
     base = None if reference is None else _Answers(reference, chunks)
-    # On the processor whatever it was built for: no other device is needed for a look. One weight after the other
-    # is brought into the kernels' layout, which takes longer, and less memory.
-    options = {"session.prepack.enable_parallel": "0"}
-    source = _Watched(ArtifactSource(artifact, threads, "cpu", session_options=options))
+    if parts is None:
+        # One weight after the other is brought into the kernels' layout, which takes longer, and less memory.
+        options = {"session.prepack.enable_parallel": "0"}
+        whole = ArtifactSource(artifact, threads, "cpu", session_options=options)
+    source = _Watched(parts or whole)
     source.open(chunks.tokens)
     kld = same_top = None
     if base is None:
@@ -76,9 +82,8 @@ def quick_check(
         if source.finite:
             kld, same_top = figures.kld.value, figures.same_top.value
     made = ""
-    if source.finite:
-        lm = source.inner.lm
-        made = lm.generate(prompt, max_new_tokens=new_tokens, temperature=0, reuse_cache=False).text
+    if source.finite and parts is None:
+        made = whole.lm.generate(prompt, max_new_tokens=new_tokens, temperature=0, reuse_cache=False).text
     return Check(source.finite, chunks.scored, kld, same_top, prompt, made)
 
 
@@ -111,7 +116,7 @@ class _Answers:
 class _Watched:
     """A Source that notes whether its logits are numbers, and hands on zeros in place of others."""
 
-    def __init__(self, inner: ArtifactSource) -> None:
+    def __init__(self, inner: Source) -> None:
         self.inner = inner
         self.finite = True
 
