@@ -91,6 +91,11 @@ BROWSER ?= all
 test-browser: $(VENV)/.tested
 	BROWSER='$(BROWSER)' $(BIN)/python -m pytest tests/browser
 
+# Batches, evaluations and servers on a cluster of Ray, which runs on this machine, in an environment of its own.
+.PHONY: test-ray
+test-ray: $(VENVS)/ray/.made
+	$(VENVS)/ray/bin/python -m pytest tests/cluster --unlocked
+
 # Kills builds at 30 random moments of each kind; takes about half an hour.
 .PHONY: test-kill
 test-kill: $(VENV)/.tested

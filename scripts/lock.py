@@ -2,7 +2,8 @@
 
 ``python scripts/lock.py [OPTION OF UV ...]`` writes ``requirements/``: in ``lock.txt`` all that demo, tests, lint
 and benchmarks need, in ``lowest.txt`` the lowest versions that ``pyproject.toml`` allows for what users need, with
-what runs the tests, and in ``lowest-oracle.txt`` the lowest that go with the tests' oracle.
+what runs the tests, and in ``lowest-oracle.txt`` the lowest that go with the tests' oracle, in ``ray.txt`` what
+the tests of clusters need.
 
 ``python scripts/lock.py --latest FOLDER`` writes the newest for this Python there, alone and with the oracle.
 """
@@ -28,6 +29,8 @@ RUNNER = ["hypothesis", "psutil", "pytest", "pytest-xdist"]
 ORACLE = [*RUNNER, "onnx", "peft", "torch", "transformers"]
 # Extras that bring other builds of ONNX Runtime, or plugins for it.
 DEVICES = ("cuda", "openvino", "webgpu")
+# Too large for everybody, and locked apart.
+APART = ("ray",)
 LATEST_ORACLE = [*ORACLE, "lm-eval", "onnxruntime-genai; python_version >= '3.11'"]
 
 NOTE = """\
@@ -37,6 +40,7 @@ NOTE = """\
 """
 LOCK = "The exact version of all that demo, tests, lint and benchmarks install, for Python 3.10 to 3.14."
 LOWEST = "The lowest versions that pyproject.toml allows for what users need, and what runs the tests."
+RAY = "What the tests of clusters install, in the versions of lock.txt as far as those are there too."
 LOWEST_ORACLE = "The lowest versions that pyproject.toml and the tests' oracle allow for what users need."
 
 
@@ -48,7 +52,9 @@ def normalized(requirement: str) -> str:
 def extras() -> list[str]:
     """Return the options of uv for all extras but those for devices, whose packages replace each other."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [f"--extra={name}" for name in sorted(project["optional-dependencies"]) if name not in DEVICES]
+    return [
+        f"--extra={name}" for name in sorted(project["optional-dependencies"]) if name not in DEVICES + APART
+    ]
 
 
 def users() -> set[str]:
@@ -108,6 +114,16 @@ def main(options: list[str]) -> None:
     lowest = [*UNIVERSAL, "--resolution", "lowest-direct", *options]
     resolve_end(REQUIREMENTS / "lowest.txt", LOWEST, RUNNER, lowest)
     resolve_end(REQUIREMENTS / "lowest-oracle.txt", LOWEST_ORACLE, ORACLE, lowest)
+    clusters = [
+        *UNIVERSAL,
+        "--extra=batch",
+        "--extra=ray",
+        "--extra=serve",
+        "-c",
+        "requirements/lock.txt",
+        *options,
+    ]
+    resolve(REQUIREMENTS / "ray.txt", RAY, ["pyproject.toml", "-"], clusters, "\n".join(RUNNER))
 
 
 if __name__ == "__main__":

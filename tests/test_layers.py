@@ -52,8 +52,11 @@ ALLOWED = {
     "server": {"runtime", "serving"},
     # Shows what an evaluation wrote next to the model.
     "server.page.about": {"artifact", "runtime"},
-    "batch": {"artifact", "runtime", "server", "serving"},
-    "cli": {"artifact", "batch", "bench", "builder", "evaluation", "runtime", "server", "serving", "target"},
+    "cluster": {"artifact"},
+    "batch": {"artifact", "cluster", "runtime", "server", "serving"},
+    "cli": {
+        "artifact", "batch", "bench", "builder", "cluster", "evaluation", "runtime", "server", "serving", "target",
+    },
     "__main__": {"cli"},
     "models": {"artifact", "builder", "cli", "target"},
 }  # fmt: skip

@@ -18,9 +18,9 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-# Extras that are not locked: their packages replace each other.
-DEVICES = {"cuda", "openvino", "webgpu"}
-LOCKS = ["lock", "lowest", "lowest-oracle"]
+# Extras that are not in the lock: packages of devices replace each other, and Ray is locked apart.
+DEVICES = {"cuda", "openvino", "webgpu", "ray"}
+LOCKS = ["lock", "lowest", "lowest-oracle", "ray"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSIONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
@@ -85,7 +85,7 @@ def test_no_addresses_no_hashes_no_packages_of_one_kind_of_machine(lock: str) ->
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
-@pytest.mark.parametrize("lock", LOCKS[1:])
+@pytest.mark.parametrize("lock", LOCKS[1:3])
 def test_the_lowest_versions_are_those_of_the_ranges(lock: str, python: str) -> None:
     """The oracle raises some of them, by what it asks for itself."""
     versions = locked(python, lock)

@@ -24,6 +24,7 @@ import numpy as np
 from pydantic_core import from_json
 
 from ortlm._utils.checked_json import read_object
+from ortlm._utils.file_lock import lock
 from ortlm._utils.whole_files import naming, write_whole
 from ortlm.batch.answering import Result, as_line
 from ortlm.errors import BadOption, Error
@@ -333,25 +334,17 @@ def _sync_folder(folder: Path) -> None:
 def _locked(folder: Path) -> int:
     """Return a handle that locks ``folder`` until it is closed. Raises Error if another process holds it."""
     path = folder / _LOCK_FILE
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    # A folder that may not be written to is no matter of locks.
+    with naming(path):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(path, wait=False)
     except (BlockingIOError, PermissionError) as error:
-        os.close(handle)
         raise Error(
             f"another run writes to {folder}. Wait for its end, or give another folder with -o."
         ) from error
     except OSError as error:
-        os.close(handle)
         raise Error(
             f"{folder} lies on a file system without locks ({error.strerror}), where two runs could write at "
-            f"once. Give a folder on another one with -o."
+            "once. Give a folder on another one with -o."
         ) from error
-    return handle

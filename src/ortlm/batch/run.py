@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from ortlm.artifact import open_artifact
 from ortlm.batch.answering import Answerer, Result
-from ortlm.batch.model_files import model_digest
 from ortlm.batch.results import Counts, Identity, Results
 from ortlm.batch.rows import Row, read, survey
 from ortlm.batch.scheduling import WINDOW_ROWS, answer_all
+from ortlm.cluster.model_files import model_digest
 from ortlm.runtime.language_model import load
 from ortlm.runtime.multimodal.addresses import Allow, public_address
 from ortlm.server.served import Models, ServedModel, named

@@ -10,21 +10,24 @@ from typing import TYPE_CHECKING
 
 from ortlm._utils.limits import MOST_ROWS, MOST_THREADS
 from ortlm.cli import DONE, Subparsers, output
-from ortlm.cli.machine import add_machine, device_of
+from ortlm.cli.machine import add_machine, add_ray, device_of
 from ortlm.cli.progress import Bars, Pace
 from ortlm.cli.settings import check_count
 from ortlm.cli.signals import interrupting
+from ortlm.cluster.connection import import_ray
 from ortlm.errors import BadOption
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ortlm.batch.results import Counts
+    from ortlm.batch.run import BatchOptions, Work
 
 _EXAMPLES = """\
 examples:
   ortlm batch phi -i requests.jsonl -o results
   ortlm batch phi=./phi-int4 -i requests.parquet -o results --batch-size 16
+  ortlm batch phi -i requests.jsonl -o results --ray auto
 
 A request is a line of JSON, as OpenAI's Batch API takes it:
   {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
@@ -80,6 +83,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     work.add_argument("-q", "--quiet", action="store_true", help="no progress")
     add_machine(parser)
+    add_ray(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -112,12 +116,22 @@ def run(args: argparse.Namespace) -> int:
     progress = _Progress(output.console(stderr=True, quiet=args.quiet), quiet=args.quiet)
     try:
         with interrupting("SIGTERM", "SIGHUP"), progress:
-            counts = run_batch(options, progress)
+            counts = run_batch(options, progress, _work(args, options))
     except KeyboardInterrupt as interrupt:
         interrupt.args = (f"interrupted: {progress.left()} The same command resumes.",)
         raise
     output.tell(progress.summary(counts, args.output))
     return DONE
+
+
+def _work(args: argparse.Namespace, options: BatchOptions) -> Work | None:
+    """Return what answers the rows on a cluster, None for this machine."""
+    if args.ray is None:
+        return None
+    import_ray()
+    from ortlm.batch.cluster import answer_on
+
+    return lambda rows, put: answer_on(args.ray, options, rows, put)
 
 
 class _Progress:

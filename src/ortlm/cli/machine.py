@@ -31,6 +31,15 @@ def add_device(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names a cluster."""
+    parser.add_argument_group("cluster").add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="use a cluster of Ray: auto, HOST:PORT, or local, which starts one; needs ortlm[ray]",
+    )
+
+
 def device_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return --device and --device-option as arguments of ``ortlm.load``."""
     options: dict[str, str] = {}
