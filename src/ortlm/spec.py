@@ -36,6 +36,8 @@ class Rope:
     ``factor`` multiplies cos and sin. With ``long_inv_freq`` set, all positions are rotated by that table
     (times ``long_factor``) once the total length exceeds ``switch_tokens``.
     ``interleaved`` pairs channels (0, 1), (2, 3), … instead of (0, D/2), (1, D/2 + 1), ….
+    With ``axes`` a token has three positions, by time, row and column of images, and each frequency goes with the
+    one of this number, 0 to 2 (Wang et al. 2024); they are equal for text.
     """
 
     inv_freq: tuple[float, ...]
@@ -44,6 +46,7 @@ class Rope:
     long_factor: float = 1.0
     switch_tokens: int | None = None
     interleaved: bool = False
+    axes: tuple[int, ...] | None = None
 
     @property
     def dims(self) -> int:
@@ -342,6 +345,47 @@ class Encoder:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowedEncoder:
+    """A transformer over the patches of one image of any size, whose layers attend within windows of the image.
+
+    A patch has ``patch`` by ``patch`` pixels in each of ``frames`` frames, which are equal for an image. Squares
+    of ``merge`` by ``merge`` patches become one token later. A window is ``window`` by ``window`` such squares,
+    and smaller at the right and lower edges; layers whose numbers are in ``whole`` attend to the whole image.
+    Heads are rotated: the first half of their pairs by the patch's row, the second by its column, both with
+    ``inv_freq``. A layer is ``x += attention(norm(x))``, then ``x += ffn(norm(x))``; all maps but that of patches
+    have biases.
+    """
+
+    patch: int
+    frames: int
+    merge: int
+    window: int
+    hidden: int
+    heads: int
+    layers: int
+    whole: tuple[int, ...]
+    ffn: GatedMLP
+    norm: Norm
+    inv_freq: tuple[float, ...]
+
+    @property
+    def inputs(self) -> int:
+        """Numbers of a patch: three colors of all its pixels, in all frames."""
+        return 3 * self.frames * self.patch**2
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """Squares of patches become one token: each patch is normalized, and those of a square are put in a row.
+
+    A map with activation ``act`` that keeps the width, and a second one, lead to the decoder's channels.
+    """
+
+    norm: Norm
+    act: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tiles:
     """An image as one view of the whole and a grid of crops, each seen by the vision encoder on its own.
 
@@ -388,17 +432,21 @@ class Vision:
 
     ``mean`` and ``std`` normalize red, green and blue, which are 0 to 1. ``crops`` is how many crops an image
     is cut into at most, unless somebody asks for another number; 0 where it is not cut. ``token`` is the id of
-    ``prompt.token`` (-1 if there is none). ``mutual``: tokens of an image attend to each other both ways.
+    ``prompt.token`` (-1 if there is none), ``start`` that of a token that always comes before an image's.
+    ``mutual``: tokens of an image attend to each other both ways. ``pixels`` are the least and the most that an
+    image of any size is resized to, unless the publisher says otherwise; an encoder of one size has none.
     """
 
-    encoder: Encoder
-    projector: Tiles | Pooled
+    encoder: Encoder | WindowedEncoder
+    projector: Tiles | Pooled | Merged
     prompt: ImagePrompt
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crops: int = 0
     token: int = -1
+    start: int = -1
     mutual: bool = False
+    pixels: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -565,12 +613,12 @@ def vision_parameters(vision: Vision, hidden: int) -> Iterator[Parameter]:
     """Yield every weight that turns images into embeddings of ``hidden`` channels.
 
     Canonical names: ``vision.{patches|class|positions|pre_norm|final_norm}``,
-    ``vision.layers.{i}.{mixer_pre|q|k|v|o| ffn_pre|up|down}``, and of the projector
-    ``vision.{row_end|view_end|join1|join2}`` or ``vision.{join_norm|join}``. The matrix of patches has shape
-    [hidden, 3 · patch · patch].
+    ``vision.layers.{i}.{mixer_pre|q|k|v|o| ffn_pre|gate|up|down}``, and of the projector
+    ``vision.{row_end|view_end|join1|join2}``, ``vision.{join_norm|join}`` or ``vision.{join_norm|join1|join2}``.
+    The matrix of patches has shape [hidden, 3 · patch · patch], times the frames.
     """
-    encoder, ffn = vision.encoder, vision.encoder.ffn
-    wide, positions = encoder.hidden, encoder.grid**2 + encoder.class_token
+    encoder, ffn, projector = vision.encoder, vision.encoder.ffn, vision.projector
+    wide = encoder.hidden
 
     def linear(
         part: str, out: int, width: int, role: str = "vision", *, bias: bool = True, layer: int | None = None
@@ -583,21 +631,31 @@ def vision_parameters(vision: Vision, hidden: int) -> Iterator[Parameter]:
     def table(part: str, *shape: int) -> Parameter:
         return Parameter(part, "weight", shape, "table", vision=True)
 
-    yield from linear("patches", wide, 3 * encoder.patch**2, "table", bias=encoder.patch_bias)
-    if encoder.class_token:
-        yield table("class", wide)
-    yield table("positions", positions, wide)
-    yield from norm("pre_norm", encoder.norm if encoder.pre_norm else None)
+    if isinstance(encoder, Encoder):
+        yield from linear("patches", wide, 3 * encoder.patch**2, "table", bias=encoder.patch_bias)
+        if encoder.class_token:
+            yield table("class", wide)
+        yield table("positions", encoder.grid**2 + encoder.class_token, wide)
+        yield from norm("pre_norm", encoder.norm if encoder.pre_norm else None)
+    else:
+        yield from linear("patches", wide, encoder.inputs, "table", bias=False)
     for i in range(encoder.layers):
         yield from norm("mixer_pre", encoder.norm, i)
         for part in ("q", "k", "v", "o"):
             yield from linear(part, wide, wide, layer=i)
         yield from norm("ffn_pre", encoder.norm, i)
+        if isinstance(ffn, GatedMLP):
+            yield from linear("gate", ffn.intermediate, wide, bias=ffn.bias, layer=i)
         yield from linear("up", ffn.intermediate, wide, bias=ffn.bias, layer=i)
         yield from linear("down", wide, ffn.intermediate, bias=ffn.bias, layer=i)
-    yield from norm("final_norm", encoder.norm if encoder.final_norm else None)
-    projector = vision.projector
-    if isinstance(projector, Tiles):
+    if isinstance(encoder, Encoder):
+        yield from norm("final_norm", encoder.norm if encoder.final_norm else None)
+    if isinstance(encoder, WindowedEncoder):
+        yield from norm("join_norm", projector.norm if isinstance(projector, Merged) else None)
+        merged = wide * encoder.merge**2
+        yield from linear("join1", merged, merged)
+        yield from linear("join2", hidden, merged)
+    elif isinstance(projector, Tiles):
         merged = wide * projector.merge**2
         yield table("row_end", merged)
         yield table("view_end", merged)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Olmo3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ortlm import architectures
@@ -423,7 +423,7 @@ def test_bad_layer_types() -> None:
         architectures.describe(config | {"use_bidirectional_attention": True})
 
 
-SIGHTED = {"gemma3", "phi3_v"}
+SIGHTED = {"gemma3", "phi3_v", "qwen2_5_vl"}
 
 
 def test_model_types() -> None:
@@ -435,6 +435,35 @@ def test_model_types() -> None:
     whole = {make().model_type for make in test_text_parts.MODELS.values()} | {"phi4mm"}
     # What transformers makes of a Mistral with layer types.
     assert text | whole | SIGHTED | {"ministral"} == set(known)
+
+
+@pytest.mark.parametrize("flat", [families.yarn(), {"rope_type": "default", "rope_theta": 5e5}])
+def test_rope_keys_of_olmo_3_for_all_layers(flat: dict[str, Any]) -> None:
+    """transformers passes over them, and writes what it takes instead next to them."""
+    config = json.loads(families.olmo3().to_json_string()) | {"rope_parameters": flat}
+    written = json.loads(Olmo3Config(**copy.deepcopy(config)).to_json_string())
+    assert set(written["rope_parameters"]) > set(flat)
+    found = architectures.describe(config)
+    assert found.decoder == architectures.describe(written).decoder
+    assert any("passed over" in note for note in found.notes) == (flat["rope_type"] == "yarn")
+
+
+def test_patterns_of_exaone_4() -> None:
+    """A text says of each layer what it is, but the last one is always full."""
+    config = json.loads(families.FAMILIES["exaone4"]().to_json_string())
+    del config["layer_types"]
+    config |= {"num_hidden_layers": 6, "sliding_window": 8}
+
+    def windows(pattern: object) -> list[int | None]:
+        decoder = architectures.describe(config | {"sliding_window_pattern": pattern}).decoder
+        return [mixer.window for mixer in decoder.attentions]
+
+    assert windows("LLLG") == [8, 8, 8, None, 8, None]
+    assert windows("LG") == windows(2) == [8, None, 8, None, 8, None]
+    assert windows(4) == [8, 8, 8, None, 8, 8]
+    for wrong in ("LX", "", None, 0):
+        with pytest.raises(BadCheckpoint, match="sliding_window_pattern"):
+            windows(wrong)
 
 
 def test_two_files_cannot_name_one_type() -> None:

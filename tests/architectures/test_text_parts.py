@@ -18,7 +18,6 @@ from transformers import (
     Mistral3Config,
     MistralConfig,
     Phi4MultimodalConfig,
-    Qwen2_5_VLConfig,
     Qwen3_5Config,
     Qwen3VLConfig,
 )
@@ -37,18 +36,6 @@ def mistral3(text: Any) -> Any:
         "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "head_dim": 16,
     }  # fmt: skip
     return Mistral3Config(vision_config=vision, text_config=text.to_dict(), tie_word_embeddings=False)
-
-
-def qwen2_5_vl() -> Any:
-    text = families.sizes(
-        hidden_size=128,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
-    )
-    vision = {
-        "depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 128,
-        "fullatt_block_indexes": [0],
-    }  # fmt: skip
-    return Qwen2_5_VLConfig(text_config=text, vision_config=vision)
 
 
 def qwen3_vl() -> Any:
@@ -101,7 +88,6 @@ MODELS: dict[str, Callable[[], Any]] = {
         )
     ),
     "gemma4": gemma4,
-    "qwen2.5-vl": qwen2_5_vl,
     "qwen3-vl": qwen3_vl,
     "qwen3.5": qwen3_5,
     "phi4-multimodal": phi4,
@@ -196,16 +182,6 @@ def test_a_stop_token_of_the_text_part_alone(tmp_path: Path) -> None:
     path.write_text(json.dumps(config))
     built = ortlm.build(tmp_path, tmp_path / "out", precision="int4")
     assert {77, 78} <= set(built.manifest.stop_token_ids)
-
-
-def test_keys_of_qwen2_5_vl_next_to_the_others() -> None:
-    nested = json.loads(qwen2_5_vl().to_json_string())
-    inner = dict(nested["text_config"])
-    rope = dict(inner.pop("rope_parameters"))
-    flat = {k: v for k, v in nested.items() if k != "text_config"} | inner
-    flat |= {"model_type": "qwen2_5_vl", "rope_theta": rope.pop("rope_theta")}
-    flat["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
-    assert architectures.describe(flat).decoder == architectures.describe(nested).decoder
 
 
 def test_phi_3_small_is_refused() -> None:

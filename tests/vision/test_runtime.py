@@ -34,9 +34,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     inner = module.VisionEncoder._features
 
-    def counted(self: Any, pixels: Any, size: Any) -> Any:
+    def counted(self: Any, pixels: Any, **sizes: Any) -> Any:
         found.append(len(pixels))
-        return inner(self, pixels, size)
+        return inner(self, pixels, **sizes)
 
     monkeypatch.setattr(module.VisionEncoder, "_features", counted)
     return found

@@ -60,12 +60,13 @@ def describe(config: Mapping[str, Any]) -> Architecture:
             "final_logit_softcapping", "null, since the class of models with images has no such cap"
         )
     text = gemma3.describe(WithDefaults(inner.values, _DEFAULTS, fixed=tied))
-    vision = _vision(c)
+    encoder = _encoder(c)
+    vision = _vision(c, encoder)
     sources = {name: replace(s, tensor=f"{_TEXT}{s.tensor}") for name, s in text.sources.items()}
     return replace(
         text,
         vision=vision,
-        sources={**sources, **_sources(vision, text.decoder.hidden)},
+        sources={**sources, **_sources(vision, encoder, text.decoder.hidden)},
         genai_type="gemma3",
         ignored=(*text.ignored, f"{_SIGLIP}.head.*", "*.position_ids"),
         head_copy=f"{_TEXT}{text.head_copy}",
@@ -82,7 +83,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def _vision(c: Config) -> Vision:
+def _encoder(c: Config) -> Encoder:
     p = c.part("vision_config") or Config({}, at=f"{c.at}: vision_config")
     check_colors(p)
     p.ignore("vision_use_head")
@@ -101,17 +102,21 @@ def _vision(c: Config) -> Vision:
         patch_bias=True,
         final_norm=True,
     )
-    count = c.integer("mm_tokens_per_image", 256)
-    side = round(count**0.5)
     if hidden % encoder.heads:
         raise p.wrong("num_attention_heads", f"a divisor of the vision encoder's {hidden} channels")
+    return encoder
+
+
+def _vision(c: Config, encoder: Encoder) -> Vision:
+    count = c.integer("mm_tokens_per_image", 256)
+    side = round(count**0.5)
     if side * side != count or encoder.grid % side:
         raise c.wrong(
             "mm_tokens_per_image", f"a square, its side dividing the vision encoder's {encoder.grid} patches"
         )
     return Vision(
         encoder=encoder,
-        projector=Pooled(side, Norm(norm.eps)),
+        projector=Pooled(side, Norm(encoder.norm.eps)),
         prompt=ImagePrompt(
             tag="<start_of_image>",
             before="\n\n<start_of_image>",
@@ -125,8 +130,7 @@ def _vision(c: Config) -> Vision:
     )
 
 
-def _sources(vision: Vision, hidden: int) -> Sources:
-    encoder = vision.encoder
+def _sources(vision: Vision, encoder: Encoder, hidden: int) -> Sources:
     sources: Sources = {}
     for p in vision_parameters(vision, hidden):
         name = f"{p.part}.{p.kind}"

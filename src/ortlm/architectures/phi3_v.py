@@ -59,7 +59,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     return replace(
         text,
         vision=vision,
-        sources={**text.sources, **_sources(vision, text.decoder.hidden)},
+        sources={**text.sources, **_sources(vision, encoder, text.decoder.hidden)},
         genai_type="phi3v",
         ignored=(*text.ignored, *unused, f"{_CLIP}.post_layernorm.*", "*.position_ids", f"{_AT}.wte.weight"),
         # Fine-tunes drop a prefix that a newer CLIP does without, or keep the embeddings in another place.
@@ -125,8 +125,7 @@ def _encoder(c: Config) -> tuple[Encoder, int]:
     return encoder, layers
 
 
-def _sources(vision: Vision, hidden: int) -> Sources:
-    encoder = vision.encoder
+def _sources(vision: Vision, encoder: Encoder, hidden: int) -> Sources:
     merged = 4 * encoder.hidden
     # The others lie as they are used.
     shapes = {

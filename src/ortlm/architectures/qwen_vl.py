@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL, text part: Qwen2 and Qwen3, whose three positions are one where there is text alone."""
+"""Qwen3-VL, text part: Qwen3, whose three positions are one where there is text alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from ortlm.architectures._rope import keys_of
 from ortlm.architectures._text_part import text_only, text_part
 from ortlm.spec import Architecture
 
-MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl")
+MODEL_TYPES = ("qwen3_vl",)
 
 _QWEN2 = {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "max_window_layers": 80}
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:
-    """Return the architecture of the text decoder; older files of Qwen2.5-VL have its keys next to the others."""
+    """Return the architecture of the text decoder."""
+    return text_only(decoder_with_one_position(config))
+
+
+def decoder_with_one_position(config: Mapping[str, Any]) -> Architecture:
+    """Return the decoder of a Qwen2.5-VL or Qwen3-VL, as if each token had one position.
+
+    Older files of Qwen2.5-VL have its keys next to the others.
+    """
     inner, fixed = text_part(config, tied=False)
     third = config["model_type"] == "qwen3_vl"
     if third:
@@ -38,4 +46,4 @@ def describe(config: Mapping[str, Any]) -> Architecture:
             "rope_parameters": None,
         },
     )
-    return text_only(qwen.describe(values))
+    return qwen.describe(values)

@@ -20,7 +20,7 @@ from ortlm._utils.checked_json import (
     text,
 )
 from ortlm.artifact.generation_config import GENERATION
-from ortlm.artifact.manifest import MOST_CROPS
+from ortlm.artifact.manifest import GRID, MOST_CROPS, TEXT
 from ortlm.errors import BadArtifact
 
 # Beyond these nothing is a language model; within them, nothing that is reserved for them is of any size.
@@ -60,6 +60,13 @@ _GRAPH: Mapping[str, Field] = {
 }
 _channels = list_of(number(-1e6, 1e6), least=3, most=3)
 _spreads = list_of(number(1e-6, 1e6), least=3, most=3)
+_PATCHES: Mapping[str, Field] = {
+    "size": integer(1, 65_535),
+    "merge": integer(1, 65_535),
+    "frames": integer(1, 65_535),
+    "least": integer(1, 1 << 40),
+    "most": integer(1, 1 << 40),
+}
 _IMAGES: Mapping[str, Field] = {
     "side": integer(1, 65_535),
     "mean": _channels,
@@ -72,6 +79,8 @@ _IMAGES: Mapping[str, Field] = {
     "after": text(longest=1_000, default=""),
     "token": text(longest=1_000, default=None),
     "separate": one_of(True, False, default=False),
+    "patches": table(_PATCHES, unknown="refuse", default=None),
+    "positions": one_of(TEXT, GRID, default=TEXT),
 }
 _MANIFEST: Mapping[str, Field] = {
     "graphs": object_of(table(_GRAPH, unknown="keep"), most=100),

@@ -307,13 +307,16 @@ def to_genai(
     provider: str | None,
     layer_types: Sequence[str] = (),
     max_length: int | None = None,
+    image_token: int = -1,
+    image_start: int = -1,
 ) -> str:
     """Return the text of ``genai_config.json``, which describes the same model to onnxruntime-genai.
 
     ``sizes`` has head_size, hidden_size, num_attention_heads, num_key_value_heads and num_hidden_layers;
     ``provider`` is the execution provider to name, None for the CPU. ``layer_types`` says what each layer is, if
     they are not all attention. ``max_length`` is how many tokens a text may have unless a caller says more, by
-    default the context, and 4096 at most.
+    default the context, and 4096 at most. ``image_token`` and ``image_start`` are the tokens of an image and the
+    one before them, where images have patches.
     """
     decoder = manifest.graphs["decoder"]
     stop = list(manifest.stop_token_ids)
@@ -387,24 +390,44 @@ def to_genai(
                 "inputs": dict(graph.inputs),
                 "outputs": dict(graph.outputs),
             }
+        if manifest.images.patches is not None:
+            # By these it finds where each image begins, and what positions its tokens have.
+            config["model"] |= {"image_token_id": image_token, "vision_start_token_id": image_start}
+            config["model"]["vision"] |= {
+                "patch_size": manifest.images.patches.size,
+                "spatial_merge_size": manifest.images.patches.merge,
+            }
     return json.dumps(config, indent=4) + "\n"
 
 
 def processor_config(images: Images) -> str:
-    """Return the text of ``processor_config.json``, by which onnxruntime-genai reads images in crops.
+    """Return the text of ``processor_config.json``, by which onnxruntime-genai reads images in crops or patches.
 
-    It takes the publisher's mean and deviation, and cuts every image into 16 crops at most, whatever stands
-    here.
+    Of those in crops it takes the publisher's mean and deviation, and cuts every image into 16 crops at most,
+    whatever stands here.
     """
 
     def step(name: str, kind: str, **attributes: Any) -> dict[str, Any]:
         found: dict[str, Any] = {"name": name, "domain": "com.microsoft.extensions", "type": kind}
         return {"operation": {**found, **({"attrs": attributes} if attributes else {})}}
 
-    transforms = [
-        step("decode_image", "DecodeImage", color_space="BGR"),
-        step("convert_to_rgb", "ConvertRGB"),
-        step("phi3_image_transform", "Phi3ImageTransform", num_crops=images.crops, num_img_tokens=144),
-    ]
+    if images.patches is not None:
+        patches = images.patches
+        sizes = {"patch_size": patches.size, "merge_size": patches.merge}
+        pixels = {"min_pixels": patches.least, "max_pixels": patches.most}
+        transforms = [
+            step("decode_image", "DecodeImage", color_space="RGB"),
+            step("convert_to_rgb", "ConvertRGB"),
+            step("resize", "Resize", smart_resize=1, **pixels, **sizes),
+            step("rescale", "Rescale", rescale_factor=1 / 255),
+            step("normalize", "Normalize", mean=list(images.mean), std=list(images.std), qwen2_5_vl=1),
+            step("patch_image", "PatchImage", temporal_patch_size=patches.frames, **sizes),
+        ]
+    else:
+        transforms = [
+            step("decode_image", "DecodeImage", color_space="BGR"),
+            step("convert_to_rgb", "ConvertRGB"),
+            step("phi3_image_transform", "Phi3ImageTransform", num_crops=images.crops, num_img_tokens=144),
+        ]
     config = {"processor": {"name": "image_processing", "transforms": transforms}}
     return json.dumps(config, indent=4) + "\n"

@@ -90,6 +90,27 @@ class Graph:
 
 
 @dataclass(frozen=True, slots=True)
+class Patches:
+    """How an image of any size becomes patches of ``size`` by ``size`` pixels, each ``frames`` times.
+
+    It is resized to ``least`` to ``most`` pixels, so that its shape nearly stays and its sides are whole squares
+    of ``merge`` by ``merge`` patches. A square is one token; they come row by row, and so do the patches of each.
+    """
+
+    size: int
+    merge: int
+    frames: int
+    least: int
+    most: int
+
+
+# What a token's position is: how many tokens come before it; or, of an image's tokens, three: time, row and
+# column, counted from where the image begins, after which the text goes on as if it had as many tokens as its
+# longer side.
+TEXT, GRID = "text", "grid"
+
+
+@dataclass(frozen=True, slots=True)
 class Images:
     """How images become input of the graph ``vision``, and tokens of a text.
 
@@ -98,7 +119,8 @@ class Images:
     number; 0: it is not cut, and has ``tokens`` tokens. ``merged`` is how many tokens of a view make a row.
     ``tag`` stands for it in a text, with its number from 1 in place of ``{}``; ``before`` and ``after`` are
     put around its tokens, for which ``token`` is written once. With ``separate`` the texts between images
-    are tokenized one by one instead, each with the tokenizer's special tokens.
+    are tokenized one by one instead, each with the tokenizer's special tokens. With ``patches`` an image is of any
+    size, and its sides are multiples of ``side``. ``positions`` is "text" or "grid", see ``GRID``.
     """
 
     side: int
@@ -112,6 +134,8 @@ class Images:
     after: str = ""
     token: str | None = None
     separate: bool = False
+    patches: Patches | None = None
+    positions: str = TEXT
 
     def tokens_of(self, high: int, wide: int) -> int:
         """Return how many tokens an image has that was cut into crops, ``high`` by ``wide`` pixels together."""

@@ -19,6 +19,7 @@ from ortlm.artifact.manifest import (
     Graph,
     Images,
     Manifest,
+    Patches,
     State,
     Variant,
 )
@@ -122,7 +123,13 @@ def _built_for(info: dict[str, Any]) -> str:
 def _images(found: dict[str, Any] | None) -> Images | None:
     if found is None:
         return None
-    images = Images(**{**found, "mean": tuple(found["mean"]), "std": tuple(found["std"])})
-    if not (images.crops or images.tokens):
-        raise ValueError("images has neither crops nor tokens")
+    patches = None if found["patches"] is None else Patches(**found["patches"])
+    if patches is not None and (
+        patches.size * patches.merge != found["side"] or patches.least > patches.most
+    ):
+        raise ValueError("the numbers of images.patches do not agree with each other and with images.side")
+    three = {key: tuple(found[key]) for key in ("mean", "std")}
+    images = Images(**{**found, **three, "patches": patches})
+    if not (images.crops or images.tokens or images.patches):
+        raise ValueError("images has neither crops nor tokens nor patches")
     return images

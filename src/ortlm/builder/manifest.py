@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeGuard
 
 from ortlm._version import __version__
 from ortlm.artifact import (
     ADAPTER_FOLDER,
-    MOST_CROPS,
     NAMED_TEMPLATES,
     Graph,
-    Images,
     Manifest,
     State,
     Variant,
@@ -22,6 +19,7 @@ from ortlm.artifact import (
 from ortlm.artifact.generation_config import not_obeyed, read_generation
 from ortlm.artifact.provenance import public_name
 from ortlm.builder.estimate import Outline
+from ortlm.builder.image_settings import image_settings
 from ortlm.builder.tokenizer_files import TokenizerFiles
 from ortlm.builder.turn_ends import turn_ends
 from ortlm.checkpoint.reader import Checkpoint
@@ -29,7 +27,7 @@ from ortlm.errors import BadCheckpoint
 from ortlm.graph.decoder import Emitted
 from ortlm.graph.states import past_name, present_name
 from ortlm.graph.step import MANY
-from ortlm.spec import Architecture, Attention, Mixer, MixerState, Tiles, Vision, mixer_states
+from ortlm.spec import Architecture, Attention, Mixer, MixerState, mixer_states
 
 # The execution providers whose attention takes lengths per row.
 RAGGED_PROVIDERS = ("cpu", "cuda")
@@ -88,7 +86,7 @@ def make_manifest(
             )
             for file, (name, graph) in graphs.items()
         },
-        images=_images(checkpoint, architecture.vision),
+        images=image_settings(checkpoint, architecture),
         prompt_tokens=MANY if emitted.builder.many is not None else None,
         context_tokens=spec.max_tokens,
         vocab_size=spec.vocab,
@@ -179,47 +177,6 @@ def plain_tokenizer_config(settings: Mapping[str, Any]) -> dict[str, Any]:
         plain[NAMED_TEMPLATES] = template
         plain["chat_template"] = named.get("default", next(iter(named.values()), ""))
     return plain
-
-
-def _images(checkpoint: Checkpoint, vision: Vision | None) -> Images | None:
-    """Return how images are read: by the architecture, and the publisher's settings where they say more."""
-    if vision is None:
-        return None
-    path = checkpoint.folder / "preprocessor_config.json"
-    settings = checkpoint.json(path.name)
-    encoder, projector, prompt = vision.encoder, vision.projector, vision.prompt
-    mean, std = (
-        _three(settings.get(key, usual), f'{path}: "{key}"')
-        for key, usual in (("image_mean", vision.mean), ("image_std", vision.std))
-    )
-    if min(std) <= 0:
-        raise BadCheckpoint(f'{path}: "image_std" is {list(std)}, expected numbers above 0.')
-    crops = settings.get("num_crops", vision.crops) if vision.crops else 0
-    if not isinstance(crops, int) or isinstance(crops, bool) or not 0 <= crops <= MOST_CROPS:
-        raise BadCheckpoint(f'{path}: "num_crops" is {crops!r}, expected a number from 1 to {MOST_CROPS}.')
-    return Images(
-        side=encoder.side,
-        mean=mean,
-        std=std,
-        tag=prompt.tag,
-        crops=crops,
-        merged=encoder.grid // projector.merge if isinstance(projector, Tiles) else encoder.grid,
-        tokens=0 if isinstance(projector, Tiles) else projector.tokens**2,
-        before=prompt.before,
-        after=prompt.after,
-        token=prompt.token,
-        separate=prompt.separate,
-    )
-
-
-def _three(value: object, what: str) -> tuple[float, float, float]:
-    if isinstance(value, Sequence) and len(value) == 3:
-        numbers = [
-            v for v in value if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
-        ]
-        if len(numbers) == 3:
-            return float(numbers[0]), float(numbers[1]), float(numbers[2])
-    raise BadCheckpoint(f"{what} is {value!r}, expected three numbers.")
 
 
 def _is_token(value: object, vocab: int) -> TypeGuard[int]:

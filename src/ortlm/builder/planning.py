@@ -436,7 +436,7 @@ def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifes
     if choices.dtype is not None:
         settings = transformers_js.texts(checkpoint, model.tokenizer, plain, manifest)
         return {**model.tokenizer.texts, **settings}
-    first = next(spec.attentions)
+    first, vision = next(spec.attentions), model.architecture.vision
     kinds = [_layer_type(layer.mixer) for layer in spec.layers]
     held = [layer.mixer.kernel - 1 for layer in spec.layers if isinstance(layer.mixer, ShortConv)]
     texts = {
@@ -454,9 +454,11 @@ def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifes
             layer_types=kinds if len(set(kinds)) > 1 else (),
             provider=choices.target.provider,
             max_length=choices.options.max_length,
+            image_token=-1 if vision is None else vision.token,
+            image_start=-1 if vision is None else vision.start,
         ),
     }
-    if manifest.images is not None and manifest.images.crops:
+    if manifest.images is not None and (manifest.images.crops or manifest.images.patches):
         texts[PROCESSOR_FILE] = processor_config(manifest.images)
     texts |= model.tokenizer.texts
     if plain != checkpoint.json("tokenizer_config.json"):

@@ -75,10 +75,12 @@ def attention(
     inputs = ("batch_size", "sequence_length", hidden)
     rope = spec.rope
     mutual = step.same_image()
+    turned = None if rope is None else step.turned(rope)
     # Queries are needed rotated where attention is computed in another way too. Tables of which positions choose
     # the part need attention that looks at positions.
     inside = (
         mutual is None
+        and turned is None
         and rope is not None
         and g.target.rotary_inside
         and (rope.long_inv_freq is None or "positions" not in g.target.attention_ignores)
@@ -117,17 +119,13 @@ def attention(
         q, k = _head_norms(g, q, k, spec, at, parameters, module)
     cos = sin = positions = None
     if rope is not None:
-        cos, sin = tables(rope)
         if inside:
+            cos, sin = tables(rope)
             positions = step.switched(rope)
         elif k is not None:
-            where = step.switched(rope) or step.positions()
-            q = rotate(
-                g, q, where, (cos, sin), rope, heads=spec.heads, head_dim=spec.head_dim, path=f"{path}/q"
-            )
-            k = rotate(
-                g, k, where, (cos, sin), rope, heads=spec.kv_heads, head_dim=spec.head_dim, path=f"{path}/k"
-            )
+            where, rows = turned or (step.switched(rope) or step.positions(), tables(rope))
+            q = rotate(g, q, where, rows, rope, heads=spec.heads, head_dim=spec.head_dim, path=f"{path}/q")
+            k = rotate(g, k, where, rows, rope, heads=spec.kv_heads, head_dim=spec.head_dim, path=f"{path}/k")
     if spec.qk_norm_late:
         q, k = _head_norms(g, q, k, spec, at, parameters, module)
     if spec.query_scale is not None:

@@ -50,8 +50,8 @@ def emit_decoder(
     """Return the graph of ``spec`` for ``target`` with activations and cache of element type ``dtype``.
 
     Inputs: ``input_ids`` int64 [B, S], or ``inputs_embeds`` [B, S, H] if they are ``embedded`` by another graph;
-    ``attention_mask`` int64 [B, T], ``position_ids`` int64 [B, S] where
-    the target rotates outside attention, and ``past_key_values.{i}.key|value`` [B, K, past, D].
+    ``attention_mask`` int64 [B, T], ``position_ids`` int64 [B, S] where the target rotates outside attention, or
+    [3, B, S] where tokens have three positions, and ``past_key_values.{i}.key|value`` [B, K, past, D].
     Outputs: ``logits`` [B, 1, V] of each row's last token ([B, S, V] with ``all_logits``) and
     ``present.{i}.key|value`` [B, K, total, D]; with ``hidden_states`` also the final norm's output [B, S, H].
     Layers without keys and values have other states, see ``spec.mixer_states``.
@@ -76,13 +76,16 @@ def emit_decoder(
     ids = g.input("inputs_embeds", dtype, shape) if embedded else g.input("input_ids", "int64", lead)
     mask = g.input("attention_mask", "int64", ("batch_size", "total_sequence_length"))
     inputs = {str(ids.name): str(ids.name), "attention_mask": "attention_mask"}
-    positions = None
-    if not target.rotary_inside:
+    positions = axes = None
+    if any(mixer.rope is not None and mixer.rope.axes is not None for mixer in spec.attentions):
+        axes = g.input("position_ids", "int64", (3, *lead))
+        inputs["position_ids"] = "position_ids"
+    elif not target.rotary_inside:
         positions = g.input("position_ids", "int64", lead)
         inputs["position_ids"] = "position_ids"
     kind = dtype if cache_scales is None else "int8"
     pasts = [past_states(g, i, layer.mixer, kind) for i, layer in enumerate(spec.layers)]
-    step = Step(g, ids, mask, positions, all_logits=all_logits, mutual=mutual)
+    step = Step(g, ids, mask, positions, all_logits=all_logits, mutual=mutual, axes=axes)
     if fast_prompts:
         g.many = step.many()
     select = step.selection()

@@ -18,7 +18,8 @@ class Step:
 
     ``last_key`` int32 [B]: index of each row's last token. ``total`` int32 []: T. ``query_lengths`` int32
     [B]: how many of the S new positions of a row are real (rows are padded on the right), or None where
-    the target's attention does not take it.
+    the target's attention does not take it. ``axes`` int64 [3, B, S] are the three positions of every new token,
+    where rotations go by them.
     """
 
     def __init__(
@@ -30,10 +31,13 @@ class Step:
         *,
         all_logits: bool,
         mutual: bool = False,
+        axes: Value | None = None,
     ) -> None:
         self._g, self._given, self._mask = g, positions, mask
+        self._axes = axes
         self._all_logits = all_logits
         self._made: dict[str, Value] = {}
+        self._turned: dict[str, tuple[Value, tuple[Value, Value]]] = {}
         # All in int64, which devices without it leave to the CPU: in int32 they take single steps of it to
         # themselves, and every one is a copy there and back.
         self._lengths = g.op(
@@ -209,6 +213,44 @@ class Step:
                 "Min", at, last, shape=("batch_size", "sequence_length"), dtype="int64", name=path
             )
         return self._made["positions"]
+
+    def turned(self, rope: Rope) -> tuple[Value, tuple[Value, Value]] | None:
+        """Return what rotates every new token by its three positions; None if ``rope`` goes by a single one.
+
+        That is a number of each token, int64 [B, S], and rows with these numbers of cosines and sines,
+        [B · S, dims / 2].
+        """
+        if self._axes is None or rope.axes is None:
+            return None
+        key = f"turned/{rope}"
+        if key not in self._turned:
+            g, path, half = self._g, f"{_PATH}/turned", len(rope.inv_freq)
+            lead = ("batch_size", "sequence_length")
+            at = g.op("Transpose", self._axes, shape=(*lead, 3), dtype="int64", name=path, perm=(1, 2, 0))
+            at = g.op(
+                "Gather", at, g.integers(*rope.axes), shape=(*lead, half), dtype="int64", name=path, axis=2
+            )
+            at = g.op("Reshape", at, g.integers(-1, half), shape=("tokens", half), dtype="int64", name=path)
+            frequencies = g.constant(np.array([rope.inv_freq], np.float32), f"{path}.inv_freq")
+            angles = g.op(
+                "Mul", g.cast(at, "fp32", ("tokens", half), path), frequencies,
+                shape=("tokens", half), dtype="fp32", name=path,
+            )  # fmt: skip
+            tables = []
+            for function in ("Cos", "Sin"):
+                x = g.op(function, angles, shape=("tokens", half), dtype="fp32", name=path)
+                if rope.factor != 1.0:
+                    factor = g.number(rope.factor, "fp32")
+                    x = g.op("Mul", x, factor, shape=("tokens", half), dtype="fp32", name=path)
+                tables.append(x if g.dtype == "fp32" else g.cast(x, g.dtype, ("tokens", half), path))
+            sizes = g.op("Shape", self._axes, shape=(2,), dtype="int64", name=path, start=1, end=3)
+            count = g.op("ReduceProd", sizes, shape=(), dtype="int64", name=path, keepdims=0)
+            numbers = g.op(
+                "Range", g.integer(0), count, g.integer(1), shape=("tokens",), dtype="int64", name=path
+            )
+            numbers = g.op("Reshape", numbers, sizes, shape=lead, dtype="int64", name=path)
+            self._turned[key] = numbers, (tables[0], tables[1])
+        return self._turned[key]
 
     def query_scale(self, scale: QueryScale) -> Value:
         """Return what the query of every new token is multiplied by, [B, S, 1]."""

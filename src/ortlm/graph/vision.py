@@ -7,8 +7,9 @@ from ortlm.graph.decoder import Emitted
 from ortlm.graph.linear import Parameters, linear, node_path
 from ortlm.graph.mlp import activate
 from ortlm.graph.norm import Residual
+from ortlm.graph.windowed_vision import windowed
 from ortlm.quant.recipe import Recipe
-from ortlm.spec import Encoder, Pooled, Tiles, Vision, vision_parameters
+from ortlm.spec import Encoder, Merged, Pooled, Tiles, Vision, WindowedEncoder, vision_parameters
 from ortlm.target import Target
 
 _PATH = "/vision"
@@ -22,6 +23,8 @@ def emit_vision(
     For ``Tiles``: ``pixel_values`` [images, crops, 3, side, side], the view of the whole first, padded with
     crops of anything, which are left out before they cost time; ``image_sizes`` int64 [images, 2], height
     and width of the crops side by side, in pixels. For ``Pooled``: ``pixel_values`` [images, 3, side, side].
+    For a ``WindowedEncoder``, which takes one image at a time: ``pixel_values`` [patches, 3 · frames · pixels], in
+    squares that become a token, and ``image_grid_thw`` int64 [1, 3], frames (1), rows and columns of patches.
     Output: ``image_features`` [tokens of all images, hidden]. With ``fast_prompts``, quantized matrices have
     8 bits by columns, for integer matmuls.
     """
@@ -35,8 +38,16 @@ def emit_vision(
         fast_prompts=fast_prompts,
     )
     weights: Parameters = {p.name: p for p in vision_parameters(vision, hidden)}
-    square = (3, encoder.side, encoder.side)
     inputs = {"pixel_values": "pixel_values"}
+    if isinstance(encoder, WindowedEncoder):
+        assert isinstance(projector, Merged)
+        pixels = g.input("pixel_values", dtype, ("patches", encoder.inputs))
+        thw = g.input("image_grid_thw", "int64", (1, 3))
+        inputs["image_grid_thw"] = "image_grid_thw"
+        features = windowed(g, encoder, projector, pixels, thw, weights, hidden)
+        g.output(features, "image_features", ("num_image_tokens", hidden))
+        return Emitted(g, inputs, {"image_features": "image_features"}, {})
+    square = (3, encoder.side, encoder.side)
     if isinstance(projector, Tiles):
         pixels = g.input("pixel_values", dtype, ("num_images", "max_num_crops", *square))
         sizes = g.input("image_sizes", "int64", ("num_images", 2))
@@ -44,11 +55,12 @@ def emit_vision(
         grid = _Grid(g, sizes, encoder.side)
         pixels = grid.used(pixels, square)
         x = _encoder(g, encoder, pixels, weights)
-        features = _tiled(g, vision, projector, x, grid, weights, hidden)
+        features = _tiled(g, encoder, projector, x, grid, weights, hidden)
     else:
+        assert isinstance(projector, Pooled)
         pixels = g.input("pixel_values", dtype, ("num_images", *square))
         x = _encoder(g, encoder, pixels, weights)
-        features = _pooled(g, vision, projector, x, weights, hidden)
+        features = _pooled(g, encoder, projector, x, weights, hidden)
     g.output(features, "image_features", ("num_image_tokens", hidden))
     return Emitted(g, inputs, {"image_features": "image_features"}, {})
 
@@ -114,10 +126,10 @@ def _layer(g: Builder, spec: Encoder, stream: Residual, i: int, weights: Paramet
     stream.add(y, scale=1.0, module=at)
 
 
-def _pooled(g: Builder, vision: Vision, spec: Pooled, x: Value, weights: Parameters, hidden: int) -> Value:
+def _pooled(g: Builder, encoder: Encoder, spec: Pooled, x: Value, weights: Parameters, hidden: int) -> Value:
     """Return the features of views ``x`` [n, patches, wide]: [n · tokens · tokens, hidden]."""
-    grid, wide, n = vision.encoder.grid, vision.encoder.hidden, spec.tokens
-    path, size = f"{_PATH}/join", vision.encoder.grid // spec.tokens
+    grid, wide, n = encoder.grid, encoder.hidden, spec.tokens
+    path, size = f"{_PATH}/join", encoder.grid // spec.tokens
     x = g.op(
         "Reshape",
         x,
@@ -180,14 +192,14 @@ class _Grid:
 
 
 def _tiled(
-    g: Builder, vision: Vision, spec: Tiles, x: Value, grid: _Grid, weights: Parameters, hidden: int
+    g: Builder, encoder: Encoder, spec: Tiles, x: Value, grid: _Grid, weights: Parameters, hidden: int
 ) -> Value:
     """Return the features of views ``x`` [n, patches, wide], in the order of the text: [tokens, hidden].
 
     Every merged patch goes through the projector once, and so do the two separators; then all are put in order.
     """
-    path, merge, wide = f"{_PATH}/join", spec.merge, vision.encoder.hidden
-    side = vision.encoder.grid // merge
+    path, merge, wide = f"{_PATH}/join", spec.merge, encoder.hidden
+    side = encoder.grid // merge
     merged = merge * merge * wide
     shape: Shape = ("views", side, merge, side, merge, wide)
     x = g.op("Reshape", x, g.integers(-1, side, merge, side, merge, wide), shape=shape, name=path)

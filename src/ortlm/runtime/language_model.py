@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.artifact import Artifact, graph_named, open_artifact, runnable, settled
+from ortlm.artifact import GRID, Artifact, graph_named, open_artifact, runnable, settled
 from ortlm.errors import BadArtifact, BadOption, ContextFull, nearest
 from ortlm.runtime.embeddings import Pooling, embed
 from ortlm.runtime.engine.attention_check import check_attention
@@ -176,6 +176,7 @@ class LanguageModel:
             switch_tokens=self.manifest.rope_switch_tokens,
             shapes=self._shapes,
             embedder=self._embedder(),
+            by_grid=self.manifest.images is not None and self.manifest.images.positions == GRID,
             chunk_tokens=chunk if few is None else few - 1,
             appends_one=self.device.appends_one,
             most_tokens=self.device.most_tokens,

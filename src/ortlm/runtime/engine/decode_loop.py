@@ -23,9 +23,11 @@ from ortlm.runtime.engine.captured_steps import CapturedStep, StatePool
 from ortlm.runtime.engine.kv_cache import RowIndices, StateInfo, make_cache, state_shapes
 from ortlm.runtime.engine.states import FIXED_KINDS, Shapes
 from ortlm.runtime.engine.token_ids import (
+    FIRST_IMAGE_TOKEN,
     begun_image,
     between_images,
     common_prefix_length,
+    grid_positions,
     image_numbers,
 )
 from ortlm.runtime.engine.types import Logits, TokenEmbedder
@@ -44,7 +46,8 @@ class Loop:
     """Feeds a decoder graph and owns what goes from step to step: cache, lengths and history.
 
     ``switch_tokens``: see Manifest.rope_switch_tokens. ``shapes``: what ``state_shapes`` found, if known.
-    ``embedder`` makes the embeddings that the graph reads, if it reads no ids. ``appends_one``: the device takes
+    ``embedder`` makes the embeddings that the graph reads, if it reads no ids. ``by_grid``: tokens of images
+    have positions by row and column. ``appends_one``: the device takes
     several tokens of a row at once in an empty cache only. ``most_tokens``: it takes no more of a row at once.
     ``pool`` has states of loops that are gone, and what was captured on them.
     ``recomputed`` counts how often the whole history was computed again: because of the switch, or because a
@@ -61,6 +64,7 @@ class Loop:
         shapes: Shapes | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
         embedder: TokenEmbedder | None = None,
+        by_grid: bool = False,
         appends_one: bool = False,
         most_tokens: int | None = None,
         pool: StatePool | None = None,
@@ -73,6 +77,9 @@ class Loop:
         self._most = most_tokens
         self._appends_one = appends_one
         self._embedder = embedder
+        self._grid = by_grid
+        # By how much the position of each row's next token differs from its number.
+        self._shifts = [0]
         self._appends = any(state.kind == "append" for state in graph.states)
         self._windows = any(state.kind == "window" for state in graph.states)
         # States that no token can be taken out of again: every row has to be fed at least one token in every run.
@@ -283,6 +290,8 @@ class Loop:
             return self.append_unread([[token] if token >= 0 else [] for token in new])
         inputs, bound = self._graph.inputs, self._bound
         fed = [old[-1] if token < 0 else token for old, token in zip(self.history, new, strict=True)]
+        if self._grid and max(fed) >= FIRST_IMAGE_TOKEN:
+            return self.append_unread([[token] if token >= 0 else [] for token in new])
         captured = self._captured_step(total)
         if captured is not None:
             with self._stopping:
@@ -299,7 +308,8 @@ class Loop:
             bound.binding.input(inputs["inputs_embeds"], embedded)
         bound.inputs.mask(ends, total)
         if "position_ids" in inputs:
-            bound.inputs.rewrite("position_ids", [end - 1 for end in ends])
+            at = zip(ends, self._shifts, strict=True) if self._grid else ((end, 0) for end in ends)
+            bound.inputs.rewrite("position_ids", [end - 1 + shift for end, shift in at])
         self._steady = 0
         self._run(brief=True)
         self._stepped(new, ends)
@@ -717,7 +727,7 @@ class Loop:
             binding.input(self._graph.inputs["inputs_embeds"], self._embedder.embed(ids))
         inputs.mask(filled, total)
         if "position_ids" in self._graph.inputs:
-            inputs.put("position_ids", starts[:, None] + np.arange(new, dtype=np.int64))
+            inputs.put("position_ids", self._positions(rows, starts, new))
         if "picture_numbers" in optional:
             inputs.put("picture_numbers", image_numbers(ids, counts), of=optional)
         if "logits_to_keep" in optional:
@@ -753,6 +763,22 @@ class Loop:
         if logits.shape[1] < (keep or new):
             raise BadArtifact(f"{self._graph.file} gives the logits of a prompt's last token only.")
         return as_float32(logits)
+
+    def _positions(
+        self, rows: Sequence[Sequence[int]], starts: NDArray[np.int64], width: int
+    ) -> NDArray[np.int64]:
+        """Return the positions of new tokens, int64 [B, S], or [3, B, S] where those of images have three."""
+        plain = starts[:, None] + np.arange(width, dtype=np.int64)
+        if not self._grid:
+            return plain
+        found = np.broadcast_to(plain, (3, *plain.shape)).copy()
+        self._shifts = []
+        for i, (old, row) in enumerate(zip(self.history, rows, strict=True)):
+            positions, after = grid_positions(np.array([*old, *row], dtype=np.int64))
+            found[:, i, : len(row)] = positions[:, len(old) :]
+            found[:, i, len(row) :] = after
+            self._shifts.append(after - len(old) - len(row))
+        return found
 
     def _check_given(self) -> None:
         """Raise BadArtifact if the graph must be given what nobody gives."""

@@ -13,6 +13,9 @@ FIRST_IMAGE_TOKEN = 1 << 62
 # An id is FIRST_IMAGE_TOKEN, the image's number in 48 bits, and the token's in these.
 TOKEN_BITS = 14
 TOKEN_MASK = (1 << TOKEN_BITS) - 1
+# Where tokens have positions in an image, the last bits of its number say how many columns of tokens it has.
+COLUMN_BITS = 11
+MOST_COLUMNS = (1 << COLUMN_BITS) - 1
 
 
 def text_tokens_only(ids: Iterable[int]) -> list[int]:
@@ -20,9 +23,13 @@ def text_tokens_only(ids: Iterable[int]) -> list[int]:
     return [token for token in ids if token < FIRST_IMAGE_TOKEN]
 
 
-def image_number(key: str) -> int:
-    """Return the number, of 48 bits, of the image whose content has the hash ``key``."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest(), "big")
+def image_number(key: str, columns: int = 0) -> int:
+    """Return the number, of 48 bits, of the image whose content has the hash ``key``.
+
+    ``columns`` of tokens are a part of it, unless 0.
+    """
+    number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest(), "big")
+    return number >> COLUMN_BITS << COLUMN_BITS | columns if columns else number
 
 
 def image_of_token(token: int) -> int:
@@ -40,6 +47,32 @@ def image_numbers(ids: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[
     begins = places & (ids & TOKEN_MASK == 0)
     begins[:, 0] |= places[:, 0]
     return np.where(places, np.cumsum(begins, axis=1), 0)
+
+
+def grid_positions(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Return three positions for each of ``ids`` int64 [S], a text from its beginning, int64 [3, S], and the next.
+
+    A word has the same number three times. Of an image's tokens the first is the position p where it begins, the
+    second p and the row, the third p and the column; p and the longer side is where the text goes on.
+    """
+    positions = np.broadcast_to(np.arange(len(ids)), (3, len(ids))).copy()
+    places = ids >= FIRST_IMAGE_TOKEN
+    if not places.any():
+        return positions, len(ids)
+    # Where images and the texts between them begin.
+    changes = (places[1:] != places[:-1]) | (places[1:] & (ids[1:] & TOKEN_MASK == 0))
+    starts = [0, *(np.flatnonzero(changes) + 1).tolist()]
+    at = 0
+    for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+        if not places[start]:
+            positions[:, start:stop] += at - start
+            at += stop - start
+            continue
+        columns = max(1, image_of_token(int(ids[start])) & MOST_COLUMNS)
+        rows, across = np.divmod(ids[start:stop] & TOKEN_MASK, columns)
+        positions[:, start:stop] = at + np.stack([np.zeros_like(rows), rows, across])
+        at += max(int(rows[-1]) + 1, columns)
+    return positions, at
 
 
 def between_images(rows: Sequence[Sequence[int]], end: int) -> int:

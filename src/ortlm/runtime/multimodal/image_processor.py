@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.errors import BadOption
+from ortlm.artifact import Patches
+from ortlm.errors import BadImage, BadOption
 
 if TYPE_CHECKING:
     from PIL import Image
 
 from ortlm.runtime.multimodal.image_loading import _check_rgb
+
+# As in the reference; what is thinner says nothing.
+_MOST_RATIO = 200
 
 
 def hd_size(width: int, height: int, *, side: int = 336, most: int) -> tuple[int, int]:
@@ -74,6 +78,48 @@ def whole_pixels(
     if side < 1:
         raise BadOption(f"side must be at least 1 pixel, found {side}.")
     return _normalized(image.resize((side, side), Image.Resampling.BILINEAR), mean, std)[None]
+
+
+def patch_grid(width: int, height: int, patches: Patches) -> tuple[int, int]:
+    """Return rows and columns of patches of an image of ``width`` by ``height`` pixels.
+
+    Raises BadImage for one that is more than 200 times as long as it is wide.
+    """
+    if max(width, height) > _MOST_RATIO * min(width, height):
+        raise BadImage(
+            f"the image has {width} by {height} pixels; the longer side may be at most {_MOST_RATIO} times the "
+            "shorter. Cut it, or add a border."
+        )
+    side = patches.size * patches.merge
+
+    high, wide = (round(n / side) * side for n in (height, width))
+    if high * wide > patches.most:
+        shrink = math.sqrt(height * width / patches.most)
+        high, wide = (max(side, math.floor(n / shrink / side) * side) for n in (height, width))
+    elif high * wide < patches.least:
+        grow = math.sqrt(patches.least / (height * width))
+        high, wide = (math.ceil(n * grow / side) * side for n in (height, width))
+    return high // patches.size, wide // patches.size
+
+
+def patch_pixels(
+    image: Image.Image, patches: Patches, *, mean: Sequence[float], std: Sequence[float]
+) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Return the patches of an RGB ``image`` of any size, and rows and columns of its patches.
+
+    Pixels are float32 [rows · columns, 3 · frames · size · size], in the order that ``Patches`` says.
+    """
+    from PIL import Image
+
+    _check_rgb(image)
+    rows, columns = patch_grid(*image.size, patches)
+    size, merge = patches.size, patches.merge
+    image = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+    pixels = _normalized(image, mean, std)
+    squares = pixels.reshape(3, rows // merge, merge, size, columns // merge, merge, size)
+    squares = squares.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
+    repeated = np.broadcast_to(squares, (*squares.shape[:5], patches.frames, size, size))
+    return repeated.reshape(rows * columns, -1), (rows, columns)
 
 
 def _fitted(width: int, height: int, side: int, most: int) -> tuple[int, int]:

@@ -12,16 +12,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.artifact import MOST_CROPS, Graph, Images
+from ortlm.artifact import GRID, MOST_CROPS, Graph, Images, Patches
 from ortlm.dtypes import Array
 from ortlm.errors import BadArtifact, BadImage, BadOption, ContextFull
 from ortlm.runtime.engine.backend import Backend, DeviceTensor
 from ortlm.runtime.engine.token_ids import (
     FIRST_IMAGE_TOKEN,
+    MOST_COLUMNS,
     TOKEN_BITS,
     TOKEN_MASK,
     image_number,
@@ -29,7 +31,16 @@ from ortlm.runtime.engine.token_ids import (
 )
 from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.multimodal.image_loading import ImageSource, image_key, open_image
-from ortlm.runtime.multimodal.image_processor import hd_crops, hd_size, whole_pixels
+from ortlm.runtime.multimodal.image_processor import (
+    hd_crops,
+    hd_size,
+    patch_grid,
+    patch_pixels,
+    whole_pixels,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Features of images that nobody uses at the moment.
 _KEPT_BYTES = 256 << 20
@@ -37,10 +48,11 @@ _KEPT_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """The embeddings ``features`` [tokens, H] that stand for an image; ``number`` follows from its content."""
+    """The embeddings ``features`` [tokens, H] of an image; ``number`` follows from its content, ``key``."""
 
     number: int
     features: Array
+    key: str
 
     @property
     def ids(self) -> list[int]:
@@ -86,8 +98,10 @@ class VisionEncoder:
             raise BadOption(f"num_crops must be 1 to {MOST_CROPS}; got {crops}.")
         most = images.crops if crops is None else crops
         image = open_image(source, allow=self._allow)
+        if images.patches is not None:
+            return self._read_patches(image, images.patches)
         key = f"{image_key(image)} {most}"
-        known = self.known(image_number(key))
+        known = self._found(key, image_number(key))
         if known is not None:
             return known
         if images.crops:
@@ -95,6 +109,26 @@ class VisionEncoder:
             pixels, size = hd_crops(image, most=most, side=images.side, mean=images.mean, std=images.std)
             return self.add(key, pixels[None], size)
         return self.add(key, whole_pixels(image, side=images.side, mean=images.mean, std=images.std), None)
+
+    def _read_patches(self, image: Image.Image, patches: Patches) -> EncodedImage:
+        """Return what the model sees in an image of any size.
+
+        Raises BadImage for a shape that cannot be, ContextFull for an image that fits into no prompt.
+        """
+        rows, columns = (n // patches.merge for n in patch_grid(*image.size, patches))
+        limit = min((1 << TOKEN_BITS) + 1, self._context or sys.maxsize)
+        if rows * columns >= limit or columns > MOST_COLUMNS:
+            raise ContextFull(
+                f"the image has {rows * columns} tokens, {columns} in a row, but a prompt holds fewer than "
+                f"{limit}, and a row {MOST_COLUMNS} at most. Make the image smaller."
+            )
+        key = f"{image_key(image)} patches"
+        columns = columns if self.images.positions == GRID else 0
+        known = self._found(key, image_number(key, columns))
+        if known is not None:
+            return known
+        pixels, grid = patch_pixels(image, patches, mean=self.images.mean, std=self.images.std)
+        return self._keep(key, image_number(key, columns), self._features(pixels, image_grid_thw=(1, *grid)))
 
     def check_crops(self, width: int, height: int, most: int) -> None:
         """Refuse an image of ``width`` by ``height`` pixels that, cut into ``most`` crops, fits into no prompt.
@@ -115,15 +149,16 @@ class VisionEncoder:
         ``pixels`` are [1, 1 + crops, 3, side, side], or [1, 3, side, side] where images are not cut.
         """
         number = image_number(key)
-        known = self.known(number)
+        known = self._found(key, number)
         if known is not None:
             return known
-        features = self._features(pixels, size)
-        if len(features) >= 1 << TOKEN_BITS:
-            raise BadImage(
-                f"the image has {len(features)} tokens; at most {(1 << TOKEN_BITS) - 1} are possible."
-            )
-        image = EncodedImage(number, features)
+        return self._keep(key, number, self._features(pixels, image_sizes=size))
+
+    def _keep(self, key: str, number: int, features: Array) -> EncodedImage:
+        """Remember what was computed, and let go of what is too much."""
+        if len(features) > 1 << TOKEN_BITS:
+            raise BadImage(f"the image has {len(features)} tokens; at most {1 << TOKEN_BITS} are possible.")
+        image = EncodedImage(number, features, key)
         with self._lock:
             if number not in self._known:
                 self._bytes += features.nbytes
@@ -133,6 +168,13 @@ class VisionEncoder:
                 self._bytes -= oldest.features.nbytes
         return image
 
+    def _found(self, key: str, number: int) -> EncodedImage | None:
+        """Return the image with the contents ``key`` if it is remembered; BadImage if it is taken for another."""
+        known = self.known(number)
+        if known is not None and known.key != key:
+            raise BadImage("the image cannot be told from another one that is in use. Change a pixel of it.")
+        return known
+
     def known(self, number: int) -> EncodedImage | None:
         """Return the image ``number`` if it is remembered."""
         with self._lock:
@@ -141,7 +183,8 @@ class VisionEncoder:
                 self._known.move_to_end(number)
             return known
 
-    def _features(self, pixels: NDArray[np.float32], size: tuple[int, int] | None) -> Array:
+    def _features(self, pixels: NDArray[np.float32], **sizes: tuple[int, ...] | None) -> Array:
+        """Return the features [tokens, H] of one image; ``sizes`` are inputs that say how its pixels lie."""
         with self._lock:
             if self._session is None:
                 self._session = self._open()
@@ -150,9 +193,9 @@ class VisionEncoder:
         binding = session.binding()
         kind = session.inputs[inputs["pixel_values"]].dtype.numpy
         binding.input_array(inputs["pixel_values"], np.ascontiguousarray(pixels, kind))
-        if size is not None:
-            sizes = np.array([size], session.inputs[inputs["image_sizes"]].dtype.numpy)
-            binding.input_array(inputs["image_sizes"], sizes)
+        for role, size in sizes.items():
+            if size is not None:
+                binding.input_array(inputs[role], np.array([size], session.inputs[inputs[role]].dtype.numpy))
         binding.output(output, None, to_host=True)
         session.run(binding)
         features = binding.result(output).numpy()
