@@ -28,11 +28,29 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         FULL: replace(full, rope=None) if windowed else full,
         SLIDING: replace(full, window=c.window(s.max_tokens, default=4096)),
     }
-    kinds = c.layer_types(s.layers, windowed=windowed)
-    if kinds is None:
-        every = c.integer("sliding_window_pattern", 4) if windowed else 1
-        kinds = [SLIDING if (i + 1) % every else FULL for i in range(s.layers)]
+    kinds = c.layer_types(s.layers, windowed=windowed) or _by_pattern(c, s.layers, windowed=windowed)
     c.ignore("sliding_window_pattern")
     ffn = GatedMLP(s.intermediate, c.activation("hidden_act", "silu"))
     layers = tuple(Layer(mixers[kind], ffn, None, None, mixer_post=norm, ffn_post=norm) for kind in kinds)
     return architecture(decoder_of(c, s, layers, norm), "llama", names=_NAMES)
+
+
+def _by_pattern(c: Config, layers: int, *, windowed: bool) -> list[str]:
+    """Return what each layer is.
+
+    A number says which ones are full: those it divides, counted from 1. A text such as "LLLG", which transformers
+    4 reads and 5 does not, has a letter for each layer, over and over; the last layer is full whatever it says.
+    """
+    key = "sliding_window_pattern"
+    pattern = c.values.get(key, 4)
+    if not windowed:
+        return [FULL] * layers
+    if not isinstance(pattern, str):
+        if pattern is None:
+            raise c.wrong(key, 'a number of layers, or a text such as "LLLG"')
+        every = c.integer(key, 4)
+        return [SLIDING if (i + 1) % every else FULL for i in range(layers)]
+    if not pattern or set(pattern) - {"L", "G"}:
+        raise c.wrong(key, 'a number of layers, or a text of "L" and "G", for local and global')
+    kinds = [SLIDING if pattern[i % len(pattern)] == "L" else FULL for i in range(layers)]
+    return [*kinds[:-1], FULL]

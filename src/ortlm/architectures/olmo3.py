@@ -21,6 +21,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     c = Config(config)
     s = sizes(c)
     both = c.part("rope_parameters") or Config({}, at=c.at)
+    notes = _passed_over(both)
     full, old = both.part(FULL) or Config({}, at=c.at), c.part("rope_scaling")
     if old is not None:
         full = Config(WithDefaults(old.values, full.values), at=old.at)
@@ -45,4 +46,18 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         replace(layer, mixer=replace(mixer, rope=ropes[kind], window=windows[kind]))
         for layer, mixer, kind in zip(base.decoder.layers, base.decoder.attentions, kinds, strict=True)
     )
-    return replace(base, decoder=replace(base.decoder, layers=layers))
+    return replace(base, decoder=replace(base.decoder, layers=layers), notes=(*base.notes, *notes))
+
+
+def _passed_over(both: Config) -> list[str]:
+    """Return what to say of rope keys that are not of one kind of layer, which transformers does not look at."""
+    flat = {key: value for key, value in both.values.items() if key not in (FULL, SLIDING)}
+    both.ignore(*flat)
+    usual = {"rope_type": "default", "type": "default", "rope_theta": 500_000.0}
+    if all(value is None or usual.get(key) == value for key, value in flat.items()):
+        return []
+    note = (
+        f"{both.at}: {', '.join(flat)} for all layers are passed over, as transformers does in this family: "
+        f'layers rotate by the keys under "{FULL}" and "{SLIDING}", or without scaling.'
+    )
+    return [note]
