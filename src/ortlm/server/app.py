@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from ortlm._version import __version__
-from ortlm.server import chat, completions, messages, responses, texts
+from ortlm.server import chat, completions, messages, openapi, responses, texts
 from ortlm.server.errors import ApiError, as_api_error
 from ortlm.server.messages import MessagesBody
 from ortlm.server.metrics import Metrics
@@ -89,7 +89,7 @@ class Server:
     def _add_routes(self) -> None:
         get, post = self._get, self._post
         get("/health", self.health)
-        get("/metrics", self.show_metrics)
+        get("/metrics", self.show_metrics, media="text/plain")
         get("/v1/models", self.list_models)
         get("/v1/models/{name:path}", self.show_model)
         get("/tokenizer_info", self.tokenizer_info)
@@ -101,8 +101,15 @@ class Server:
         post("/tokenize", TokenizeBody, self.tokenize)
         post("/detokenize", DetokenizeBody, self.detokenize)
 
-    def _get(self, path: str, work: Callable[..., Any]) -> None:
-        self.api.add_api_route(path, work, methods=["GET"], response_model=None)
+    def _get(self, path: str, work: Callable[..., Any], *, media: str = "application/json") -> None:
+        self.api.add_api_route(
+            path,
+            work,
+            methods=["GET"],
+            response_model=None,
+            response_class=Response,
+            responses=openapi.responses(media=media),
+        )
 
     def _post(
         self,
@@ -112,6 +119,8 @@ class Server:
         *,
         shape: Callable[[ApiError], dict[str, Any]] = ApiError.body,
     ) -> None:
+        error = openapi.OPENAI_ERROR if shape is ApiError.body else openapi.ANTHROPIC_ERROR
+
         async def endpoint(request: Request) -> Response:
             try:
                 self._check_ready()
@@ -138,6 +147,8 @@ class Server:
             endpoint,
             methods=["POST"],
             response_model=None,
+            response_class=Response,
+            responses=openapi.responses(streams="stream" in kind.model_fields, error=error),
             name=work.__name__,
             openapi_extra={"requestBody": {"required": True, "content": _inlined(schema)}},
         )
@@ -265,8 +276,10 @@ async def _failed(_: Request, error: Exception) -> Response:
     """Answer what no endpoint did: unknown paths and methods, and faults."""
     if isinstance(error, StarletteHTTPException):
         said = {404: "there is no such path.", 405: "this path does not take that method."}
-        message = said.get(error.status_code, str(error.detail))
-        return _json(ApiError(error.status_code, message))
+        answer = _json(ApiError(error.status_code, said.get(error.status_code, str(error.detail))))
+        # Such as Allow, which says what a path takes.
+        answer.headers.update(error.headers or {})
+        return answer
     return _json(as_api_error(error))
 
 
