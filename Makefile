@@ -32,9 +32,9 @@ demo-vision: $(VENV)/.tested
 	$(BIN)/python -m tests.vision.checkpoint demo-vision-out/checkpoint
 	$(BIN)/ortlm build -i demo-vision-out/checkpoint -o demo-vision-out/model -p int4 -e cpu --recipe fast --force
 	@echo
-	@echo '$$ ortlm generate demo-vision-out/model "What is shown?" --image picture.png -n 16 -v'
+	@echo '$$ ortlm generate demo-vision-out/model "What is shown?" --image image.png -n 16 -v'
 	@$(BIN)/ortlm generate demo-vision-out/model 'What is shown?' -n 16 -v \
-		--image demo-vision-out/checkpoint/picture.png
+		--image demo-vision-out/checkpoint/image.png
 
 # A trained model of 135 million parameters, which comes from the package registry as a GGUF file (98 MB): built and
 # asked. Its license is Apache-2.0. Without --recipe fast the build calibrates, which takes ten minutes and more
@@ -100,6 +100,12 @@ test-ray: $(VENVS)/ray/.made
 .PHONY: test-kill
 test-kill: $(VENV)/.tested
 	$(BIN)/python -m tests.builder.kill_builds 30
+
+# A server among clients of every kind, for SOAK_MINUTES: every answer as alone, and what its process holds.
+SOAK_MINUTES ?= 10
+.PHONY: soak
+soak: $(VENV)/.tested
+	$(BIN)/python -m tests.server.soak $(SOAK_MINUTES)
 
 # Everything that reads what strangers wrote, on damaged input with new seeds, for FUZZ_MINUTES (60).
 .PHONY: fuzz

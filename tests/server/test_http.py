@@ -196,8 +196,9 @@ def test_bytes_of_tokens_that_are_parts_of_characters(live: Running, lm: ortlm.L
 
 def test_unknown_paths_and_methods(live: Running) -> None:
     assert call(f"{live.url}/v1/nothing")[0] == 404
-    status, _, answer = call(f"{live.url}/v1/chat/completions")
+    status, headers, answer = call(f"{live.url}/v1/chat/completions")
     assert (status, "method" in answer["error"]["message"]) == (405, True)
+    assert headers["allow"] == "POST"
 
 
 def test_bodies_have_a_limit(serve: Callable[..., Any]) -> None:

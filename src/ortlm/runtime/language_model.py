@@ -130,6 +130,8 @@ class LanguageModel:
         )
         self._kept = PrefixCaches(prefix_caches)
         self._prompts = Prompts(artifact.tokenizer_path, self.vision_encoder, tokenizer)
+        # Once, since the folder may be gone later.
+        self._has_tokenizer = (artifact.tokenizer_path / "tokenizer.json").is_file()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -143,7 +145,7 @@ class LanguageModel:
 
     @cached_property
     def _forbidden(self) -> NDArray[np.bool_] | None:
-        if not (self.artifact.tokenizer_path / "tokenizer.json").is_file():
+        if not self._has_tokenizer:
             return None
         unknown = self.tokenizer.unknown_ids(self.vocab_size)
         if not len(unknown):
@@ -653,7 +655,7 @@ class LanguageModel:
 
     def _text_tokenizer(self, settings: Settings) -> Tokenizer | None:
         """Return the tokenizer, None if the artifact has none and nothing asked for needs it."""
-        if settings.stop or (self.artifact.tokenizer_path / "tokenizer.json").is_file():
+        if settings.stop or self._has_tokenizer:
             return self.tokenizer
         return None
 

@@ -27,6 +27,11 @@ class ServedModel:
     engine: Engine
     created: int = field(default_factory=lambda: int(time.time()))
 
+    def __post_init__(self) -> None:
+        # Read now, since the folder may be deleted while it is served.
+        if self.lm.chat_template is not None:
+            self.tool_format  # noqa: B018 - its value is kept
+
     @cached_property
     def texts(self) -> TokenTexts:
         """What each token is as text."""
