@@ -85,7 +85,8 @@ test-runtimes: $(VENV)/.tested
 
 # What --layout transformers.js builds, in transformers.js and onnxruntime-web: in node and in headless Chromium, on
 # WebAssembly and on WebGPU with a software adapter, which is slow. BROWSER=node leaves Chromium out,
-# BROWSER=quick all but one graph there. Without node, npm or Chromium it skips what needs them.
+# BROWSER=quick all but one graph there. Then the chat page of `ortlm serve` in Chromium, and BROWSER=page that alone.
+# Without node, npm or Chromium it skips what needs them.
 BROWSER ?= all
 .PHONY: test-browser
 test-browser: $(VENV)/.tested

@@ -11,7 +11,7 @@ import * as store from './store.js';
 import { childrenOf, makeNode, messagesOf, newestLeaf, pathTo, randomId } from './tree.js';
 
 const MOST_IMAGE_BYTES = 16 << 20;
-const SAVE_PAUSE = 1000;
+const SAVE_PAUSE = 300;
 
 let models = [];
 let conversation = null;
@@ -229,16 +229,12 @@ function assistantItem(node) {
   const regenerated = button('Regenerate', again, { class: 'quiet' });
   const actions = h('div', { class: 'actions' }, branches(node), regenerated, shown[0].copier());
   const compared = h('div', { class: 'compared' });
-  if (pair) {
-    shown.forEach((view, at) => view.element.append(h(
-      'div',
-      { class: 'actions' },
-      at ? button('Continue with this answer', () => continueWith(node, at), { class: 'quiet' }) : null,
-    )));
-  }
+  const chosen = button('Continue with this answer', () => continueWith(node, 1), { class: 'quiet' });
+  if (pair) shown[1].element.append(h('div', { class: 'actions' }, chosen));
   const update = () => {
     shown.forEach((view) => view.update());
     actions.hidden = live();
+    chosen.hidden = live() || !node.answers.at(-1).text;
     if (pair) showCompared(node, shown, compared, update);
   };
   views.set(node.id, update);
@@ -421,7 +417,7 @@ async function generate(one, node) {
   const messages = messagesOf(path, one.system);
   const shows = path.some((each) => each.role === 'user' && each.images.length);
   const body = { messages, ...parameters(), ...(shows ? {} : { return_token_ids: true }) };
-  let saved = Date.now();
+  let saved = 0;
   let frame = 0;
   const draw = () => {
     frame = 0;
