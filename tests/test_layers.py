@@ -47,7 +47,7 @@ ALLOWED = {
     "lm_eval": {"runtime"},
     "genai": {"artifact", "runtime"},
     "serving": {"runtime"},
-    "evaluation": {"artifact", "layerwise", "runtime"},
+    "evaluation": {"artifact", "cluster", "layerwise", "runtime"},
     "bench": {"artifact", "runtime"},
     "server": {"runtime", "serving"},
     # Shows what an evaluation wrote next to the model.

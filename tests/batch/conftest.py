@@ -6,15 +6,15 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-pytest.importorskip("pydantic")
-
-from ortlm.batch.results import Counts, shards_of
-from ortlm.batch.run import BatchOptions
 from tests.serving.conftest import lm, trained
+
+if TYPE_CHECKING:
+    from ortlm.batch.results import Counts
+    from ortlm.batch.run import BatchOptions
 
 __all__ = ["lm", "trained"]
 
@@ -59,6 +59,8 @@ def said(result: dict[str, Any]) -> str:
 
 def results(folder: Path, kind: str = "output") -> dict[str, dict[str, Any]]:
     """Return the results in ``folder`` by custom_id, each of which is there once."""
+    from ortlm.batch.results import shards_of
+
     found = list(shards_of(folder, kind))
     by_name = {row["custom_id"]: row for row in found}
     assert len(by_name) == len(found)
@@ -83,6 +85,8 @@ def options(trained: Path, tmp_path: Path) -> Callable[..., BatchOptions]:
     """Return a function that writes rows and returns options that answer them."""
 
     def make(rows: Sequence[Any], **how: Any) -> BatchOptions:
+        from ortlm.batch.run import BatchOptions
+
         path = write(tmp_path / "requests.jsonl", rows)
         given = {"batch": 4, "machine": {"threads": 1}, **how}
         return BatchOptions(f"tiny={trained}", path, tmp_path / "results", **given)

@@ -16,7 +16,6 @@ import pytest
 
 pytest.importorskip("pydantic")
 
-from ortlm.artifact import open_artifact
 from ortlm.batch.cluster import answer_on
 from ortlm.batch.run import BatchOptions, run_batch
 from ortlm.cluster.model_files import Model, model_digest
@@ -69,7 +68,7 @@ def test_a_model_that_nodes_lack_is_copied(
     cluster: Any, options: Callable[..., BatchOptions], trained: Path, tmp_path: Path
 ) -> None:
     wanted = options(mixed(12), batch=2)
-    nowhere = Model(str(tmp_path / "nowhere"), model_digest(open_artifact(trained)))
+    nowhere = Model(str(tmp_path / "nowhere"), model_digest(trained))
     run_batch(wanted, Silent(), partial(answer_on, cluster.address, wanted, shared=nowhere))
     local = replace(wanted, output=tmp_path / "local")
     run_batch(local, Silent())

@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("pydantic")
 
 import ortlm
-from ortlm.artifact import open_artifact
 from ortlm.cluster.connection import connected, import_ray, processors
 from ortlm.cluster.model_files import Model, NoModel, Pieces, folder_of, model_digest, put_pieces
 from ortlm.cluster.pool import Pool
@@ -84,17 +83,16 @@ def test_a_model_is_taken_from_its_place_or_copied(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    artifact = open_artifact(trained)
-    model = Model.of(artifact)
-    assert model.digest == model_digest(artifact, trust=False)
+    model = Model.of(trained)
+    assert model.digest == model_digest(trained, trust=False)
     assert folder_of(model, None, bytes) == trained.resolve()
     elsewhere = Model(str(tmp_path / "nowhere"), model.digest)
     with pytest.raises(NoModel, match="nowhere is not there on"):
         folder_of(elsewhere, None, bytes)
-    pieces = put_pieces(artifact, lambda piece: piece)
+    pieces = put_pieces(trained, lambda piece: piece)
     copy = folder_of(elsewhere, pieces, lambda piece: piece)
     assert copy == tmp_path / "ortlm" / "nodes" / model.digest[:40]
-    assert model_digest(open_artifact(copy), trust=False) == model.digest
+    assert model_digest(copy, trust=False) == model.digest
     # What is there already is not fetched again.
     assert folder_of(elsewhere, pieces, lambda piece: pytest.fail("fetched twice")) == copy
     other = Model(str(trained), "0" * 64)

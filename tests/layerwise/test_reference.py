@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ortlm.checkpoint.reader import open_checkpoint
-from ortlm.layerwise import reference as references
+from ortlm.layerwise import alignment
 from ortlm.layerwise.reference import Reference, open_reference
 from ortlm.weights import reader
 from ortlm.weights.reader import Weights
@@ -20,7 +20,7 @@ CHUNKS = [np.arange(3, 3 + length, dtype=np.int64) for length in (16, 16, 9, 16)
 
 @pytest.mark.parametrize("at_once", [1, 1 << 26])
 def test_chunks_together_and_alone(at_once: int, saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(references, "_LOGITS_BYTES", at_once)
+    monkeypatch.setattr(alignment, "LOGITS_BYTES", at_once)
     together = open_reference(saved("qwen3").folder, threads=1)
     together.open(CHUNKS)
     for number, chunk in enumerate(CHUNKS):

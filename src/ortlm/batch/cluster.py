@@ -13,7 +13,7 @@ from ortlm.batch.rows import Row
 from ortlm.batch.run import BatchOptions, at_once, serving
 from ortlm.batch.scheduling import Window, answer_all
 from ortlm.cluster.connection import connected
-from ortlm.cluster.model_files import Model, Pieces, folder_of
+from ortlm.cluster.model_files import Model, Pieces, fetch, folder_of
 from ortlm.cluster.pool import Pool, cpus_each
 from ortlm.errors import BadOption
 from ortlm.server.served import named
@@ -32,9 +32,7 @@ class BatchWorker:
 
     async def begin(self, models: Sequence[Model], pieces: Sequence[Pieces] | None) -> str:
         """Load the model, and return the version of ortlm."""
-        import ray
-
-        folder = folder_of(models[0], pieces[0] if pieces else None, ray.get)
+        folder = folder_of(models[0], pieces[0] if pieces else None, fetch)
         machine = dict(self._options.machine)
         machine["threads"] = machine.get("threads") or min(self._cpus, physical_cores())
         # Never left: the process ends without asking.
@@ -89,7 +87,7 @@ def answer_on(
             ray,
             BatchWorker,
             (options, cpus),
-            [artifact],
+            [artifact.path],
             cpus=cpus,
             depth=_DEPTH,
             shared=None if shared is None else [shared],

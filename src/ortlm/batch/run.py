@@ -77,7 +77,7 @@ def run_batch(options: BatchOptions, watcher: Watcher, work: Work | None = None)
     rows = found.rows if options.limit is None else min(found.rows, options.limit)
     identity = Identity(
         input={"name": options.input.name, "sha256": found.sha256, "bytes": found.bytes, "rows": found.rows},
-        model={"name": name, "sha256": model_digest(artifact)},
+        model={"name": name, "sha256": model_digest(artifact.path)},
         options={
             "device": options.machine.get("device"),
             "device_options": dict(options.machine.get("device_options") or {}),

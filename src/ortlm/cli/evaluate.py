@@ -12,9 +12,10 @@ from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact import MANIFEST_FILE
 from ortlm.artifact.download import is_name
 from ortlm.cli import ABOVE_THRESHOLD, DONE, Subparsers, output
-from ortlm.cli.machine import add_machine, device_of
+from ortlm.cli.machine import add_machine, add_ray, device_of
 from ortlm.cli.progress import StatusLine
 from ortlm.cli.settings import check_count
+from ortlm.cluster.connection import import_ray
 from ortlm.errors import BadOption
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def add_parser(subparsers: Subparsers) -> None:
     result.add_argument("--json", action="store_true", help="print report.json instead of tables")
     result.add_argument("-q", "--quiet", action="store_true", help="no progress")
     add_machine(parser)
+    add_ray(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             **device_of(args),
             progress=StatusLine(status),
+            ray=args.ray,
         )
     written = report.write(args.output)
     if args.json:
@@ -117,6 +120,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     check_count("--threads", args.threads, MOST_THREADS)
+    if args.ray is not None:
+        import_ray()
     check_count("--tokens", args.tokens, 1_000_000_000)
     if args.max_kld is not None and not args.max_kld >= 0:
         raise BadOption(f"--max-kld must be 0 or more, in nats; got {args.max_kld}.")

@@ -16,23 +16,19 @@ from typing import Any
 from ortlm._utils.file_lock import locked
 from ortlm._utils.hashing import sha256_of
 from ortlm._utils.whole_files import naming
-from ortlm.artifact import MANIFEST_FILE, Artifact, open_artifact
+from ortlm.artifact import MANIFEST_FILE
 from ortlm.artifact.download import CARD_FILE
-from ortlm.artifact.json_values import inside
+from ortlm.artifact.json_values import inside, read_json
 from ortlm.errors import BadArtifact, Error
 
-# What evaluations write, and what no answer depends on.
 _PIECE_BYTES = 64 << 20
+# What evaluations write, and what no answer depends on.
 _IGNORED = {CARD_FILE, "report.html", "report.json"}
 
 
-def model_files(artifact: Artifact) -> dict[str, Path]:
-    """Return the files of ``artifact`` by their names within its folder, in order."""
-    found = {
-        path.relative_to(artifact.path).as_posix(): path
-        for path in artifact.path.rglob("*")
-        if path.is_file()
-    }
+def model_files(folder: Path) -> dict[str, Path]:
+    """Return the files in ``folder``, an artifact or a checkpoint, by their names there, in order."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {
         name: found[name]
         for name in sorted(found)
@@ -40,21 +36,23 @@ def model_files(artifact: Artifact) -> dict[str, Path]:
     }
 
 
-def model_digest(artifact: Artifact, *, trust: bool = True) -> str:
-    """Return the SHA-256 of all that answers depend on.
+def model_digest(folder: Path, *, trust: bool = True) -> str:
+    """Return the SHA-256 of all in ``folder`` that answers depend on.
 
     ``trust``: of files whose size is as the build has noted it, its hash is taken instead of read once more.
     """
-    listed = artifact.manifest.info.get("files")
-    listed = listed if trust and isinstance(listed, dict) else {}
+    files = model_files(folder)
+    manifest: dict[str, Any] = {}
+    if MANIFEST_FILE in files:
+        manifest = read_json(files[MANIFEST_FILE])
+    # An evaluation adds its figures there.
+    info = manifest.pop("info", None)
+    listed = info.get("files") if trust and isinstance(info, dict) else None
     entries = []
-    for name, path in model_files(artifact).items():
-        entry: Any = listed.get(name)
+    for name, path in files.items():
+        entry: Any = listed.get(name) if isinstance(listed, dict) else None
         if name == MANIFEST_FILE:
-            # An evaluation adds its figures there.
-            value = json.loads(path.read_text(encoding="utf-8"))
-            value.pop("info", None)
-            digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+            digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
         elif isinstance(entry, dict) and entry.get("bytes") == path.stat().st_size and entry.get("sha256"):
             digest = str(entry["sha256"])
         else:
@@ -65,15 +63,15 @@ def model_digest(artifact: Artifact, *, trust: bool = True) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model for workers: its folder on the machine that gives out the work, and its hash."""
+    """A model for workers, built or a checkpoint: where it lies for whoever gives out the work, and its hash."""
 
     path: str
     digest: str
 
     @classmethod
-    def of(cls, artifact: Artifact) -> Model:
-        """Return that of ``artifact``."""
-        return cls(str(artifact.path.resolve()), model_digest(artifact))
+    def of(cls, folder: Path) -> Model:
+        """Return that in ``folder``."""
+        return cls(str(folder.resolve()), model_digest(folder))
 
 
 class NoModel(Error):
@@ -84,16 +82,24 @@ class NoModel(Error):
 Pieces = list[tuple[str, list[Any]]]
 
 
-def put_pieces(artifact: Artifact, put: Callable[[bytes], Any]) -> Pieces:
-    """Put the files of ``artifact`` into an object store and return references to them."""
+def put_pieces(folder: Path, put: Callable[[bytes], Any]) -> Pieces:
+    """Put the files in ``folder`` into an object store and return references to them."""
     pieces: Pieces = []
-    for name, path in model_files(artifact).items():
+    for name, path in model_files(folder).items():
         references = []
         with path.open("rb") as stream:
             while piece := stream.read(_PIECE_BYTES):
                 references.append(put(piece))
         pieces.append((name, references))
     return pieces
+
+
+def fetch(reference: Any) -> bytes:
+    """Return what the object store holds for ``reference``."""
+    import ray
+
+    found: bytes = ray.get(reference)
+    return found
 
 
 def folder_of(model: Model, pieces: Pieces | None, get: Callable[[Any], bytes]) -> Path:
@@ -105,7 +111,7 @@ def folder_of(model: Model, pieces: Pieces | None, get: Callable[[Any], bytes]) 
     """
     own, why = Path(model.path), "is not there"
     if own.is_dir():
-        if model_digest(open_artifact(own)) == model.digest:
+        if model_digest(own) == model.digest:
             return own
         why = "holds another model"
     kept = _cache() / model.digest[:40]
@@ -125,7 +131,7 @@ def folder_of(model: Model, pieces: Pieces | None, get: Callable[[Any], bytes]) 
                     with naming(path), path.open("xb") as stream:
                         for reference in references:
                             stream.write(get(reference))
-                found = model_digest(open_artifact(new), trust=False)
+                found = model_digest(new, trust=False)
                 if found != model.digest:
                     raise BadArtifact(
                         f"the copy of {own} on {platform.node()} has the SHA-256 {found[:12]} instead of "

@@ -6,10 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ortlm._version import __version__
-from ortlm.artifact import Artifact
 from ortlm.cluster.connection import processors
 from ortlm.cluster.model_files import Model, NoModel, Pieces, put_pieces
 from ortlm.errors import Error
@@ -43,7 +43,7 @@ class Pool(Generic[_T, _R]):
 
     ``kind`` is the class of workers, each made with ``arguments``: of its methods, ``begin(model, pieces)`` loads
     models and returns the version of ortlm, ``work(task)`` returns a result; both are coroutines. ``models`` are
-    copied to nodes that lack them. Each worker has ``cpus`` processors and ``depth`` tasks at a time.
+    folders, copied to nodes that lack them. Each worker has ``cpus`` processors and ``depth`` tasks at a time.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class Pool(Generic[_T, _R]):
         ray: Any,
         kind: type[Any],
         arguments: Sequence[Any],
-        models: Sequence[Artifact],
+        models: Sequence[Path],
         *,
         cpus: int,
         depth: int,
         shared: Sequence[Model] | None = None,
     ) -> None:
         self._ray, self._cpus, self._depth = ray, cpus, depth
-        self._artifacts = models
-        self._models = list(shared) if shared is not None else [Model.of(artifact) for artifact in models]
+        self._folders = models
+        self._models = list(shared) if shared is not None else [Model.of(folder) for folder in models]
         self._pieces: list[Pieces] | None = None
         self._make = ray.remote(num_cpus=cpus, max_restarts=0, max_concurrency=depth + 1)(kind)
         self._arguments = arguments
@@ -166,7 +166,7 @@ class Pool(Generic[_T, _R]):
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, NoModel):
                 if self._pieces is None:
-                    self._pieces = [put_pieces(artifact, self._ray.put) for artifact in self._artifacts]
+                    self._pieces = [put_pieces(folder, self._ray.put) for folder in self._folders]
                 self._begin(worker)
                 return
             if isinstance(error.cause, Error):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,14 +69,18 @@ def compare(
         worst = _worst([*worst, *_places(number, chunks.first, scores, logits, base_logits, least)])
         advance(1)
     return Comparison(
-        Scores(
-            nll=np.concatenate([part.nll for part in parts]),
-            base_nll=np.concatenate([part.base_nll for part in parts]),
-            kld=np.concatenate([part.kld for part in parts]),
-            same_top=np.concatenate([part.same_top for part in parts]),
-        ),
+        _joined(parts),
         np.concatenate([kinds[chunks.first + 1 :] for kinds in chunks.kinds]),
         tuple(worst),
+    )
+
+
+def joined(parts: Sequence[tuple[int, Comparison]]) -> Comparison:
+    """Return the comparison of all chunks from those of some, each with the number of its first, in order."""
+    scores = [part.scores for _, part in parts]
+    worst = [replace(place, chunk=place.chunk + first) for first, part in parts for place in part.worst]
+    return Comparison(
+        _joined(scores), np.concatenate([part.kinds for _, part in parts]), tuple(_worst(worst))
     )
 
 
@@ -143,6 +147,15 @@ def _places(
         for row in rows
         if scores.kld[row] > least
     ]
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    return Scores(
+        nll=np.concatenate([part.nll for part in parts]),
+        base_nll=np.concatenate([part.base_nll for part in parts]),
+        kld=np.concatenate([part.kld for part in parts]),
+        same_top=np.concatenate([part.same_top for part in parts]),
+    )
 
 
 def _worst(places: list[WorstToken]) -> list[WorstToken]:

@@ -14,6 +14,7 @@ from ortlm.artifact.provenance import Origin, public_name
 from ortlm.errors import BadOption
 from ortlm.evaluation import details
 from ortlm.evaluation.chunks import Chunks, chunk_size, make_chunks, read_text
+from ortlm.evaluation.cluster import check_cluster, compare_on
 from ortlm.evaluation.compare import Comparison, compare
 from ortlm.evaluation.domains import domains
 from ortlm.evaluation.drift import drift as answer_prompts
@@ -41,6 +42,7 @@ def evaluate(
     device: str | None = None,
     device_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    ray: str | None = None,
 ) -> Report:
     """Compare ``artifact`` with its reference on a text, and return what was found; nothing is written.
 
@@ -48,7 +50,8 @@ def evaluate(
     artifact was built from. ``text`` is a file, by default the project's own corpus, of which at most ``tokens``
     tokens are read in chunks of ``chunk`` (512, or the context if that is smaller). ``layers`` measures the noise
     in each layer, ``drift`` compares answers to prompts, ``speed`` times the artifact. ``device`` runs
-    both, by default each what it was built for; ``device_options`` as for ``ortlm.load``.
+    both, by default each what it was built for; ``device_options`` as for ``ortlm.load``. ``ray`` is the address
+    of a cluster whose CPUs read the chunks; it goes with neither ``layers`` nor ``drift``.
     Raises BadOption, BadArtifact and BadCheckpoint.
     """
     built = open_artifact(artifact)
@@ -60,7 +63,9 @@ def evaluate(
     context = min(a.manifest.context_tokens for a in (built, base_artifact) if a is not None)
     chunks = make_chunks(read, tokenizer, size=chunk_size(chunk, context), tokens=tokens)
     where = DeviceRequest(device, device_options or {})
-    pair = _Pair(built, base_artifact, base, chunks, threads, where, progress or NullProgress())
+    if ray is not None:
+        check_cluster(base, layers=layers, drift=drift, device=device)
+    pair = _Pair(built, base_artifact, base, chunks, threads, where, progress or NullProgress(), ray)
     # Before anything is loaded here, so that it has the machine for itself.
     timed = pair.speeds() if speed else None
     run = pair.run(layers=layers, drift=drift)
@@ -112,6 +117,7 @@ class _Pair:
     threads: int | None
     where: DeviceRequest
     progress: Progress
+    ray: str | None = None
 
     def speeds(self) -> dict[str, Any]:
         """Return the speed of the artifact, and of the reference if that is one too."""
@@ -134,6 +140,17 @@ class _Pair:
 
     def run(self, *, layers: bool, drift: bool) -> _Run:
         """Compare logits, layers and answers."""
+        if self.ray is not None:
+            self.progress.start("comparing on the cluster", len(self.chunks.tokens), "chunks")
+            found = compare_on(
+                self.ray,
+                self.built.path,
+                Path(self.base.source if self.base_artifact is None else self.base_artifact.path),
+                self.chunks,
+                threads=self.threads,
+                advance=self.progress.advance,
+            )
+            return _Run(found.comparison, None, None, found.one_by_one)
         noise = None
         if layers:
             # It needs onnx-ir, which takes most of a second to import.

@@ -21,13 +21,12 @@ from ortlm.dtypes import Floats
 from ortlm.graph.builder import Product
 from ortlm.graph.states import past_name
 from ortlm.graph.subgraphs import HIDDEN, MASK, RESULT, Piece, head_pieces, layer_pieces
+from ortlm.layerwise.alignment import BATCH_TOKENS
 from ortlm.runtime.engine.huge_pages import give_back_freed_memory
 from ortlm.runtime.engine.session import Session
 from ortlm.spec import Decoder, Layer, mixer_states
 from ortlm.weights.reader import Weights
 
-# Rows of the same length run together, up to so many tokens: large enough for fast products.
-_BATCH_TOKENS = 2048
 # Rows of the head that are in memory at once, and bytes that they may take.
 _HEAD_ROWS, _HEAD_BYTES = 16384, 64 << 20
 
@@ -248,7 +247,7 @@ def batches(rows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
     groups: list[list[NDArray[np.int64]]] = []
     for row in rows:
         last = groups[-1] if groups else []
-        if last and len(last[0]) == len(row) and (len(last) + 1) * len(row) <= _BATCH_TOKENS:
+        if last and len(last[0]) == len(row) and (len(last) + 1) * len(row) <= BATCH_TOKENS:
             last.append(row)
         else:
             groups.append([row])

@@ -12,14 +12,12 @@ from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.dtypes import Floats
 from ortlm.errors import BadOption
 from ortlm.graph.builder import Product
+from ortlm.layerwise.alignment import logits_rows
 from ortlm.layerwise.model import LayerwiseModel
 from ortlm.layerwise.types import Observe
 from ortlm.weights.lora import merge
 from ortlm.weights.reader import Weights
 from ortlm.weights.resolution import stored_architecture
-
-# Logits that are in memory before somebody asks for them.
-_LOGITS_BYTES = 64 << 20
 
 
 def open_reference(
@@ -77,7 +75,7 @@ class Reference:
         if chunk not in self._logits:
             # The head's weights are read once for several chunks.
             length = self._states[chunk].shape[1]
-            several = max(1, _LOGITS_BYTES // (4 * self.vocab_size * length))
+            several = logits_rows(length, self.vocab_size)
             alike = [
                 i
                 for i, states in enumerate(self._states[chunk : chunk + several], chunk)
