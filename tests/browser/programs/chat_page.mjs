@@ -241,6 +241,34 @@ const checks = {
     assert.ok((await text(page, '.answer .text')).length > 0);
   },
 
+  async inAHurry(page) {
+    await endless(page);
+    await page.fill('#message', 'import os');
+    // A key that is held down.
+    await page.evaluate(() => {
+      const form = document.querySelector('#composer');
+      form.requestSubmit();
+      document.querySelector('#message').value = 'again';
+      form.requestSubmit();
+    });
+    await until(page, () => document.querySelector('.answer .text')?.textContent.length > 5);
+    assert.equal(await count(page, '#log > li'), 2);
+    assert.equal(await page.inputValue('#message'), 'again');
+    // Another conversation meanwhile; the first one goes on.
+    await page.click('#new');
+    await answerWith(page, [{ content: 'Quick.' }]);
+    await send(page, 'Quickly?');
+    await page.locator('#conversations .open').last().click();
+    await until(page, () => document.querySelector('.said').textContent === 'import os');
+    assert.equal(await page.locator('#stop').isVisible(), true);
+    // What is deleted stays so, though its answer was still coming.
+    await page.locator('#conversations li.current .icon').click();
+    await page.waitForTimeout(500);
+    await page.reload();
+    await loaded(page);
+    assert.deepEqual(await page.locator('#conversations .open').allTextContents(), ['Quickly?']);
+  },
+
   async branches(page) {
     await set(page, { max_tokens: 10 });
     await answerWith(page, [{ content: 'Answer one.' }]);
@@ -287,7 +315,7 @@ const checks = {
     await until(page, () => document.querySelector('.answer .text')?.textContent.trim() === 'Now it works.');
     await idle(page);
     // From the server itself, with the parameter's name.
-    await set(page, { top_p: 7 });
+    await set(page, { top_p: 7, temperature: 0.333 });
     await send(page, 'Second');
     assert.match(await text(page, '.answer .error'), /top_p must be/i);
     await set(page, { top_p: '' });
@@ -353,7 +381,7 @@ const checks = {
     // The figures are those that the server gives for the same ids.
     const cells = await page.locator('.legend tbody tr').first().locator('td').allTextContents();
     assert.equal(cells[0], String(numbers[0]));
-    cells.slice(1).forEach((cell) => assert.match(cell, /^[\d.,]+( %)?$/));
+    cells.slice(1).forEach((cell) => assert.match(cell, /^[\d.,]+( points| %)?$/));
     await shot(page, 'pair');
     await page.getByRole('button', { name: 'Text', exact: true }).click();
     assert.equal(await page.locator('.tokens').first().isVisible(), false);

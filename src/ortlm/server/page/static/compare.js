@@ -57,7 +57,7 @@ export function legend(answers) {
       h('th', { scope: 'row' }, answer.model),
       ...[
         number(found.tokens),
-        percent(found.change),
+        `${number(100 * found.change, 1)} points`,
         percent(found.same, 0),
         number(found.left, 2),
         number(found.right, 2),

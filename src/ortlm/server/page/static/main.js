@@ -22,6 +22,8 @@ let images = [];
 let showsTokens = remembered.get('text') === '';
 // What is being answered, by conversation: { controller, node }.
 const running = new Map();
+// What ends later is not to bring them back.
+const deleted = new Set();
 
 // --- models -------------------------------------------------------------------------------------------------
 
@@ -150,6 +152,7 @@ function currentConversation(text) {
 }
 
 async function keep(name, value) {
+  if (deleted.has(value.conversation ?? value.id)) return;
   try {
     await store.put(name, value);
   } catch (error) {
@@ -158,11 +161,13 @@ async function keep(name, value) {
 }
 
 async function deleteConversation(one) {
+  deleted.add(one.id);
   running.get(one.id)?.controller.abort();
   const gone = await store.remove(one.id);
   if (conversation?.id === one.id) newConversation();
   else await listConversations();
   toast(`“${one.title}” was deleted.`, 'Undo', async () => {
+    deleted.delete(one.id);
     await Promise.all([store.put('conversations', one), ...[...gone.values()].map((node) => store.put('nodes', node))]);
     await openConversation(one);
   });
@@ -183,7 +188,10 @@ async function deleteAll() {
   await new Promise((resolve) => { $('sure').addEventListener('close', resolve, { once: true }); });
   if ($('sure').returnValue !== 'yes') return;
   for (const { controller } of running.values()) controller.abort();
-  for (const one of found) await store.remove(one.id);
+  for (const one of found) {
+    deleted.add(one.id);
+    await store.remove(one.id);
+  }
   newConversation();
 }
 
@@ -398,14 +406,13 @@ async function addUser(one, node) {
   nodes.set(node.id, node);
   one.leaf = node.id;
   one.changed = Date.now();
-  // Before anything is asked, so that nothing is lost.
-  await Promise.all([keep('nodes', node), keep('conversations', one)]);
-  listConversations();
-  await generate(one, node);
+  const kept = Promise.all([keep('nodes', node), keep('conversations', one)]);
+  kept.then(listConversations);
+  await generate(one, node, kept);
 }
 
-/** Let the chosen models answer what ends with the user's `node`. */
-async function generate(one, node) {
+/** Let the chosen models answer what ends with the user's `node`, once it is `kept`. */
+async function generate(one, node, kept) {
   const asked = [chosenModel(), otherModel()].filter(Boolean).map((model) => model.name);
   const made = makeNode(one.id, node.id, { role: 'assistant', answers: asked.map(makeAnswer) });
   const own = nodes;
@@ -434,10 +441,11 @@ async function generate(one, node) {
       keep('nodes', made);
     }
   };
-  keep('conversations', one);
-  await keep('nodes', made);
-  if (conversation?.id === one.id) showConversation();
+  showConversation();
   say('The answer begins.');
+  // Before anything is asked, so that nothing is lost.
+  await kept;
+  await Promise.all([keep('nodes', made), keep('conversations', one)]);
   await Promise.all(made.answers.map((answer) => stream(answer, body, controller.signal, changed)));
   running.delete(one.id);
   one.changed = Date.now();
@@ -567,6 +575,7 @@ function askForKey(wrong) {
 function openSide() {
   document.body.classList.add('side');
   $('shade').hidden = false;
+  $('main').inert = true;
   $('open-side').setAttribute('aria-expanded', 'true');
   $('close-side').focus();
 }
@@ -575,6 +584,7 @@ function closeSide() {
   if (!document.body.classList.contains('side')) return;
   document.body.classList.remove('side');
   $('shade').hidden = true;
+  $('main').inert = false;
   $('open-side').setAttribute('aria-expanded', 'false');
   $('open-side').focus();
 }

@@ -30,13 +30,16 @@ export class Markdown {
     while (this.wanted !== null) {
       const text = this.wanted;
       this.wanted = null;
+      const began = performance.now();
       try {
         this.put(await rendered(text));
       } catch {
         // Without the server, or for a text that is too long.
         this.plain(text);
       }
-      if (this.wanted !== null) await new Promise((resolve) => setTimeout(resolve, PAUSE));
+      // Long texts take the server's time from the answer itself.
+      const pause = Math.max(PAUSE, 4 * (performance.now() - began));
+      if (this.wanted !== null) await new Promise((resolve) => setTimeout(resolve, pause));
     }
     this.busy = false;
   }
