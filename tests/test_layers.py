@@ -49,9 +49,7 @@ ALLOWED = {
     "serving": {"runtime"},
     "evaluation": {"artifact", "cluster", "layerwise", "runtime"},
     "bench": {"artifact", "runtime"},
-    "server": {"runtime", "serving"},
-    # Shows what an evaluation wrote next to the model.
-    "server.page.about": {"artifact", "runtime"},
+    "server": {"artifact", "runtime", "serving"},
     "cluster": {"artifact"},
     "batch": {"artifact", "cluster", "runtime", "server", "serving"},
     "cli": {

@@ -15,7 +15,7 @@ from ortlm.batch.rows import Row
 from ortlm.batch.scheduling import Window, answer_all
 from ortlm.errors import Overloaded, ShutDown
 from ortlm.server.errors import ApiError
-from ortlm.server.served import Models
+from ortlm.server.models import Models
 
 
 def row(number: int, size: int) -> Row:

@@ -24,7 +24,7 @@ class Running:
 
     @property
     def stats(self) -> Any:
-        return self.models.all[0].engine.stats()
+        return self.models.all[0].stats()
 
     def wait_until_idle(self) -> None:
         for _ in range(500):
@@ -36,18 +36,25 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(served: ortlm.LanguageModel, *, engine: Any = None, options: Any = None) -> Iterator[Running]:
-    """Serve ``served`` as "tiny" in a thread."""
+def running(
+    served: ortlm.LanguageModel | Callable[[Any], Any], *, engine: Any = None, options: Any = None
+) -> Iterator[Running]:
+    """Serve ``served`` as "tiny" in a thread, or the Models that it returns for a server's metrics."""
     import uvicorn
 
     from ortlm.server.app import Server
     from ortlm.server.metrics import Metrics
+    from ortlm.server.models import Models
     from ortlm.server.run import _listen
-    from ortlm.server.served import Models, ServedModel
+    from ortlm.server.served import ServedModel
     from ortlm.serving.engine import Engine
 
     metrics = Metrics()
-    models = Models([ServedModel("tiny", served, Engine(served, engine, observer=metrics.observer("tiny")))])
+    if isinstance(served, ortlm.LanguageModel):
+        one = ServedModel("tiny", served, Engine(served, engine, observer=metrics.observer("tiny")))
+        models = Models([one])
+    else:
+        models = served(metrics)
     server = Server(models, options, metrics)
     web = uvicorn.Server(uvicorn.Config(server.app, log_config=None, access_log=False))
     with _listen("127.0.0.1", 0) as taken:

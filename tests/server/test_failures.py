@@ -54,7 +54,7 @@ CLIENTS = pytest.mark.parametrize(
 def held(live: Running) -> Iterator[threading.Event]:
     """Let no request go on until the event is set."""
     go = threading.Event()
-    future = live.models.all[0].engine.run(lambda: go.wait(60))
+    future = live.models.all[0].served.engine.run(lambda: go.wait(60))
     try:
         yield go
     finally:

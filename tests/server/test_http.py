@@ -126,6 +126,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"temperature": 0, "top_p": 7}, "top_p"),
     (CHAT, {"temperature": 0, "seed": 3, "top_k": -4}, "top_k"),
     (CHAT, {"min_tokens": 30, "max_tokens": 3}, "min_tokens"),
+    (CHAT, {"seed": -(10**30)}, "seed"),
     (CHAT, {"messages": [{"role": "bogus", "content": "x"}]}, "messages.0.role"),
     (CHAT, {"messages": [*SAID, {"role": "tool", "content": "x"}]}, "messages.1"),
     (CHAT, {"messages": [*SAID, {"role": "assistant", "tool_calls": [CALL]}]}, "messages.1"),
@@ -207,6 +208,8 @@ def test_bodies_have_a_limit(serve: Callable[..., Any]) -> None:
     with serve(options=ServerOptions(body_bytes=1000)) as live:
         status, _, answer = call(f"{live.url}/v1/completions", {"prompt": "x" * 2000})
         assert (status, answer["error"]["code"]) == (413, "body_too_large")
+        status, _, answer = call(f"{live.url}/v1/messages", {"system": "x" * 2000})
+        assert (status, answer["type"], answer["error"]["type"]) == (413, "error", "request_too_large")
         # In chunks, without a length.
         host, port = live.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as line:
@@ -248,6 +251,8 @@ def test_keys(serve: Callable[..., Any]) -> None:
         for headers in ({}, {"authorization": "Bearer three"}, {"x_api_key": "on"}, {"authorization": "one"}):
             status, _, answer = call(url, **headers)
             assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+        status, _, answer = call(f"{live.url}/v1/messages", {})
+        assert (status, answer["type"], answer["error"]["type"]) == (401, "error", "authentication_error")
         for headers in (
             {"authorization": "Bearer one"},
             {"authorization": "bearer two"},
@@ -264,6 +269,8 @@ def test_origins_are_named(serve: Callable[..., Any]) -> None:
     from ortlm.server.app import ServerOptions
 
     with serve(options=ServerOptions(origins=["https://a.example"], page=False)) as live:
+        status, _, answer = call(f"{live.url}/v1/messages", {}, origin="https://b.example")
+        assert (status, answer["error"]["type"]) == (403, "permission_error")
         _, headers, _ = call(f"{live.url}/health", origin="https://a.example")
         assert headers["access-control-allow-origin"] == "https://a.example"
         status, headers, answer = call(f"{live.url}/health", origin="https://b.example")

@@ -29,8 +29,10 @@ def seeing(artifact: Callable[..., Path]) -> Iterator[Running]:
 
     # As the command loads it.
     models = load_models([("tiny", str(artifact()))], ServeOptions(), Metrics(), threads=1)
+    served = models.all[0].served
+    assert served is not None
     models.close()
-    with running(models.all[0].lm) as found:
+    with running(served.lm) as found:
         yield found
 
 

@@ -75,6 +75,11 @@ def test_stop_seed_and_n(client: Any) -> None:
     assert texts == [choice.message.content for choice in two.choices]
     assert len(set(texts)) == 3
     assert [choice.index for choice in one.choices] == [0, 1, 2]
+    # A negative one is a seed of its own.
+    negative = [client.chat.completions.create(**asked | {"seed": -5}).choices[0] for _ in range(2)]
+    assert negative[0].message.content == negative[1].message.content not in texts
+    crossing = client.chat.completions.create(**asked | {"seed": -2}, n=3).choices
+    assert len({choice.message.content for choice in crossing}) == 3
     streamed = ["", "", ""]
     for chunk in client.chat.completions.create(**asked, n=3, stream=True):
         streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""

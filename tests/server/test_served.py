@@ -14,7 +14,8 @@ pytest.importorskip("fastapi")
 
 import ortlm
 from ortlm.errors import ShutDown
-from ortlm.server.served import Models, ServedModel
+from ortlm.server.models import Models
+from ortlm.server.served import ServedModel
 from ortlm.serving.engine import Engine
 from tests.server.conftest import running
 from tests.server.test_http import call

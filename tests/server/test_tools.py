@@ -158,7 +158,7 @@ def functions(calls: list[Any]) -> list[tuple[str, Any]]:
 
 
 def test_a_call_and_its_result(calling: Running, client: Any, family: Family) -> None:
-    served = calling.models.all[0]
+    served = calling.models.all[0].served
     asked = {"messages": ASKED, "tools": TOOLS, "max_tokens": 80}
     with says(served.lm, family.one), prompts(served.lm, served.engine) as seen:
         made = client.chat.completions.create(model="tiny", **asked).choices[0]
@@ -182,7 +182,7 @@ def test_a_call_and_its_result(calling: Running, client: Any, family: Family) ->
 def test_calls_in_parallel(calling: Running, client: Any, family: Family) -> None:
     if family.two is None:
         pytest.skip("one call at once in this form")
-    served = calling.models.all[0]
+    served = calling.models.all[0].served
     asked = {"messages": ASKED, "tools": TOOLS, "max_tokens": 120}
     both = [("weather", json.loads(PARIS)), ("clock", {})]
     with says(served.lm, family.two):
@@ -212,7 +212,7 @@ def test_a_call_that_is_asked_for(client: Any, choice: str) -> None:
 
 
 def test_no_call(calling: Running, client: Any) -> None:
-    served = calling.models.all[0]
+    served = calling.models.all[0].served
     with says(served.lm, "I cannot know."), prompts(served.lm, served.engine) as seen:
         for choice in ("auto", "none"):
             asked = {"messages": ASKED, "tools": TOOLS, "tool_choice": choice, "max_tokens": 40}
@@ -237,7 +237,7 @@ def thinking(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_reasoning_is_parted_from_the_answer(thinking: Running) -> None:
     """In all APIs, streamed or not, and with a call after it."""
-    lm = thinking.models.all[0].lm
+    lm = thinking.models.all[0].served.lm
     asked = {"model": "tiny", "messages": ASKED, "max_tokens": 90}
     with openai.OpenAI(base_url=f"{thinking.url}/v1", api_key="none", max_retries=0) as client:
         with says(lm, "<think>\nRome or Paris?\n</think>\n\nParis."):

@@ -17,7 +17,8 @@ from ortlm.batch.rows import MOST_LINE_BYTES, Row
 from ortlm.errors import Error, nearest
 from ortlm.server import chat, completions, texts
 from ortlm.server.errors import ApiError, as_api_error, refused
-from ortlm.server.served import Models, ServedModel
+from ortlm.server.models import Models
+from ortlm.server.served import ServedModel
 from ortlm.server.wire import Body, ChatBody, CompletionBody, EmbeddingBody, validated
 
 _log = logging.getLogger(__name__)
@@ -112,24 +113,26 @@ class Answerer:
 
     async def _whole(self, kind: type[Body], value: Any) -> dict[str, Any]:
         body = validated(kind, value)
-        served, adapter = self._models.get(body.model)
+        slot, adapter = self._models.get(body.model)
         if getattr(body, "stream", None):
             raise refused(
                 "stream", "stream is not available in a batch, whose answers are whole. Leave it out."
             )
-        if isinstance(body, ChatBody):
-            return await chat.answer(await asyncio.to_thread(chat.submit, served, adapter, body))
-        if isinstance(body, CompletionBody):
-            return await completions.answer(
-                await asyncio.to_thread(completions.submit, served, adapter, body)
-            )
-        assert isinstance(body, EmbeddingBody)
-        return await _embeddings(served, adapter, body)
+        async with self._models.use(slot) as served:
+            if isinstance(body, ChatBody):
+                return await chat.answer(await asyncio.to_thread(chat.submit, served, adapter, body))
+            if isinstance(body, CompletionBody):
+                return await completions.answer(
+                    await asyncio.to_thread(completions.submit, served, adapter, body)
+                )
+            assert isinstance(body, EmbeddingBody)
+            return await _embeddings(served, adapter, body)
 
     def _check_engines(self) -> None:
-        for served in self._models.all:
-            if served.engine.error is not None:
-                raise Error(f"the engine of {served.name} has failed: {served.engine.error}")
+        failed = self._models.failed_engine()
+        if failed is not None:
+            name, error = failed
+            raise Error(f"the engine of {name} has failed: {error}")
 
 
 async def _embeddings(served: ServedModel, adapter: str | None, body: EmbeddingBody) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ortlm.cluster.connection import connected
 from ortlm.cluster.model_files import Model, Pieces, fetch, folder_of
 from ortlm.cluster.pool import Pool, cpus_each
 from ortlm.errors import BadOption
-from ortlm.server.served import named
+from ortlm.server.models import named
 
 # Tasks that a worker has at a time; a task is a few rows, so that none waits long for the longest of its task.
 _DEPTH = 4

@@ -18,7 +18,8 @@ from ortlm.batch.scheduling import WINDOW_ROWS, answer_all
 from ortlm.cluster.model_files import model_digest
 from ortlm.runtime.language_model import load
 from ortlm.runtime.multimodal.addresses import Allow, public_address
-from ortlm.server.served import Models, ServedModel, named
+from ortlm.server.models import Models, named
+from ortlm.server.served import ServedModel
 from ortlm.serving.engine import Engine, EngineOptions
 
 # Requests of the rows that are under way may be so many: a row can ask for many answers.

@@ -88,6 +88,15 @@ def add_parser(subparsers: Subparsers) -> None:
         "--drain", type=float, default=30.0, metavar="S",
         help="after SIGTERM, let running requests end for so long (default: 30 seconds)",
     )  # fmt: skip
+    loading = parser.add_argument_group("loading")
+    loading.add_argument(
+        "--idle", type=float, metavar="S",
+        help="unload a model after so long without a request; the next one loads it again (default: never)",
+    )  # fmt: skip
+    loading.add_argument(
+        "--max-loaded", type=int, metavar="N",
+        help="models that are loaded at once; the least recently used makes room (default: all)",
+    )  # fmt: skip
     add_machine(parser)
 
 
@@ -128,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
             prefix_bytes=None if args.prefix_cache is None else args.prefix_cache << 20,
             seconds=args.timeout,
         ),
+        idle_seconds=args.idle,
+        most_loaded=args.max_loaded,
         server=ServerOptions(
             keys=keys,
             origins=args.cors_origin or (),

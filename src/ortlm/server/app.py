@@ -21,9 +21,10 @@ from ortlm.server.errors import ApiError, as_api_error
 from ortlm.server.messages import MessagesBody
 from ortlm.server.metrics import Metrics
 from ortlm.server.middleware import Guard, Keys, details
+from ortlm.server.models import Models
 from ortlm.server.page_routes import PageRoutes
 from ortlm.server.responses import ResponsesBody
-from ortlm.server.served import Models, ServedModel
+from ortlm.server.served import ServedModel
 from ortlm.server.stream import failed, with_pings
 from ortlm.server.wire import (
     Body,
@@ -66,6 +67,8 @@ class Server:
         self.models, self.metrics = models, metrics or Metrics()
         self.metrics.watch(models.all)
         self.draining = False
+        # How errors look at each path.
+        self._shapes: dict[str, Callable[[ApiError], dict[str, Any]]] = {}
         self.api = FastAPI(
             title="ortlm", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
         )
@@ -80,6 +83,7 @@ class Server:
             keys=Keys(options.keys),
             metrics=self.metrics,
             paths=paths,
+            shapes=self._shapes,
             origins=options.origins,
             page=options.page,
             body_bytes=options.body_bytes,
@@ -100,6 +104,8 @@ class Server:
         post("/v1/embeddings", EmbeddingBody, self.embed)
         post("/tokenize", TokenizeBody, self.tokenize)
         post("/detokenize", DetokenizeBody, self.detokenize)
+        self._route("/models/load", Body, self.load_model, name="load_model")
+        self._route("/models/unload", Body, self.unload_model, name="unload_model")
 
     def _get(self, path: str, work: Callable[..., Any], *, media: str = "application/json") -> None:
         self.api.add_api_route(
@@ -119,18 +125,30 @@ class Server:
         *,
         shape: Callable[[ApiError], dict[str, Any]] = ApiError.body,
     ) -> None:
-        error = openapi.OPENAI_ERROR if shape is ApiError.body else openapi.ANTHROPIC_ERROR
+        """Let ``work`` answer at ``path``, with the model that the body names; ``shape`` makes JSON of errors."""
 
-        async def endpoint(request: Request) -> Response:
-            try:
-                self._check_ready()
-                body = parse(kind, await request.body())
-                served, adapter = self.models.get(body.model)
-                details.get()["model"] = served.name
+        async def with_model(request: Request, body: _B) -> Response:
+            slot, adapter = self.models.get(body.model)
+            details.get()["model"] = slot.name
+            async with self.models.use(slot) as served:
                 try:
                     return await work(request, served, adapter, body)
                 except Exception as error:
                     raise as_api_error(error, retry_after=served.retry_after()) from error
+
+        self._shapes[path] = shape
+        self._route(path, kind, with_model, name=work.__name__)
+
+    def _route(
+        self, path: str, kind: type[_B], work: Callable[[Request, _B], Awaitable[Response]], *, name: str
+    ) -> None:
+        shape = self._shapes.get(path, ApiError.body)
+        described = openapi.OPENAI_ERROR if shape is ApiError.body else openapi.ANTHROPIC_ERROR
+
+        async def endpoint(request: Request) -> Response:
+            try:
+                self._check_ready()
+                return await work(request, parse(kind, await request.body()))
             except ApiError as error:
                 return JSONResponse(shape(error), status_code=error.status, headers=error.headers)
             except ClientDisconnect:
@@ -148,8 +166,8 @@ class Server:
             methods=["POST"],
             response_model=None,
             response_class=Response,
-            responses=openapi.responses(streams="stream" in kind.model_fields, error=error),
-            name=work.__name__,
+            responses=openapi.responses(streams="stream" in kind.model_fields, error=described),
+            name=name,
             openapi_extra={"requestBody": {"required": True, "content": _inlined(schema)}},
         )
 
@@ -179,13 +197,24 @@ class Server:
             return _json(error)
         return JSONResponse(self._model(name))
 
+    async def load_model(self, _: Request, body: Body) -> Response:
+        """Load a model, and answer when that is done."""
+        await self.models.load(self.models.get(body.model)[0])
+        return JSONResponse({"success": True})
+
+    async def unload_model(self, _: Request, body: Body) -> Response:
+        """Let what a model runs end, unload it, and answer when that is done."""
+        await self.models.unload(self.models.get(body.model)[0])
+        return JSONResponse({"success": True})
+
     async def tokenizer_info(self, model: str | None = None) -> Response:
         """Return the special tokens and the chat template."""
         try:
-            served = self.models.all[0] if model is None else self.models.get(model)[0]
+            slot = self.models.all[0] if model is None else self.models.get(model)[0]
+            async with self.models.use(slot) as served:
+                return JSONResponse(texts.tokenizer_info(served))
         except ApiError as error:
             return _json(error)
-        return JSONResponse(texts.tokenizer_info(served))
 
     # --- what is asked ------------------------------------------------------------------------------------
 
@@ -251,20 +280,24 @@ class Server:
             raise ApiError(
                 503, "the server is shutting down.", "unavailable_error", code="shutting_down", retry_after=5
             )
-        for model in self.models.all:
-            if model.engine.error is not None:
-                raise ApiError(
-                    503, f"the engine of {model.name} has failed.", "unavailable_error", code="engine_failed"
-                )
+        failed = self.models.failed_engine()
+        if failed is not None:
+            raise ApiError(
+                503, f"the engine of {failed[0]} has failed.", "unavailable_error", code="engine_failed"
+            )
 
     def _model(self, name: str) -> dict[str, Any]:
-        served, _ = self.models.get(name)
+        slot, _ = self.models.get(name)
+        status: dict[str, Any] = {"value": slot.state}
+        if slot.failed:
+            status["failed"] = True
         return {
             "id": name,
             "object": "model",
-            "created": served.created,
+            "created": slot.created,
             "owned_by": "ortlm",
-            "max_model_len": served.engine.context_tokens,
+            "max_model_len": slot.context_tokens,
+            "status": status,
         }
 
 

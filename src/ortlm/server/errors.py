@@ -35,7 +35,7 @@ _PATH = re.compile(r"(^|[\s'\"(])(/|[A-Za-z]:\\)\S")
 _TYPES = {"float", "int", "str", "bool", "constrained"}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ApiError(Exception):
     """What a request is answered with instead of what it asked for."""
 

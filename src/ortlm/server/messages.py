@@ -19,6 +19,7 @@ from ortlm.server.wire import Body, ChatBody
 
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",

@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from ortlm.server.served import ServedModel
+from ortlm.server.models import Slot
 from ortlm.serving.request import Request
 
 # vLLM's begin at 0.3 s, which is too coarse for small models.
@@ -51,7 +51,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._models: Sequence[ServedModel] = ()
+        self._models: Sequence[Slot] = ()
         self._histograms = {
             name: Histogram(f"ortlm:{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
             for name, (text, buckets) in _HISTOGRAMS.items()
@@ -70,8 +70,8 @@ class Metrics:
         )
         self.registry.register(self)
 
-    def watch(self, models: Sequence[ServedModel]) -> None:
-        """Report on the engines of ``models``."""
+    def watch(self, models: Sequence[Slot]) -> None:
+        """Report on ``models`` and their engines."""
         self._models = models
 
     def observer(self, name: str) -> ModelObserver:
@@ -89,7 +89,7 @@ class Metrics:
 
     def collect(self) -> Iterator[Any]:
         """Yield what the engines count themselves."""
-        stats = [(model.name, model.engine.stats()) for model in self._models]
+        stats = [(model.name, model.stats()) for model in self._models]
         for name, (text, key) in _GAUGES.items():
             gauge = GaugeMetricFamily(f"ortlm:{name}", text, labels=["model_name"])
             for model, found in stats:
@@ -99,8 +99,19 @@ class Metrics:
             "ortlm:kv_cache_usage_perc", "share of the cache that is in use, 0 to 1", labels=["model_name"]
         )
         for model, found in stats:
-            usage.add_metric([model], found.cache_tokens / found.most_cache_tokens)
+            usage.add_metric([model], found.cache_tokens / max(1, found.most_cache_tokens))
         yield usage
+        loaded = GaugeMetricFamily("ortlm:model_loaded", "1 if the model is loaded", labels=["model_name"])
+        loads = CounterMetricFamily(
+            "ortlm:model_loads",
+            "attempts to load the model by how they ended",
+            labels=["model_name", "result"],
+        )
+        for slot in self._models:
+            loaded.add_metric([slot.name], float(slot.served is not None))
+            loads.add_metric([slot.name, "loaded"], slot.loads)
+            loads.add_metric([slot.name, "failed"], slot.failures)
+        yield from (loaded, loads)
         for name, (text, key) in _COUNTERS.items():
             counter = CounterMetricFamily(f"ortlm:{name}", text, labels=["model_name"])
             for model, found in stats:

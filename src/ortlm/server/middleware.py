@@ -12,7 +12,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from ortlm.server.errors import ApiError
@@ -21,6 +21,7 @@ from ortlm.server.metrics import Metrics
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Shape = Callable[[ApiError], dict[str, Any]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger("ortlm.server.requests")
@@ -52,7 +53,10 @@ class Keys:
 
 
 class Guard:
-    """Wraps ``app``: refuses what it may not see, counts, and logs; never the text of a request or an answer."""
+    """Wraps ``app``: refuses what it may not see, counts, and logs; never the text of a request or an answer.
+
+    ``shapes``: how errors look at paths where it is not as OpenAI's.
+    """
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class Guard:
         keys: Keys,
         metrics: Metrics,
         paths: Collection[str],
+        shapes: Mapping[str, Shape] | None = None,
         origins: Sequence[str] = (),
         page: bool = False,
         body_bytes: int,
@@ -69,6 +74,7 @@ class Guard:
         # A page of ours calls from our own origin; without one, nothing honest does.
         self._page = page
         self._app, self._keys, self._metrics, self._seconds = app, keys, metrics, body_seconds
+        self._shapes = shapes or {}
         self._paths, self._origins, self._most = frozenset(paths), frozenset(origins), body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,7 +114,7 @@ class Guard:
                 await self._app(scope, self._limited(receive), reply)
         except ApiError as error:
             if not status:
-                await answer(error, reply)
+                await answer(error, reply, self._shapes.get(path, ApiError.body))
         finally:
             known = path if path in self._paths else "other"
             self._metrics.answered(known, status)
@@ -190,9 +196,9 @@ class Guard:
         return limited
 
 
-async def answer(error: ApiError, send: Send) -> None:
-    """Send ``error`` as JSON."""
-    body = json.dumps(error.body(), ensure_ascii=False).encode()
+async def answer(error: ApiError, send: Send, shape: Shape = ApiError.body) -> None:
+    """Send ``error`` as the JSON that ``shape`` makes of it."""
+    body = json.dumps(shape(error), ensure_ascii=False).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

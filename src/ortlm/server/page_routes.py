@@ -10,11 +10,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
+from ortlm.runtime.prompts import Prompts
 from ortlm.server.errors import ApiError, as_api_error, refused
+from ortlm.server.models import Models
 from ortlm.server.page.about import facts, quality
 from ortlm.server.page.files import INDEX, read_files
 from ortlm.server.page.markdown import MOST_CHARACTERS, render
-from ortlm.server.served import Models
 from ortlm.server.wire import Body, parse
 
 # What renders has the interpreter's lock, so others wait for it.
@@ -32,6 +33,8 @@ class PageRoutes:
 
     def __init__(self, api: FastAPI, models: Models) -> None:
         self._models, self._files = models, read_files()
+        # Of each model: how often it had been loaded, and what was found then.
+        self._facts: dict[str, tuple[int, dict[str, Any]]] = {}
         self._rendering = asyncio.Semaphore(_MOST_AT_ONCE)
         for path, methods, work in (
             ("/", ["GET", "HEAD"], self.index),
@@ -59,8 +62,8 @@ class PageRoutes:
 
     async def show_quality(self, request: Request) -> Response:
         """Return what was measured of the model that the query names."""
-        served, _ = self._models.get(request.query_params.get("model"))
-        return JSONResponse(await asyncio.to_thread(quality, served.lm))
+        slot, _ = self._models.get(request.query_params.get("model"))
+        return JSONResponse(await asyncio.to_thread(quality, slot.artifact))
 
     async def render(self, request: Request) -> Response:
         """Return Markdown as HTML."""
@@ -81,13 +84,15 @@ class PageRoutes:
         return Response(file.body, headers=dict(file.headers))
 
     def _about(self, name: str) -> dict[str, Any]:
-        served, adapter = self._models.get(name)
-        return {
-            "name": name,
-            "adapter": adapter,
-            "context_tokens": served.engine.context_tokens,
-            **facts(served.lm),
-        }
+        slot, adapter = self._models.get(name)
+        # A model that is not loaded stays so; its tokenizer is read once.
+        loads, found = self._facts.get(slot.name, (-1, {}))
+        if loads != slot.loads:
+            served, artifact = slot.served, slot.artifact
+            reader = Prompts(artifact.tokenizer_path, None) if served is None else served.lm
+            loads, found = slot.loads, facts(artifact, reader)
+            self._facts[slot.name] = loads, found
+        return {"name": name, "adapter": adapter, "context_tokens": slot.context_tokens, **found}
 
 
 def _answered(work: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:

@@ -7,20 +7,23 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
+from ortlm.artifact import open_artifact
 from ortlm.errors import BadOption
 from ortlm.runtime.language_model import load
 from ortlm.runtime.multimodal.addresses import Allow, no_address, public_address
 from ortlm.server.app import Server, ServerOptions
+from ortlm.server.errors import ApiError
 from ortlm.server.metrics import Metrics
 from ortlm.server.middleware import log as request_log
-from ortlm.server.served import Models, ServedModel, named
+from ortlm.server.models import Models, Source, named
+from ortlm.server.served import ServedModel
 from ortlm.serving.engine import Engine, EngineOptions
 
 
@@ -29,7 +32,9 @@ class ServeOptions:
     """What ``ortlm serve`` was asked for.
 
     ``drain_seconds``: how long running requests may go on after a signal. ``remote_images``: URLs of images are
-    opened, those of public addresses.
+    opened, those of public addresses. ``idle_seconds``: a model is unloaded after so long without a request, None
+    for never; ``most_loaded``: the most that are loaded at once, None for all.
+    Raises BadOption for values out of range.
     """
 
     host: str = "127.0.0.1"
@@ -38,24 +43,56 @@ class ServeOptions:
     remote_images: bool = False
     engine: EngineOptions = field(default_factory=EngineOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
+    idle_seconds: float | None = None
+    most_loaded: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.idle_seconds is not None and not 0 < self.idle_seconds < float("inf"):
+            raise BadOption(f"--idle must be a number of seconds above 0, found {self.idle_seconds}.")
+        if self.most_loaded is not None and self.most_loaded < 1:
+            raise BadOption(f"--max-loaded must be 1 or more, found {self.most_loaded}.")
 
 
 def load_models(
     folders: Sequence[tuple[str, str]], options: ServeOptions, metrics: Metrics, **machine: Any
 ) -> Models:
-    """Load the model in each of ``folders`` and begin an engine for it."""
-    allow: Allow = public_address if options.remote_images else no_address
-    models = []
+    """Load as many of the models in ``folders`` as may be loaded at once, and begin an engine for each.
+
+    All folders are looked at, so that one that is no artifact is told now.
+    """
+    sources = [_source(name, folder, options, metrics, machine) for name, folder in folders]
+    models = Models(sources, idle_seconds=options.idle_seconds, most_loaded=options.most_loaded)
     try:
-        for name, folder in folders:
-            lm = load(folder, prefix_caches=0, allow_address=allow, **machine)
-            engine = Engine(lm, options.engine, observer=metrics.observer(name))
-            models.append(ServedModel(name, lm, engine))
-        return Models(models)
+        models.begin()
     except BaseException:
-        for model in models:
-            model.engine.close()
+        models.close()
         raise
+    return models
+
+
+def _source(
+    name: str, folder: str, options: ServeOptions, metrics: Metrics, machine: Mapping[str, Any]
+) -> Source:
+    allow: Allow = public_address if options.remote_images else no_address
+    artifact = open_artifact(folder)
+
+    def load_it() -> ServedModel:
+        if not artifact.path.is_dir():
+            raise ApiError(
+                503,
+                f"the folder of the model {name} is gone. Put it back, or restart the server without it.",
+                "unavailable_error",
+                code="model_load_failed",
+            )
+        lm = load(artifact.path, prefix_caches=0, allow_address=allow, **machine)
+        if lm.rules.fingerprint is not None:
+            # Of the files, which may be deleted while it is served.
+            lm.rules.fingerprint(None)
+        return ServedModel(name, lm, Engine(lm, options.engine, observer=metrics.observer(name)))
+
+    asked, context = options.engine.cache_tokens, artifact.manifest.context_tokens
+    context = context if asked is None else min(context, asked)
+    return Source(name, load_it, artifact, context)
 
 
 def serve(

@@ -35,7 +35,11 @@ def settings_of(
     """
     options: dict[str, Any] = {name: value for name in _SAME if (value := getattr(body, name)) is not None}
     if isinstance(body.seed, int):
-        options["seed"] = abs(body.seed) + index
+        if body.seed < -(1 << 63):
+            raise refused("seed", f"seed must be {-(1 << 63)} or more, found {body.seed}.")
+        seed = body.seed + index
+        # Negative ones are seeds of their own, above those of 63 bits.
+        options["seed"] = seed if seed >= 0 else seed + (1 << 64)
     if body.temperature is None:
         options["do_sample"] = True
     else:

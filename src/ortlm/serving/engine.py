@@ -56,6 +56,8 @@ _LEAST_CHUNK = 32
 _ROWS_SHARE, _PREFIX_SHARE = 4, 8
 # A batch that failed is computed again row by row; what fails so often is at fault itself.
 _MOST_FAILURES = 2
+# Of EngineStats: what only grows.
+_TOTALS = ("prompt_tokens", "cached_tokens", "new_tokens", "steps", "preempted", "batch_failures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +107,22 @@ class EngineStats:
     requests lost their row to others and were computed again; ``batch_failures`` are runs of a batch that failed.
     """
 
-    running: int
-    prefilling: int
-    waiting: int
-    cache_tokens: int
-    most_cache_tokens: int
-    prefix_bytes: int
-    prompt_tokens: int
-    cached_tokens: int
-    new_tokens: int
-    steps: int
-    preempted: int
-    batch_failures: int
+    running: int = 0
+    prefilling: int = 0
+    waiting: int = 0
+    cache_tokens: int = 0
+    most_cache_tokens: int = 0
+    prefix_bytes: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    steps: int = 0
+    preempted: int = 0
+    batch_failures: int = 0
+
+    def after(self, earlier: EngineStats) -> EngineStats:
+        """Return these figures, with what an ``earlier`` engine has done added to the totals."""
+        return replace(self, **{name: getattr(self, name) + getattr(earlier, name) for name in _TOTALS})
 
 
 class Observer(Protocol):
@@ -157,15 +163,14 @@ class Engine:
         self._arrived: list[Request] = []
         self._jobs: deque[Callable[[], None]] = deque()
         self._waiting_count = 0
+        self._unfinished = 0
         self._closing = False
         self._abandon = False
         # Of the thread alone.
         self._waiting: list[Request] = []
         self._prefilling: deque[Request] = deque()
         self._batches: dict[tuple[str, bool], Batch] = {}
-        self._totals = dict.fromkeys(
-            ("prompt_tokens", "cached_tokens", "new_tokens", "steps", "preempted", "batch_failures"), 0
-        )
+        self._totals = dict.fromkeys(_TOTALS, 0)
         self._thread = threading.Thread(target=self._run, name="ortlm-engine", daemon=True)
         self._thread.start()
 
@@ -225,6 +230,7 @@ class Engine:
                     "Try again later."
                 )
             self._waiting_count += 1
+            self._unfinished += 1
             self._arrived.append(request)
             self._changed.notify_all()
         return request
@@ -262,6 +268,12 @@ class Engine:
             prefix_bytes=self._prefixes.nbytes,
             **self._totals,
         )
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is there that has not ended."""
+        with self._changed:
+            return not self._unfinished
 
     def stop_taking(self) -> None:
         """Take no more requests; those that there are run on."""
@@ -652,6 +664,8 @@ class Engine:
         if step is not None:
             request.put(step)
         request.end(reason, error)
+        with self._changed:
+            self._unfinished -= 1
         if self._observer is not None:
             self._observer.ended(request)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from ortlm._utils.checked_json import read_object
-from ortlm.artifact import REPORT_FILE
+from ortlm.artifact import REPORT_FILE, Artifact
 from ortlm.errors import BadArtifact
 from ortlm.runtime.language_model import LanguageModel
+from ortlm.runtime.prompts import Prompts
 
 # Fields of a request that the publisher may recommend values for.
 _PARAMETERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -23,35 +25,34 @@ _MOST_REPORT_BYTES = 64 << 20
 _LONG = ("files", "how")
 
 
-def facts(lm: LanguageModel) -> dict[str, Any]:
-    """Return what ``lm`` can do, for the page to offer it.
+def facts(artifact: Artifact, reader: LanguageModel | Prompts) -> dict[str, Any]:
+    """Return what the model in ``artifact`` can do, for the page to offer it; ``reader`` has its tokenizer.
 
     ``vocabulary`` is the same for models that read the same token ids; None without a tokenizer.
     """
-    template = lm.chat_template
+    manifest, template, vocabulary = artifact.manifest, None, None
+    # A model without a tokenizer, or one whose folder is gone, is still there.
+    with contextlib.suppress(BadArtifact):
+        vocabulary, template = reader.tokenizer.fingerprint, reader.chat_template
     source = "" if template is None else "".join(template.templates.values())
-    try:
-        vocabulary: str | None = lm.tokenizer.fingerprint
-    except BadArtifact:
-        vocabulary = None
     return {
         "chat": template is not None,
-        "images": lm.vision_encoder is not None,
+        "images": manifest.images is not None,
         "reasoning": "<think>" in source,
         "vocabulary": vocabulary,
-        "defaults": {name: lm.manifest.generation.get(name) for name in _PARAMETERS},
-        "about": {name: value for name in _FACTS if _is_plain(value := lm.manifest.info.get(name))},
+        "defaults": {name: manifest.generation.get(name) for name in _PARAMETERS},
+        "about": {name: value for name in _FACTS if _is_plain(value := manifest.info.get(name))},
     }
 
 
-def quality(lm: LanguageModel) -> dict[str, Any]:
-    """Return what was measured of ``lm``: each part None if it is not there.
+def quality(artifact: Artifact) -> dict[str, Any]:
+    """Return what was measured of the model in ``artifact``: each part None if it is not there.
 
     ``report`` is what `ortlm evaluate` wrote next to the model, without what is long; ``summary`` is the headline
     that it left in the manifest, and ``check`` the short check at the end of the build.
     """
-    info, report = lm.manifest.info, None
-    path = lm.artifact.path / REPORT_FILE
+    info, report = artifact.manifest.info, None
+    path = artifact.path / REPORT_FILE
     if path.is_file():
         try:
             found = read_object(path, limit=_MOST_REPORT_BYTES, error=BadArtifact)
