@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,12 @@ class Client:
         line.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
         answer = line.getresponse()
         if answer.status != 200:
-            sys.exit(f"status {answer.status}: {answer.read()[:300]!r}")
+            raise RuntimeError(f"status {answer.status}: {answer.read()[:300]!r}")
         times = []
         for event in answer:
             if event.startswith(b"data: {"):
-                if b'"error"' in event:
-                    sys.exit(event.decode())
+                if event.startswith(b'data: {"error"'):
+                    raise RuntimeError(event.decode())
                 times.append(time.perf_counter())
         line.close()
         return began, times
@@ -79,12 +80,9 @@ def closed_loop(client: Client, *, streams: int, prompt: int, tokens: int, reque
             counts.append(len(times))
             speeds.append((len(times) - 1) / (times[-1] - times[0]))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(streams)]
     began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(streams) as threads:
+        list(threads.map(work, range(streams)))
     seconds = time.perf_counter() - began
     ordered = sorted(gaps)
     return {
@@ -115,16 +113,11 @@ def prefix(client: Client, length: int) -> dict[str, float]:
 
 def stall(client: Client, length: int, tokens: int) -> dict[str, float]:
     """Return the longest gap of a running stream while a prompt of ``length`` tokens is computed."""
-    found: list[float] = []
-
-    def work() -> None:
-        found.extend(client.stream(client.prompt(32, 5), tokens)[1])
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    time.sleep(0.5)
-    began, times = client.stream(client.prompt(length, 6), 1)
-    thread.join()
+    with ThreadPoolExecutor(1) as other:
+        running = other.submit(client.stream, client.prompt(32, 5), tokens)
+        time.sleep(0.5)
+        began, times = client.stream(client.prompt(length, 6), 1)
+        found = running.result()[1]
     gaps = [later - earlier for earlier, later in pairwise(found) if later > began and earlier < times[0]]
     return {
         "long_prompt_tokens": length,

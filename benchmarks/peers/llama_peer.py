@@ -48,7 +48,7 @@ def make(checkpoint: Path, out: Path, options: dict[str, str]) -> None:
 
 
 def write_gguf(checkpoint: Path, path: Path) -> None:
-    """Write a checkpoint of Phi-3's kind as GGUF, weights as they are, norms in float32, without a vocabulary."""
+    """Write a checkpoint of Phi-3's kind as GGUF: weights as they are, norms in float32, words are numbers."""
     import gguf
 
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
@@ -70,6 +70,8 @@ def write_gguf(checkpoint: Path, path: Path) -> None:
 
 
 def _describe(writer: Any, config: dict[str, Any]) -> None:
+    import gguf
+
     heads, width = config["num_attention_heads"], config["hidden_size"]
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(width)
@@ -89,9 +91,18 @@ def _describe(writer: Any, config: dict[str, Any]) -> None:
         if f"{which}_factor" in scaling:
             factors = np.array(scaling[f"{which}_factor"], dtype=np.float32)
             writer.add_tensor(f"rope_factors_{which}.weight", factors)
-    # Token ids are fed as numbers.
-    writer.add_tokenizer_model("no_vocab")
-    writer.add_vocab_size(config["vocab_size"])
+    # Token ids are fed as numbers; llama-server writes tokens as text all the same.
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words = [f"\u2581w{number}" for number in range(len(special), config["vocab_size"])]
+    kind = gguf.TokenType
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*special, *words])
+    writer.add_token_scores([0.0] * config["vocab_size"])
+    writer.add_token_types(
+        [kind.UNKNOWN, kind.CONTROL, kind.CONTROL, *[kind.BYTE] * 256, *[kind.NORMAL] * len(words)]
+    )
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
 
 
 def _gguf_name(name: str) -> str:
