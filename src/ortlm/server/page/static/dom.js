@@ -15,8 +15,25 @@ export function h(tag, fields = {}, ...children) {
   return made;
 }
 
-/** Return a button that calls `pressed`. */
-export const button = (text, pressed, fields = {}) => h('button', { type: 'button', onclick: pressed, ...fields }, text);
+/** Return a button that calls `pressed`; `content` is a text or an element. */
+export const button = (content, pressed, fields = {}) =>
+  h('button', { type: 'button', onclick: pressed, ...fields }, content);
+
+/** Return a cross, for what can be removed. */
+export function cross() {
+  const names = 'http://www.w3.org/2000/svg';
+  const svg = document.createElementNS(names, 'svg');
+  svg.setAttribute('viewBox', '0 0 24 24');
+  svg.setAttribute('aria-hidden', 'true');
+  const path = document.createElementNS(names, 'path');
+  path.setAttribute('d', 'M7 7l10 10M17 7L7 17');
+  svg.append(path);
+  return svg;
+}
+
+/** Return whether a key that was pressed sends what is written; on phones it is the only way to a new line. */
+export const isSend = (event) =>
+  event.key === 'Enter' && !event.shiftKey && !event.isComposing && !matchMedia('(pointer: coarse)').matches;
 
 /** Let screen readers say `text`. */
 export function say(text) {
@@ -30,6 +47,11 @@ export function toast(text, action, pressed) {
   place.replaceChildren(h('span', {}, text), ...(action ? [button(action, () => { done(); pressed(); })] : []));
   clearTimeout(toast.timer);
   toast.timer = setTimeout(done, 8000);
+}
+
+/** Show `text` above the conversation, with a button if `action` has its text and what it does; "" shows nothing. */
+export function notice(text, action) {
+  $('notice').replaceChildren(...(text ? [h('span', {}, text), ...(action ? [button(...action)] : [])] : []));
 }
 
 /** What this browser remembers under `name`; nothing where that is forbidden. */

@@ -1,96 +1,48 @@
-// The page: what is shown where, and what happens when somebody does something.
+// The page: conversations, what is asked of the models, and what happens when somebody does something.
 
-import { AnswerView, makeAnswer, speedOf, stream } from './answer.js';
-import { get, key } from './api.js';
-import { legend, score, tokenView, viewSwitch } from './compare.js';
-import { $, button, h, number, remembered, say, toast } from './dom.js';
+import { makeAnswer, speedOf, stream } from './answer.js';
+import { key } from './api.js';
+import { addImages, attached, clearImages } from './attachments.js';
+import { score } from './compare.js';
+import { $, button, cross, h, isSend, notice, number, remembered, say, toast } from './dom.js';
+import { editMessage, showMessages, updateMessage } from './messages.js';
+import * as picker from './models.js';
 import { showQuality } from './quality.js';
-import { copied } from './render.js';
-import { makeFields, parameters, reset, showDefaults } from './settings.js';
+import { makeFields, parameters, reset } from './settings.js';
 import * as store from './store.js';
-import { childrenOf, makeNode, messagesOf, newestLeaf, pathTo, randomId } from './tree.js';
+import { makeNode, messagesOf, pathTo, randomId } from './tree.js';
 
-const MOST_IMAGE_BYTES = 16 << 20;
 const SAVE_PAUSE = 300;
 
-let models = [];
+// What is shown: a conversation { id, title, created, changed, system, leaf }, and all its nodes by id.
 let conversation = null;
 let nodes = new Map();
-// Of the conversation that is shown, by node: what to call when it changes.
-let views = new Map();
-let images = [];
-let showsTokens = remembered.get('text') === '';
 // What is being answered, by conversation: { controller, node }.
 const running = new Map();
+// Nodes whose tokens are being compared.
+const comparing = new Set();
 // What ends later is not to bring them back.
 const deleted = new Set();
 
-// --- models -------------------------------------------------------------------------------------------------
-
-const modelNamed = (name) => models.find((model) => model.name === name);
-const chosenModel = () => modelNamed($('model').value);
-const otherModel = () => modelNamed($('other').value);
-
-async function loadModels() {
-  try {
-    models = (await get('/page/models')).models;
-  } catch (error) {
-    if (error.status === 401) askForKey(key.get() ? 'The server does not take this key.' : '');
-    else notice(error.message, ['Try again', loadModels]);
-    return;
-  }
-  notice('');
-  const wanted = $('model').value || remembered.get('model');
-  $('model').replaceChildren(...models.map((model) => h('option', { value: model.name }, described(model))));
-  if (modelNamed(wanted)) $('model').value = wanted;
-  modelChanged();
-}
-
-function described(model) {
-  const marks = [model.images ? 'images' : '', model.reasoning ? 'reasoning' : ''].filter(Boolean);
-  return model.name + (marks.length ? ` (${marks.join(', ')})` : '');
-}
-
-function modelChanged() {
-  const model = chosenModel();
-  if (!model) return;
-  remembered.set('model', model.name);
-  const before = $('other').value || remembered.get('other');
-  const others = models.filter((other) => other.name !== model.name);
-  $('other').replaceChildren(
-    h('option', { value: '' }, 'No other'),
-    ...others.map((other) => h(
-      'option',
-      { value: other.name },
-      other.name + (sameTokens(model, other) ? '' : ' (other tokenizer)'),
-    )),
-  );
-  if (others.some((other) => other.name === before)) $('other').value = before;
-  $('other-field').hidden = !others.length;
-  $('attach').hidden = model.images === false;
-  showDefaults(model);
-  aboutModel(model);
-  otherChanged();
-}
-
-function otherChanged() {
-  remembered.set('other', $('other').value);
-  showUsed();
-}
-
-function aboutModel(model) {
-  const about = model.about ?? {};
-  const facts = [
-    about.parameters ? `${number(about.parameters / 1e6)} million parameters` : '',
-    about.bits_per_weight ? `${number(about.bits_per_weight, 1)} bits per weight` : about.precision,
-    model.context_tokens ? `a context of ${number(model.context_tokens)} tokens` : '',
-  ].filter(Boolean);
-  $('about-model').textContent = model.chat === false
-    ? `${model.name} has no chat template, so it cannot be talked to. Use /v1/completions.`
-    : [model.name, ...facts].join(' · ');
-}
-
-const sameTokens = (a, b) => Boolean(a && b && a.vocabulary && a.vocabulary === b.vocabulary);
+const doing = {
+  get nodes() {
+    return nodes;
+  },
+  isBusy: () => Boolean(conversation && running.has(conversation.id)),
+  isLive: (node) => running.get(node.conversation)?.node.id === node.id,
+  isComparing: (node) => comparing.has(node.id),
+  edit: (node, text) => addUser(conversation, makeNode(node.conversation, node.parent, { role: 'user', text, images: node.images })),
+  regenerate(node) {
+    if (!doing.isBusy()) generate(conversation, nodes.get(node.parent));
+  },
+  continueWith,
+  compare,
+  goTo(leaf) {
+    conversation.leaf = leaf.id;
+    keep('conversations', conversation);
+    showConversation();
+  },
+};
 
 // --- conversations ------------------------------------------------------------------------------------------
 
@@ -100,21 +52,9 @@ async function listConversations() {
     const current = one.id === conversation?.id;
     const open = button(one.title, () => openConversation(one), { class: 'open', title: one.title });
     if (current) open.setAttribute('aria-current', 'true');
-    const gone = button('', () => deleteConversation(one), { class: 'icon', 'aria-label': `Delete ${one.title}`, title: 'Delete' });
-    gone.append(cross());
-    return h('li', { class: current ? 'current' : '' }, open, gone);
+    const named = { class: 'icon', 'aria-label': `Delete ${one.title}`, title: 'Delete' };
+    return h('li', { class: current ? 'current' : '' }, open, button(cross(), () => deleteConversation(one), named));
   }));
-}
-
-function cross() {
-  const names = 'http://www.w3.org/2000/svg';
-  const svg = document.createElementNS(names, 'svg');
-  svg.setAttribute('viewBox', '0 0 24 24');
-  svg.setAttribute('aria-hidden', 'true');
-  const path = document.createElementNS(names, 'path');
-  path.setAttribute('d', 'M7 7l10 10M17 7L7 17');
-  svg.append(path);
-  return svg;
 }
 
 async function openConversation(one) {
@@ -168,7 +108,7 @@ async function deleteConversation(one) {
   else await listConversations();
   toast(`“${one.title}” was deleted.`, 'Undo', async () => {
     deleted.delete(one.id);
-    await Promise.all([store.put('conversations', one), ...[...gone.values()].map((node) => store.put('nodes', node))]);
+    await Promise.all([keep('conversations', one), ...[...gone.values()].map((node) => keep('nodes', node))]);
     await openConversation(one);
   });
 }
@@ -197,160 +137,21 @@ async function deleteAll() {
 
 // --- what is shown ------------------------------------------------------------------------------------------
 
+const shownPath = () => (conversation ? pathTo(nodes, conversation.leaf) : []);
+
 function showConversation() {
-  const path = conversation ? pathTo(nodes, conversation.leaf) : [];
-  views = new Map();
+  const path = shownPath();
   $('title').textContent = conversation?.title ?? 'New conversation';
   document.title = conversation ? `${conversation.title} · ortlm` : 'ortlm';
   $('welcome').hidden = path.length > 0;
-  $('log').replaceChildren(...path.map((node) => (node.role === 'user' ? userItem(node) : assistantItem(node))));
+  showMessages(path, doing);
   showRunning();
   showUsed();
-  $('scroll').scrollTop = $('scroll').scrollHeight;
-}
-
-function userItem(node) {
-  const bubble = h(
-    'div',
-    { class: 'bubble' },
-    ...node.images.map((url, at) => h('img', { src: url, alt: `Attached image ${at + 1}` })),
-    node.text ? h('div', { class: 'said' }, node.text) : null,
-  );
-  const copy = button('Copy', () => copied(node.text, copy), { class: 'quiet', 'aria-label': 'Copy the message' });
-  const edit = button('Edit', () => editNode(node, item), { class: 'quiet', 'aria-label': 'Edit the message' });
-  const item = h(
-    'li',
-    { class: 'user', 'data-node': node.id },
-    h('span', { class: 'hidden' }, 'You:'),
-    bubble,
-    h('div', { class: 'actions' }, branches(node), edit, copy),
-  );
-  return item;
-}
-
-function assistantItem(node) {
-  const pair = node.answers.length > 1;
-  const live = () => running.get(node.conversation)?.node.id === node.id;
-  const again = () => regenerate(node);
-  const shown = node.answers.map((answer) => new AnswerView(answer, { named: pair, again, live }));
-  const columns = h('div', { class: pair ? 'columns' : '' }, ...shown.map((view) => view.element));
-  const regenerated = button('Regenerate', again, { class: 'quiet' });
-  const actions = h('div', { class: 'actions' }, branches(node), regenerated, shown[0].copier());
-  const compared = h('div', { class: 'compared' });
-  const chosen = button('Continue with this answer', () => continueWith(node, 1), { class: 'quiet' });
-  if (pair) shown[1].element.append(h('div', { class: 'actions' }, chosen));
-  const update = () => {
-    shown.forEach((view) => view.update());
-    actions.hidden = live();
-    chosen.hidden = live() || !node.answers.at(-1).text;
-    if (pair) showCompared(node, shown, compared, update);
-  };
-  views.set(node.id, update);
-  update();
-  return h(
-    'li',
-    { class: pair ? 'assistant pair' : 'assistant', 'data-node': node.id },
-    h('span', { class: 'hidden' }, 'Answer:'),
-    columns,
-    compared,
-    actions,
-  );
-}
-
-/** Return ‹ 1 of 2 › where a node has siblings. */
-function branches(node) {
-  const all = childrenOf(nodes, node.parent).filter((other) => other.role === node.role);
-  if (all.length < 2) return null;
-  const at = all.findIndex((other) => other.id === node.id);
-  const go = (step) => {
-    conversation.leaf = newestLeaf(nodes, all[at + step]).id;
-    keep('conversations', conversation);
-    const scrolled = $('scroll').scrollTop;
-    showConversation();
-    $('scroll').scrollTop = scrolled;
-    const place = document.querySelector(`[data-node="${all[at + step].id}"] .branches`);
-    (place?.querySelector(step < 0 ? 'button:first-child:enabled' : 'button:last-child:enabled') ?? place?.querySelector('button:enabled'))?.focus();
-  };
-  const what = node.role === 'user' ? 'version of the message' : 'answer';
-  return h(
-    'span',
-    { class: 'branches', role: 'group', 'aria-label': 'Branches' },
-    button('‹', () => go(-1), { class: 'quiet', disabled: at === 0, 'aria-label': `Previous ${what}` }),
-    h('span', {}, `${at + 1} of ${all.length}`),
-    button('›', () => go(1), { class: 'quiet', disabled: at === all.length - 1, 'aria-label': `Next ${what}` }),
-  );
-}
-
-function showCompared(node, shown, place, update) {
-  const [left, right] = node.answers;
-  const scored = Boolean(left.scores && right.scores);
-  const live = running.get(node.conversation)?.node.id === node.id;
-  shown.forEach((view, at) => {
-    const tokens = scored && showsTokens;
-    view.content.hidden = view.thinking.hidden = tokens;
-    if (!tokens && !view.answer.reasoning) view.thinking.hidden = true;
-    view.tokens.hidden = !tokens;
-    if (tokens && !view.tokens.childNodes.length) {
-      const names = { left: left.model, right: right.model, id: `token-${node.id}-${at}` };
-      view.tokens.append(tokenView(view.answer, names));
-    }
-  });
-  if (scored) {
-    if (place.dataset.shows === String(showsTokens)) return;
-    place.dataset.shows = String(showsTokens);
-    place.replaceChildren(
-      viewSwitch(showsTokens, (tokens) => {
-        showsTokens = tokens;
-        remembered.set('text', tokens ? '' : 'yes');
-        for (const one of views.values()) one();
-        place.querySelector('[aria-pressed="true"]').focus();
-      }),
-      legend(node.answers),
-    );
-    return;
-  }
-  if (node.comparing) place.replaceChildren(h('p', { class: 'meta' }, 'Comparing the tokens …'));
-  else if (node.compareError) {
-    place.replaceChildren(h(
-      'p',
-      { class: 'error' },
-      h('span', {}, `The tokens could not be compared. ${node.compareError}`),
-      button('Try again', () => compare(node, update)),
-    ));
-  } else if (!live && node.incomparable) place.replaceChildren(h('p', { class: 'meta' }, node.incomparable));
-  else place.replaceChildren();
-}
-
-async function compare(node, changed) {
-  const [left, right] = node.answers;
-  if (!sameTokens(modelNamed(left.model), modelNamed(right.model))) {
-    node.incomparable = 'The models have different tokenizers, so their tokens cannot be compared.';
-  } else if (!left.promptIds || !right.promptIds) {
-    node.incomparable = 'Tokens are compared for texts only, not with images.';
-  } else if (!left.ids.length || !right.ids.length) {
-    node.incomparable = 'An answer without tokens cannot be compared.';
-  }
-  if (!node.incomparable) {
-    node.comparing = true;
-    node.compareError = '';
-    changed();
-    try {
-      [left.scores, right.scores] = await score(node.answers);
-      // They are the same for both, and long.
-      delete left.promptIds;
-      delete right.promptIds;
-      say('The tokens are compared.');
-    } catch (error) {
-      node.compareError = error.message;
-    }
-    node.comparing = false;
-  }
-  changed();
-  await keep('nodes', node);
+  follow();
 }
 
 function showRunning() {
-  const busy = Boolean(conversation && running.has(conversation.id));
+  const busy = doing.isBusy();
   $('send').hidden = busy;
   $('stop').hidden = !busy;
   $('main').setAttribute('aria-busy', String(busy));
@@ -358,22 +159,17 @@ function showRunning() {
 
 /** Show tokens per second and the context that the last answer used. */
 function showUsed() {
-  const path = conversation ? pathTo(nodes, conversation.leaf) : [];
-  const answers = path.findLast((node) => node.role === 'assistant')?.answers ?? [];
+  const answers = shownPath().findLast((node) => node.role === 'assistant')?.answers ?? [];
   const speeds = answers.map(speedOf).filter(Boolean);
   $('speed').textContent = speeds.map((speed) => `${number(speed, 1)} tokens/s`).join(' | ');
   const [answer] = answers;
-  const context = modelNamed(answer?.model)?.context_tokens;
+  const context = picker.modelNamed(answer?.model)?.context_tokens;
   $('used').hidden = !(answer?.promptTokens && context);
   if ($('used').hidden) return;
   const used = answer.promptTokens + answer.tokens;
   $('context').max = context;
   $('context').value = used;
   $('context-text').textContent = `${number(used)} of ${number(context)} tokens`;
-}
-
-function notice(text, action) {
-  $('notice').replaceChildren(...(text ? [h('span', {}, text), ...(action ? [button(...action)] : [])] : []));
 }
 
 const isAtEnd = () => $('scroll').scrollHeight - $('scroll').scrollTop - $('scroll').clientHeight < 80;
@@ -384,22 +180,33 @@ function follow() {
 
 // --- what is asked ------------------------------------------------------------------------------------------
 
+async function loadModels() {
+  try {
+    await picker.loadModels();
+  } catch (error) {
+    if (error.status === 401) askForKey(key.get() ? 'The server does not take this key.' : '');
+    else notice(error.message, ['Try again', loadModels]);
+    return;
+  }
+  notice('');
+  showUsed();
+}
+
 async function send() {
   const text = $('message').value;
-  if ((!text.trim() && !images.length) || (conversation && running.has(conversation.id))) return;
-  if (!chosenModel()) {
+  const images = attached();
+  if ((!text.trim() && !images.length) || doing.isBusy()) return;
+  if (!picker.chosenModel()) {
     notice('There is no model yet.', ['Try again', loadModels]);
     return;
   }
   const parent = conversation?.leaf ?? null;
   const one = currentConversation(text);
-  const node = makeNode(one.id, parent, { role: 'user', text: text.trim(), images });
   $('message').value = '';
-  images = [];
   keepDraft();
   grow();
-  showImages();
-  await addUser(one, node);
+  clearImages();
+  await addUser(one, makeNode(one.id, parent, { role: 'user', text: text.trim(), images }));
 }
 
 async function addUser(one, node) {
@@ -413,34 +220,18 @@ async function addUser(one, node) {
 
 /** Let the chosen models answer what ends with the user's `node`, once it is `kept`. */
 async function generate(one, node, kept) {
-  const asked = [chosenModel(), otherModel()].filter(Boolean).map((model) => model.name);
-  const made = makeNode(one.id, node.id, { role: 'assistant', answers: asked.map(makeAnswer) });
-  const own = nodes;
-  own.set(made.id, made);
+  const made = makeNode(one.id, node.id, {
+    role: 'assistant',
+    answers: picker.chosenModels().map(({ name }) => makeAnswer(name)),
+  });
+  const path = pathTo(nodes, node.id);
+  nodes.set(made.id, made);
   one.leaf = made.id;
   const controller = new AbortController();
   running.set(one.id, { controller, node: made });
-  const path = pathTo(own, node.id);
-  const messages = messagesOf(path, one.system);
   const shows = path.some((each) => each.role === 'user' && each.images.length);
-  const body = { messages, ...parameters(), ...(shows ? {} : { return_token_ids: true }) };
-  let saved = 0;
-  let frame = 0;
-  const draw = () => {
-    frame = 0;
-    if (conversation?.id !== one.id) return;
-    const ended = isAtEnd();
-    views.get(made.id)?.();
-    showUsed();
-    if (ended) follow();
-  };
-  const changed = () => {
-    frame ||= requestAnimationFrame(draw);
-    if (Date.now() - saved > SAVE_PAUSE) {
-      saved = Date.now();
-      keep('nodes', made);
-    }
-  };
+  const body = { messages: messagesOf(path, one.system), ...parameters(), ...(shows ? {} : { return_token_ids: true }) };
+  const changed = drawing(one, made);
   showConversation();
   say('The answer begins.');
   // Before anything is asked, so that nothing is lost.
@@ -451,20 +242,34 @@ async function generate(one, node, kept) {
   one.changed = Date.now();
   if (made.answers.length < 2) delete made.answers[0].promptIds;
   await Promise.all([keep('nodes', made), keep('conversations', one)]);
-  if (conversation?.id === one.id) {
-    showRunning();
-    draw();
-  }
-  const [answer] = made.answers;
-  say(answer.state === 'failed' ? '' : `The answer ${answer.state === 'stopped' ? 'was stopped' : 'is complete'}. ${answer.text}`);
-  if (made.answers.some((each) => each.status === 401)) askForKey('The server does not take this key.');
+  changed();
+  if (conversation?.id === one.id) showRunning();
   listConversations();
-  if (made.answers.length > 1 && made.answers.every((each) => each.state !== 'failed')) await compare(made, draw);
+  const [{ state, text }] = made.answers;
+  if (state !== 'failed') say(`The answer ${state === 'stopped' ? 'was stopped' : 'is complete'}. ${text}`);
+  if (made.answers.some((answer) => answer.status === 401)) askForKey('The server does not take this key.');
+  if (made.answers.length > 1 && made.answers.every((answer) => answer.state !== 'failed')) await compare(made);
 }
 
-function regenerate(node) {
-  if (running.has(node.conversation)) return;
-  generate(conversation, nodes.get(node.parent));
+/** Return what to call whenever `node` has changed: it is drawn and kept, neither too often. */
+function drawing(one, node) {
+  let saved = 0;
+  let frame = 0;
+  const draw = () => {
+    frame = 0;
+    if (conversation?.id !== one.id) return;
+    const ended = isAtEnd();
+    updateMessage(node.id);
+    showUsed();
+    if (ended) follow();
+  };
+  return () => {
+    frame ||= requestAnimationFrame(draw);
+    if (Date.now() - saved > SAVE_PAUSE) {
+      saved = Date.now();
+      keep('nodes', node);
+    }
+  };
 }
 
 /** Make the answer number `at` of a pair one of its own, with which the conversation continues. */
@@ -477,49 +282,41 @@ async function continueWith(node, at) {
   showConversation();
 }
 
-function editNode(node, item) {
-  if (running.has(node.conversation)) return;
-  const field = h('textarea', { value: node.text, rows: Math.min(12, node.text.split('\n').length + 1), 'aria-label': 'Edit the message' });
-  const cancel = () => {
-    form.replaceWith(...before);
-    item.querySelector('[aria-label="Edit the message"]').focus();
-  };
-  const form = h(
-    'form',
-    { class: 'edit' },
-    field,
-    h('p', { class: 'buttons' }, button('Cancel', cancel), h('button', { class: 'main', type: 'submit' }, 'Send')),
-  );
-  form.addEventListener('submit', (event) => {
-    event.preventDefault();
-    if (!field.value.trim() && !node.images.length) return;
-    addUser(conversation, makeNode(node.conversation, node.parent, { role: 'user', text: field.value.trim(), images: node.images }));
-  });
-  field.addEventListener('keydown', (event) => {
-    if (event.key === 'Escape') {
-      event.stopPropagation();
-      cancel();
+/** Let both models of a pair score the tokens of both answers. */
+async function compare(node) {
+  const [left, right] = node.answers;
+  if (!picker.sameTokens(left.model, right.model)) {
+    node.incomparable = 'The models have different tokenizers, so their tokens cannot be compared.';
+  } else if (!left.promptIds || !right.promptIds) {
+    node.incomparable = 'Tokens are compared for texts only, not with images.';
+  } else if (!left.ids.length || !right.ids.length) {
+    node.incomparable = 'An answer without tokens cannot be compared.';
+  } else {
+    comparing.add(node.id);
+    updateMessage(node.id);
+    try {
+      [left.scores, right.scores] = await score(node.answers);
+      node.compareError = '';
+      // They are the same for both, and long.
+      delete left.promptIds;
+      delete right.promptIds;
+      say('The tokens are compared.');
+    } catch (error) {
+      node.compareError = error.message;
     }
-    if (isSend(event)) {
-      event.preventDefault();
-      form.requestSubmit();
-    }
-  });
-  const before = [...item.children];
-  item.replaceChildren(form);
-  field.focus();
-  field.setSelectionRange(field.value.length, field.value.length);
+    comparing.delete(node.id);
+  }
+  const ended = isAtEnd();
+  updateMessage(node.id);
+  if (ended) follow();
+  await keep('nodes', node);
 }
 
 function stop() {
   if (conversation) running.get(conversation.id)?.controller.abort();
 }
 
-// --- the message --------------------------------------------------------------------------------------------
-
-// Enter on a phone's keyboard is the only way to a new line.
-const isSend = (event) =>
-  event.key === 'Enter' && !event.shiftKey && !event.isComposing && !matchMedia('(pointer: coarse)').matches;
+// --- the message, the key and the list on phones ------------------------------------------------------------
 
 function grow() {
   const field = $('message');
@@ -530,40 +327,6 @@ function grow() {
 function keepDraft() {
   remembered.set('draft', $('message').value, sessionStorage);
 }
-
-async function addImages(files) {
-  if (chosenModel()?.images === false) {
-    toast(`${chosenModel().name} is a model of text and takes no images.`);
-    return;
-  }
-  for (const file of files) {
-    if (!/^image\/(png|jpeg|webp|gif)$/.test(file.type)) toast(`${file.name} is no PNG, JPEG, WebP or GIF.`);
-    else if (file.size > MOST_IMAGE_BYTES) toast(`${file.name} is larger than 16 MB.`);
-    else images = [...images, await dataUrl(file)];
-  }
-  showImages();
-}
-
-const dataUrl = (file) => new Promise((resolve, reject) => {
-  const reader = new FileReader();
-  reader.onload = () => resolve(reader.result);
-  reader.onerror = () => reject(reader.error);
-  reader.readAsDataURL(file);
-});
-
-function showImages() {
-  $('images').replaceChildren(...images.map((url, at) => {
-    const gone = button('', () => {
-      images = images.filter((_, other) => other !== at);
-      showImages();
-      $('message').focus();
-    }, { class: 'icon', 'aria-label': `Remove image ${at + 1}` });
-    gone.append(cross());
-    return h('li', {}, h('img', { src: url, alt: `Image ${at + 1}` }), gone);
-  }));
-}
-
-// --- the key, the list, and the rest ------------------------------------------------------------------------
 
 function askForKey(wrong) {
   $('key-wrong').textContent = wrong;
@@ -589,7 +352,9 @@ function closeSide() {
   $('open-side').focus();
 }
 
-function listen() {
+// --- what people do -----------------------------------------------------------------------------------------
+
+function listenToMessage() {
   $('composer').addEventListener('submit', (event) => {
     event.preventDefault();
     send();
@@ -603,12 +368,10 @@ function listen() {
       event.preventDefault();
       send();
     }
-    if (event.key === 'ArrowUp' && !$('message').value) {
-      const last = [...document.querySelectorAll('#log > .user')].at(-1);
-      if (last) {
-        event.preventDefault();
-        editNode(nodes.get(last.dataset.node), last);
-      }
+    const last = shownPath().findLast((node) => node.role === 'user');
+    if (event.key === 'ArrowUp' && !$('message').value && last) {
+      event.preventDefault();
+      editMessage(last, doing);
     }
   });
   $('message').addEventListener('paste', (event) => {
@@ -623,22 +386,28 @@ function listen() {
     event.preventDefault();
     if (event.dataTransfer.files.length) addImages([...event.dataTransfer.files]);
   });
-  document.addEventListener('keydown', (event) => {
-    if (event.key !== 'Escape' || document.querySelector('dialog[open]')) return;
-    if (document.body.classList.contains('side')) closeSide();
-    else stop();
-  });
-  $('stop').addEventListener('click', stop);
-  $('new').addEventListener('click', newConversation);
-  $('model').addEventListener('change', modelChanged);
-  $('other').addEventListener('change', otherChanged);
   $('attach').addEventListener('click', () => $('files').click());
   $('files').addEventListener('change', async () => {
     await addImages([...$('files').files]);
     $('files').value = '';
   });
+  $('stop').addEventListener('click', stop);
+}
+
+function listenToRest() {
+  document.addEventListener('keydown', (event) => {
+    if (event.key !== 'Escape' || document.querySelector('dialog[open]')) return;
+    if (document.body.classList.contains('side')) closeSide();
+    else stop();
+  });
+  $('new').addEventListener('click', newConversation);
+  $('open-side').addEventListener('click', openSide);
+  $('close-side').addEventListener('click', closeSide);
+  $('shade').addEventListener('click', closeSide);
+  $('model').addEventListener('change', picker.modelChanged);
+  $('other').addEventListener('change', () => remembered.set('other', $('other').value));
   $('show-settings').addEventListener('click', () => $('settings').showModal());
-  $('show-quality').addEventListener('click', () => showQuality([chosenModel(), otherModel()].filter(Boolean)));
+  $('show-quality').addEventListener('click', () => showQuality(picker.chosenModels()));
   $('system').addEventListener('input', () => {
     remembered.set('system', $('system').value);
     if (!conversation) return;
@@ -655,9 +424,6 @@ function listen() {
     key.set($('key-value').value.trim(), $('key-keep').checked);
     loadModels();
   });
-  $('open-side').addEventListener('click', openSide);
-  $('close-side').addEventListener('click', closeSide);
-  $('shade').addEventListener('click', closeSide);
   $('theme').value = remembered.get('theme');
   $('theme').addEventListener('change', () => {
     remembered.set('theme', $('theme').value);
@@ -671,7 +437,8 @@ function listen() {
 
 async function begin() {
   makeFields();
-  listen();
+  listenToMessage();
+  listenToRest();
   $('message').value = remembered.get('draft', sessionStorage);
   grow();
   const found = await store.conversations();
