@@ -18,9 +18,6 @@ from ortlm.server.page.files import INDEX, read_files
 from ortlm.server.page.markdown import MOST_CHARACTERS, render
 from ortlm.server.wire import Body, parse
 
-# What renders has the interpreter's lock, so others wait for it.
-_MOST_AT_ONCE = 2
-
 
 class RenderBody(Body):
     """``POST /page/render``: Markdown."""
@@ -35,7 +32,8 @@ class PageRoutes:
         self._models, self._files = models, read_files()
         # Of each model: how often it had been loaded, and what was found then.
         self._facts: dict[str, tuple[int, dict[str, Any]]] = {}
-        self._rendering = asyncio.Semaphore(_MOST_AT_ONCE)
+        # One at a time, and those that wait take no thread.
+        self._rendering = asyncio.Lock()
         for path, methods, work in (
             ("/", ["GET", "HEAD"], self.index),
             ("/page/static/{name}", ["GET", "HEAD"], self.file),

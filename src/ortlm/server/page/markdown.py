@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -53,6 +54,9 @@ _KINDS = (
     (Generic.Heading, "comment"),
     (Generic.Subheading, "comment"),
 )
+# The libraries make their tables at first use, and two threads at once may see half of one. It costs no time: what
+# renders has the interpreter's lock.
+_LOCK = threading.Lock()
 _UNTIL = "highlighted until"
 # Addresses without a scheme would lead to this server.
 _LINK = re.compile(r"(https?|mailto):", re.IGNORECASE)
@@ -71,7 +75,8 @@ def render(text: str) -> str:
     No attribute of it holds a style, an id or a script; links lead to http, https and mailto, in a page of their
     own that is not told where they were clicked. Classes are ``language-NAME``, and ``tok-KIND`` in code.
     """
-    made: str = _markdown().render(text, {_UNTIL: time.thread_time() + _MOST_SECONDS})
+    with _LOCK:
+        made: str = _markdown().render(text, {_UNTIL: time.thread_time() + _MOST_SECONDS})
     return nh3.clean(
         made,
         tags=set(_TAGS),
