@@ -96,9 +96,11 @@ const checks = {
     await until(page, () => document.querySelector('.answer .text > *'));
     const { choices: [{ message }] } = await (await page.request.post(`${url}v1/chat/completions`, { data: { ...body, stream: false, stream_options: null } })).json();
     const rendered = await (await page.request.post(`${url}page/render`, { data: { text: message.content } })).json();
-    const plain = (html) => html.replace(/<[^>]*>/g, '').replace(/&lt;/g, '<').replace(/&gt;/g, '>').replace(/&amp;/g, '&').replace(/\s/g, '');
-    const shown = await page.locator('.answer .text').evaluate((element) => [...element.children].map((child) => (child.querySelector('pre') ?? child).textContent).join(''));
-    assert.equal(shown.replace(/\s/g, ''), plain(rendered.html));
+    const plain = (html) => html.replace(/<[^>]*>/g, '').replace(/&lt;/g, '<').replace(/&gt;/g, '>').replace(/&quot;/g, '"').replace(/&amp;/g, '&').replace(/\s/g, '');
+    await until(page, (wanted) => {
+      const parts = [...document.querySelector('.answer .text').children].map((child) => child.querySelector('pre') ?? child);
+      return parts.map((part) => part.textContent).join('').replace(/\s/g, '') === wanted;
+    }, plain(rendered.html));
     assert.match(await text(page, '.answer .meta'), /^\d+ tokens · [\d.]+ tokens\/s · first after [\d.]+ s/);
     assert.match(await text(page, '#context-text'), /^\d+ of [\d,]+ tokens$/);
     assert.match(await text(page, '#speed'), /^[\d.]+ tokens\/s$/);

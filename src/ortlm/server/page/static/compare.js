@@ -101,6 +101,7 @@ export function tokenView(answer, names) {
     const element = h('span', { class: 'token', role: 'option', id: `${names.id}-${at}`, 'aria-selected': 'false' });
     // A line end is shown, and ends the line.
     element.textContent = token.text.startsWith('<|') ? token.text : token.text.replaceAll('\n', '⏎\n');
+    if (!token.text.trim()) element.setAttribute('aria-label', visible(token.text));
     color(element, token.right.p - token.left.p);
     element.dataset.at = at;
     return element;
