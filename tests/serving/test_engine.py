@@ -154,6 +154,65 @@ def test_every_kind_of_state(build, name, options):
         assert engine.stats().batch_failures == 0
 
 
+RECURRENT = ["lfm2", "qwen3.5", "granite4-h"]
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_states_that_cannot_be_rewound_are_kept_as_snapshots(build, name):
+    """Texts that share a beginning resume from where it ends, or from before that, in a chat too."""
+    lm = build(name)
+    random = np.random.default_rng(1)
+
+    def new(count):
+        return random.integers(6, lm.vocab_size, count).tolist()
+
+    asked = {"max_new_tokens": 8, "ignore_eos": True}
+    system = new(90)
+    with Engine(lm, EngineOptions(batch=3, chunk_tokens=32)) as engine:
+
+        def ask(*prompts):
+            requests = [engine.submit(ids, **asked) for ids in prompts]
+            for ids, request in zip(prompts, requests, strict=True):
+                wanted = lm.generate(ids, reuse_cache=False, **asked)
+                assert request.result().token_ids == wanted.token_ids
+            return [request.timings.cached_tokens for request in requests]
+
+        assert ask([*system, *new(20)]) == [0]
+        # The second resumes from the end of a chunk, and leaves a snapshot for the third where they part.
+        assert ask([*system, *new(30)]) == [64]
+        assert ask([*system, *new(25)]) == [90]
+        # Together: the others wait for the first of them.
+        other = new(60)
+        assert sorted(ask(*([*other, *new(20)] for _ in range(3)))) == [0, 60, 60]
+        # Turns of a chat, of which one is then answered in another way, and another one from its prompt on.
+        turn = [*system, *new(9)]
+        assert ask(turn) == [90]
+        answer = list(lm.generate(turn, reuse_cache=False, **asked).token_ids)
+        longer = [*turn, *answer, *new(11)]
+        assert ask(longer) == [len(turn) + len(answer) - 1]
+        assert ask([*turn, *answer, *new(12)]) == [len(turn) + len(answer) - 1]
+        assert ask([*turn, *new(17)]) == [len(turn)]
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_snapshots_stay_within_the_memory_for_prefixes(build, name):
+    lm = build(name)
+    random = np.random.default_rng(2)
+    loop = lm.loop()
+    loop.start()
+    loop.append([[7] * 40])
+    most = 4 * sum(state.nbytes for state in loop.row(0))
+    asked = {"max_new_tokens": 4, "ignore_eos": True}
+    texts = [random.integers(6, lm.vocab_size, 50).tolist() for _ in range(3)]
+    with Engine(lm, EngineOptions(chunk_tokens=16, prefix_bytes=most)) as engine:
+        for _ in range(12):
+            text = texts[random.integers(3)]
+            ids = [*text[: random.integers(20, 50)], *random.integers(6, lm.vocab_size, 20).tolist()]
+            wanted = lm.generate(ids, reuse_cache=False, **asked)
+            assert engine.submit(ids, **asked).result().token_ids == wanted.token_ids
+            assert 0 < engine.stats().prefix_bytes <= most
+
+
 def test_a_prefix_is_computed_once(lm):
     """Even if those that share it come before the first has been read; a later turn resumes from the answer."""
     common = lm.encode(TEXTS[0] * 4)

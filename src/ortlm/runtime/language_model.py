@@ -32,7 +32,7 @@ from ortlm.runtime.engine.lora import Adapters
 from ortlm.runtime.engine.prefix_cache import PrefixCaches
 from ortlm.runtime.engine.prompt_cache import fingerprint, restore, save
 from ortlm.runtime.engine.session import Session
-from ortlm.runtime.engine.states import Shapes, bytes_per_token
+from ortlm.runtime.engine.states import FIXED_KINDS, Shapes, bytes_per_token
 from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.generator import Generator
@@ -162,6 +162,11 @@ class LanguageModel:
     def cache_bytes_per_token(self) -> int:
         """How many bytes of cache one token takes, in layers that keep a window only until that is full."""
         return bytes_per_token(self.session, self._graph.states, self._shapes)
+
+    @property
+    def fixed_states(self) -> tuple[int, ...]:
+        """Places, among the states of a loop, of those that have one size and cannot be rewound."""
+        return tuple(place for place, state in enumerate(self._graph.states) if state.kind in FIXED_KINDS)
 
     def loop(self, *, as_answers: bool = False, adapter: str | None = None) -> Loop:
         """Return a new decode loop over raw token ids.

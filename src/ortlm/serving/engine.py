@@ -38,7 +38,7 @@ from ortlm.runtime.sampling.settings import Options, Settings
 from ortlm.runtime.structured_output.guidance import Guidance
 from ortlm.serving.batch import Batch
 from ortlm.serving.prefill import Prefill
-from ortlm.serving.prefixes import LEAST_TOKENS, Prefix, Prefixes
+from ortlm.serving.prefixes import LEAST_TOKENS, Prefix, Prefixes, Snapshot
 from ortlm.serving.request import Request
 from ortlm.serving.row import RowLoop
 
@@ -156,6 +156,7 @@ class Engine:
         self.context_tokens = min(context, self._most_tokens)
         kept = self.options.prefix_bytes
         self._prefixes = Prefixes(memory // _PREFIX_SHARE if kept is None else kept)
+        self._fixed = lm.fixed_states
         self._chunk = self.options.chunk_tokens
         self._numbers = itertools.count()
         self._changed = threading.Condition()
@@ -477,10 +478,9 @@ class Engine:
             return True
         long = self._is_long(len(ids))
         exact = not self.options.reuse_answers
-        whole = any(state.fixed for state in prefill.loop.states)
-        prefix, count = self._prefixes.find(ids, request.adapter, long=long, exact=exact, whole=whole)
-        usable = prefill.usable(count)
-        count = usable if usable == count or not whole else 0
+        prefix, count, longest = self._prefixes.find(
+            ids, request.adapter, long=long, exact=exact, usable=prefill.usable
+        )
         switch = prefill.loop.switch_tokens
         if long and switch is not None and count <= switch:
             # As a text of its own, so short a beginning would have been rotated by the other table.
@@ -489,13 +489,20 @@ class Engine:
             if other is request or other.adapter != request.adapter or not other.prefill or long:
                 continue
             # One that has begun is not waiting for anybody.
-            if not other.prefill.loop.history[0] or other.prefill.prompt_logprobs or whole:
+            if not other.prefill.loop.history[0] or other.prefill.prompt_logprobs:
                 continue
             common = common_prefix_length(other.row.tokens, ids)
-            if self._prefixes.limit and common >= max(2 * LEAST_TOKENS, count + LEAST_TOKENS):
+            if (
+                self._prefixes.limit
+                and common >= max(2 * LEAST_TOKENS, count + LEAST_TOKENS)
+                and (not prefill.fixed or other.prefill.mark(common))
+            ):
                 return False
         if prefix is not None and count:
             prefill.resume_from(prefix, count)
+        if longest >= count + LEAST_TOKENS and self._prefixes.limit:
+            # What two texts share, a third one may.
+            prefill.mark(longest)
         return True
 
     def _begin(self, request: Request, prefill: Prefill, logits: NDArray[np.float32]) -> None:
@@ -511,7 +518,7 @@ class Engine:
         long = self._is_long(len(request.row.tokens))
         request.exact_tokens = prefill.exact_tokens
         # The memory is the prompt's own, so keeping it costs no copy.
-        self._keep(request, states)
+        self._keep(request, states, prefill.snapshots() if self._prefixes.limit else ())
         if self._next(request, logits):
             return
         self._prefilling.remove(request)
@@ -669,12 +676,17 @@ class Engine:
         if self._observer is not None:
             self._observer.ended(request)
 
-    def _keep(self, request: Request, states: Sequence[Array]) -> None:
+    def _keep(self, request: Request, states: Sequence[Array], snapshots: Sequence[Snapshot] = ()) -> None:
         tokens = list(request.row.tokens)
-        long = self._is_long(len(tokens))
-        self._prefixes.keep(
-            Prefix(request.adapter, long, tokens, states, min(request.exact_tokens, len(tokens)))
+        prefix = Prefix(
+            request.adapter,
+            self._is_long(len(tokens)),
+            tokens,
+            states,
+            min(request.exact_tokens, len(tokens)),
+            self._fixed,
         )
+        self._prefixes.keep(prefix.with_snapshots(snapshots))
 
     def _keep_row(self, request: Request, batch: Batch) -> None:
         try:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ortlm.runtime.engine.decode_loop import Loop
 from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN
 from ortlm.runtime.sampling.logprobs import TokenLogprob, token_logprob
-from ortlm.serving.prefixes import Prefix
+from ortlm.serving.prefixes import Prefix, Snapshot
 
 # Bounds the memory for the logits of all of a chunk's tokens.
 _LOGPROB_CHUNK = 64
@@ -42,6 +42,13 @@ class Prefill:
         # All positions are rotated by the table of the whole length, from the first chunk on.
         self._first = switch + 1 if switch is not None and len(ids) > switch else 0
         self._at = 0
+        infos = loop.states
+        # Places of states that no token can be taken out of again, if snapshots say all of an earlier text.
+        windows = any(state.window is not None for state in infos)
+        self.fixed = [place for place, state in enumerate(infos) if state.fixed]
+        self._marks: set[int] = set()
+        self._marks_help = bool(self.fixed) and not windows
+        self._snapshots: list[Snapshot] = []
         loop.start()
 
     @property
@@ -52,12 +59,29 @@ class Prefill:
     def resume_from(self, prefix: Prefix, count: int) -> None:
         """Take the first ``count`` tokens, at least one fewer than all, from ``prefix``; see ``usable``."""
         states, tokens = prefix.states, prefix.tokens
-        if all(state.window is None and not state.fixed for state in self.loop.states):
+        if all(state.window is None for state in self.loop.states):
             # No more is copied than is used.
-            states, tokens = [state[:, :, :count] for state in states], tokens[:count]
+            states, tokens = prefix.states_at(count), tokens[:count]
         self.loop.adopt([list(tokens)], states)
         self.loop.trim(count)
         self._at = self.cached_tokens = count
+
+    def mark(self, count: int) -> bool:
+        """Ask for a snapshot near the end of the first ``count`` tokens; return whether there will be one."""
+        count = self.usable(count)
+        if count not in self._marks and (not self._marks_help or count <= self._at):
+            return False
+        self._marks.add(count)
+        return True
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return what states of one size were on the way: where that was asked for, and at ends of some chunks.
+
+        To be called when all tokens were fed. The memory is the loop's own, which must not run again.
+        """
+        if not self._marks_help:
+            return []
+        return [*(Snapshot(length, states) for length, states in self.loop.checkpoints()), *self._snapshots]
 
     def step(self, chunk_tokens: int) -> NDArray[np.float32] | None:
         """Feed the next ``chunk_tokens``; return the logits float32 [V] after the last token once all are fed."""
@@ -74,6 +98,11 @@ class Prefill:
                 self.prompt_logprobs.append(found)
             logits = every[-1]
         self._at += len(part)
+        if self._at in self._marks:
+            states = self.loop.row(0)
+            # Later chunks write to this memory again.
+            kept = [states[place].copy() for place in self.fixed]
+            self._snapshots.append(Snapshot(self._at, kept, shared=True))
         return None if self.remaining else logits
 
     @property
@@ -94,4 +123,6 @@ class Prefill:
             return _LOGPROB_CHUNK
         left = min(self.remaining, self.loop.chunk_tokens - self._at % self.loop.chunk_tokens)
         size = min(max(chunk_tokens, self._least), left)
-        return left if left - size < self._least else size
+        size = left if left - size < self._least else size
+        marked = [mark - self._at for mark in self._marks if self._least <= mark - self._at < size]
+        return min(marked, default=size)

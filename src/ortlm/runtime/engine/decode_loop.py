@@ -20,7 +20,8 @@ from ortlm.errors import BadArtifact, BadOption, Cancelled, CannotRewind, Contex
 from ortlm.runtime.engine.backend import Backend, Binding, DeviceTensor
 from ortlm.runtime.engine.bound_inputs import BoundRun
 from ortlm.runtime.engine.captured_steps import CapturedStep, StatePool
-from ortlm.runtime.engine.kv_cache import RowIndices, StateInfo, make_cache, state_shapes
+from ortlm.runtime.engine.fixed_state_cache import FixedStateCache
+from ortlm.runtime.engine.kv_cache import RowIndices, SplitCache, StateInfo, make_cache, state_shapes
 from ortlm.runtime.engine.states import FIXED_KINDS, Shapes
 from ortlm.runtime.engine.token_ids import (
     FIRST_IMAGE_TOKEN,
@@ -473,6 +474,11 @@ class Loop:
             state[row : row + 1] if info.fixed else state[row : row + 1, :, : min(length, state.shape[2])]
             for state, info in zip(self.filled(), self.states, strict=True)
         ]
+
+    def checkpoints(self) -> list[tuple[int, list[Array]]]:
+        """Return earlier lengths of the first row, with its states of one size then; see FixedStateCache."""
+        parts = self.cache.parts if isinstance(self.cache, SplitCache) else [self.cache]
+        return [point for part in parts if isinstance(part, FixedStateCache) for point in part.checkpoints()]
 
     def join(self, history: Sequence[int], states: Sequence[Array]) -> None:
         """Add a row after the others that resumes from ``history`` and the ``states`` of it alone, see ``row``.

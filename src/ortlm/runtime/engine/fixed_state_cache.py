@@ -113,6 +113,18 @@ class FixedStateCache:
             for row, most in enumerate(lengths)
         ]
 
+    def checkpoints(self) -> list[tuple[int, list[Array]]]:
+        """Return how many tokens the first row had at each of its checkpoints, and its states then, [1, ...].
+
+        The shortest comes first. They are the memory itself, which is written again only if the cache is used on.
+        """
+        found = {point.lengths[0]: point for point in self._points()[1:]}
+        return [
+            (length, [tensor.numpy()[point.rows[0] : point.rows[0] + 1] for tensor in point.tensors])
+            for length, point in sorted(found.items())
+            if 0 < length < self._now.lengths[0]
+        ]
+
     def trim(self, lengths: Sequence[int]) -> None:
         """Rewind to ``lengths[i]`` positions in row i.
 
