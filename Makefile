@@ -97,6 +97,13 @@ test-browser: $(VENV)/.tested
 test-ray: $(VENVS)/ray/.made
 	$(VENVS)/ray/bin/python -m pytest tests/cluster --unlocked
 
+# Clients of the server in environments of their own: OpenAI's for JavaScript (from npm; skipped without node), LangChain,
+# LlamaIndex, and Schemathesis over /openapi.json. CLIENTS=node, langchain, llamaindex or schemathesis is one of them.
+CLIENTS ?= all
+.PHONY: test-clients
+test-clients: $(VENV)/.tested $(if $(filter node,$(CLIENTS)),,$(VENVS)/clients/.made)
+	CLIENTS='$(CLIENTS)' $(BIN)/python -m pytest tests/clients
+
 # Kills builds at 30 random moments of each kind; takes about half an hour.
 .PHONY: test-kill
 test-kill: $(VENV)/.tested
@@ -172,6 +179,11 @@ $(VENV)/.tested: pyproject.toml $(LOCK) scripts/install.sh
 
 $(VENVS)/uv/.made: $(LOCK) scripts/install.sh
 	@$(INSTALL) $(VENVS)/uv -c $(LOCK) uv tomli
+	@touch $@
+
+# Without ortlm, which they reach over HTTP.
+$(VENVS)/clients/.made: requirements/clients.txt scripts/install.sh
+	@$(INSTALL) $(VENVS)/clients -r requirements/clients.txt
 	@touch $@
 
 $(VENVS)/%/.made: requirements/%.txt pyproject.toml scripts/install.sh

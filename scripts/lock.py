@@ -3,7 +3,7 @@
 ``python scripts/lock.py [OPTION OF UV ...]`` writes ``requirements/``: in ``lock.txt`` all that demo, tests, lint
 and benchmarks need, in ``lowest.txt`` the lowest versions that ``pyproject.toml`` allows for what users need, with
 what runs the tests, and in ``lowest-oracle.txt`` the lowest that go with the tests' oracle, in ``ray.txt`` what
-the tests of clusters need.
+the tests of clusters need, in ``clients.txt`` what clients of the server need that do not go with the rest.
 
 ``python scripts/lock.py --latest FOLDER`` writes the newest for this Python there, alone and with the oracle.
 """
@@ -41,6 +41,9 @@ NOTE = """\
 LOCK = "The exact version of all that demo, tests, lint and benchmarks install, for Python 3.10 to 3.14."
 LOWEST = "The lowest versions that pyproject.toml allows for what users need, and what runs the tests."
 RAY = "What the tests of clusters install, in the versions of lock.txt as far as those are there too."
+CLIENTS = (
+    "The exact version of the server's clients that have an environment of their own: make test-clients."
+)
 LOWEST_ORACLE = "The lowest versions that pyproject.toml and the tests' oracle allow for what users need."
 
 
@@ -114,6 +117,7 @@ def main(options: list[str]) -> None:
     lowest = [*UNIVERSAL, "--resolution", "lowest-direct", *options]
     resolve_end(REQUIREMENTS / "lowest.txt", LOWEST, RUNNER, lowest)
     resolve_end(REQUIREMENTS / "lowest-oracle.txt", LOWEST_ORACLE, ORACLE, lowest)
+    resolve(REQUIREMENTS / "clients.txt", CLIENTS, ["requirements/clients.in"], [*UNIVERSAL, *options])
     clusters = [
         *UNIVERSAL,
         "--extra=batch",

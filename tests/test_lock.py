@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -76,12 +77,29 @@ def test_all_that_is_asked_for_is_locked_within_its_range(python: str) -> None:
             assert wanted.specifier.contains(versions[name]), f"{wanted}, but {versions[name]} is locked"
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, "clients"])
 def test_no_addresses_no_hashes_no_packages_of_one_kind_of_machine(lock: str) -> None:
     pins = text(lock)
     assert not re.search(r"://|--|\bfile:|@|sha256", pins)
     assert not re.search(r"^(nvidia-|cuda-|triton\b)", pins, re.MULTILINE)
     assert "+" not in pins, "a local build such as +cpu exists on some machines only"
+
+
+@pytest.mark.parametrize("python", VERSIONS)
+def test_all_clients_are_locked(python: str) -> None:
+    lines = (ROOT / "requirements/clients.in").read_text(encoding="utf-8").splitlines()
+    versions = locked(python, "clients")
+    assert {line for line in lines if not line.startswith("#")} <= versions.keys()
+    assert "openai" in versions
+
+
+def test_the_lock_of_node_names_versions_and_no_addresses() -> None:
+    folder = ROOT / "tests/clients/node"
+    lock = json.loads((folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    wanted = json.loads((folder / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    for name, version in wanted.items():
+        assert lock[f"node_modules/{name}"]["version"] == version
+    assert not any("resolved" in package for package in lock.values())
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])

@@ -170,7 +170,7 @@ class Soak:
 
     def _connect(self) -> socket.socket:
         host, port = self.url.removeprefix("http://").split(":")
-        return socket.create_connection((host, int(port)), timeout=60)
+        return socket.create_connection((host, int(port)), timeout=600)
 
     @staticmethod
     def _head(path: str, length: int) -> bytes:
@@ -211,7 +211,8 @@ class Soak:
             self.ended["full"] += 1
             return
         assert status == 200, (status, text[:300])
-        if not text.startswith("data: "):
+        # A comment comes first where the machine had no time for the answer.
+        if not text.startswith(("data: ", ": ping")):
             choice = json.loads(text)["choices"][0]
             made = choice["message"]["content"] if "message" in choice else choice["text"]
         else:

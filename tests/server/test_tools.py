@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import ortlm
+from ortlm.server import tools
 from tests.runtime.tiny import TEMPLATES as PUBLISHED
 from tests.server.conftest import Running, running
 from tests.server.scripted import prompts, says, with_template
@@ -209,6 +210,29 @@ def test_a_call_that_is_asked_for(client: Any, choice: str) -> None:
         assert arguments == {}
     content, calls, reason = streamed(client, **asked, max_tokens=120, temperature=0)
     assert (content, functions(calls), reason) == ("", [(name, arguments)], "tool_calls")
+
+
+def test_arguments_that_nobody_named() -> None:
+    """Schemas that programs make of functions seldom say that there are no others."""
+    inner = {"type": "object", "properties": {"b": {"type": "string"}}}
+    given = {
+        "type": "object",
+        "properties": {"a": {"anyOf": [inner, {"type": "null"}]}, "c": {"type": "array", "items": inner}},
+        "$defs": {"open": {"type": "object", "properties": {"d": {}}, "additionalProperties": True}},
+    }
+    inner_closed = {**inner, "additionalProperties": False}
+    assert tools._closed(given) == {
+        "type": "object",
+        "properties": {
+            "a": {"anyOf": [inner_closed, {"type": "null"}]},
+            "c": {"type": "array", "items": inner_closed},
+        },
+        "$defs": given["$defs"],
+        "additionalProperties": False,
+    }
+    composed = {"allOf": [inner], "properties": {"e": {}}}
+    assert tools._parameters({"parameters": composed}) == composed
+    assert tools._closed({"type": "object"}) == {"type": "object"}
 
 
 def test_no_call(calling: Running, client: Any) -> None:

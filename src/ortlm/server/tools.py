@@ -89,13 +89,16 @@ def tool_format(template: ChatTemplate, tokenizer: Tokenizer) -> ToolFormat | No
 
 
 def forced(format_: ToolFormat, tools: Sequence[dict[str, Any]], *, parallel: bool) -> Guidance:
-    """Return what makes an answer a call of one of ``tools``, by their names and parameters."""
+    """Return what makes an answer a call of one of ``tools``, by their names and parameters.
+
+    Arguments that the parameters do not name are left out, unless they say ``additionalProperties``.
+    """
     calls = [
         {
             "type": "object",
             "properties": {
                 "name": {"const": tool["name"]},
-                format_.arguments: tool.get("parameters") or {"type": "object"},
+                format_.arguments: _parameters(tool),
             },
             "required": ["name", format_.arguments],
             "additionalProperties": False,
@@ -121,6 +124,40 @@ def forced(format_: ToolFormat, tools: Sequence[dict[str, Any]], *, parallel: bo
     call = f"{begin} json {mark(format_.end, format_.end_id, before=space)}".strip()
     more = f' ("\\n" {call})*' if parallel and not format_.several else ""
     return Guidance.lark(f"start: {call}{more}\njson: %json {json.dumps(schema)}\n")
+
+
+# What may allow a property that an object does not name itself.
+_OPEN = frozenset(
+    {
+        "additionalProperties", "patternProperties", "unevaluatedProperties", "anyOf", "oneOf", "$ref", "not",
+        "if", "dependentSchemas",
+    }
+)  # fmt: skip
+_INNER, _INNER_LISTS = ("properties", "$defs", "definitions"), ("anyOf", "oneOf", "prefixItems")
+
+
+def _parameters(tool: dict[str, Any]) -> Any:
+    parameters = tool.get("parameters") or {"type": "object"}
+    # What is put together of several objects must leave each of them open.
+    return parameters if '"allOf"' in json.dumps(parameters) else _closed(parameters)
+
+
+def _closed(schema: Any) -> Any:
+    """Return ``schema`` with objects that hold nothing but their properties, where it does not say otherwise."""
+    if not isinstance(schema, dict):
+        return schema
+    made = dict(schema)
+    for key in _INNER:
+        if isinstance(made.get(key), dict):
+            made[key] = {name: _closed(value) for name, value in made[key].items()}
+    for key in _INNER_LISTS:
+        if isinstance(made.get(key), list):
+            made[key] = [_closed(value) for value in made[key]]
+    if "items" in made:
+        made["items"] = _closed(made["items"])
+    if made.get("properties") and not _OPEN & made.keys():
+        made["additionalProperties"] = False
+    return made
 
 
 def find(format_: ToolFormat, text: str) -> tuple[str, list[Call], str] | None:
