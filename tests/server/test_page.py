@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,6 +168,23 @@ def test_rendering(live: Running) -> None:
     assert (status, answer["error"]["param"]) == (400, "text")
 
 
+def test_the_log_is_not_filled_by_the_page(
+    live: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_log = logging.getLogger("ortlm.server.requests")
+    monkeypatch.setattr(request_log, "handlers", [])
+    monkeypatch.setattr(request_log, "propagate", True)
+    with caplog.at_level("INFO", logger=request_log.name):
+        call(f"{live.url}/page/render", {"text": "x"}, x_request_id="good")
+        call(f"{live.url}/page/render", {"text": 1}, x_request_id="bad")
+        for _ in range(500):
+            # The line is written after the answer.
+            if "bad" in caplog.text:
+                break
+            time.sleep(0.01)
+    assert [json.loads(record.message)["request_id"] for record in caplog.records] == ["bad"]
+
+
 def test_what_is_told_of_models(live: Running, lm: ortlm.LanguageModel) -> None:
     status, _, answer = call(f"{live.url}/page/models")
     assert status == 200
@@ -174,6 +193,7 @@ def test_what_is_told_of_models(live: Running, lm: ortlm.LanguageModel) -> None:
     assert model["vocabulary"] == lm.tokenizer.fingerprint
     assert model["about"]["precision"] == lm.manifest.info["precision"]
     assert "files" not in model["about"]
+    assert call(f"{live.url}/v1/models")[2]["data"][0]["input_modalities"] == ["text"]
 
 
 @pytest.fixture

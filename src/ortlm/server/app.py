@@ -297,6 +297,7 @@ class Server:
             "created": slot.created,
             "owned_by": "ortlm",
             "max_model_len": slot.context_tokens,
+            "input_modalities": ["text", "image"] if slot.artifact.manifest.images is not None else ["text"],
             "status": status,
         }
 

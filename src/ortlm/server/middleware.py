@@ -127,7 +127,9 @@ class Guard:
                 "seconds": round(time.perf_counter() - began, 4),
                 **noted,
             }
-            log.info("%s", json.dumps(line))
+            # The page renders what comes several times a second, which says nothing to whoever runs the server.
+            quiet = path.startswith("/page/") and 0 < status < 400
+            log.log(logging.DEBUG if quiet else logging.INFO, "%s", json.dumps(line))
 
     def _check_source(self, origin: str, host: str, path: str) -> None:
         """Refuse requests of pages that are not of this server, and the page under names that are not its own."""
