@@ -40,6 +40,9 @@ OTHERS = {
 OTHER_KEYWORDS = {
     "ORTLM_EVERY_KEY": "an environment variable of the tests",
     "BROWSER": "a variable of the Makefile",
+    "CLIENTS": "a variable of the Makefile",
+    "SOAK_MINUTES": "a variable of the Makefile",
+    "check_embedding_ctx_length": "an argument of LangChain",
     "add_special_tokens": "ortlm.genai",
     "enable_thinking": "a variable of chat templates",
     "windowed_kv_cache": "an extra option",
