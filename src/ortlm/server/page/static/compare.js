@@ -17,14 +17,11 @@ async function probabilities(model, prompt, ids, signal) {
 
 /** Return the tokens of each of two `answers` with what both models make of them. Throws Failure. */
 export async function score(answers, signal) {
-  const scored = [];
-  for (const answer of answers) {
-    const [left, right] = await Promise.all(
-      answers.map(({ model }) => probabilities(model, answer.promptIds, answer.ids, signal)),
-    );
-    scored.push(left.map((one, at) => ({ text: one.text, left: short(one), right: short(right[at]) })));
-  }
-  return scored;
+  // All at once: where only one of the models may be loaded, they change places once.
+  const asked = answers.map(({ promptIds, ids }) =>
+    Promise.all(answers.map(({ model }) => probabilities(model, promptIds, ids, signal))));
+  return (await Promise.all(asked)).map(([left, right]) =>
+    left.map((one, at) => ({ text: one.text, left: short(one), right: short(right[at]) })));
 }
 
 const short = ({ logprob, p, top, topP }) => ({ logprob, p, top, topP });
