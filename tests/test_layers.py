@@ -50,6 +50,7 @@ ALLOWED = {
     "evaluation": {"artifact", "cluster", "layerwise", "runtime"},
     "bench": {"artifact", "runtime"},
     "server": {"artifact", "runtime", "serving"},
+    "server.on_ray": {"artifact", "cluster", "runtime", "server", "serving"},
     "cluster": {"artifact"},
     "batch": {"artifact", "cluster", "runtime", "server", "serving"},
     "cli": {

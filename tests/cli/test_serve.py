@@ -22,6 +22,9 @@ from ortlm.cli import main
         (["--drain", "-1"], "--drain must be 0 or more seconds, found -1"),
         (["--drain", "nan"], "--drain must be 0 or more seconds, found nan"),
         (["--max-body", "0"], "--max-body must be"),
+        (["--replicas", "2"], "--replicas is for clusters only; add --ray ADDRESS"),
+        (["--sessions"], "--sessions is for clusters only"),
+        (["--stop"], "--stop is for clusters only"),
     ],
 )
 def test_what_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

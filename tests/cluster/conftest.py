@@ -25,6 +25,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Else workers wait for everything else that runs here.
         patched.setenv("RAY_worker_niceness", "0")
+        patched.setenv("RAY_raylet_start_wait_time_s", "180")
         patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("nodes")))
         root = str(Path(__file__).parents[2])
         patched.setenv(

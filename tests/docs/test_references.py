@@ -36,6 +36,8 @@ OTHERS = {
     "--kl-divergence": "llama-perplexity",
     "--unlocked": "pytest, see tests/conftest.py",
     "--upgrade-package": "uv",
+    "--head": "ray start",
+    "--address": "ray start",
 }
 OTHER_KEYWORDS = {
     "ORTLM_EVERY_KEY": "an environment variable of the tests",

@@ -31,13 +31,15 @@ def add_device(group: argparse._ActionsContainer) -> None:
     )
 
 
-def add_ray(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names a cluster."""
-    parser.add_argument_group("cluster").add_argument(
+def add_ray(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the option that names a cluster, and return its group."""
+    group = parser.add_argument_group("cluster")
+    group.add_argument(
         "--ray",
         metavar="ADDRESS",
         help="use a cluster of Ray: auto, HOST:PORT, or local, which starts one; needs ortlm[ray]",
     )
+    return group
 
 
 def device_of(args: argparse.Namespace) -> dict[str, Any]:

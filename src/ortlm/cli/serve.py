@@ -6,17 +6,23 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ortlm.cli import Subparsers
-from ortlm.cli.machine import add_machine, device_of
+from ortlm.cli.machine import add_machine, add_ray, device_of
 from ortlm.cli.output import tell
 from ortlm.cli.settings import check_count
+from ortlm.cluster.connection import import_ray
 from ortlm.errors import BadOption
+
+if TYPE_CHECKING:
+    from ortlm.server.run import ServeOptions
 
 _EXAMPLES = """\
 examples:
   ortlm serve phi
   ortlm serve phi base=phi-fp32 --port 9000 --api-key-file keys.txt
+  ortlm serve phi --ray auto --replicas 2:8
 
 Keys may also stand in the environment: ORTLM_API_KEY. See docs/serving.md.
 """
@@ -33,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="folder of a built model, or NAME=FOLDER")
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="folder of a built model, or NAME=FOLDER")
     network = parser.add_argument_group("network")
     network.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     network.add_argument(
@@ -98,10 +104,24 @@ def add_parser(subparsers: Subparsers) -> None:
         help="models that are loaded at once; the least recently used makes room (default: all)",
     )  # fmt: skip
     add_machine(parser)
+    cluster = add_ray(parser)
+    cluster.add_argument(
+        "--replicas", metavar="N[:M]", help="on a cluster: N replicas, or N to M by load (default: 1)"
+    )
+    cluster.add_argument(
+        "--sessions", action="store_true", help="send requests with the same x-session-id to the same replica"
+    )
+    cluster.add_argument(
+        "--every-node",
+        action="store_true",
+        help="take requests on every node with a replica, not the head's only",
+    )
+    cluster.add_argument("--stop", action="store_true", help="end what is served on the cluster")
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve."""
+    _check_cluster(args)
     check_count("--max-body", args.max_body, 4096)
     keys = _keys(args)
     if not 0 <= args.port <= 65535:
@@ -146,6 +166,8 @@ def run(args: argparse.Namespace) -> int:
             page=not args.no_page,
         ),
     )
+    if args.ray is not None:
+        return _deploy(args, options)
     serve(
         args.models,
         options,
@@ -154,6 +176,50 @@ def run(args: argparse.Namespace) -> int:
         **device_of(args),
     )
     return 0
+
+
+def _deploy(args: argparse.Namespace, options: ServeOptions) -> int:
+    """Serve on a cluster."""
+    import_ray("ray.serve")
+    from ortlm.server.on_ray import Replicas, deploy, undeploy
+
+    if args.stop:
+        undeploy(args.ray)
+        return 0
+    if args.ray == "local":
+        raise BadOption(
+            "--ray local would end at once; start a cluster with ray start --head, or leave it out."
+        )
+    device = device_of(args)
+    if device["device"] not in (None, "cpu") or device["device_options"]:
+        raise BadOption("--ray runs on CPUs only; leave --device and --device-option out.")
+    least, _, most = (args.replicas or "1").partition(":")
+    try:
+        replicas = Replicas(
+            int(least), int(most or least), sessions=args.sessions, every_node=args.every_node
+        )
+    except ValueError as error:
+        raise BadOption(
+            f"--replicas takes N or N:M, both 1 or more, M at least N; found {args.replicas!r}."
+        ) from error
+    address = deploy(args.ray, args.models, options, replicas, threads=args.threads)
+    tell(f"serving {', '.join(args.models)} at {address}/v1; end it with ortlm serve --ray {args.ray} --stop")
+    return 0
+
+
+def _check_cluster(args: argparse.Namespace) -> None:
+    if args.ray is None:
+        given = {
+            "--replicas": args.replicas,
+            "--sessions": args.sessions,
+            "--every-node": args.every_node,
+            "--stop": args.stop,
+        }
+        for name, value in given.items():
+            if value:
+                raise BadOption(f"{name} is for clusters only; add --ray ADDRESS, or leave it out.")
+    if bool(args.models) == args.stop:
+        raise BadOption("--stop takes no model." if args.stop else "give the folder of a built model.")
 
 
 def _tell(address: str, names: Sequence[str]) -> None:
