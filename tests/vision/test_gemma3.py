@@ -273,6 +273,16 @@ def test_what_does_not_go_together(made: tuple[Path, Any], tmp_path: Path) -> No
             ortlm.build(made[0], tmp_path / "out", options=options)
 
 
+@pytest.mark.parametrize(("key", "value"), [("do_pan_and_scan", True), ("do_normalize", False)])
+def test_settings_that_would_be_passed_over(
+    made: tuple[Path, Any], tmp_path: Path, key: str, value: object
+) -> None:
+    shutil.copytree(made[0], tmp_path / "tiny")
+    (tmp_path / "tiny" / "preprocessor_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(UnsupportedModel, match=key):
+        ortlm.build(tmp_path / "tiny", tmp_path / "out", precision="fp32")
+
+
 def test_a_published_config() -> None:
     """The sparse configuration of the 4 B checkpoint: the rest is transformers' defaults."""
     config = {

@@ -18,6 +18,14 @@ _FILE, _NEW_FILE, _NEW_KEY = "preprocessor_config.json", "processor_config.json"
 # More pixels than any image has.
 _MOST_PIXELS = 1 << 40
 _BICUBIC = 3
+# What is done to every image, and what to none.
+_STEPS = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+    "do_pan_and_scan": False,
+}
 
 
 def image_settings(checkpoint: Checkpoint, architecture: Architecture) -> Images | None:
@@ -29,6 +37,7 @@ def image_settings(checkpoint: Checkpoint, architecture: Architecture) -> Images
     if vision is None:
         return None
     path, settings = _settings(checkpoint)
+    _expect(settings, path, _STEPS)
     encoder, projector, prompt = vision.encoder, vision.projector, vision.prompt
     mean, std = (
         _three(settings.get(key, usual), f'{path}: "{key}"')
@@ -71,28 +80,25 @@ def _settings(checkpoint: Checkpoint) -> tuple[Path, Mapping[str, Any]]:
     return path, inner
 
 
+def _expect(settings: Mapping[str, Any], path: Path, wanted: Mapping[str, object]) -> None:
+    """Raise UnsupportedModel for a setting that is there and not what is ``wanted``."""
+    for key, value in wanted.items():
+        found = settings.get(key)
+        if found is not None and found != value:
+            raise UnsupportedModel(
+                f'{path}: "{key}" is {found!r}: only {value!r} can be built for this model. Compare the file '
+                "with the original of the model."
+            )
+
+
 def _by_grid(decoder: Decoder) -> bool:
     return any(mixer.rope is not None and mixer.rope.axes is not None for mixer in decoder.attentions)
 
 
 def _patches(vision: Vision, encoder: WindowedEncoder, settings: Mapping[str, Any], path: Path) -> Patches:
     """Return how an image of any size becomes patches."""
-    for key, wanted in (
-        ("patch_size", encoder.patch),
-        ("merge_size", encoder.merge),
-        ("temporal_patch_size", encoder.frames),
-        ("do_resize", True),
-        ("do_rescale", True),
-        ("do_normalize", True),
-        ("resample", _BICUBIC),
-        ("rescale_factor", 1 / 255),
-    ):
-        found = settings.get(key)
-        if found is not None and found != wanted:
-            raise UnsupportedModel(
-                f'{path}: "{key}" is {found!r}: only {wanted!r} can be built for this model. Compare the file '
-                "with the original of the model."
-            )
+    sizes = {"patch_size": encoder.patch, "merge_size": encoder.merge, "temporal_patch_size": encoder.frames}
+    _expect(settings, path, {**sizes, "resample": _BICUBIC})
     size = settings.get("size") or {}
     if not isinstance(size, Mapping):
         raise BadCheckpoint(f'{path}: "size" is {size!r}, expected an object.')
