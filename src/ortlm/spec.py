@@ -205,7 +205,7 @@ class MLP:
 XIELU = ("alpha_p", "alpha_n", "beta", "eps")
 
 # How a router's logits become weights, see ``Experts.routing``.
-CHOSEN_SOFTMAX, SOFTMAX, SPARSE_MIXER = "chosen_softmax", "softmax", "sparse_mixer"
+CHOSEN_SOFTMAX, SOFTMAX, SPARSE_MIXER, SIGMOID = "chosen_softmax", "softmax", "sparse_mixer", "sigmoid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +217,10 @@ class Experts:
     weight. ``routing`` says which weights the logits give: "chosen_softmax" is the softmax over those chosen,
     "softmax" what the softmax over all gives the chosen, and "sparse_mixer" (``top_k`` 2) a softmax for each of
     the two, over all whose logit is relatively near: (largest - logit) / max(abs(logit), largest) at most
-    2 · ``mixer_eps``, for the second without the first. ``bias``: the experts' maps have biases; ``router_bias``:
-    the router has.
+    2 · ``mixer_eps``, for the second without the first. "sigmoid" is the sigmoid of each; with ``offset`` a
+    learned number is added to it to choose by, and not to weigh by; with ``summed`` the weights of those chosen
+    are divided by their sum plus 1e-6. ``factor`` multiplies them. ``bias``: the experts' maps have biases;
+    ``router_bias``: the router has.
 
     ``shared`` channels (0 is none) compute every token as a gated MLP does; with ``shared_scale`` its output is
     multiplied by the sigmoid of one more logit.
@@ -229,6 +231,9 @@ class Experts:
     intermediate: int
     routing: str = CHOSEN_SOFTMAX
     mixer_eps: float = 0.01
+    offset: bool = False
+    summed: bool = False
+    factor: float = 1.0
     alpha: float = 1.0
     beta: float = 0.0
     limit: float | None = None
@@ -486,8 +491,8 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
     Canonical names: ``embed``, ``layers.{i}.{mixer_pre|q|k|v|q_norm|k_norm|o|mixer_post|ffn_pre|gate|up|down|
     ffn_post}``, ``final_norm`` and ``head``, each with ``.weight`` or ``.bias``. A tied head is left out. Layers
     without attention have ``in`` and ``conv`` in place of q, k and v, some also
-    ``{z|b|a|a_log|dt_bias|skip|out_norm}``. Layers of experts have ``router``, ``expert_{gate|up|down}.{e}``,
-    ``shared_{gate|up|down}`` and ``shared_scale``.
+    ``{z|b|a|a_log|dt_bias|skip|out_norm}``. Layers of experts have ``router``, ``offset``,
+    ``expert_{gate|up|down}.{e}``, ``shared_{gate|up|down}`` and ``shared_scale``.
     """
     yield Parameter("embed", "weight", (spec.vocab, spec.hidden), "embed")
     for i, layer in enumerate(spec.layers):
@@ -570,6 +575,8 @@ def ffn_parameters(ffn: FeedForward, layer: int, hidden: int) -> Iterator[Parame
 def _expert_parameters(ffn: Experts, layer: int, hidden: int) -> Iterator[Parameter]:
     wide = ffn.intermediate
     yield from _linear("router", ffn.experts, hidden, "router", bias=ffn.router_bias, layer=layer)
+    if ffn.offset:
+        yield Parameter("offset", "weight", (ffn.experts,), "table", layer)
     for part, out, width in (
         ("expert_gate", wide, hidden), ("expert_up", wide, hidden), ("expert_down", hidden, wide)
     ):  # fmt: skip
@@ -671,7 +678,8 @@ class Source:
     """Where a canonical weight lies in the checkpoint.
 
     ``rows`` takes the rows [start, stop) of a tensor that holds several weights one below the other, every
-    ``step``-th of them where their rows take turns. ``index``: the tensor holds a matrix or vector for each
+    ``step``-th of them where their rows take turns; ``pieces`` takes several such ranges, one below the other.
+    ``index``: the tensor holds a matrix or vector for each
     expert, and this one's is meant. ``add`` is added to every element: 1.0 for norms stored as ``weight - 1``.
     ``stored`` is the tensor's shape where it differs from the weight's, whose elements it has in the same order.
     ``transposed``: a matrix that lies there as [in, out].
@@ -684,6 +692,7 @@ class Source:
     transposed: bool = False
     step: int = 1
     index: int | None = None
+    pieces: tuple[tuple[int, int], ...] = ()
 
 
 Sources = dict[str, Source]
@@ -697,8 +706,9 @@ class Architecture:
     (``fnmatch``) that checkpoints of this family may hold and that are not part of the model.
     ``head_copy`` names the tensor that a tied checkpoint may hold as a copy of its embeddings. ``renamed`` are
     pairs of prefixes: a tensor that is not there under the first may be there under the second.
-    ``genai_type`` is the model type that onnxruntime-genai's C++ code knows; it selects its behavior.
-    ``notes`` are what whoever builds should know of ``config.json``, a sentence each.
+    ``others`` are sources in place of those whose tensor is in the checkpoint under no name, because it was saved
+    in another form. ``genai_type`` is the model type that onnxruntime-genai's C++ code knows; it selects its
+    behavior. ``notes`` are what whoever builds should know of ``config.json``, a sentence each.
     """
 
     decoder: Decoder
@@ -707,6 +717,7 @@ class Architecture:
     ignored: tuple[str, ...] = field(default=("*.rotary_emb.inv_freq", "rotary_emb.inv_freq"))
     head_copy: str = "lm_head.weight"
     renamed: tuple[tuple[str, str], ...] = ()
+    others: Sources = field(default_factory=dict)
     vision: Vision | None = None
     notes: tuple[str, ...] = ()
 

@@ -39,6 +39,7 @@ from transformers import (
     HunYuanDenseV1Config,
     InternLM3Config,
     Lfm2Config,
+    Lfm2MoeConfig,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
@@ -52,9 +53,11 @@ from transformers import (
     PhimoeConfig,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     SeedOssConfig,
     SmolLM3Config,
     StableLmConfig,
@@ -203,6 +206,16 @@ def qwen3_5(heads: int = 4) -> Config:
     )
 
 
+def several(kind: type[Config], **more: Any) -> Config:
+    """Return a Qwen3.5 of ``kind`` with experts."""
+    experts = {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+    }  # fmt: skip
+    dense = {k: v for k, v in qwen3_5().to_dict().items() if k not in ("model_type", "layer_types")}
+    return kind(**dense, **experts, **more)
+
+
 def lfm2() -> Config:
     return Lfm2Config(
         **sizes(
@@ -216,7 +229,10 @@ def lfm2() -> Config:
 
 # What comes out of attention is small, because it is an average; a plain MLP knows the last token only, and
 # where it outweighs attention, generation runs into one token that repeats itself.
-GAINS = {"in_proj_qkv": 1.0, "in_proj_z": 0.7, "o_proj": 3.0, "dense": 4.0, "fc2": 0.5, "c_proj": 0.5}
+GAINS = {
+    "in_proj_qkv": 1.0, "in_proj_z": 0.7, "in_proj_qkvz": 0.7, "o_proj": 3.0, "dense": 4.0, "fc2": 0.5,
+    "c_proj": 0.5,
+}  # fmt: skip
 # What is squared grows fast.
 SQUARED = {"up_proj": 0.7, "down_proj": 0.5}
 
@@ -398,6 +414,20 @@ FAMILIES: dict[str, Callable[[], Config]] = {
     "phimoe-old": phimoe,
     "lfm2": lfm2,
     "qwen3.5": qwen3_5,
+    "qwen3.5-moe": lambda: several(Qwen3_5MoeTextConfig),
+    "qwen3-next-moe": lambda: several(Qwen3NextConfig, mlp_only_layers=[1]),
+    "qwen3-next-moe-sum": lambda: several(Qwen3NextConfig, norm_topk_prob=False, decoder_sparse_step=2),
+    "lfm2-moe": lambda: Lfm2MoeConfig(
+        **sizes(
+            num_hidden_layers=4,
+            layer_types=["conv", "full_attention"] * 2,
+            num_dense_layers=1,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            routed_scaling_factor=1.5,
+        )
+    ),
     "granite4-h": lambda: granite4(
         4,
         num_local_experts=0,
@@ -439,7 +469,9 @@ class PhimoeRotary(torch.nn.Module):
 # Rows that are mixtures of experts.
 MIXTURES = tuple(name for name in FAMILIES if "moe" in name or name.startswith(("mixtral", "gpt-oss")))
 # Families with layers whose states have one size.
-RECURRENT = ("lfm2", "qwen3.5", "granite4-h")
+RECURRENT = (
+    "lfm2", "lfm2-moe", "qwen3.5", "qwen3.5-moe", "qwen3-next-moe", "qwen3-next-moe-sum", "granite4-h",
+)  # fmt: skip
 # Rows that onnxruntime-genai cannot run, and why.
 NOT_OFFICIAL: dict[str, str] = {}
 
@@ -479,7 +511,8 @@ def randomize(model: Any, *, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     kind = type(model).__name__
-    centered_on_zero = kind.startswith(("Gemma", "Nemotron", "Qwen3_5")) and not kind.startswith("Gemma4")
+    centered = ("Gemma", "Nemotron", "Qwen3_5", "Qwen3Next")
+    centered_on_zero = kind.startswith(centered) and not kind.startswith("Gemma4")
     embed = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     width = math.sqrt(embed.shape[1])
@@ -491,6 +524,8 @@ def randomize(model: Any, *, seed: int) -> None:
         for name, scale in model.named_buffers():
             if name.endswith("layer_scalar"):
                 scale.fill_(0.9)
+            elif name.endswith("expert_bias"):
+                scale.copy_(0.2 * torch.randn(scale.shape, generator=generator))
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if weight is embed:
@@ -502,6 +537,9 @@ def randomize(model: Any, *, seed: int) -> None:
                 gains = GAINS | (SQUARED if config.model_type == "apertus" else {})
                 if config.model_type == "granitemoehybrid":
                     gains = gains | {"in_proj": 0.8}
+                if config.model_type in ("qwen3_5_moe_text", "qwen3_next"):
+                    # Choices that rounding does not change.
+                    gains = gains | {"gate": 20.0, "experts": 0.4}
                 gain = gains.get(name.split(".")[-2], 1.5)
                 weight.copy_(gain / math.sqrt(weight.shape[-1]) * noise)
             elif name.endswith("bias"):
@@ -521,12 +559,12 @@ def old_keys(config: dict[str, Any]) -> dict[str, Any]:
     old = {k: v for k, v in config.items() if k not in ("rope_parameters", "layer_types", "dtype")}
     old["torch_dtype"] = config.get("dtype", "float32")
     kinds = config.get("layer_types") or []
-    if "conv" in kinds:
+    if config["model_type"] == "lfm2":
         old["full_attn_idxs"] = [i for i, kind in enumerate(kinds) if kind != "conv"]
         old["block_ff_dim"] = old.pop("intermediate_size")
         old["tie_embedding"] = old.pop("tie_word_embeddings")
     rope = config["rope_parameters"]
-    if config["model_type"] in ("olmo3", "granitemoehybrid"):
+    if config["model_type"] in ("olmo3", "granitemoehybrid", "lfm2_moe"):
         old["layer_types"] = config["layer_types"]
     if config["model_type"] == "olmo3":
         rope = rope["full_attention"]

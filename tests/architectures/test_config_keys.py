@@ -63,7 +63,10 @@ ROWS = (
         "granite4-moe",
         "gemma4",
         "lfm2",
+        "lfm2-moe",
         "qwen3.5",
+        "qwen3.5-moe",
+        "qwen3-next-moe",
         "granite4-h",
     ]
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +21,7 @@ from transformers import (
     MistralConfig,
     Phi4MultimodalConfig,
     Qwen3_5Config,
+    Qwen3_5MoeConfig,
     Qwen3VLConfig,
 )
 
@@ -80,6 +83,12 @@ def qwen3_5() -> Any:
     return Qwen3_5Config(text_config=families.qwen3_5().to_dict(), vision_config=vision)
 
 
+def qwen3_5_moe() -> Any:
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
+    text = families.FAMILIES["qwen3.5-moe"]().to_dict()
+    return Qwen3_5MoeConfig(text_config=text, vision_config=vision)
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "mistral3": lambda: mistral3(MistralConfig(**families.sizes(head_dim=16, sliding_window=None))),
     "mistral3-ministral3": lambda: mistral3(
@@ -90,6 +99,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "gemma4": gemma4,
     "qwen3-vl": qwen3_vl,
     "qwen3.5": qwen3_5,
+    "qwen3.5-moe": qwen3_5_moe,
     "phi4-multimodal": phi4,
     "phi4mm": phi4,
 }
@@ -156,7 +166,7 @@ def test_text_decoder(name: str, tmp_path: Path) -> None:
 
 # Random weights of Qwen3.5 make much of small errors, and its decoder is among those of test_parity.
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "qwen3.5"])
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("qwen3.5")])
 def test_quantized(name: str, precision: str, tmp_path: Path) -> None:
     model = save(name, tmp_path / "in")
     built = ortlm.build(tmp_path / "in", tmp_path / "out", precision=precision)
@@ -182,6 +192,29 @@ def test_a_stop_token_of_the_text_part_alone(tmp_path: Path) -> None:
     path.write_text(json.dumps(config))
     built = ortlm.build(tmp_path, tmp_path / "out", precision="int4")
     assert {77, 78} <= set(built.manifest.stop_token_ids)
+
+
+def test_experts_in_one_tensor_or_apart(tmp_path: Path) -> None:
+    """Both are published: gate and up of all experts of a layer together, or a matrix for each."""
+    families.save("qwen3.5-moe", tmp_path / "apart")
+    shutil.copytree(tmp_path / "apart", tmp_path / "one")
+    tensors = load_file(tmp_path / "apart" / "model.safetensors")
+    found = {name: value for name, value in tensors.items() if ".experts." not in name}
+    assert len(found) < len(tensors)
+    for i in range(4):
+        at = f"model.layers.{i}.mlp.experts"
+        parts = [
+            torch.cat([tensors[f"{at}.{e}.{part}_proj.weight"] for part in ("gate", "up")]) for e in range(4)
+        ]
+        found[f"{at}.gate_up_proj"] = torch.stack(parts)
+        found[f"{at}.down_proj"] = torch.stack([tensors[f"{at}.{e}.down_proj.weight"] for e in range(4)])
+    save_file(found, tmp_path / "one" / "model.safetensors")
+    tokens = oracle.random_tokens(12)
+    logits = []
+    for name in ("apart", "one"):
+        built = ortlm.build(tmp_path / name, tmp_path / f"{name}-built", precision="fp32")
+        logits.append(ortlm.load(built.path, threads=1).logits(tokens))
+    np.testing.assert_array_equal(*logits)
 
 
 def test_phi_3_small_is_refused() -> None:

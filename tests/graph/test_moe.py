@@ -12,6 +12,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from transformers import Lfm2MoeConfig
+from transformers.models.lfm2_moe.modeling_lfm2_moe import Lfm2MoeTopKRouter
 from transformers.models.phimoe.modeling_phimoe import sparsemixer
 
 import ortlm
@@ -23,27 +25,32 @@ from ortlm.graph.builder import Builder
 from ortlm.quant.recipe import Rule, Uniform
 from ortlm.quant.rtn import dequantize, rtn
 from ortlm.quant.scheme import Scheme
-from ortlm.spec import CHOSEN_SOFTMAX, SOFTMAX, SPARSE_MIXER, Experts
+from ortlm.spec import CHOSEN_SOFTMAX, SIGMOID, SOFTMAX, SPARSE_MIXER, Experts
 from ortlm.target import HERE, TARGETS
 from tests.architectures import families, oracle
 
 Build = Callable[..., ortlm.LanguageModel]
 MIXTURES = families.MIXTURES
+# Convolutions, and what decides how fast linear attention forgets.
+SMALL = ("conv1d.weight", "conv.conv.weight", "in_proj_a.weight", "in_proj_b.weight", "in_proj_ba.weight")
 
 
 def test_all_mixtures_are_meant() -> None:
-    assert len(MIXTURES) == 12
+    assert len(MIXTURES) == 16
 
 
 # --- routers ------------------------------------------------------------------------------------------------
 
 
-def routed(spec: Experts, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def routed(
+    spec: Experts, logits: np.ndarray, offset: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return weights [T, E] by what is emitted for a router, and by what QMoE makes of what it is given."""
     g = Builder(target=HERE, dtype="fp32", recipe=Uniform(None, None, None), layers=1)
     x = g.input("logits", "fp32", ("tokens", spec.experts))
-    chosen = moe._scattered(g, spec, *moe._chosen(g, spec, x, "/moe"), 0.0, "/moe")
-    given, factor = moe._for_operator(g, spec, x, "/moe")
+    by = None if offset is None else g.constant(offset, "offset")
+    chosen = moe._scattered(g, spec, *moe._chosen(g, spec, x, "/moe", by), 0.0, "/moe")
+    given, factor = moe._for_operator(g, spec, x, "/moe", by)
     one = g.op("Identity", given, shape=("tokens", spec.experts), name="/given")
     g.output(chosen, "weights", ("tokens", spec.experts))
     g.output(one, "given", ("tokens", spec.experts))
@@ -109,17 +116,39 @@ def test_softmax_routers(routing: str, top_k: int) -> None:
     np.testing.assert_allclose(operator[~ties], want[~ties], atol=1e-6)
 
 
+@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize("moved", [True, False])
+def test_sigmoid_router_is_that_of_transformers(summed: bool, moved: bool) -> None:
+    """Also where all of those chosen have no weight."""
+    config = Lfm2MoeConfig(
+        hidden_size=16, num_experts=16, num_experts_per_tok=3, norm_topk_prob=summed, use_expert_bias=moved,
+        routed_scaling_factor=1.5,
+    )  # fmt: skip
+    router = Lfm2MoeTopKRouter(config)
+    router.weight.data = torch.eye(16)
+    nothing = -200.0 - np.arange(16, dtype=np.float32)[None]
+    logits = np.concatenate([near_ties(16)[:600], nothing])
+    offset = 0.3 * np.random.default_rng(1).standard_normal(16).astype(np.float32) if moved else None
+    _, values, which = router(torch.from_numpy(logits), None if offset is None else torch.from_numpy(offset))
+    spec = Experts(16, 3, 32, routing=SIGMOID, offset=moved, summed=summed, factor=1.5)
+    weights, operator = routed(spec, logits, offset)
+    want = np.zeros_like(logits)
+    np.put_along_axis(want, which.numpy(), values.detach().numpy(), axis=1)
+    np.testing.assert_allclose(weights, want, atol=2e-6)
+    np.testing.assert_allclose(operator, want, atol=2e-6)
+
+
 # --- experts ------------------------------------------------------------------------------------------------
 
 
 def rounded(model: Any, scheme: Scheme) -> Any:
-    """Return ``model`` with every matrix rounded, but for routers."""
+    """Return ``model`` with every matrix rounded, but for routers and what is as small."""
     copy = type(model)(model.config).eval()
     state = {}
     for key, value in model.state_dict().items():
         weight = value.numpy()
-        router = key.endswith(("gate.weight", "router.weight", "router.layer.weight"))
-        if weight.ndim == 1 or key.endswith("bias") or router:
+        small = key.endswith(("gate.weight", "router.weight", "router.layer.weight", *SMALL))
+        if weight.ndim == 1 or key.endswith("bias") or small:
             state[key] = value
             continue
         # GPT-OSS has experts as [in, out].
@@ -129,7 +158,7 @@ def rounded(model: Any, scheme: Scheme) -> Any:
         near = dequantize(rtn(flat, scheme), scheme, flat.shape[-1]).reshape(rows.shape)
         state[key] = torch.from_numpy(np.ascontiguousarray(near.swapaxes(-1, -2) if turned else near))
     copy.load_state_dict(state)
-    if hasattr(model.model.rotary_emb, "frequencies"):
+    if hasattr(getattr(model.model, "rotary_emb", None), "frequencies"):
         copy.model.rotary_emb = model.model.rotary_emb
     return copy
 

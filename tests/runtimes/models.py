@@ -19,6 +19,7 @@ from tests.architectures import families
 from tests.runtimes.environments import ROOT, Case
 from tests.vision import checkpoint as phi3_vision
 from tests.vision import gemma3 as gemma3_vision
+from tests.vision import qwen2_5_vl
 
 SHIPPED = ROOT / "models" / "tiny-phi3"
 TEXT = "def read_lines(path):\n    with open(path) as file:\n        return file."
@@ -95,7 +96,8 @@ def _families() -> Iterable[Model]:
     for name in families.FAMILIES:
         if not name.endswith("-old"):
             # LFM2 has convolutions alone.
-            needs = LINEAR_ATTENTION if name in families.RECURRENT and name != "lfm2" else (1, 24)
+            linear = name in families.RECURRENT and not name.startswith("lfm2")
+            needs = LINEAR_ATTENTION if linear else (1, 24)
             yield Model(f"{name} fp32", name, "fp32", needs=needs, exact=True)
             options = _fast("int4", accuracy_level=1)
             yield Model(
@@ -107,7 +109,7 @@ def _families() -> Iterable[Model]:
 
 
 def _vision() -> Iterable[Model]:
-    for name in ("phi3-vision", "gemma3-vision"):
+    for name in ("phi3-vision", "gemma3-vision", "qwen2.5-vision"):
         yield Model(f"{name} fp32", name, "fp32", exact=True)
         yield Model(f"{name} int4", name, "int4", options=_fast("int4"))
 
@@ -150,6 +152,8 @@ def _source(name: str, folder: Path) -> Path:
             phi3_vision.save(path)
         elif name == "gemma3-vision":
             gemma3_vision.save(path)
+        elif name == "qwen2.5-vision":
+            qwen2_5_vl.save(path)
         else:
             families.save(name, path)
     return path

@@ -1,19 +1,27 @@
-"""Qwen3.5 text, the dense ones: gated DeltaNet in three of four layers, and attention whose output is gated."""
+"""Qwen3.5 text: gated DeltaNet in three of four layers, and attention whose output is gated."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
 from ortlm.architectures._keys import FULL, WithDefaults
-from ortlm.architectures._parts import MOST_WIDE, architecture, attention, decoder_of, sizes
+from ortlm.architectures._parts import (
+    MOST_WIDE,
+    architecture,
+    attention,
+    check_silu,
+    decoder_of,
+    sizes,
+)
 from ortlm.architectures._rope import keys_of, rope
 from ortlm.architectures._text_part import text_only, text_part
-from ortlm.spec import Architecture, DeltaNet, GatedMLP, Layer, Norm, Source
+from ortlm.architectures.qwen_moe import SHARED_NAMES, of_all_layers, stacked
+from ortlm.spec import Architecture, DeltaNet, FeedForward, GatedMLP, Layer, Norm, Source
 
-MODEL_TYPES = ("qwen3_5_text", "qwen3_5")
+MODEL_TYPES = ("qwen3_5_text", "qwen3_5", "qwen3_5_moe_text", "qwen3_5_moe")
 _LINEAR = "linear_attention"
 _NAMES = {
     "in": "linear_attn.in_proj_qkv",
@@ -24,23 +32,40 @@ _NAMES = {
     "a_log": "linear_attn.A_log",
     "dt_bias": "linear_attn.dt_bias",
     "out_norm": "linear_attn.norm",
+    **SHARED_NAMES,
 }
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:
-    """Return the architecture of the text of a dense Qwen3.5 checkpoint; published ones hold more."""
-    if config["model_type"] == "qwen3_5":
+    """Return the architecture of the text of a Qwen3.5 checkpoint; published ones hold more."""
+    kind = config["model_type"]
+    several = kind.startswith("qwen3_5_moe")
+    if kind in ("qwen3_5", "qwen3_5_moe"):
         inner, fixed = text_part(config, tied=False)
-        return text_only(_described(Config(WithDefaults(inner.values, {}, fixed=fixed))))
-    return _described(Config(config))
+        return text_only(_described(WithDefaults(inner.values, {}, fixed=fixed), several=several))
+    return _described(config, several=several)
 
 
-def _described(c: Config) -> Architecture:
+def _described(config: Mapping[str, Any], *, several: bool) -> Architecture:
+    c = Config(WithDefaults(config, {"intermediate_size": 1} if several else {}))
+    c.ignore(*(("intermediate_size",) if several else ()))
+    c.expect("mlp_only_layers", [])
+    if several:
+        check_silu(c)
+    ffn = of_all_layers(c, count=256, chosen=8) if several else None
+    found = decoder_with_delta_net(c, lambda i, dense: ffn or dense)
+    return replace(found, others=stacked(found.decoder)) if several else found
+
+
+def decoder_with_delta_net(c: Config, ffn_of: Callable[[int, GatedMLP], FeedForward]) -> Architecture:
+    """Return the architecture of a decoder with gated DeltaNet.
+
+    ``ffn_of`` returns the feed-forward block of a layer for its number and the dense block.
+    """
     s = sizes(c, head_dim=256)
     norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
     bias = c.flag("attention_bias", False)
     c.expect("attn_output_gate", True)
-    c.expect("mlp_only_layers", [])
     # Drafts of several tokens, whose tensors are left out, and the dtype of states, which is float32 here.
     c.ignore("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype")
     # The three positions of a token are the same in texts.
@@ -65,7 +90,9 @@ def _described(c: Config) -> Architecture:
     ffn = GatedMLP(s.intermediate, c.activation("hidden_act", "silu"))
     if ffn.act != "silu":
         raise c.wrong("hidden_act", '"silu", which the convolutions take as well')
-    layers = tuple(Layer(full if kind == FULL else linear, ffn, norm, norm) for kind in kinds)
+    layers = tuple(
+        Layer(full if kind == FULL else linear, ffn_of(i, ffn), norm, norm) for i, kind in enumerate(kinds)
+    )
     outs = {f"layers.{i}.o": "linear_attn.out_proj" for i, kind in enumerate(kinds) if kind == _LINEAR}
     found = architecture(
         decoder_of(c, s, layers, norm), "qwen3_5_text", names={**_NAMES, **outs}, norm_add=1.0

@@ -19,7 +19,18 @@ from ortlm.architectures._parts import (
     sizes,
 )
 from ortlm.architectures._rope import rope
-from ortlm.spec import CHOSEN_SOFTMAX, SOFTMAX, Architecture, GatedMLP, Layer, Norm
+from ortlm.spec import (
+    CHOSEN_SOFTMAX,
+    SOFTMAX,
+    Architecture,
+    Decoder,
+    Experts,
+    GatedMLP,
+    Layer,
+    Norm,
+    Source,
+    Sources,
+)
 
 MODEL_TYPES = ("qwen2_moe", "qwen3_moe")
 
@@ -60,7 +71,7 @@ GGUF = (
     ),
 )
 
-_NAMES = {
+SHARED_NAMES = {
     "shared_gate": "mlp.shared_expert.gate_proj",
     "shared_up": "mlp.shared_expert.up_proj",
     "shared_down": "mlp.shared_expert.down_proj",
@@ -111,4 +122,31 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         for i, kind in enumerate(kinds)
     )
     # onnxruntime-genai has no types of their own for these; their caches are those of the dense models.
-    return architecture(decoder_of(c, s, layers, norm), "qwen3" if qwen3 else "qwen2", names=_NAMES)
+    return architecture(decoder_of(c, s, layers, norm), "qwen3" if qwen3 else "qwen2", names=SHARED_NAMES)
+
+
+def of_all_layers(c: Config, *, count: int, chosen: int) -> Experts:
+    """Return the experts of later generations, with one for all tokens; ``count`` and ``chosen`` are defaults."""
+    wide = c.integer("moe_intermediate_size", 512, most=MOST_WIDE)
+    return replace(
+        experts(c, count, chosen=chosen, intermediate=wide),
+        shared=c.integer("shared_expert_intermediate_size", 512, most=MOST_WIDE),
+        shared_scale=True,
+    )
+
+
+def stacked(decoder: Decoder) -> Sources:
+    """Return where experts lie if those of a layer are one tensor: [experts, 2 · wide, hidden], and down."""
+    result: Sources = {}
+    for i, layer in enumerate(decoder.layers):
+        if isinstance(layer.ffn, Experts):
+            at, wide = f"model.layers.{i}.mlp.experts", layer.ffn.intermediate
+            for e in range(layer.ffn.experts):
+                for part, tensor, rows in (
+                    ("gate", "gate_up_proj", (0, wide)),
+                    ("up", "gate_up_proj", (wide, 2 * wide)),
+                    ("down", "down_proj", None),
+                ):
+                    name = f"layers.{i}.expert_{part}.{e}.weight"
+                    result[name] = Source(f"{at}.{tensor}", rows=rows, index=e)
+    return result

@@ -108,6 +108,8 @@ def _stored(
     weight = checkpoint.weights[source.tensor]
     if len(parameter.shape) != 2 or source.stored is not None or not isinstance(weight, QuantizedWeight):
         return None
+    if source.pieces:
+        return None
     if source.index is not None:
         weight = weight.at(source.index)
     if source.transposed:

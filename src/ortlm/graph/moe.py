@@ -17,7 +17,7 @@ from ortlm.graph.mlp import dense
 from ortlm.graph.stored_codes import stored_codes
 from ortlm.quant.algorithms import KEPT
 from ortlm.quant.scheme import BLOCKS, Scheme
-from ortlm.spec import CHOSEN_SOFTMAX, SOFTMAX, SPARSE_MIXER, Experts, GatedMLP, Parameter
+from ortlm.spec import CHOSEN_SOFTMAX, SIGMOID, SOFTMAX, SPARSE_MIXER, Experts, GatedMLP, Parameter
 
 # The first ONNX Runtimes whose QMoE on CPU takes zero points, and 2 bits.
 _QMOE, _NARROW = (1, 24), (1, 27)
@@ -70,15 +70,37 @@ def mixture(
 # --- routing ------------------------------------------------------------------------------------------------
 
 
-def _chosen(g: Builder, spec: Experts, logits: Value, path: str) -> tuple[Value, Value]:
+def _chosen(
+    g: Builder, spec: Experts, logits: Value, path: str, offset: Value | None = None
+) -> tuple[Value, Value]:
     """Return the weights of the chosen experts and which those are, [T, k] each."""
     if spec.routing == SPARSE_MIXER:
         return _sparse_mixer(g, spec, logits, path)
+    if spec.routing == SIGMOID:
+        return _sigmoid(g, spec, logits, offset, path)
     if spec.routing == SOFTMAX:
         logits = _softmax(g, logits, spec.experts, path)
     best, which = _largest(g, logits, spec.top_k, path)
     if spec.routing == CHOSEN_SOFTMAX:
         best = _softmax(g, best, spec.top_k, path)
+    return best, which
+
+
+def _sigmoid(
+    g: Builder, spec: Experts, logits: Value, offset: Value | None, path: str
+) -> tuple[Value, Value]:
+    """Return what ``Experts.routing`` "sigmoid" chooses; see ``_chosen``."""
+    rows, few = ("tokens", spec.experts), ("tokens", spec.top_k)
+    weights = g.op("Sigmoid", logits, shape=rows, name=path)
+    by = weights if offset is None else g.op("Add", weights, offset, shape=rows, name=path)
+    _, which = _largest(g, by, spec.top_k, path)
+    best = g.op("GatherElements", weights, which, shape=few, name=path, axis=1)
+    if spec.summed:
+        total = g.op("ReduceSum", best, g.integers(1), shape=("tokens", 1), name=path, keepdims=1)
+        total = g.op("Add", total, g.number(1e-6), shape=("tokens", 1), name=path)
+        best = g.op("Div", best, total, shape=few, name=path)
+    if spec.factor != 1.0:
+        best = g.op("Mul", best, g.number(spec.factor), shape=few, name=path)
     return best, which
 
 
@@ -114,14 +136,19 @@ def _sparse_mixer(g: Builder, spec: Experts, logits: Value, path: str) -> tuple[
     return g.op("Concat", *weights, shape=pair, name=path, axis=1), which
 
 
-def _for_operator(g: Builder, spec: Experts, logits: Value, path: str) -> tuple[Value, Value | None]:
+def _for_operator(
+    g: Builder, spec: Experts, logits: Value, path: str, offset: Value | None = None
+) -> tuple[Value, Value | None]:
     """Return what MoE and QMoE take for the router's ``logits`` [T, E], and the factor [T, 1] of their result."""
     if spec.routing == CHOSEN_SOFTMAX:
         return logits, None
-    weights, which = _chosen(g, spec, logits, path)
+    weights, which = _chosen(g, spec, logits, path, offset)
     total = g.op("ReduceSum", weights, g.integers(1), shape=("tokens", 1), name=path, keepdims=1)
     if spec.routing == SOFTMAX:
         return logits, total
+    # Sigmoids may all be zero, and the softmax over nothing but minus infinity is no number.
+    least = g.number(1e-30 if g.dtype in ("fp32", "bf16") else 1e-7)
+    weights = g.op("Max", weights, least, shape=("tokens", spec.top_k), name=path)
     logs = g.op("Log", weights, shape=("tokens", spec.top_k), name=path)
     return _scattered(g, spec, logs, which, _NEVER, path), total
 
@@ -164,7 +191,7 @@ def _fused(
     module = f"layers.{layer}.moe"
     path = node_path(module)
     hidden, wide, count = int(shape[-1]), spec.intermediate, spec.experts
-    logits, factor = _for_operator(g, spec, logits, path)
+    logits, factor = _for_operator(g, spec, logits, path, _offset(g, spec, layer, parameters))
     # The rows of gate and up take turns: that is the only layout with a kernel on CPU.
     up = _of_all(spec, layer, parameters, "gate", "up")
     down = _of_all(spec, layer, parameters, "down")
@@ -238,6 +265,10 @@ def _of_all(
     ]
 
 
+def _offset(g: Builder, spec: Experts, layer: int, parameters: Parameters) -> Value | None:
+    return g.weight(parameters[f"layers.{layer}.offset.weight"]) if spec.offset else None
+
+
 def _for_kernel(scheme: Scheme, spec: Experts, hidden: int) -> Scheme:
     """Return ``scheme`` with the largest block that the kernel can take; raises UnsupportedModel if none is."""
     blocks = [b for b in BLOCKS if b <= scheme.block and hidden % b == 0 and spec.intermediate % b == 0]
@@ -273,7 +304,8 @@ def _apart(
     """Compute each expert on the tokens that chose it, with products that can be looked at."""
     at, module = f"layers.{layer}", f"layers.{layer}.moe"
     path, hidden, wide = node_path(module), int(shape[-1]), spec.intermediate
-    weights = _scattered(g, spec, *_chosen(g, spec, logits, path), 0.0, path)
+    offset = _offset(g, spec, layer, parameters)
+    weights = _scattered(g, spec, *_chosen(g, spec, logits, path, offset), 0.0, path)
     chosen = g.op("Cast", weights, shape=("tokens", spec.experts), dtype="bool", name=path, to=9)
     flat = g.op("Reshape", x, g.integers(-1, hidden), shape=("tokens", hidden), name=path)
     sizes = g.op("Shape", flat, shape=(2,), dtype="int64", name=path)

@@ -164,7 +164,8 @@ def _check_change(
 ) -> None:
     """Raise BadCheckpoint or UnsupportedModel for a change that the weight at ``name`` cannot take."""
     source = architecture.sources.get(held[0].name, Source(name))
-    if source.stored is not None or source.index is not None or source.transposed or source.step != 1:
+    apart = source.index is not None or source.step != 1 or bool(source.pieces)
+    if apart or source.stored is not None or source.transposed:
         raise UnsupportedModel(
             f"{file}: tensor {_tensor(change).name!r} changes {name!r}, which is stored in a way that adapters "
             "are not matched to. Merge it with peft, and build the merged model."
@@ -244,7 +245,7 @@ def _places(architecture: Architecture) -> _Places:
     others: set[str] = set()
     for parameter in parameters(spec):
         tensor = architecture.sources[parameter.name].tensor
-        if parameter.role in _ROLES:
+        if parameter.role in _ROLES and not architecture.sources[parameter.name].pieces:
             parameters_of.setdefault(tensor, []).append(parameter)
         else:
             others.add(tensor)

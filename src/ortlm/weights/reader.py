@@ -112,18 +112,21 @@ class Weights:
         return self._rotation.outputs(plain.rows(0, plain.count))
 
     def _plain(self, names: Sequence[str]) -> Stack:
-        return stack([self._part(name) for name in names])
+        return stack([part for name in names for part in self._parts(name)])
 
-    def _part(self, name: str) -> Part:
+    def _parts(self, name: str) -> list[Part]:
         source = self._architecture.sources[name]
-        start, stop = source.rows or (0, self.parameters[name].shape[0])
+        whole = source.rows or (0, self.parameters[name].shape[0])
         weight = self._checkpoint.weights[source.tensor]
         if source.index is not None:
             weight = weight.at(source.index)
         if source.stored is not None:
             weight = replace(weight, shape=self.parameters[name].shape)
-        add = source.add - weight.added
-        return Part(weight, start, stop, add, self._changes.get(name, ()), source.transposed, source.step)
+        add, changes = source.add - weight.added, self._changes.get(name, ())
+        return [
+            Part(weight, start, stop, add, changes, source.transposed, source.step)
+            for start, stop in source.pieces or (whole,)
+        ]
 
 
 # --- rotation -----------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def _by_part(checkpoint: Checkpoint, architecture: Architecture) -> Architecture
 
 def _renamed(checkpoint: Checkpoint, architecture: Architecture) -> Architecture:
     """Return ``architecture`` with the names of tensors that this checkpoint has under other ones."""
-    if not architecture.renamed:
+    if not architecture.renamed and not architecture.others:
         return architecture
 
     def actual(tensor: str) -> str:
@@ -65,10 +65,16 @@ def _renamed(checkpoint: Checkpoint, architecture: Architecture) -> Architecture
                 return moved
         return tensor
 
-    sources = {
-        name: source if source.tensor in checkpoint.weights else replace(source, tensor=actual(source.tensor))
-        for name, source in architecture.sources.items()
-    }
+    def found(source: Source) -> Source:
+        here = source.tensor in checkpoint.weights
+        return source if here else replace(source, tensor=actual(source.tensor))
+
+    sources = {name: found(source) for name, source in architecture.sources.items()}
+    for name, other in architecture.others.items():
+        if sources[name].tensor not in checkpoint.weights:
+            other = found(other)
+            if other.tensor in checkpoint.weights:
+                sources[name] = other
     copy = architecture.head_copy
     copy = copy if copy in checkpoint.weights else actual(copy)
     ignored = [
@@ -102,8 +108,9 @@ def _check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
     for parameter in architecture.parameters:
         source = architecture.sources[parameter.name]
         shape = parameter.shape if source.stored is None else source.stored
-        if source.rows is not None:
-            shape = (source.rows[1], *shape[1:])
+        ranges = source.pieces if source.rows is None else (source.rows,)
+        if ranges:
+            shape = (max(stop for _, stop in ranges), *shape[1:])
         if source.transposed:
             shape = shape[::-1]
         if source.index is not None:
