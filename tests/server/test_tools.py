@@ -82,6 +82,14 @@ MISTRAL = """
 {{- call.function | tojson }}{{ ', ' if not loop.last }}{% endfor %}]{{ eos_token }}
 {%- elif message.role == 'tool' %}[TOOL_RESULTS]{{ message.content }}[/TOOL_RESULTS]
 {%- else %}{{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"""
+LATER = (
+    MISTRAL.replace("[TOOL_CALLS][", "")
+    .replace(
+        "{{- call.function | tojson }}{{ ', ' if not loop.last }}",
+        ("[TOOL_CALLS]{{ call.function.name }}[ARGS]{{ call.function.arguments | tojson }}"),
+    )
+    .replace("{% endfor %}]{{ eos", "{% endfor %}{{ eos")
+)
 GRANITE = """
 {%- if tools %}<|system|>
 You may answer with <|tool_call|> and a list of calls as JSON.<|end|>
@@ -113,7 +121,9 @@ FAMILIES = {
         tokens=("[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[INST]"), special=True,
     ),
     "Mistral, later": Family(
-        MISTRAL, f"Well.[TOOL_CALLS]weather[ARGS]{PARIS}", None, "Well.", ("[TOOL_CALLS]", "[ARGS]"), special=True
+        LATER, f"Well.[TOOL_CALLS]weather[ARGS]{PARIS}",
+        f"[TOOL_CALLS]weather[ARGS]{PARIS}[TOOL_CALLS]clock[ARGS]{{}}", "Well.", ("[TOOL_CALLS]", "[ARGS]"),
+        special=True,
     ),
     "Phi-4-mini": Family(
         PUBLISHED["phi-4-mini"], f"<|tool_call|>[{CALL}]<|/tool_call|>",
@@ -210,6 +220,31 @@ def test_a_call_that_is_asked_for(client: Any, choice: str) -> None:
         assert arguments == {}
     content, calls, reason = streamed(client, **asked, max_tokens=120, temperature=0)
     assert (content, functions(calls), reason) == ("", [(name, arguments)], "tool_calls")
+
+
+def test_parameters_that_refer_to_their_own_parts(client: Any) -> None:
+    """As pydantic writes them."""
+    place = {"type": "object", "properties": {"name": {"enum": ["Rome"]}}, "required": ["name"]}
+    parameters = {
+        "type": "object",
+        "properties": {"place": {"$ref": "#/$defs/Place"}},
+        "required": ["place"],
+        "$defs": {"Place": place},
+    }
+    tool = {"type": "function", "function": {"name": "go", "parameters": parameters}}
+    asked = {"messages": ASKED, "tools": [TOOLS[1], tool], "max_tokens": 50, "temperature": 0}
+    named = {"type": "function", "function": {"name": "go"}}
+    made = client.chat.completions.create(model="tiny", **asked, tool_choice=named).choices[0].message
+    assert functions(made.tool_calls) == [("go", {"place": {"name": "Rome"}})]
+
+
+def test_several_calls_that_are_asked_for(client: Any) -> None:
+    asked = {"messages": ASKED, "tools": TOOLS, "max_tokens": 90, "temperature": 0}
+    made = client.chat.completions.create(model="tiny", **asked, tool_choice="required").choices[0]
+    if made.finish_reason == "tool_calls":
+        assert {name for name, _ in functions(made.message.tool_calls)} <= {"weather", "clock"}
+    else:
+        assert made.finish_reason == "length"
 
 
 def test_arguments_that_nobody_named() -> None:

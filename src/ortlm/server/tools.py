@@ -24,8 +24,9 @@ class ToolFormat:
     ``arguments`` is the key of a call's arguments. ``special``: ``begin`` and ``end`` are special tokens, which
     are no text; ``begin_id`` and ``end_id`` are the tokens that they are, special or not.
     Without ``begin`` an answer that is JSON is a call. ``id_length``: the template takes ids of this length only.
-    ``in_system``: it takes tools as JSON in the field ``tools`` of the system message. ``written``: it writes the
-    calls of earlier answers itself.
+    ``separator``: each call has a beginning of its own, and is a name, this, and the arguments.
+    ``in_system``: the template takes tools as JSON in the field ``tools`` of the system message. ``written``: it
+    writes the calls of earlier answers itself.
     """
 
     begin: str
@@ -36,6 +37,8 @@ class ToolFormat:
     begin_id: int | None = None
     end_id: int | None = None
     id_length: int | None = None
+    separator: str = ""
+    separator_id: int | None = None
     in_system: bool = False
     written: bool = True
 
@@ -73,12 +76,16 @@ def tool_format(template: ChatTemplate, tokenizer: Tokenizer) -> ToolFormat | No
             if known(form.begin):
                 end = form.end if not form.several or known(form.end) else ""
                 begin_id = tokenizer.token_id(form.begin)
+                # As newer Mistral models write it.
+                separator = "[ARGS]" if form.begin == "[TOOL_CALLS]" and "[ARGS]" in source else ""
                 return replace(
                     form,
                     end=end,
                     special=begin_id in tokenizer.special_ids,
                     begin_id=begin_id,
                     end_id=tokenizer.token_id(end) if end else None,
+                    separator=separator,
+                    separator_id=tokenizer.token_id(separator) if separator else None,
                     in_system=in_system,
                     written=written,
                 )
@@ -93,24 +100,6 @@ def forced(format_: ToolFormat, tools: Sequence[dict[str, Any]], *, parallel: bo
 
     Arguments that the parameters do not name are left out, unless they say ``additionalProperties``.
     """
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool["name"]},
-                format_.arguments: _parameters(tool),
-            },
-            "required": ["name", format_.arguments],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    schema: dict[str, Any] = {"anyOf": calls} if len(calls) > 1 else calls[0]
-    if format_.several:
-        schema = {"type": "array", "items": schema, "minItems": 1, **({} if parallel else {"maxItems": 1})}
-    schema = {**schema, "x-guidance": {"whitespace_flexible": False}}
-    if not format_.begin:
-        return Guidance.json_schema(schema)
 
     def mark(text: str, token: int | None, before: str = "", after: str = "") -> str:
         if token is None:
@@ -119,11 +108,28 @@ def forced(format_: ToolFormat, tools: Sequence[dict[str, Any]], *, parallel: bo
         around = [json.dumps(space) if space else "" for space in (before, after)]
         return f"{around[0]} <[{token}]> {around[1]}"
 
-    space = "" if format_.several else "\n"
+    space = "\n" if format_.begin and not format_.several else ""
     begin = mark(format_.begin, format_.begin_id, after=space)
-    call = f"{begin} json {mark(format_.end, format_.end_id, before=space)}".strip()
-    more = f' ("\\n" {call})*' if parallel and not format_.several else ""
-    return Guidance.lark(f"start: {call}{more}\njson: %json {json.dumps(schema)}\n")
+    end = mark(format_.end, format_.end_id, before=space)
+    rules = [f"call: {' | '.join(f'call_{at}' for at in range(len(tools)))}"]
+    for at, tool in enumerate(tools):
+        if format_.separator:
+            separator = mark(format_.separator, format_.separator_id)
+            rules.append(f"call_{at}: {json.dumps(tool['name'])} {separator} arguments_{at}")
+        else:
+            # Arguments have a schema of their own, within which their references lead.
+            text = f'{{"name":{json.dumps(tool["name"])},{json.dumps(format_.arguments)}:'
+            rules.append(f'call_{at}: {json.dumps(text)} arguments_{at} "}}"')
+        schema = {**_parameters(tool), "x-guidance": {"whitespace_flexible": False}}
+        rules.append(f"arguments_{at}: %json {json.dumps(schema)}")
+    if format_.several and not format_.separator:
+        more = '("," call)*' if parallel else ""
+        start = f'{begin} "[" call {more} "]" {end}'
+    else:
+        one = f"{begin} call {end}"
+        # Without a mark nothing tells where the next one begins.
+        start = f"{one} ({json.dumps(space) if space else ''} {one})*" if parallel and format_.begin else one
+    return Guidance.lark("\n".join([f"start: {start}", *rules, ""]))
 
 
 # What may allow a property that an object does not name itself.
