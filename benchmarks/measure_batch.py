@@ -1,6 +1,6 @@
 """How much faster `ortlm batch` answers a file of requests than one request after the other.
 
-    python benchmarks/measure_batch.py DIR --requests 200 --sample 25 --batch 8,16 --json OUT
+    python benchmarks/measure_batch.py DIR --requests 200 --sample 25 --batch 16 --json OUT
 
 The requests are mixed: prompts of 16 to 128 random tokens, 8 to 64 new tokens each, drawn from a seed. They
 go through what ``ortlm batch`` runs, loading and writing results included. Sequential generation is measured on
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--sample", type=int, default=25, help="of them, for sequential generation")
-    parser.add_argument("--batch", default="8,16", help="batch sizes")
+    parser.add_argument("--batch", default="16", help="batch sizes, with commas between them")
     parser.add_argument(
         "--vocabulary", type=int, default=2000, help="prompts are drawn from the ids below it"
     )

@@ -40,7 +40,7 @@ class BatchOptions:
     input: Path
     output: Path
     limit: int | None = None
-    batch: int = 8
+    batch: int = 16
     cache_tokens: int | None = None
     prefix_bytes: int | None = None
     seconds: float | None = None

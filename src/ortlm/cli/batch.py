@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   ortlm batch phi -i requests.jsonl -o results
-  ortlm batch phi=./phi-int4 -i requests.parquet -o results --batch-size 16
+  ortlm batch phi=./phi-int4 -i requests.parquet -o results --batch-size 32
   ortlm batch phi -i requests.jsonl -o results --ray auto
 
 A request is a line of JSON, as OpenAI's Batch API takes it:
@@ -57,7 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
     files.add_argument("--limit", type=int, metavar="N", help="answer the first N requests only")
     work = parser.add_argument_group("requests")
     work.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="requests that run at once (default: 8)"
+        "--batch-size", type=int, default=16, metavar="N", help="requests that run at once (default: 16)"
     )
     work.add_argument(
         "--cache-tokens",
