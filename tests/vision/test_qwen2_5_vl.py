@@ -429,5 +429,12 @@ def test_the_official_runtime(lm: ortlm.LanguageModel, tmp_path: Path, sizes: li
     assert found == wanted
 
 
+def test_the_genai_layer_says_that_it_has_no_processor(lm: ortlm.LanguageModel) -> None:
+    import ortlm.genai as og
+
+    with pytest.raises(og.GenaiError, match="images in crops only, and a qwen2_5_vl model"):
+        og.Model(str(lm.artifact.path)).create_multimodal_processor()
+
+
 def _words() -> list[dict[str, str]]:
     return [{"type": "text", "text": "What is this?"}]

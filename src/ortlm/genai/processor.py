@@ -21,16 +21,22 @@ from ortlm.runtime.multimodal.vision_encoder import EncodedImage, VisionEncoder
 
 
 class MultiModalProcessor:
-    """What ``Model.create_multimodal_processor`` returns. Raises GenaiError for a text model."""
+    """What ``Model.create_multimodal_processor`` returns. Raises GenaiError for models without crops."""
 
     @official
     def __init__(self, model: HasHandle) -> None:
         lm = model._handle.lm
         encoder = lm.vision_encoder
-        if encoder is None or not encoder.images.crops:
+        kind = model._handle.config.model_type
+        if encoder is None:
             raise GenaiError(
-                f"a {model._handle.config.model_type} model takes text only, so there is no processor for images "
-                "or sound. Use Tokenizer and Generator.append_tokens."
+                f"a {kind} model takes text only, so there is no processor for images or sound. Use Tokenizer and "
+                "Generator.append_tokens."
+            )
+        if not encoder.images.crops:
+            raise GenaiError(
+                f"ortlm.genai has a processor for images in crops only, and a {kind} model sees them otherwise. "
+                "Give the images to ortlm.load(...).generate, or use onnxruntime-genai."
             )
         self._tokenizer, self._vision_encoder = Tokenizer(model), encoder
         self._encode = lm.tokenizer.encode
