@@ -56,7 +56,7 @@ def check_call(found: dict[str, Any]) -> None:
 
 @wanted("langchain")
 def test_langchain(served: Running) -> None:
-    model = served.models.all[0].lm
+    model = served.models.all[0].served.lm
     said = model.generate(HELLO, max_new_tokens=12, reuse_cache=False).text
     found = ask("langchain_chat.py", served.url)
     assert [found["chat"], found["stream"], found["await"]] == [said] * 3
@@ -68,7 +68,7 @@ def test_langchain(served: Running) -> None:
 
 @wanted("llamaindex")
 def test_llamaindex(served: Running) -> None:
-    model = served.models.all[0].lm
+    model = served.models.all[0].served.lm
     said = model.generate(HELLO, max_new_tokens=12, reuse_cache=False).text
     found = ask("llamaindex_chat.py", served.url)
     assert [found["chat"], found["stream"], found["await"]] == [said] * 3

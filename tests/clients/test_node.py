@@ -72,7 +72,7 @@ def found(served: Running, packages: Path) -> dict[str, Any]:
 
 
 def test_chat_and_streams(found: dict[str, Any], served: Running) -> None:
-    model = served.models.all[0].lm
+    model = served.models.all[0].served.lm
     wanted = model.generate(HELLO, max_new_tokens=12, reuse_cache=False).text
     assert found["models"] == ["tiny"]
     assert (found["chat"]["text"], found["chat"]["reason"]) == (wanted, "length")
@@ -95,7 +95,7 @@ def test_calls_and_structured_output(found: dict[str, Any]) -> None:
 
 def test_embeddings(found: dict[str, Any], served: Running) -> None:
     np.testing.assert_allclose(
-        found["embeddings"], served.models.all[0].lm.embed(["import os", "def"]), atol=1e-5
+        found["embeddings"], served.models.all[0].served.lm.embed(["import os", "def"]), atol=1e-5
     )
 
 
