@@ -126,6 +126,24 @@ def test_a_batch_answers_as_single_prompts(phi, capsys, tmp_path):
     assert "3 of 3 prompts answered" in err
 
 
+def test_prompts_of_a_batch_take_turns(phi, capsys, tmp_path, monkeypatch):
+    """More than run at once or wait; each is drawn with a seed of its own, whatever runs next to it."""
+    monkeypatch.setattr("ortlm.cli.generate_batch._AHEAD", 2)
+    path = tmp_path / "prompts.jsonl"
+    prompts = [f"{PROMPT} {number}" for number in range(9)]
+    path.write_text("".join(f"{json.dumps(prompt)}\n" for prompt in prompts))
+    drawn = {"max_new_tokens": 6, "temperature": 1.0, "stop": ["e"]}
+    lm = ortlm.load(phi, threads=1)
+    wanted = [
+        lm.generate(prompt, seed=5 + at, reuse_cache=False, **drawn).text for at, prompt in enumerate(prompts)
+    ]
+    for size in (2, 8):
+        arguments = ("--batch-size", size, "-n", 6, "--temp", 1.0, "--seed", 5, "--stop", "e", "-v")
+        out, err = run(capsys, "generate", phi, "--batch", path, *arguments)
+        assert [json.loads(line)["text"] for line in out.splitlines()] == wanted
+        assert "9 of 9 prompts answered" in err
+
+
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
