@@ -22,3 +22,12 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lm(trained: Path) -> ortlm.LanguageModel:
     """Return that model, loaded."""
     return ortlm.load(trained, threads=1)
+
+
+@pytest.fixture(scope="session")
+def wide_blocks(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> ortlm.LanguageModel:
+    """Return it with blocks of 128 weights, loaded."""
+    out = tmp_path_factory.mktemp("wide") / "tiny"
+    options = BuildOptions(recipe="fast", block_size=128)
+    ortlm.build(tiny, out, precision="int4", options=options)
+    return ortlm.load(out, threads=1)

@@ -525,7 +525,7 @@ class Engine:
         key = (request.adapter, long)
         if key not in self._batches:
             name = request.adapter_name
-            self._batches[key] = Batch(lambda: self.lm.loop(adapter=name))
+            self._batches[key] = Batch(lambda: self.lm.loop(adapter=name), even=self.lm.device.is_cpu)
         try:
             self._batches[key].join(request, states)
         except BaseException as error:

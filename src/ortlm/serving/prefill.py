@@ -109,14 +109,16 @@ class Prefill:
     def exact_tokens(self) -> int:
         """How many of the first tokens any longer prompt would compute in the same way."""
         tail = len(self._ids) % self.loop.chunk_tokens
-        return len(self._ids) - tail if tail < self._least else len(self._ids)
+        # Rows are computed in pairs, and the last one of an odd number by itself.
+        return self._even(len(self._ids) - tail if tail < self._least else len(self._ids))
 
     def usable(self, count: int) -> int:
         """Return how many of ``count`` tokens to take from a prefix, so that the others are computed as alone."""
+        count = self._even(count)
         begun = count % self.loop.chunk_tokens
         start = count - begun
         end = min(len(self._ids), start + self.loop.chunk_tokens)
-        return count if not begun or end - count >= self._least else max(start, end - self._least)
+        return count if not begun or end - count >= self._least else max(start, self._even(end - self._least))
 
     def _size(self, chunk_tokens: int) -> int:
         if self._top is not None:
@@ -126,3 +128,7 @@ class Prefill:
         size = left if left - size < self._least else size
         marked = [mark - self._at for mark in self._marks if self._least <= mark - self._at < size]
         return min(marked, default=size)
+
+    def _even(self, count: int) -> int:
+        """Return ``count`` or one less, so that pairs of rows stay pairs; states of one size cannot be cut."""
+        return count if self.fixed else count - count % 2
