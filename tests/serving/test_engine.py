@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ortlm
 from ortlm import Guidance
 from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadOption, ContextFull, Error, Overloaded, ShutDown, TimedOut
@@ -152,6 +153,57 @@ def test_every_kind_of_state(build, name, options):
         for request, expected in zip(requests, wanted, strict=True):
             assert request.result().token_ids == expected.token_ids
         assert engine.stats().batch_failures == 0
+
+
+@pytest.mark.parametrize(("name", "options"), FAMILIES, ids=[name for name, _ in FAMILIES])
+def test_drafts_change_no_answer(build, name, options):
+    """Texts that repeat themselves, next to others, greedy and drawn: as many steps, or fewer."""
+    lm = build(name, options=options)
+    random = np.random.default_rng(3)
+    pieces = [random.integers(6, lm.vocab_size, n).tolist() for n in (4, 7, 11)]
+    prompts = [piece * (44 // len(piece)) for piece in pieces] + [
+        random.integers(6, lm.vocab_size, 20).tolist()
+    ]
+    asked = [
+        {"ignore_eos": True, "max_new_tokens": 24},
+        {"ignore_eos": True, "max_new_tokens": 24, "temperature": 0.7, "top_k": 4, "seed": 5, "logprobs": 1},
+        {"ignore_eos": True, "max_new_tokens": 7, "repetition_penalty": 1.1},
+    ]
+    both = [(ids, one) for ids in prompts for one in asked]
+    wanted = [lm.generate(ids, reuse_cache=False, **one) for ids, one in both]
+    with Engine(lm, EngineOptions(batch=4, lookup=True)) as engine:
+        requests = [engine.submit(ids, **one) for ids, one in both]
+        for request, expected in zip(requests, wanted, strict=True):
+            same(request.result(), expected)
+        stats = engine.stats()
+    assert stats.batch_failures == 0
+    # States that cannot be rewound take no drafts.
+    assert bool(stats.drafted_tokens) != bool(lm.fixed_states)
+    assert stats.accepted_tokens <= stats.drafted_tokens
+    # Of tokens that nothing was trained to repeat, few models repeat any.
+    assert name not in ("llama", "gemma3") or stats.accepted_tokens > 0
+
+
+def test_drafts_within_a_form_and_after_processors(tiny, tmp_path):
+    """What may not come is not taken because it was drafted."""
+    # Several tokens at once round in another way, which small codes of activations show.
+    ortlm.build(tiny, tmp_path / "out", precision="fp32")
+    lm = ortlm.load(tmp_path / "out", threads=1)
+    form = Guidance.regex("(import os\nimport sys\n){3}")
+    ids = prompt(lm, 1, 5)
+
+    def never(history, logits):
+        logits = logits.copy()
+        logits[:, history[:, -1]] = -np.inf
+        return logits
+
+    asked = [{"guidance": form}, {"processors": never}, {"stop": "sys"}, {"no_repeat_ngram_size": 3}]
+    wanted = [lm.generate(ids, max_new_tokens=20, reuse_cache=False, **one) for one in asked]
+    with Engine(lm, EngineOptions(lookup=True)) as engine:
+        requests = [engine.submit(ids, max_new_tokens=20, **one) for one in asked]
+        for request, expected in zip(requests, wanted, strict=True):
+            same(request.result(), expected)
+        assert engine.stats().accepted_tokens > 0
 
 
 RECURRENT = ["lfm2", "qwen3.5", "granite4-h"]
@@ -482,7 +534,6 @@ def test_adapters_run_side_by_side(saved, tmp_path):
     """Requests of one adapter share a batch, and none sees what another one computed."""
     peft = pytest.importorskip("peft")
     assert peft
-    import ortlm
     from tests import lora
 
     row, config = lora.ADAPTERS["some-parts"]

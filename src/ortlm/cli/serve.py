@@ -84,6 +84,11 @@ def add_parser(subparsers: Subparsers) -> None:
         help="memory for prefixes of earlier requests (default: an eighth)",
     )
     work.add_argument(
+        "--lookup",
+        action="store_true",
+        help="draft what followed the same words before, and check several tokens per step",
+    )
+    work.add_argument(
         "--timeout",
         type=float,
         default=600.0,
@@ -156,6 +161,7 @@ def run(args: argparse.Namespace) -> int:
             cache_tokens=args.cache_tokens,
             prefix_bytes=None if args.prefix_cache is None else args.prefix_cache << 20,
             seconds=args.timeout,
+            lookup=args.lookup,
         ),
         idle_seconds=args.idle,
         most_loaded=args.max_loaded,

@@ -32,6 +32,8 @@ _COUNTERS = {
     "prefix_cache_hits": ("prompt tokens that came from the prefix cache", "cached_tokens"),
     "num_preemptions": ("requests that lost their row to others", "preempted"),
     "engine_steps": ("steps of a batch", "steps"),
+    "spec_decode_num_draft_tokens": ("tokens that were drafted", "drafted_tokens"),
+    "spec_decode_num_accepted_tokens": ("drafted tokens that were accepted", "accepted_tokens"),
     "batch_failures": ("batches that failed and were computed again", "batch_failures"),
 }
 _HISTOGRAMS = {

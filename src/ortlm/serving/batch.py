@@ -1,4 +1,4 @@
-"""Rows that run together: one token of each per step."""
+"""Rows that run together: one token of each per step, or several where the first ones were drafted."""
 
 from __future__ import annotations
 
@@ -53,18 +53,48 @@ class Batch:
         self._fill_up()
 
     def states(self, request: Request) -> list[Array]:
-        """Return a copy of the states of ``request``."""
+        """Return a copy of the states of ``request``, without what was drafted and is not part of its row."""
         assert self._loop is not None
-        return [state.copy() for state in self._loop.row(self.requests.index(request))]
+        row, lengths = self.requests.index(request), [len(past) for past in self._loop.history]
+        if lengths[row] > len(request.row.tokens):
+            lengths[row] = len(request.row.tokens)
+            self._loop.trim(lengths)
+        return [state.copy() for state in self._loop.row(row)]
 
-    def step(self) -> Logits:
-        """Feed every request's next token; return the logits float32 [B, V], which the next step overwrites."""
+    @property
+    def takes_drafts(self) -> bool:
+        """Whether a step can feed several tokens of each row."""
+        return self._loop is not None and self._loop.takes_several(len(self._loop.history))
+
+    def step(self, drafts: Sequence[Sequence[int]] = ()) -> Logits:
+        """Feed every request's next token, and after it what is in ``drafts`` for it, if there are any.
+
+        Return the logits float32 [B, K, V] of each row's last tokens, with K = 1 without drafts: those after a
+        draft of d tokens and the token before it are the last d + 1. The next step overwrites them. To be followed
+        by ``settle`` once it is known which drafts became part of their rows.
+        """
         assert self._loop is not None
         tokens = [request.next_token for request in self.requests]
-        logits = self._loop.step([*tokens, tokens[-1]] if self._filled_up else tokens)
+        fed = [[token, *draft] for token, draft in zip(tokens, drafts or [[]] * len(tokens), strict=True)]
+        if self._filled_up:
+            fed.append(tokens[-1:])
+        if any(drafts):
+            logits = self._loop.append(fed, keep=max(map(len, fed)))
+        else:
+            logits = self._loop.step([row[0] for row in fed])[:, None]
         for request, token in zip(self.requests, tokens, strict=True):
             request.row.tokens.append(token)
         return logits
+
+    def settle(self) -> None:
+        """Take out of the cache what was drafted and is not part of its row."""
+        if self._loop is None:
+            return
+        history = self._loop.history
+        lengths = [len(request.row.tokens) for request in self.requests]
+        lengths += map(len, history[len(lengths) :])
+        if any(len(past) > length for past, length in zip(history, lengths, strict=True)):
+            self._loop.trim(lengths)
 
     def drop(self) -> list[Request]:
         """Forget all that was computed, and return whose it was."""

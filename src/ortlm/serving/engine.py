@@ -32,6 +32,7 @@ from ortlm.errors import BadOption, ContextFull, Error, Overloaded, ShutDown, Ti
 from ortlm.runtime.engine.decode_loop import CHUNK_TOKENS, Loop
 from ortlm.runtime.engine.token_ids import common_prefix_length
 from ortlm.runtime.generation.finish import FinishReason
+from ortlm.runtime.generation.speculative import Lookup
 from ortlm.runtime.generation.stream import Step
 from ortlm.runtime.language_model import LanguageModel
 from ortlm.runtime.sampling.settings import Options, Settings
@@ -56,8 +57,13 @@ _LEAST_CHUNK = 32
 _ROWS_SHARE, _PREFIX_SHARE = 4, 8
 # A batch that failed is computed again row by row; what fails so often is at fault itself.
 _MOST_FAILURES = 2
+# A step of so many tokens, drafts included, still costs little more than one without them.
+_MOST_TOGETHER = 16
 # Of EngineStats: what only grows.
-_TOTALS = ("prompt_tokens", "cached_tokens", "new_tokens", "steps", "preempted", "batch_failures")
+_TOTALS = (
+    "prompt_tokens", "cached_tokens", "new_tokens", "steps", "preempted", "batch_failures",
+    "drafted_tokens", "accepted_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ class EngineOptions:
     ``prefix_bytes``: memory for the prefixes of earlier requests, by default an eighth of it, 0 for none.
     ``reuse_answers``: prefixes hold answers too, so that the next turn of a chat reads only what is new; their
     tokens were computed one by one, which rounds in another way than a prompt of the same text.
+    ``lookup``: what followed the same words before is drafted, and a step checks it, as far as there is room;
+    answers stay the same within rounding.
     ``seconds``: a request that takes longer, its waiting included, ends with TimedOut; None is no limit.
 
     Raises BadOption for values out of range.
@@ -84,6 +92,7 @@ class EngineOptions:
     prefix_bytes: int | None = None
     reuse_answers: bool = True
     seconds: float | None = None
+    lookup: bool = False
 
     def __post_init__(self) -> None:
         least = {"batch": 1, "queue": 0, "chunk_tokens": 1, "cache_tokens": 2, "prefix_bytes": 0}
@@ -105,6 +114,7 @@ class EngineStats:
 
     ``cache_tokens`` are in the rows of at most ``most_cache_tokens``; ``prefix_bytes`` are kept. ``preempted``
     requests lost their row to others and were computed again; ``batch_failures`` are runs of a batch that failed.
+    ``accepted_tokens`` are those of the ``drafted_tokens`` that the model chose too.
     """
 
     running: int = 0
@@ -119,6 +129,8 @@ class EngineStats:
     steps: int = 0
     preempted: int = 0
     batch_failures: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     def after(self, earlier: EngineStats) -> EngineStats:
         """Return these figures, with what an ``earlier`` engine has done added to the totals."""
@@ -218,6 +230,8 @@ class Engine:
             seconds=self.options.seconds,
             wake=self._wake,
         )
+        if self.options.lookup:
+            request.lookup = Lookup()
         if lm.vision_encoder is not None:
             self._begin_prefill(request)
         with self._changed:
@@ -540,8 +554,9 @@ class Engine:
             if not batch.requests:
                 del self._batches[key]
                 continue
+            drafts = self._drafts(batch)
             try:
-                logits = batch.step()
+                logits = batch.step(drafts)
             except BaseException as error:
                 _check_survivable(error)
                 self._recompute(key, error)
@@ -551,7 +566,7 @@ class Engine:
             for row in range(len(batch.requests) - 1, -1, -1):
                 request = batch.requests[row]
                 if (
-                    not self._next(request, logits[row])
+                    not self._take(request, drafts[row] if drafts else (), logits[row])
                     and self._is_long(len(request.row.tokens) + 1) != key[1]
                 ):
                     # Everything so far is rotated by another table from here on, and so it is prompt.
@@ -559,6 +574,39 @@ class Engine:
                     request.prompt_length = len(request.row.tokens) + 1
                     request.lose_row()
                     self._prefilling.append(request)
+            if drafts:
+                batch.settle()
+
+    def _drafts(self, batch: Batch) -> list[list[int]]:
+        """Return what may follow each request's next token, as long as a step has room for it; [] for nothing."""
+        room = _MOST_TOGETHER - len(batch.requests)
+        room = min(room, self._most_tokens - self._tokens() - len(batch.requests))
+        if not self.options.lookup or room < 1 or not batch.takes_drafts:
+            return []
+        drafts: list[list[int]] = []
+        for request in batch.requests:
+            found = None
+            if request.lookup is not None and not request.replayed and room > 0:
+                found = request.stream.generator.draft(request.lookup)
+            drafts.append([] if found is None else list(found.tokens[:room]))
+            room -= len(drafts[-1])
+        self._totals["drafted_tokens"] += sum(map(len, drafts))
+        return drafts if any(drafts) else []
+
+    def _take(self, request: Request, draft: Sequence[int], logits: NDArray[np.float32]) -> bool:
+        """Let ``request`` choose tokens by the last rows of ``logits`` [K, V], as long as they are those drafted.
+
+        Return whether that was its last.
+        """
+        for after, expected in zip(logits[len(logits) - 1 - len(draft) :], [*draft, None], strict=True):
+            if self._next(request, after):
+                return True
+            if request.next_token != expected:
+                break
+            # The loop has seen it already.
+            request.row.tokens.append(request.next_token)
+            self._totals["accepted_tokens"] += 1
+        return False
 
     def _next(self, request: Request, logits: NDArray[np.float32]) -> bool:
         """Let ``request`` choose its next token by ``logits`` [V]; return whether that was its last."""

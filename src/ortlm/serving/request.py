@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from ortlm.errors import Error
 from ortlm.runtime.generation.finish import FinishReason
+from ortlm.runtime.generation.speculative import Lookup
 from ortlm.runtime.generation.stream import Generation, Step, Stream, Timings
 from ortlm.runtime.sampling.logprobs import TokenLogprob
 from ortlm.serving.prefill import Prefill
@@ -58,6 +59,8 @@ class Request:
         # What is to be fed again, one by one as at first, after the row was lost.
         self.replayed: deque[int] = deque()
         self.failures = self.cached_tokens = 0
+        # Guesses what comes next, None if nobody wants that.
+        self.lookup: Lookup | None = None
         self.submitted = time.perf_counter()
         self.deadline = None if seconds is None else self.submitted + seconds
         self.admitted: float | None = None

@@ -138,6 +138,13 @@ class Loop:
         """The length above which another rotation table holds, None if there is only one."""
         return self._switch
 
+    def takes_several(self, rows: int) -> bool:
+        """Whether a run appends several tokens to each of ``rows`` rows and gives the logits after all of them.
+
+        What was appended can then be trimmed at no cost, which states of one size do not allow.
+        """
+        return not self._fixed and self._chunk_of([2] * rows, keep=2) > 1
+
     def use(self, inputs: Mapping[str, DeviceTensor], *, group: str = "adapter") -> None:
         """Let every run from now on read these further inputs, such as the tensors of an adapter.
 

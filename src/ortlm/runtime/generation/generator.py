@@ -645,7 +645,7 @@ class Generator:
             waits = waits or rows.lengths[row] > self._rules.context_tokens
             fresh.append([] if waits else rows.tokens(row, int(self._fed[row])).tolist())
             if self.proposer and reason is None and rows.answer_length(row) and not everything:
-                drafts[row] = self._draft(self.proposer, row)
+                drafts[row] = self.draft(self.proposer, row)
         counts = [len(draft.tokens) if draft else 0 for draft in drafts]
         self.runs += 1
         if not any(counts):
@@ -679,8 +679,8 @@ class Generator:
                 return None
         return tokens
 
-    def _draft(self, proposer: Proposer, row: int) -> Draft | None:
-        """Return what may come next in ``row``, as far as it can be of use."""
+    def draft(self, proposer: Proposer, row: int = 0) -> Draft | None:
+        """Return what ``proposer`` says may come next in ``row``, as far as it can be of use."""
         rows, settings, context = self._rows, self._decoding.settings, self._rules.context_tokens
         limit = answer_limit(settings, prompt_tokens=int(rows.starts[row]), context_tokens=context)
         room = draft_room(
