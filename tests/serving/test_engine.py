@@ -318,11 +318,11 @@ def test_a_batch_that_fails_is_computed_again(lm, monkeypatch):
 
     usual, failures = Batch.step, []
 
-    def step(self):
+    def step(self, drafts=()):
         if len(self.requests) > 1 and not failures:
             failures.append(1)
             raise MemoryError("no memory for once")
-        return usual(self)
+        return usual(self, drafts)
 
     monkeypatch.setattr(Batch, "step", step)
     wanted = [lm.generate(text, max_new_tokens=8, reuse_cache=False) for text in TEXTS]
@@ -337,7 +337,7 @@ def test_a_batch_that_always_fails_ends_its_requests_only(lm, monkeypatch):
     from ortlm.serving.batch import Batch
 
     with monkeypatch.context() as patched, Engine(lm) as engine:
-        patched.setattr(Batch, "step", lambda self: (_ for _ in ()).throw(MemoryError("never enough")))
+        patched.setattr(Batch, "step", lambda *_: (_ for _ in ()).throw(MemoryError("never enough")))
         with pytest.raises(Error, match="never enough"):
             engine.submit(lm.encode(TEXTS[0]), max_new_tokens=8).result()
         patched.undo()

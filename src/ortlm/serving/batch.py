@@ -37,7 +37,6 @@ class Batch:
         loop.join(request.row.tokens, states)
         self._loop = loop
         self.requests.append(request)
-        self._fill_up()
 
     def leave(self, request: Request) -> None:
         """Let go of the row of ``request``; the last row takes its place."""
@@ -50,7 +49,6 @@ class Batch:
             self._loop.leave(row)
         if not self.requests:
             self._loop = None
-        self._fill_up()
 
     def states(self, request: Request) -> list[Array]:
         """Return a copy of the states of ``request``, without what was drafted and is not part of its row."""
@@ -74,6 +72,7 @@ class Batch:
         by ``settle`` once it is known which drafts became part of their rows.
         """
         assert self._loop is not None
+        self._fill_up(self._loop)
         tokens = [request.next_token for request in self.requests]
         fed = [[token, *draft] for token, draft in zip(tokens, drafts or [[]] * len(tokens), strict=True)]
         if self._filled_up:
@@ -101,9 +100,8 @@ class Batch:
         requests, self.requests, self._loop, self._filled_up = self.requests, [], None, False
         return requests
 
-    def _fill_up(self) -> None:
-        loop = self._loop
-        if loop is None or not self._even or len(self.requests) % 2 == 0:
+    def _fill_up(self, loop: Loop) -> None:
+        if self._filled_up or not self._even or len(self.requests) % 2 == 0:
             return
         history = self.requests[-1].row.tokens
         states = loop.row(len(self.requests) - 1)
