@@ -44,7 +44,7 @@ ALLOWED = {
     "builder.verification": {"builder", "evaluation", "layerwise"},
     "builder.bit_allocation": {"artifact", "builder", "evaluation", "graph", "layerwise", "quant", "runtime"},
     "runtime": {"artifact", "tokenization"},
-    "lm_eval": {"runtime"},
+    "lm_eval": {"runtime", "serving"},
     "genai": {"artifact", "runtime"},
     "serving": {"runtime"},
     "evaluation": {"artifact", "cluster", "layerwise", "runtime"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -230,18 +230,39 @@ class ArtifactModel:
 
         Raises BadOption for one of those that is not known.
         """
-        answers = [""] * len(requests)
         pairs = [request.args for request in requests]
-        for group in self._batches(pairs):
-            options = _options(dict(pairs[group[0]][1]))
-            stops = options.get("stop", [])
-            new = min(options["max_new_tokens"], self.max_length - 1)
-            options["max_new_tokens"] = new
-            prompts = [self.tok_encode(pairs[i][0])[-(self.max_length - new) :] for i in group]
-            for i, made in zip(group, self.lm.generate_batch(prompts, **options), strict=True):
-                answers[i] = self._answer(made.token_ids, stops)
-                self.cache_hook.add_partial("generate_until", pairs[i], answers[i])
+        asked = []
+        for text, given in pairs:
+            options = _options(dict(given))
+            new = options["max_new_tokens"] = min(options["max_new_tokens"], self.max_length - 1)
+            asked.append((self.tok_encode(text)[-(self.max_length - new) :], options))
+        # On a device the rows of a group stay together: each that joins alone would be copied there and back.
+        made = self._served(asked) if self.lm.session.memory.is_host else self._grouped(asked)
+        answers = []
+        for pair, (_, options), tokens in zip(pairs, asked, made, strict=True):
+            answers.append(self._answer(tokens, options.get("stop", [])))
+            self.cache_hook.add_partial("generate_until", pair, answers[-1])
         return answers
+
+    def _served(self, asked: Sequence[tuple[list[int], dict[str, Any]]]) -> Iterator[Sequence[int]]:
+        """Yield the tokens of each answer; when one has ended, the next takes its place."""
+        from ortlm.serving.engine import Engine, EngineOptions
+
+        # Tokens of answers round in another way than prompts: answers must not depend on the order.
+        options = EngineOptions(batch=self.batch_size, queue=len(asked), reuse_answers=False)
+        with Engine(self.lm, options) as engine:
+            running = [engine.submit(prompt, **wanted) for prompt, wanted in asked]
+            for request in running:
+                yield request.result().token_ids
+
+    def _grouped(self, asked: Sequence[tuple[list[int], dict[str, Any]]]) -> Iterator[Sequence[int]]:
+        """Yield the tokens of each answer, computed in groups of the same options and like lengths."""
+        found: dict[int, Sequence[int]] = {}
+        for group in self._batches([(prompt, wanted) for prompt, wanted in asked]):
+            prompts = [asked[i][0] for i in group]
+            for i, made in zip(group, self.lm.generate_batch(prompts, **asked[group[0]][1]), strict=True):
+                found[i] = made.token_ids
+        yield from (found[i] for i in range(len(asked)))
 
     def _batches(self, pairs: Sequence[tuple[Any, ...]]) -> list[list[int]]:
         """Return the numbers of ``pairs`` of prompt and options in groups of the same options, by length."""

@@ -177,11 +177,11 @@ def test_drafts_change_no_answer(build, name, options):
             same(request.result(), expected)
         stats = engine.stats()
     assert stats.batch_failures == 0
-    # States that cannot be rewound take no drafts.
-    assert bool(stats.drafted_tokens) != bool(lm.fixed_states)
+    # States that cannot be rewound at no cost take no drafts.
+    assert bool(stats.drafted_tokens) != bool(lm.fixed_states or options.window_cache)
     assert stats.accepted_tokens <= stats.drafted_tokens
     # Of tokens that nothing was trained to repeat, few models repeat any.
-    assert name not in ("llama", "gemma3") or stats.accepted_tokens > 0
+    assert name != "llama" or stats.accepted_tokens > 0
 
 
 def test_drafts_within_a_form_and_after_processors(tiny, tmp_path):

@@ -141,8 +141,10 @@ class Loop:
     def takes_several(self, rows: int) -> bool:
         """Whether a run appends several tokens to each of ``rows`` rows and gives the logits after all of them.
 
-        What was appended can then be trimmed at no cost, which states of one size do not allow.
+        What was appended can then be trimmed at no cost, which states of one size and windows do not allow.
         """
+        if any(state.window is not None for state in self._graph.states):
+            return False
         return not self._fixed and self._chunk_of([2] * rows, keep=2) > 1
 
     def use(self, inputs: Mapping[str, DeviceTensor], *, group: str = "adapter") -> None:
