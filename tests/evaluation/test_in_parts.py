@@ -19,12 +19,11 @@ CHUNKS = [np.arange(3, 23), np.arange(40, 20, -1)]
 
 # A router's near ties fall either way where weights are rounded.
 FAMILIES = [
-    *((family, "fp32") for family in ("phimoe", "gpt-oss")),
-    *(
-        (family, precision)
-        for family in ("phi3-longrope", "gemma2", "gemma3", "lfm2", "qwen3.5", "granite4-h")
-        for precision in ("fp32", "int4")
-    ),
+    ("phimoe", "fp32"),
+    ("gpt-oss", "fp32"),
+    ("phi3-longrope", "int4"),
+    ("gemma3", "int4"),
+    ("qwen3.5", "int4"),
 ]
 
 
@@ -34,11 +33,10 @@ def test_parts_compute_what_the_whole_computes(build: Build, family: str, precis
     whole = ArtifactSource(artifact.path, 1, "cpu")
     whole.open(CHUNKS)
     expected = np.stack([whole.logits(number) for number in range(2)])
-    for size in (1, 20_000, 1 << 30):
-        parts = PartsSource(artifact, 1, part_bytes=size)
-        parts.open(CHUNKS)
-        found = np.stack([parts.logits(number) for number in range(2)])
-        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    parts = PartsSource(artifact, 1, part_bytes=50_000)
+    parts.open(CHUNKS)
+    found = np.stack([parts.logits(number) for number in range(2)])
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_a_part_has_few_weights(build: Build) -> None:
