@@ -170,7 +170,7 @@ def test_answers_do_not_say_where_files_are(
 
     for error in (BadArtifact("/secret/model.onnx is missing."), OSError("/secret/model.onnx")):
 
-        def step(_: Batch, error: Exception = error) -> Any:
+        def step(*_: Any, error: Exception = error) -> Any:
             raise error
 
         for stream in (False, True):
@@ -390,11 +390,11 @@ def test_an_error_in_the_middle_of_a_stream(live: Running, monkeypatch: pytest.M
 
     usual, count = Batch.step, []
 
-    def step(self: Batch) -> Any:
+    def step(self: Batch, *drafts: Any) -> Any:
         count.append(1)
         if len(count) > 3:
             raise MemoryError("never enough")
-        return usual(self)
+        return usual(self, *drafts)
 
     monkeypatch.setattr(Batch, "step", step)
     body = {"prompt": "import os", "max_tokens": 50, "stream": True, "ignore_eos": True}
