@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ortlm._utils.limits import MOST_ROWS, MOST_THREADS
 from ortlm.cli import DONE, Subparsers, output
-from ortlm.cli.machine import add_machine, add_ray, device_of
+from ortlm.cli.machine import add_cache, add_machine, add_ray, device_of, prefix_bytes_of
 from ortlm.cli.progress import Bars, Pace
 from ortlm.cli.settings import check_count
 from ortlm.cli.signals import interrupting
@@ -59,18 +59,7 @@ def add_parser(subparsers: Subparsers) -> None:
     work.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="requests that run at once (default: 16)"
     )
-    work.add_argument(
-        "--cache-tokens",
-        type=int,
-        metavar="N",
-        help="tokens of all running requests (default: a quarter of memory)",
-    )
-    work.add_argument(
-        "--prefix-cache",
-        type=int,
-        metavar="MB",
-        help="memory for prefixes of earlier requests (default: an eighth)",
-    )
+    add_cache(work)
     work.add_argument(
         "--timeout", type=float, metavar="S", help="longest time of a request (default: no limit)"
     )
@@ -107,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         batch=args.batch_size,
         cache_tokens=args.cache_tokens,
-        prefix_bytes=None if args.prefix_cache is None else args.prefix_cache << 20,
+        prefix_bytes=prefix_bytes_of(args),
         seconds=args.timeout,
         retries=args.retries,
         remote_images=args.remote_images,

@@ -31,6 +31,27 @@ def add_device(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_cache(group: argparse._ActionsContainer) -> None:
+    """Add the options that bound the memory of requests that run together."""
+    group.add_argument(
+        "--cache-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of all running requests (default: a quarter of memory)",
+    )
+    group.add_argument(
+        "--prefix-cache",
+        type=int,
+        metavar="MB",
+        help="memory for prefixes of earlier requests (default: an eighth)",
+    )
+
+
+def prefix_bytes_of(args: argparse.Namespace) -> int | None:
+    """Return --prefix-cache in bytes, None without it."""
+    return None if args.prefix_cache is None else args.prefix_cache << 20
+
+
 def add_ray(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the option that names a cluster, and return its group."""
     group = parser.add_argument_group("cluster")

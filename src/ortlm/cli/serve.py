@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ortlm.cli import Subparsers
-from ortlm.cli.machine import add_machine, add_ray, device_of
+from ortlm.cli.machine import add_cache, add_machine, add_ray, device_of, prefix_bytes_of
 from ortlm.cli.output import tell
 from ortlm.cli.settings import check_count
 from ortlm.cluster.connection import import_ray
@@ -71,18 +71,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--stall", type=float, default=0.25, metavar="S",
         help="about how long a chunk of a prompt keeps others waiting (default: 0.25 seconds)",
     )  # fmt: skip
-    work.add_argument(
-        "--cache-tokens",
-        type=int,
-        metavar="N",
-        help="tokens of all running requests (default: a quarter of memory)",
-    )
-    work.add_argument(
-        "--prefix-cache",
-        type=int,
-        metavar="MB",
-        help="memory for prefixes of earlier requests (default: an eighth)",
-    )
+    add_cache(work)
     work.add_argument(
         "--lookup",
         action="store_true",
@@ -159,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
             queue=args.queue,
             stall_seconds=args.stall,
             cache_tokens=args.cache_tokens,
-            prefix_bytes=None if args.prefix_cache is None else args.prefix_cache << 20,
+            prefix_bytes=prefix_bytes_of(args),
             seconds=args.timeout,
             lookup=args.lookup,
         ),
