@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ortlm._utils.limits import MOST_ROWS, MOST_THREADS
 from ortlm.cli import DONE, Subparsers, output
-from ortlm.cli.machine import add_cache, add_machine, add_ray, device_of, prefix_bytes_of
+from ortlm.cli.machine import MOST_MEGABYTES, add_cache, add_machine, add_ray, device_of, prefix_bytes_of
 from ortlm.cli.progress import Bars, Pace
 from ortlm.cli.settings import check_count
 from ortlm.cli.signals import interrupting
@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer the requests."""
     check_count("--limit", args.limit, 1 << 40)
     check_count("--batch-size", args.batch_size, MOST_ROWS)
+    check_count("--prefix-cache", args.prefix_cache, MOST_MEGABYTES, least=0)
     check_count("--retries", args.retries, 100, least=0)
     check_count("--threads", args.threads, MOST_THREADS)
     try:

@@ -7,6 +7,9 @@ from typing import Any
 
 from ortlm.errors import BadOption
 
+# For --prefix-cache: more is a mistake.
+MOST_MEGABYTES = 1 << 24
+
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where to compute."""

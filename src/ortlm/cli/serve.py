@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ortlm.cli import Subparsers
-from ortlm.cli.machine import add_cache, add_machine, add_ray, device_of, prefix_bytes_of
+from ortlm.cli.machine import MOST_MEGABYTES, add_cache, add_machine, add_ray, device_of, prefix_bytes_of
 from ortlm.cli.output import tell
 from ortlm.cli.settings import check_count
 from ortlm.cluster.connection import import_ray
@@ -117,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve."""
     _check_cluster(args)
     check_count("--max-body", args.max_body, 4096)
+    check_count("--prefix-cache", args.prefix_cache, MOST_MEGABYTES, least=0)
     keys = _keys(args)
     if not 0 <= args.port <= 65535:
         raise BadOption(f"--port must be from 0 to 65535, found {args.port}.")
