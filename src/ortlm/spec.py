@@ -415,6 +415,24 @@ class Pooled:
 
 
 @dataclass(frozen=True, slots=True)
+class PanAndScan:
+    """How a long image is cut along its longer side into crops that the decoder sees as images of their own.
+
+    An image whose longer side is at least ``ratio`` times the shorter is cut, into at most ``crops`` crops of
+    about a square each, unless a side of a crop had fewer than ``smallest`` pixels. In the text ``before`` comes
+    before the whole image, ``between`` after it, and ``separator`` between crops. All but the texts are what the
+    publisher's settings may change.
+    """
+
+    smallest: int
+    crops: int
+    ratio: float
+    before: str
+    between: str
+    separator: str
+
+
+@dataclass(frozen=True, slots=True)
 class ImagePrompt:
     """What stands for an image in a text, and what tokens it becomes.
 
@@ -440,6 +458,7 @@ class Vision:
     ``prompt.token`` (-1 if there is none), ``start`` that of a token that always comes before an image's.
     ``mutual``: tokens of an image attend to each other both ways. ``pixels`` are the least and the most that an
     image of any size is resized to, unless the publisher says otherwise; an encoder of one size has none.
+    ``pan_and_scan``: long images may be cut into images.
     """
 
     encoder: Encoder | WindowedEncoder
@@ -452,6 +471,7 @@ class Vision:
     start: int = -1
     mutual: bool = False
     pixels: tuple[int, int] | None = None
+    pan_and_scan: PanAndScan | None = None
 
 
 @dataclass(frozen=True, slots=True)

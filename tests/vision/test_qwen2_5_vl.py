@@ -75,7 +75,7 @@ def test_pixels_and_features(made: tuple[Path, Any], lm: ortlm.LanguageModel, si
     assert [1, *grid] == wanted["image_grid_thw"][0].tolist()
     with torch.no_grad():
         features = made[1].model.get_image_features(**wanted).pooler_output[0]
-    assert relative_error(lm.vision_encoder.read(image).features, features.numpy()) < 1e-5
+    assert relative_error(lm.vision_encoder.read(image)[0].features, features.numpy()) < 1e-5
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])

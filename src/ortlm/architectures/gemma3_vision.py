@@ -16,6 +16,7 @@ from ortlm.spec import (
     Encoder,
     ImagePrompt,
     Norm,
+    PanAndScan,
     Pooled,
     Source,
     Sources,
@@ -127,6 +128,14 @@ def _vision(c: Config, encoder: Encoder) -> Vision:
         std=(0.5, 0.5, 0.5),
         token=c.integer("image_token_index", c.integer("image_token_id", 262_144)),
         mutual=True,
+        pan_and_scan=PanAndScan(
+            smallest=256,
+            crops=4,
+            ratio=1.2,
+            before="Here is the original image ",
+            between=" and here are some crops to help you see better ",
+            separator=" ",
+        ),
     )
 
 

@@ -67,6 +67,13 @@ _PATCHES: Mapping[str, Field] = {
     "least": integer(1, 1 << 40),
     "most": integer(1, 1 << 40),
 }
+_PAN_AND_SCAN: Mapping[str, Field] = {
+    "smallest": integer(1, 65_535),
+    "ratio": number(0, 1e6),
+    "before": text(longest=1_000),
+    "between": text(longest=1_000),
+    "separator": text(longest=1_000),
+}
 _IMAGES: Mapping[str, Field] = {
     "side": integer(1, 65_535),
     "mean": _channels,
@@ -81,6 +88,7 @@ _IMAGES: Mapping[str, Field] = {
     "separate": one_of(True, False, default=False),
     "patches": table(_PATCHES, unknown="refuse", default=None),
     "positions": one_of(TEXT, GRID, default=TEXT),
+    "pan_and_scan": table(_PAN_AND_SCAN, unknown="refuse", default=None),
 }
 _MANIFEST: Mapping[str, Field] = {
     "graphs": object_of(table(_GRAPH, unknown="keep"), most=100),

@@ -104,6 +104,22 @@ class Patches:
     most: int
 
 
+@dataclass(frozen=True, slots=True)
+class PanAndScan:
+    """How a long image is cut along its longer side into crops, which are images of their own in the text.
+
+    An image whose longer side is at least ``ratio`` times the shorter is cut, into crops of about a square each,
+    unless a side of a crop had fewer than ``smallest`` pixels. ``before`` comes before the whole image,
+    ``between`` after it, and ``separator`` between crops.
+    """
+
+    smallest: int
+    ratio: float
+    before: str
+    between: str
+    separator: str
+
+
 # What a token's position is: how many tokens come before it; or, of an image's tokens, three: time, row and
 # column, counted from where the image begins, after which the text goes on as if it had as many tokens as its
 # longer side.
@@ -120,7 +136,8 @@ class Images:
     ``tag`` stands for it in a text, with its number from 1 in place of ``{}``; ``before`` and ``after`` are
     put around its tokens, for which ``token`` is written once. With ``separate`` the texts between images
     are tokenized one by one instead, each with the tokenizer's special tokens. With ``patches`` an image is of any
-    size, and its sides are multiples of ``side``. ``positions`` is "text" or "grid", see ``GRID``.
+    size, and its sides are multiples of ``side``. ``positions`` is "text" or "grid", see ``GRID``. With
+    ``pan_and_scan`` every view has ``tokens`` tokens, and crops come after the whole image as images of their own.
     """
 
     side: int
@@ -136,6 +153,12 @@ class Images:
     separate: bool = False
     patches: Patches | None = None
     positions: str = TEXT
+    pan_and_scan: PanAndScan | None = None
+
+    @property
+    def tiled(self) -> bool:
+        """Whether the view of an image and its crops become one sequence of tokens, see ``tokens_of``."""
+        return self.crops > 0 and self.pan_and_scan is None
 
     def tokens_of(self, high: int, wide: int) -> int:
         """Return how many tokens an image has that was cut into crops, ``high`` by ``wide`` pixels together."""

@@ -19,6 +19,7 @@ from ortlm.artifact.manifest import (
     Graph,
     Images,
     Manifest,
+    PanAndScan,
     Patches,
     State,
     Variant,
@@ -128,8 +129,11 @@ def _images(found: dict[str, Any] | None) -> Images | None:
         patches.size * patches.merge != found["side"] or patches.least > patches.most
     ):
         raise ValueError("the numbers of images.patches do not agree with each other and with images.side")
+    scan = None if found["pan_and_scan"] is None else PanAndScan(**found["pan_and_scan"])
+    if scan is not None and not found["tokens"]:
+        raise ValueError("images has pan_and_scan, but no tokens")
     three = {key: tuple(found[key]) for key in ("mean", "std")}
-    images = Images(**{**found, **three, "patches": patches})
+    images = Images(**{**found, **three, "patches": patches, "pan_and_scan": scan})
     if not (images.crops or images.tokens or images.patches):
         raise ValueError("images has neither crops nor tokens nor patches")
     return images

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ortlm.artifact import GRID, MOST_CROPS, TEXT, Images, Patches
+from ortlm import spec
+from ortlm.artifact import GRID, MOST_CROPS, TEXT, Images, PanAndScan, Patches
 from ortlm.checkpoint.reader import Checkpoint
 from ortlm.errors import BadCheckpoint, UnsupportedModel
 from ortlm.spec import Architecture, Decoder, Pooled, Tiles, Vision, WindowedEncoder
@@ -17,14 +18,14 @@ from ortlm.spec import Architecture, Decoder, Pooled, Tiles, Vision, WindowedEnc
 _FILE, _NEW_FILE, _NEW_KEY = "preprocessor_config.json", "processor_config.json", "image_processor"
 # More pixels than any image has.
 _MOST_PIXELS = 1 << 40
-_BICUBIC = 3
+_MOST_SIDE = 65_535
+_BILINEAR, _BICUBIC = 2, 3
 # What is done to every image, and what to none.
 _STEPS = {
     "do_resize": True,
     "do_rescale": True,
     "do_normalize": True,
     "rescale_factor": 1 / 255,
-    "do_pan_and_scan": False,
 }
 
 
@@ -45,6 +46,8 @@ def image_settings(checkpoint: Checkpoint, architecture: Architecture) -> Images
     )
     if min(std) <= 0:
         raise BadCheckpoint(f'{path}: "image_std" is {list(std)}, expected numbers above 0.')
+    if vision.pan_and_scan is None:
+        _expect(settings, path, {"do_pan_and_scan": False})
     crops = settings.get("num_crops", vision.crops) if vision.crops else 0
     if not isinstance(crops, int) or isinstance(crops, bool) or not 0 <= crops <= MOST_CROPS:
         raise BadCheckpoint(f'{path}: "num_crops" is {crops!r}, expected a number from 1 to {MOST_CROPS}.')
@@ -63,8 +66,13 @@ def image_settings(checkpoint: Checkpoint, architecture: Architecture) -> Images
     if isinstance(encoder, WindowedEncoder):
         patches = _patches(vision, encoder, settings, path)
         return replace(images, side=patches.size * patches.merge, patches=patches)
+    if isinstance(projector, Pooled):
+        side = {"height": encoder.side, "width": encoder.side}
+        _expect(settings, path, {"resample": _BILINEAR, "size": side})
     merge = projector.merge if isinstance(projector, Tiles) else 1
     tokens = projector.tokens**2 if isinstance(projector, Pooled) else 0
+    if vision.pan_and_scan is not None:
+        images = _pan_and_scan(images, vision.pan_and_scan, settings, path)
     return replace(images, side=encoder.side, merged=encoder.grid // merge, tokens=tokens)
 
 
@@ -116,6 +124,36 @@ def _patches(vision: Vision, encoder: WindowedEncoder, settings: Mapping[str, An
     if least > most:
         raise BadCheckpoint(f'{path}: "min_pixels" is {least}, more than "max_pixels" ({most}).')
     return Patches(encoder.patch, encoder.merge, encoder.frames, least, most)
+
+
+def _pan_and_scan(images: Images, usual: spec.PanAndScan, settings: Mapping[str, Any], path: Path) -> Images:
+    """Return ``images`` that are cut as the settings say, or as is usual where they leave it open."""
+
+    def setting(key: str, usual: float, wanted: str, fits: Callable[[float], bool]) -> Any:
+        found = settings.get(key)
+        found = usual if found is None else found
+        if not isinstance(found, int | float) or isinstance(found, bool) or not fits(found):
+            raise BadCheckpoint(f'{path}: "{key}" is {found!r}, expected {wanted}.')
+        return found
+
+    on = settings.get("do_pan_and_scan")
+    if on is not None and not isinstance(on, bool):
+        raise BadCheckpoint(f'{path}: "do_pan_and_scan" is {on!r}, expected true or false.')
+    at = "pan_and_scan_"
+    smallest = setting(
+        f"{at}min_crop_size", usual.smallest, f"a number of pixels from 1 to {_MOST_SIDE}", _whole(_MOST_SIDE)
+    )
+    crops = setting(f"{at}max_num_crops", usual.crops, f"a number from 1 to {MOST_CROPS}", _whole(MOST_CROPS))
+    ratio = setting(
+        f"{at}min_ratio_to_activate", usual.ratio, "a ratio from 0 to a million", lambda r: 0 <= r <= 1e6
+    )
+    scan = PanAndScan(smallest, float(ratio), usual.before, usual.between, usual.separator)
+    return replace(images, crops=crops if on else 0, pan_and_scan=scan)
+
+
+def _whole(most: int) -> Callable[[float], bool]:
+    """Return what tells whole numbers from 1 to ``most``."""
+    return lambda number: isinstance(number, int) and 1 <= number <= most
 
 
 def _three(value: object, what: str) -> tuple[float, float, float]:

@@ -458,7 +458,7 @@ def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifes
             image_start=-1 if vision is None else vision.start,
         ),
     }
-    if manifest.images is not None and (manifest.images.crops or manifest.images.patches):
+    if manifest.images is not None and (manifest.images.tiled or manifest.images.patches):
         texts[PROCESSOR_FILE] = processor_config(manifest.images)
     texts |= model.tokenizer.texts
     if plain != checkpoint.json("tokenizer_config.json"):

@@ -13,7 +13,7 @@ import numpy as np
 
 from ortlm.errors import BadOption
 from ortlm.runtime.multimodal.image_loading import ImageSource
-from ortlm.runtime.multimodal.image_tags import flatten, image_of, split
+from ortlm.runtime.multimodal.image_tags import flatten, image_of, placeholder, split
 from ortlm.runtime.multimodal.vision_encoder import VisionEncoder
 from ortlm.runtime.text.tokenizer import Tokenizer
 from ortlm.runtime.text.types import Message
@@ -117,15 +117,17 @@ class Prompts:
         seen = [encoder.read(source, num_crops) for source in sources]
         ids: list[int] = []
         if images.separate:
-            for part, image in zip(texts, [*seen, None], strict=True):
+            for part, views in zip(texts, [*seen, []], strict=True):
                 ids += self.tokenizer.encode(part, add_special_tokens=special)
-                ids += image.ids if image else []
+                ids += [token for image in views for token in image.ids]
             return ids
         # One token of the tokenizer's marks the place of all of an image's.
-        mark = f"{images.before}{images.token}{images.after}"
-        left = iter(seen)
+        text = texts[0] + "".join(
+            placeholder(images, len(views)) + part for views, part in zip(seen, texts[1:], strict=True)
+        )
+        left = (image for views in seen for image in views)
         place = self.tokenizer.token_id(images.token or "")
-        for token in self.tokenizer.encode(mark.join(texts), add_special_tokens=special):
+        for token in self.tokenizer.encode(text, add_special_tokens=special):
             if token != place:
                 ids.append(token)
             elif (image := next(left, None)) is not None:

@@ -22,11 +22,12 @@ import torch
 from PIL import Image, ImageOps, features
 
 from ortlm._version import __version__
+from ortlm.artifact import PanAndScan
 from ortlm.errors import BadImage, BadOption
 from ortlm.runtime.multimodal import image_loading as images
 from ortlm.runtime.multimodal import image_processor
 from ortlm.runtime.multimodal.image_loading import image_key, open_image
-from ortlm.runtime.multimodal.image_processor import hd_crops, hd_size, whole_pixels
+from ortlm.runtime.multimodal.image_processor import hd_crops, hd_size, scanned, whole_pixels
 
 MEAN = [0.48145466, 0.4578275, 0.40821073]
 STD = [0.26862954, 0.26130258, 0.27577711]
@@ -240,6 +241,55 @@ def test_whole_pixels_are_those_of_gemma3(size):
     assert got.dtype == np.float32
     assert got.shape == (1, 3, 224, 224)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+def cut(image, most, smallest, ratio):
+    """Return what is seen of ``image`` with its crops, [views, 3, 56, 56], and what transformers makes of it."""
+    gemma3 = pytest.importorskip("transformers.models.gemma3.image_processing_pil_gemma3")
+    processor = gemma3.Gemma3ImageProcessorPil(
+        size={"height": 56, "width": 56},
+        do_pan_and_scan=True,
+        pan_and_scan_min_crop_size=smallest,
+        pan_and_scan_max_num_crops=most,
+        pan_and_scan_min_ratio_to_activate=ratio,
+    )
+    want = processor(image, return_tensors="np")
+    views = [image, *scanned(image, most=most, scan=PanAndScan(smallest, ratio, "", "", ""))]
+    assert want["num_crops"] == [len(views) - 1]
+    return np.concatenate([whole_pixels(v, side=56, mean=HALF, std=HALF) for v in views]), want[
+        "pixel_values"
+    ]
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        (300, 200), (200, 300), (640, 640), (700, 640), (768, 640), (767, 640), (513, 257), (1300, 300),
+        (300, 1301), (2000, 256), (255, 4000), (1, 5000), (1025, 333), (601, 599), (1023, 1280), (1, 1),
+    ],
+)  # fmt: skip
+def test_pan_and_scan_is_that_of_gemma3(size):
+    got, want = cut(photo(*size), 4, 256, 1.2)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_pan_and_scan_with_any_numbers():
+    rng = np.random.default_rng(3)
+    seen = set()
+    for _ in range(150):
+        width, height = (int(2 ** rng.uniform(3, 9)) for _ in range(2))
+        most = int(rng.integers(1, 7))
+        got, want = cut(photo(width, height), most, int(rng.integers(7, 60)), float(rng.uniform(0.5, 3)))
+        np.testing.assert_array_equal(got, want)
+        seen.add(len(got))
+    assert seen == {1, 2, 3, 4, 5, 6, 7}
+
+
+def test_an_image_without_pixels_for_its_crops():
+    scan = PanAndScan(1, 1.0, "", "", "")
+    with pytest.raises(BadImage, match=r"5 pixels along its longer side.*4 crops of 2.*num_crops"):
+        scanned(photo(5, 1), most=4, scan=scan)
+    assert scanned(photo(5, 1), most=0, scan=scan) == []
 
 
 def pgm(values):

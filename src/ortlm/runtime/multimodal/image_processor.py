@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.artifact import Patches
+from ortlm.artifact import PanAndScan, Patches
 from ortlm.errors import BadImage, BadOption
 
 if TYPE_CHECKING:
@@ -78,6 +78,31 @@ def whole_pixels(
     if side < 1:
         raise BadOption(f"side must be at least 1 pixel, found {side}.")
     return _normalized(image.resize((side, side), Image.Resampling.BILINEAR), mean, std)[None]
+
+
+def scanned(image: Image.Image, *, most: int, scan: PanAndScan) -> list[Image.Image]:
+    """Return the crops, ``most`` at most, that ``scan`` cuts an RGB ``image`` into; none for one that is not long.
+
+    Crops have one size, but for the last, which ends with the image. Raises BadImage if there would be more crops
+    than the image has pixels for.
+    """
+    _check_rgb(image)
+    long, short = max(image.size), min(image.size)
+    if most < 1 or long / short < scan.ratio:
+        return []
+    count = min(most, max(2, min(long // scan.smallest, math.floor(long / short + 0.5))))
+    length = math.ceil(long / count)
+    if min(length, short) < scan.smallest:
+        return []
+    starts = range(0, length * count, length)
+    if starts[-1] >= long:
+        raise BadImage(
+            f"the image has {long} pixels along its longer side, which do not make {count} crops of {length}. "
+            "Allow fewer crops with num_crops."
+        )
+    wide = image.width >= image.height
+    ends = [(at, min(at + length, long)) for at in starts]
+    return [image.crop((at, 0, to, short) if wide else (0, at, short, to)) for at, to in ends]
 
 
 def patch_grid(width: int, height: int, patches: Patches) -> tuple[int, int]:

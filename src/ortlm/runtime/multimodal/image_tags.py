@@ -45,6 +45,15 @@ def split(text: str, images: Images, count: int) -> list[str]:
     return [*texts, text[at:]]
 
 
+def placeholder(images: Images, views: int) -> str:
+    """Return the text of an image with ``views``, itself and its crops; each is ``images.token`` in it."""
+    one = f"{images.before}{images.token}{images.after}"
+    scan = images.pan_and_scan
+    if views == 1 or scan is None:
+        return one
+    return f"{scan.before}{one}{scan.between}{scan.separator.join([one] * (views - 1))}"
+
+
 _KINDS = ("image", "image_url", "input_image")
 
 

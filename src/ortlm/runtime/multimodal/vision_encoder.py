@@ -36,6 +36,7 @@ from ortlm.runtime.multimodal.image_processor import (
     hd_size,
     patch_grid,
     patch_pixels,
+    scanned,
     whole_pixels,
 )
 
@@ -86,25 +87,42 @@ class VisionEncoder:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def read(self, source: ImageSource, crops: int | None = None) -> EncodedImage:
+    def read(self, source: ImageSource, crops: int | None = None) -> list[EncodedImage]:
         """Return what the model sees in ``source``, cut into at most ``crops`` crops.
 
-        Raises BadImage if it cannot be read, BadOption for a number of crops that cannot be.
+        That is one image, and after it its crops where those are images of their own (``pan_and_scan``). Raises
+        BadImage if it cannot be read, BadOption for a number of crops that cannot be, ContextFull for an image
+        that fits into no prompt.
         """
-        images = self.images
-        if crops is not None and not images.crops:
+        images, scan = self.images, self.images.pan_and_scan
+        if crops is not None and not (images.tiled or scan):
             raise BadOption("num_crops does not apply: this model sees images as a whole.")
-        if crops is not None and not 1 <= crops <= MOST_CROPS:
-            raise BadOption(f"num_crops must be 1 to {MOST_CROPS}; got {crops}.")
+        least = 0 if scan else 1
+        if crops is not None and not least <= crops <= MOST_CROPS:
+            raise BadOption(f"num_crops must be {least} to {MOST_CROPS}; got {crops}.")
         most = images.crops if crops is None else crops
         image = open_image(source, allow=self._allow)
         if images.patches is not None:
-            return self._read_patches(image, images.patches)
+            return [self._read_patches(image, images.patches)]
+        if scan is None:
+            return [self._read_whole(image, most)]
+        views = [image, *scanned(image, most=most, scan=scan)]
+        limit = self._context or sys.maxsize
+        if len(views) * images.tokens >= limit:
+            raise ContextFull(
+                f"the image has {len(views) * images.tokens} tokens with its {len(views) - 1} crops, but a prompt "
+                f"holds fewer than {limit}. Allow fewer crops with num_crops."
+            )
+        return [self._read_whole(view, 0) for view in views]
+
+    def _read_whole(self, image: Image.Image, most: int) -> EncodedImage:
+        """Return what the model sees in an image of which it knows one view, or that and ``most`` crops."""
+        images = self.images
         key = f"{image_key(image)} {most}"
         known = self._found(key, image_number(key))
         if known is not None:
             return known
-        if images.crops:
+        if images.tiled:
             self.check_crops(*image.size, most)
             pixels, size = hd_crops(image, most=most, side=images.side, mean=images.mean, std=images.std)
             return self.add(key, pixels[None], size)
