@@ -16,7 +16,8 @@ from ortlm.builder.options import BuildOptions
 from ortlm.builder.planning import prepare
 from ortlm.builder.request import BuildRequest
 from ortlm.calibration import run as calibration
-from ortlm.calibration.dataset import Reader, _draw, read_rows
+from ortlm.calibration.dataset import Reader, _draw, read_rows, write_rows
+from ortlm.calibration.openings import OPENINGS
 from ortlm.errors import BadOption
 from ortlm.layerwise.reference import open_reference
 from ortlm.quant.recipe import Rule
@@ -160,6 +161,27 @@ def test_text_of_its_own(tiny: Path, tmp_path: Path, divergence: Callable[[Path]
     assert one.manifest.info["calibration"]["source"] == "text that the model writes itself"
     assert "that the model writes itself" in (one.path / "README.md").read_text(encoding="utf-8")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "rtn", "two"]
+
+
+def test_its_text_continues_openings(tiny: Path, tmp_path: Path) -> None:
+    """Every other row holds two, one after the other, and those of a seed are the same each time."""
+    artifact = ortlm.build(tiny, tmp_path / "fast", options=BuildOptions(recipe="fast"))
+    told: list[int] = []
+    how: Any = {"count": 4, "length": 256, "seed": 3, "threads": 1, "advance": told.append}
+    rows = write_rows(artifact, **how)
+    assert [len(row) for row in rows] == [256] * 4
+    assert sum(told) == 4 * 256
+    tokenizer = ortlm.load(tmp_path / "fast").tokenizer
+    encoded = [tokenizer.encode(opening, add_special_tokens=False)[:64] for opening in OPENINGS]
+
+    def begins(part: np.ndarray) -> list[int]:
+        """Return which openings ``part`` begins with, after a token that begins a text."""
+        ids = part.tolist()
+        return [i for i, o in enumerate(encoded) if o in (ids[: len(o)], ids[1 : 1 + len(o)])]
+
+    assert [begins(row[:128]) for row in rows] == [[3], [], [4], []]
+    assert [len(begins(row[128:])) for row in rows] == [1, 0, 1, 0]
+    assert all(np.array_equal(a, b) for a, b in zip(rows, write_rows(artifact, **how), strict=True))
 
 
 def test_resumed_gives_the_same_bytes(

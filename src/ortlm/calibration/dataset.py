@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ortlm._utils.checked_json import parse
 from ortlm._utils.formatting import printable
 from ortlm.artifact import Artifact
+from ortlm.calibration.openings import OPENINGS
 from ortlm.errors import BadOption
 from ortlm.runtime.language_model import LanguageModel
 from ortlm.runtime.text.chat_template import ChatTemplate
@@ -27,6 +29,8 @@ _CACHE_BYTES = 1 << 30
 _MOST_ROWS = 128
 # Probabilities that are added up at once when a token is drawn.
 _STRETCH = 256
+# So much of an opening is given; the model continues.
+_OPENING_TOKENS = 64
 _LONGEST_LINE = 1 << 26
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
@@ -166,7 +170,8 @@ def write_rows(
 ) -> list[Row]:
     """Return ``count`` rows of ``length`` ids, int64, that a model writes: drawn from its own probabilities.
 
-    Every other row begins as a text does, the rest as a chat in which the model writes both sides; where it ends
+    Every other row continues openings of many kinds and languages, another one from its middle on. The rest are
+    chats in which the model writes both sides, or without a template texts that it begins itself. Where it ends
     one, another begins. ``advance`` is told the tokens that have been written.
     Source of the idea: Liu et al. 2023 (LLM-QAT); Xu et al. 2024 (Magpie) for the user's side of chats.
     """
@@ -206,20 +211,28 @@ class _Writer:
         turns = [encode(part, add_special_tokens=False) for part in (before, after)]
         return turns if all(turns) else None
 
+    def _opening(self, number: int) -> list[int]:
+        """Return the ids of an opening; those after the last one are the first again."""
+        ids = self._lm.tokenizer.encode(OPENINGS[number % len(OPENINGS)], add_special_tokens=False)
+        return [token for token in ids if token < self._lm.vocab_size][:_OPENING_TOKENS]
+
     def write(self, numbers: range, length: int, seed: int, advance: Callable[[int], None]) -> list[Row]:
         random = np.random.default_rng([seed, numbers.start])
         rows: list[list[int]] = [[] for _ in numbers]
         forced: list[list[int]] = [[] for _ in numbers]
-        chats = [self._turns is not None and number % 2 == 1 for number in numbers]
+        continued = [i for i, number in enumerate(numbers) if number % 2 == 0]
+        openings = itertools.count(seed + numbers.start)
         users = [False] * len(numbers)
 
         def begin(i: int) -> None:
             bos = self._lm.manifest.bos_token_id
-            if chats[i] and self._turns is not None:
+            if numbers[i] % 2 and self._turns is not None:
                 users[i], forced[i] = True, list(self._turns[0])
-            elif bos is not None:
-                forced[i] = [bos]
-            else:
+                return
+            forced[i] = [] if bos is None else [bos]
+            if numbers[i] % 2 == 0:
+                forced[i] += self._opening(next(openings))
+            if not forced[i]:
                 forced[i] = [int(random.choice(self._known))]
 
         for i in range(len(numbers)):
@@ -231,6 +244,9 @@ class _Writer:
             for row, token in zip(rows, tokens, strict=True):
                 row.append(int(token))
             advance(len(numbers))
+            if len(rows[0]) == length // 2:
+                for i in continued:
+                    begin(i)
             if len(rows[0]) == length:
                 return [np.array(row, np.int64) for row in rows]
             logits = loop.step(tokens) if len(rows[0]) > 1 else loop.append([[int(t)] for t in tokens])

@@ -85,7 +85,7 @@ class Feedback:
         return spread
 
 
-def feedback(seen: Moments, *, damping: float = 0.03) -> Feedback:
+def feedback(seen: Moments, *, damping: float = 0.2) -> Feedback:
     """Return how errors carry over, given the second moments of the inputs.
 
     ``damping`` times the mean of the diagonal is added to it, so that inputs that calibration hardly saw keep

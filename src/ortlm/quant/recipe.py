@@ -168,7 +168,7 @@ class Calibration:
 
     tokens: int | None = None
     length: int = 256
-    damping: float = 0.03
+    damping: float = 0.2
     correct: bool = True
     seed: int = 0
 
