@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -175,7 +175,10 @@ def write_rows(
     one, another begins. ``advance`` is told the tokens that have been written.
     Source of the idea: Liu et al. 2023 (LLM-QAT); Xu et al. 2024 (Magpie) for the user's side of chats.
     """
-    lm = LanguageModel(artifact, threads=threads, prefix_caches=0)
+    # Threads that wait in a loop between small operators take as much of the processor as those that compute.
+    options = {**artifact.manifest.session_options, "session.intra_op.allow_spinning": "0"}
+    quiet = replace(artifact, manifest=replace(artifact.manifest, session_options=options))
+    lm = LanguageModel(quiet, threads=threads, prefix_caches=0)
     at_once = max(1, min(_MOST_ROWS, _CACHE_BYTES // max(1, lm.cache_bytes_per_token * length)))
     writer = _Writer(lm)
     rows: list[Row] = []
