@@ -23,7 +23,7 @@ from typing import Any
 import ortlm
 from ortlm.builder import pipeline
 from ortlm.builder.options import BuildOptions
-from ortlm.calibration import dataset, layer_quantizer, progress_state
+from ortlm.calibration import dataset, integer_moments, layer_quantizer, progress_state, run
 from ortlm.layerwise.model import LayerwiseModel
 from ortlm.runtime.engine.decode_loop import Loop
 
@@ -38,7 +38,8 @@ _STAGES: list[tuple[Any, str, str]] = [
     (LayerwiseModel, "_execute", "forward passes"),
     (LayerwiseModel, "_fed", "reading weights"),
     (LayerwiseModel, "embed", "embeddings"),
-    (layer_quantizer, "moments", "second moments"),
+    (run, "moments", "second moments"),
+    (integer_moments.IntegerMoments, "__call__", "second moments"),
     (layer_quantizer, "feedback", "factorization"),
     (layer_quantizer, "corrected", "correction"),
     (layer_quantizer.LayerQuantizer, "_ranges", "search for ranges"),

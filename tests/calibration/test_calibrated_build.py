@@ -80,6 +80,21 @@ def test_better_than_rounding(
     assert divergence(tmp_path / "out") < 0.9 * divergence(tmp_path / "rtn")
 
 
+@pytest.mark.parametrize("integer", [False, True])
+def test_with_and_without_integer_matmul(
+    integer: bool,
+    tiny: Path,
+    tmp_path: Path,
+    text: Path,
+    divergence: Callable[[Path], float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Processors without fast integer matmul compute in fp32; the models are as good."""
+    monkeypatch.setattr(calibration, "fast_integer_matmul", lambda: integer)
+    ortlm.build(tiny, tmp_path / "out", options=calibrated(calibration=str(text), calibration_tokens=8192))
+    assert divergence(tmp_path / "out") < 0.0035
+
+
 @pytest.mark.parametrize("target", ["cuda", "dml", "webgpu", "mobile"])
 def test_every_target(target: str, tiny: Path, tmp_path: Path, text: Path) -> None:
     options = calibrated(calibration=str(text))

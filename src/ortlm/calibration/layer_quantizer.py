@@ -20,6 +20,8 @@ from ortlm.quant.scheme import Scheme
 from ortlm.spec import Attention, GatedMLP, ShortConv
 from ortlm.weights.reader import Weights
 
+# Computes the moments of inputs [..., K], and of how far those of the float model are from them.
+MomentsOf = Callable[[Sequence[Floats], Sequence[Floats] | None], Moments]
 # What to write of each stored tensor, from which of its rows on.
 Results = dict[tuple[Quantized | Plain, int], Packed | Floats]
 
@@ -39,10 +41,19 @@ class LayerQuantizer:
 
     ``plan`` says what is stored and how. After a layer, ``results`` holds what has to be written: packed matrices,
     and float weights that scales were moved into; ``experts`` has for each expert's matrix whether it was
-    calibrated, or only rounded because too few tokens chose that expert.
+    calibrated, or only rounded because too few tokens chose that expert. ``moments_of`` computes the moments of
+    inputs.
     """
 
-    def __init__(self, plan: Plan, weights: Weights, settings: Calibration, *, threads: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        weights: Weights,
+        settings: Calibration,
+        *,
+        threads: int,
+        moments_of: MomentsOf = moments,
+    ) -> None:
         self._quantized = {
             name: item for item in plan.items if isinstance(item, Quantized) for name in item.parameters
         }
@@ -50,6 +61,7 @@ class LayerQuantizer:
             name: item for item in plan.items if isinstance(item, Plain) for name in item.parameters
         }
         self._weights, self._settings, self._threads = weights, settings, threads
+        self._moments_of = moments_of
         self.results: Results = {}
         self.experts: dict[str, bool] = {}
 
@@ -106,7 +118,7 @@ class LayerQuantizer:
         """Return what ``methods`` have to know of a product's inputs."""
         if not any(methods):
             return None
-        seen = moments(inputs, floats)
+        seen = self._moments_of(inputs, floats)
         if not np.isfinite(np.diagonal(seen.second)).all():
             raise BadCheckpoint(
                 f"what {product.parameters[0]} is multiplied by becomes infinite while the model reads the "
@@ -121,7 +133,7 @@ class LayerQuantizer:
 
         ``floats`` are those of the float model.
         """
-        carry = feedback(moments(states, floats), damping=self._settings.damping)
+        carry = feedback(self._moments_of(states, floats), damping=self._settings.damping)
         stack = self._weights.stack(item.parameters)
         step = max(1, _CHUNK // item.inputs)
         parts = [

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ortlm._utils.cpu import fast_integer_matmul
 from ortlm._utils.progress import Progress
+from ortlm.calibration.integer_moments import IntegerMoments
 from ortlm.calibration.layer_quantizer import LayerQuantizer, Results
 from ortlm.calibration.progress_state import CalibrationProgress
 from ortlm.graph.weight_plan import Plan, Quantized
 from ortlm.layerwise.model import LayerwiseModel, LookedUp
 from ortlm.quant.algorithms import CALIBRATED, KEPT, quantizer
+from ortlm.quant.gptq import moments
 from ortlm.quant.recipe import Calibration
 from ortlm.quant.rtn import Packed, dequantize
 from ortlm.weights.reader import Weights
@@ -37,7 +40,10 @@ def calibrate(
     weights, moments of its inputs, and the states of all rows are in memory.
     """
     spec = weights.spec
+    integer = fast_integer_matmul()
     model = LayerwiseModel(weights, threads=threads)
+    by_integers = IntegerMoments(threads=threads) if integer else None
+    moments_of = by_integers or moments
     progress.start("calibrating", len(spec.layers), "layers", done=state.done)
     try:
         if state.resumed and state.done:
@@ -47,7 +53,7 @@ def calibrate(
             if settings.correct:
                 streams.append(model.embed(rows))
         for index in range(state.done, len(spec.layers)):
-            layer = LayerQuantizer(plan, weights, settings, threads=threads)
+            layer = LayerQuantizer(plan, weights, settings, threads=threads, moments_of=moments_of)
             floats = streams[1] if settings.correct else None
             streams = list(model.layer(index, streams[0], layer, floats))
             _write(state, layout, layer.results)
@@ -56,12 +62,14 @@ def calibrate(
             progress.advance(1)
         head = _head(plan)
         if head is not None:
-            last = LayerQuantizer(plan, weights, settings, threads=threads)
+            last = LayerQuantizer(plan, weights, settings, threads=threads, moments_of=moments_of)
             floats = model.head_inputs(streams[1]) if settings.correct else None
             last.head(model.head_inputs(streams[0]), floats, head)
             _write(state, layout, last.results)
     finally:
         model.close()
+        if by_integers is not None:
+            by_integers.close()
 
 
 def _embedded(plan: Plan) -> LookedUp | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
+from ortlm.quant.recipe import Uniform
+from ortlm.target import HERE
 
 _ZERO = 128
 
@@ -70,3 +73,22 @@ def integer_products(
         )  # fmt: skip
         made.append(op("Mul", y, step, out=shape))
     return made
+
+
+def outer_products() -> ir.Model:
+    """Return a graph that sums the outer products of rows: ``left``ᵀ ``right``, in fp32.
+
+    ``left`` uint8 [rows, A], with the zero point 128, and ``right`` int8 [rows, B] have a step for each column,
+    ``left_step`` float32 [A, 1] and ``right_step`` [B]; ``result`` is [A, B].
+    """
+    g = Builder(target=HERE, dtype="fp32", recipe=Uniform(None, None, None), layers=0, name="outer_products")
+    left, right = g.input("left", "uint8", ("rows", "a")), g.input("right", "int8", ("rows", "b"))
+    left_step, right_step = g.input("left_step", "fp32", ("a", 1)), g.input("right_step", "fp32", ("b",))
+    turned = g.op("Transpose", left, shape=("a", "rows"), dtype="uint8", name="/outer", perm=(1, 0))
+    zero = g.constant(np.array(_ZERO, np.uint8), f"uint8/{_ZERO}")
+    y = g.op(
+        "MatMulIntegerToFloat", turned, right, g.number(1.0, "fp32"), right_step, zero,
+        shape=("a", "b"), dtype="fp32", name="/outer", domain=MICROSOFT,
+    )  # fmt: skip
+    g.output(g.op("Mul", y, left_step, shape=("a", "b"), name="/outer"), "result", ("a", "b"))
+    return g.model({}, "")

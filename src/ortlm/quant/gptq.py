@@ -28,6 +28,17 @@ class Moments:
     second: Floats
     drift: Floats | None = None
 
+    @classmethod
+    def checked(cls, second: Floats, drift: Floats | None) -> Moments:
+        """Return them if they are finite; raises BadCheckpoint if they are not."""
+        if not (np.isfinite(second).all() and (drift is None or np.isfinite(drift).all())):
+            raise BadCheckpoint(
+                "calibration computes inputs of a matrix that are NaN or infinite. Usual causes: weights that "
+                "are, or a BLAS of numpy that is wrong on this processor. Try --recipe fast, which does not "
+                "calibrate."
+            )
+        return cls(second, drift)
+
     @property
     def importance(self) -> Floats:
         """How much an error of each input's weights counts: its mean square, [K], at least a trace of it."""
@@ -55,12 +66,7 @@ def moments(inputs: Sequence[Floats], floats: Sequence[Floats] | None = None) ->
     second /= np.float32(count)
     if drift is not None:
         drift /= np.float32(count)
-    if not (np.isfinite(second).all() and (drift is None or np.isfinite(drift).all())):
-        raise BadCheckpoint(
-            "calibration computes inputs of a matrix that are NaN or infinite. Usual causes: weights that are, "
-            "or a BLAS of numpy that is wrong on this processor. Try --recipe fast, which does not calibrate."
-        )
-    return Moments(second, drift)
+    return Moments.checked(second, drift)
 
 
 @dataclass(frozen=True, slots=True)
