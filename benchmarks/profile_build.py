@@ -25,6 +25,7 @@ from ortlm.builder import pipeline
 from ortlm.builder.options import BuildOptions
 from ortlm.calibration import dataset, integer_moments, layer_quantizer, progress_state, run
 from ortlm.layerwise.model import LayerwiseModel
+from ortlm.layerwise.paired_products import PairedProducts
 from ortlm.runtime.engine.decode_loop import Loop
 
 # What is timed: where it lies, its name, and the stage that it belongs to.
@@ -35,7 +36,9 @@ _STAGES: list[tuple[Any, str, str]] = [
     (Loop, "step", "text: decoding"),
     (Loop, "append", "text: decoding"),
     (pipeline, "_write_all", "rounding what is not calibrated"),
-    (LayerwiseModel, "_execute", "forward passes"),
+    (LayerwiseModel, "_execute", "forward passes: all but products by integers"),
+    (PairedProducts, "__init__", "forward passes: products by integers"),
+    (PairedProducts, "__call__", "forward passes: products by integers"),
     (LayerwiseModel, "_fed", "reading weights"),
     (LayerwiseModel, "embed", "embeddings"),
     (run, "moments", "second moments"),

@@ -32,7 +32,7 @@ ALLOWED = {
     "quant": {"spec"},
     "graph": {"spec", "target", "quant"},
     "weights": {"architectures", "checkpoint", "graph", "quant", "spec"},
-    "layerwise": {"checkpoint", "graph", "runtime", "spec", "weights"},
+    "layerwise": {"checkpoint", "graph", "quant", "runtime", "spec", "weights"},
     "calibration": {"artifact", "graph", "layerwise", "quant", "runtime", "spec", "weights"},
     "builder": {
         "architectures", "artifact", "calibration", "checkpoint", "graph", "quant", "spec", "target",

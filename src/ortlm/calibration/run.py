@@ -41,7 +41,10 @@ def calibrate(
     """
     spec = weights.spec
     integer = fast_integer_matmul()
-    model = LayerwiseModel(weights, threads=threads)
+    methods = [CALIBRATED[item.scheme.algorithm] for item in plan.calibrated]
+    # Scales that move from inputs into weights would be in one of the two models only.
+    paired = integer and not any(method.equalizes for method in methods)
+    model = LayerwiseModel(weights, threads=threads, integer=paired)
     by_integers = IntegerMoments(threads=threads) if integer else None
     moments_of = by_integers or moments
     progress.start("calibrating", len(spec.layers), "layers", done=state.done)

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from ortlm.dtypes import Array
 from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
 from ortlm.quant.recipe import Uniform
 from ortlm.target import HERE
 
 _ZERO = 128
+# Codes int8 [in, out] with scales float32 [out].
+Columns = tuple[Array, Array]
 
 
 def as_rows(g: Builder, x: Value, inputs: int, path: str) -> Value:
@@ -91,4 +94,35 @@ def outer_products() -> ir.Model:
         shape=("a", "b"), dtype="fp32", name="/outer", domain=MICROSOFT,
     )  # fmt: skip
     g.output(g.op("Mul", y, left_step, shape=("a", "b"), name="/outer"), "result", ("a", "b"))
+    return g.model({}, "")
+
+
+def paired_products(matrix: Columns, other: Columns, change: Columns) -> ir.Model:
+    """Return a graph that multiplies what two models have, which differ little, by their matrices.
+
+    Each is given as codes int8 [in, out] with scales float32 [out]. ``x`` float32 [rows, in] is multiplied by
+    ``matrix`` and gives ``result`` [rows, out]; ``other_x``, what the other model has, by ``other`` and gives
+    ``other_result``. ``change`` is other minus matrix, rounded by itself.
+
+    Each factor is rounded to 8 bits. What both models have in common is rounded once, so that it cancels out in
+    the difference of the results: that is other (other_x - x) + change x, exact to 8 bits, too.
+    """
+    g = Builder(target=HERE, dtype="fp32", recipe=Uniform(None, None, None), layers=0, name="paired_products")
+    inputs, outputs = matrix[0].shape
+    flat, out = ("rows", inputs), ("rows", outputs)
+    x, other_x = g.input("x", "fp32", flat), g.input("other_x", "fp32", flat)
+
+    def products(of: Value, path: str, **matrices: Columns) -> list[Value]:
+        given = [
+            (g.constant(codes, name), g.constant(scales, f"{name}_scale"))
+            for name, (codes, scales) in matrices.items()
+        ]
+        return integer_products(g, of, of, given, inputs=inputs, shapes=[out] * len(given), path=path)
+
+    y, changed = products(x, "/x", matrix=matrix, change=change)
+    difference = g.op("Sub", other_x, x, shape=flat, name="/difference")
+    [moved] = products(difference, "/difference", other=other)
+    other_y = g.op("Add", y, g.op("Add", changed, moved, shape=out, name="/other"), shape=out, name="/other")
+    g.output(y, "result", out)
+    g.output(other_y, "other_result", out)
     return g.model({}, "")

@@ -29,7 +29,8 @@ class Piece:
 
     ``inputs`` are values of earlier pieces or of the graph, ``weights`` what has to be fed: the plan's items, but
     matrices [out, in] as they are, since transposing them takes as long as reading them. ``outputs`` is what later
-    pieces need, or the graph's result. ``product`` is None for what stands before all.
+    pieces need, or the graph's result. ``product`` is None for what stands before all. ``result`` names what the
+    product gives if it is not computed here, but among ``inputs``.
     """
 
     model: ir.Model
@@ -37,10 +38,13 @@ class Piece:
     weights: tuple[Plain, ...]
     outputs: tuple[str, ...]
     product: Product | None
+    result: str | None = None
 
 
-def layer_pieces(spec: Decoder, index: int) -> list[Piece]:
-    """Return layer ``index`` of ``spec`` in fp32, in pieces.
+def layer_pieces(spec: Decoder, index: int, *, apart: bool = False) -> list[Piece]:
+    """Return layer ``index`` of ``spec`` in fp32, in pieces; with ``apart`` without their products.
+
+    Those of experts, which each see some of the tokens, stay.
 
     In go ``hidden`` float32 [B, S, H], ``attention_mask`` int64 [B, S] and empty states (keys and values
     [B, K, 0, D], or zeros of what has one size); out comes ``result`` [B, S, H], the residual stream.
@@ -56,7 +60,8 @@ def layer_pieces(spec: Decoder, index: int) -> list[Piece]:
     )
     result = g.op("Identity", stream.total(f"layers.{index}"), shape=shape, name="/model/result")
     g.output(result, RESULT, shape)
-    return cut(g)
+    products = [p for p in g.products if all(weights[name].expert is None for name in p.parameters)]
+    return cut(g, products if apart else ())
 
 
 def head_pieces(spec: Decoder, rows: int) -> list[Piece]:
@@ -81,8 +86,11 @@ def _builder(spec: Decoder) -> tuple[Builder, Parameters]:
     return g, {p.name: p for p in parameters(spec)}
 
 
-def cut(g: Builder) -> list[Piece]:
-    """Return the graph of ``g`` in pieces, each a model of its own; all its weights become inputs."""
+def cut(g: Builder, apart: Sequence[Product] = ()) -> list[Piece]:
+    """Return the graph of ``g`` in pieces, each a model of its own; all its weights become inputs.
+
+    Of products in ``apart``, the pieces are given the results.
+    """
     items = {item.tensors[0].name: item for item in g.plan.items if isinstance(item, Plain)}
     starts = [0, *(p.node for p in g.products)]
     stops = [*starts[1:], len(g.nodes)]
@@ -91,7 +99,11 @@ def cut(g: Builder) -> list[Piece]:
     pieces = []
     for start, stop, product in zip(starts, stops, products, strict=True):
         later = {str(v.name) for node in g.nodes[stop:] for v in node.inputs if v is not None}
-        pieces.append(_piece(g, g.nodes[start:stop], {*later, *ends}, items, product))
+        wanted, result = {*later, *ends}, None
+        if product is not None and product in apart:
+            result, start = str(g.nodes[start].outputs[0].name), start + 1
+        piece = _piece(g, g.nodes[start:stop], wanted, items, product)
+        pieces.append(replace(piece, result=result))
     return pieces
 
 

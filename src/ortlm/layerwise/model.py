@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from ortlm.graph.builder import Product
 from ortlm.graph.states import past_name
 from ortlm.graph.subgraphs import HIDDEN, MASK, RESULT, Piece, head_pieces, layer_pieces
 from ortlm.layerwise.alignment import BATCH_TOKENS
+from ortlm.layerwise.paired_products import PairedProducts
 from ortlm.runtime.engine.huge_pages import give_back_freed_memory
 from ortlm.runtime.engine.session import Session
 from ortlm.spec import Decoder, Layer, mixer_states
@@ -53,20 +54,22 @@ class Change(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Ready:
     piece: Piece
-    session: Session
+    # None where nothing is between two products.
+    session: Session | None
 
 
 class LayerwiseModel:
     """A decoder in fp32 over ``weights``, one layer at a time.
 
     ``rows`` of tokens become hidden states (``embed``), go through ``layer`` after ``layer``, and give ``logits``.
-    Only one product's matrix is in memory at a time, next to the states of all rows.
+    Only one product's matrix is in memory at a time, next to the states of all rows. With ``integer``, two models
+    that go through a layer together are multiplied by integers, see ``PairedProducts``.
     """
 
-    def __init__(self, weights: Weights, *, threads: int | None = None) -> None:
+    def __init__(self, weights: Weights, *, threads: int | None = None, integer: bool = False) -> None:
         self.spec: Decoder = weights.spec
-        self._weights, self._threads = weights, threads
-        self._layers: dict[Layer, tuple[int, list[_Ready]]] = {}
+        self._weights, self._threads, self._integer = weights, threads, integer
+        self._layers: dict[tuple[Layer, bool], tuple[int, list[_Ready]]] = {}
         self._heads: dict[int, list[_Ready]] = {}
         self._pool = ThreadPoolExecutor(threads or physical_cores())
         # Where matrices lie one after the other: new memory for each would take as long as reading it.
@@ -110,15 +113,18 @@ class LayerwiseModel:
         is. Both lists are emptied, to save memory.
         """
         kind = self.spec.layers[index]
-        if kind not in self._layers:
-            pieces = layer_pieces(self.spec, index)
-            self._layers[kind] = index, [self._ready(piece, f"layer-{index}") for piece in pieces]
+        apart = self._integer and change is not None and bool(alongside)
+        if (kind, apart) not in self._layers:
+            pieces = layer_pieces(self.spec, index, apart=apart)
+            self._layers[kind, apart] = index, [self._ready(piece, f"layer-{index}") for piece in pieces]
             give_back_freed_memory()
-        first, ready = self._layers[kind]
+        first, ready = self._layers[kind, apart]
         given = [self._inputs(states, kind, first), self._inputs(alongside or [], kind, first)]
         for at, part in enumerate(ready):
+            if part.piece.result is not None and change is not None:
+                self._multiply(part.piece, index, first, given, change)
             changed, plain = self._fed(part, index, first, given, change)
-            needed = {name for later in ready[at + 1 :] for name in later.piece.inputs}
+            needed = {name for later in ready[at + 1 :] for name in _needed(later.piece)}
             for batches, fed in ((given[0], changed), (given[1], plain)):
                 for values in batches:
                     self._execute(part, values, fed)
@@ -138,6 +144,26 @@ class LayerwiseModel:
             batches.append({HIDDEN: x, MASK: np.ones(x.shape[:2], np.int64), **past})
         states.clear()
         return batches
+
+    def _multiply(
+        self, piece: Piece, index: int, first: int, given: list[list[Values]], change: Change
+    ) -> None:
+        """Compute the product before ``piece`` for both models."""
+        product, result = piece.product, piece.result
+        assert product is not None
+        assert result is not None
+        real, weight = self._of(product, index, first)
+        inputs, floats = ([values[product.value] for values in batches] for batches in given)
+        paired = PairedProducts(change(real, inputs, floats, weight), weight, threads=self._threads)
+        for values, others in zip(*given, strict=True):
+            values[result], others[result] = paired(values[product.value], others[product.value])
+
+    def _of(self, product: Product, index: int, first: int) -> tuple[Product, Floats]:
+        """Return the product of layer ``index`` that is like that of layer ``first``, and its matrix."""
+        # Layers that are alike share a graph, which was made for the first of them.
+        names = [name.replace(f"layers.{first}.", f"layers.{index}.", 1) for name in product.parameters]
+        weight: Floats = self._weights.read(names)
+        return replace(product, parameters=tuple(names)), weight
 
     def _fed(
         self, part: _Ready, index: int, first: int, given: list[list[Values]], change: Change | None
@@ -221,15 +247,20 @@ class LayerwiseModel:
         return self._heads[rows]
 
     def _ready(self, piece: Piece, name: str) -> _Ready:
+        return _Ready(piece, self._session(piece.model, name) if piece.outputs else None)
+
+    def _session(self, model: ir.Model, name: str) -> Session:
         path = self._folder / f"{name}-{len(list(self._folder.iterdir()))}.onnx"
-        ir.save(piece.model, path)
+        ir.save(model, path)
         # What each session kept for its next run would add up. Threads that wait for it would keep the processor
         # from reading weights.
         options = {"enable_cpu_mem_arena": False, "session.intra_op.allow_spinning": "0"}
-        return _Ready(piece, Session(path, threads=self._threads, options=options))
+        return Session(path, threads=self._threads, options=options)
 
     @staticmethod
     def _execute(part: _Ready, values: Values, fed: Mapping[str, Floats]) -> None:
+        if part.session is None:
+            return
         binding = part.session.binding()
         for name in part.piece.inputs:
             binding.input(name, part.session.tensor(values[name]))
@@ -240,6 +271,13 @@ class LayerwiseModel:
         part.session.run(binding)
         for name in part.piece.outputs:
             values[name] = binding.result(name).numpy()
+
+
+def _needed(piece: Piece) -> set[str]:
+    """Return which values of earlier pieces have to be kept for ``piece``."""
+    if piece.result is None or piece.product is None:
+        return set(piece.inputs)
+    return {*piece.inputs, piece.product.value}
 
 
 def batches(rows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
