@@ -373,6 +373,7 @@ def _fingerprint(prepared: Prepared, settings: Calibration, threads: int) -> str
         asdict(settings),
         sha256_of(text) if text is not None and text.is_file() else str(text),
         threads,
+        fast_integer_matmul(),
         [version(name) for name in ("numpy", "onnx-ir")],
         installed_onnxruntime(),
     ]

@@ -12,6 +12,8 @@ from ortlm._utils.progress import Progress
 from ortlm.calibration.integer_moments import IntegerMoments
 from ortlm.calibration.layer_quantizer import LayerQuantizer, Results
 from ortlm.calibration.progress_state import CalibrationProgress
+from ortlm.dtypes import Floats
+from ortlm.graph.builder import Product
 from ortlm.graph.weight_plan import Plan, Quantized
 from ortlm.layerwise.model import LayerwiseModel, LookedUp
 from ortlm.quant.algorithms import CALIBRATED, KEPT, quantizer
@@ -47,7 +49,8 @@ def calibrate(
     model = LayerwiseModel(weights, threads=threads, integer=paired)
     by_integers = IntegerMoments(threads=threads) if integer else None
     moments_of = by_integers or moments
-    progress.start("calibrating", len(spec.layers), "layers", done=state.done)
+    counts = [_matrices(plan, index) for index in range(len(spec.layers))]
+    progress.start("calibrating", sum(counts), "matrices", done=sum(counts[: state.done]))
     try:
         if state.resumed and state.done:
             streams = state.streams()
@@ -58,11 +61,12 @@ def calibrate(
         for index in range(state.done, len(spec.layers)):
             layer = LayerQuantizer(plan, weights, settings, threads=threads, moments_of=moments_of)
             floats = streams[1] if settings.correct else None
-            streams = list(model.layer(index, streams[0], layer, floats))
+            counted = _Counted(layer, counts[index], progress)
+            streams = list(model.layer(index, streams[0], counted, floats))
             _write(state, layout, layer.results)
             state.experts |= layer.experts
             state.finish(index + 1, streams)
-            progress.advance(1)
+            counted.finish()
         head = _head(plan)
         if head is not None:
             last = LayerQuantizer(plan, weights, settings, threads=threads, moments_of=moments_of)
@@ -73,6 +77,33 @@ def calibrate(
         model.close()
         if by_integers is not None:
             by_integers.close()
+
+
+class _Counted:
+    """Tells how many of a layer's matrices are done, so that the time left is known before its end."""
+
+    def __init__(self, layer: LayerQuantizer, count: int, progress: Progress) -> None:
+        self._layer, self._left, self._progress = layer, count, progress
+
+    def __call__(
+        self, product: Product, inputs: list[Floats], floats: list[Floats] | None, weight: Floats
+    ) -> Floats:
+        changed = self._layer(product, inputs, floats, weight)
+        # The last one counts when the layer is finished.
+        if self._left > 1:
+            self._left -= 1
+            self._progress.advance(1)
+        return changed
+
+    def finish(self) -> None:
+        """Count what is left: experts, of which each is a matrix."""
+        self._progress.advance(self._left)
+
+
+def _matrices(plan: Plan, index: int) -> int:
+    """Return how many matrices of layer ``index`` are quantized, at least 1."""
+    at = f"layers.{index}."
+    return max(1, sum(isinstance(i, Quantized) and i.parameters[0].startswith(at) for i in plan.items))
 
 
 def _embedded(plan: Plan) -> LookedUp | None:
