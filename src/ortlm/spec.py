@@ -74,6 +74,8 @@ class Attention:
     ``v_norm`` normalizes the values of each head, without weights. With ``values_are_keys`` values are what the
     map of keys gives, before keys are normalized and rotated. If ``gated``,
     the map of queries gives each head as many numbers more, whose sigmoid multiplies what the head found.
+    ``shared`` is the number of an earlier layer whose keys and values this one attends to: it has none of its own,
+    and they agree in heads, size and rotation.
     """
 
     heads: int
@@ -94,6 +96,7 @@ class Attention:
     v_norm: Norm | None = None
     values_are_keys: bool = False
     gated: bool = False
+    shared: int | None = None
 
     @property
     def width(self) -> int:
@@ -265,6 +268,8 @@ class MixerState:
 
 def mixer_states(mixer: Mixer) -> tuple[MixerState, ...]:
     """Return what ``mixer`` carries from step to step, in the order of graphs and manifests."""
+    if isinstance(mixer, Attention) and mixer.shared is not None:
+        return ()
     if isinstance(mixer, Attention):
         shape = (mixer.kv_heads, None, mixer.head_dim)
         return MixerState("key", shape), MixerState("value", shape)
@@ -278,12 +283,30 @@ def mixer_states(mixer: Mixer) -> tuple[MixerState, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class PerLayerInputs:
+    """Per-layer embeddings: each layer has a vector of ``width`` for each token, next to the residual stream.
+
+    It is ``(scale · row + norm(map_scale · map)) · 2 ** -0.5``: the layer's part of a row of a table of ``vocab``
+    tokens, whose first row serves ids that are not in it, and a map of the token's embedding. A layer adds
+    ``per_layer_post(out(act(gate(x)) · vector))`` to its stream x.
+    """
+
+    vocab: int
+    width: int
+    scale: float
+    map_scale: float
+    norm: Norm
+    act: str
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One decoder layer.
 
     ``x += residual_scale · mixer_post(mixer(mixer_pre(x)))``, then the same with ``ffn``; a norm that is
     None is left out. With ``parallel``, both branches read the same ``mixer_pre(x)`` and are added at once. With
-    ``scaled`` the stream is then multiplied by a learned number.
+    ``per_layer_post`` what ``PerLayerInputs`` says is added after that. With ``scaled`` the stream is then
+    multiplied by a learned number.
     """
 
     mixer: Mixer
@@ -295,6 +318,7 @@ class Layer:
     parallel: bool = False
     residual_scale: float = 1.0
     scaled: bool = False
+    per_layer_post: Norm | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +326,8 @@ class Decoder:
     """A causal language model.
 
     ``embed_scale`` multiplies embeddings, ``logit_scale`` logits; ``logit_softcap`` c bounds logits to
-    c·tanh(logit / c), 0 is off. ``max_tokens`` is the context length.
+    c·tanh(logit / c), 0 is off. ``max_tokens`` is the context length. With ``per_layer_inputs``
+    layers read token ids, too.
     """
 
     vocab: int
@@ -315,11 +340,24 @@ class Decoder:
     embed_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
+    per_layer_inputs: PerLayerInputs | None = None
 
     @property
     def attentions(self) -> Iterator[Attention]:
         """The mixers of those layers that attend."""
         return (layer.mixer for layer in self.layers if isinstance(layer.mixer, Attention))
+
+    @property
+    def cached(self) -> Iterator[tuple[int, Attention]]:
+        """Numbers and mixers of those layers that have keys and values of their own."""
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer.mixer, Attention) and layer.mixer.shared is None:
+                yield i, layer.mixer
+
+    @property
+    def sharing(self) -> frozenset[int]:
+        """Numbers of the layers whose keys and values later layers attend to."""
+        return frozenset(mixer.shared for mixer in self.attentions if mixer.shared is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,7 +519,7 @@ class Parameter:
     ``part`` is "q", "mixer_pre" or "embed", for example, in ``layer`` if it belongs to one; with ``vision`` it is
     not the decoder's, but the vision encoder's or projector's, and with ``expert`` that expert's. ``kind`` is
     "weight" or "bias". A linear weight has shape [out, in]. ``role`` is "embed", "head", "qkv", "out", "gate_up",
-    "down", "experts", "router", "vision", "table", "norm" or "bias".
+    "down", "experts", "router", "per_layer_embed", "vision", "table", "norm" or "bias".
     """
 
     part: str
@@ -512,9 +550,18 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
     ffn_post}``, ``final_norm`` and ``head``, each with ``.weight`` or ``.bias``. A tied head is left out. Layers
     without attention have ``in`` and ``conv`` in place of q, k and v, some also
     ``{z|b|a|a_log|dt_bias|skip|out_norm}``. Layers of experts have ``router``, ``offset``,
-    ``expert_{gate|up|down}.{e}``, ``shared_{gate|up|down}`` and ``shared_scale``.
+    ``expert_{gate|up|down}.{e}``, ``shared_{gate|up|down}`` and ``shared_scale``. With ``PerLayerInputs`` there
+    are ``per_layer_embed``, ``per_layer_map_norm`` and ``layers.{i}.per_layer_{map|gate|out|post}``.
     """
     yield Parameter("embed", "weight", (spec.vocab, spec.hidden), "embed")
+    inputs = spec.per_layer_inputs
+    if inputs is not None:
+        yield Parameter(
+            "per_layer_embed", "weight", (inputs.vocab, inputs.width * len(spec.layers)), "per_layer_embed"
+        )
+        for i in range(len(spec.layers)):
+            yield Parameter("per_layer_map", "weight", (inputs.width, spec.hidden), "embed", i)
+        yield from _norm("per_layer_map_norm", inputs.norm, inputs.width)
     for i, layer in enumerate(spec.layers):
         yield from _norm("mixer_pre", layer.mixer_pre, spec.hidden, layer=i)
         yield from mixer_parameters(layer.mixer, i, spec.hidden)
@@ -522,6 +569,10 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
         yield from _norm("ffn_pre", layer.ffn_pre, spec.hidden, layer=i)
         yield from ffn_parameters(layer.ffn, i, spec.hidden)
         yield from _norm("ffn_post", layer.ffn_post, spec.hidden, layer=i)
+        if inputs is not None and layer.per_layer_post is not None:
+            yield from _linear("per_layer_gate", inputs.width, spec.hidden, "gate_up", bias=False, layer=i)
+            yield from _linear("per_layer_out", spec.hidden, inputs.width, "down", bias=False, layer=i)
+            yield from _norm("per_layer_post", layer.per_layer_post, spec.hidden, layer=i)
         if layer.scaled:
             yield Parameter("scale", "weight", (1,), "table", i)
     yield from _norm("final_norm", spec.final_norm, spec.hidden)
@@ -561,10 +612,13 @@ def mixer_parameters(mixer: Mixer, layer: int, hidden: int) -> Iterator[Paramete
         yield from _linear("o", hidden, mixer.width, "out", bias=False, layer=layer)
         return
     wide, narrow = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+    absent = ("k", "v", "k_norm") if mixer.shared is not None else ("v",) if mixer.values_are_keys else ()
     for part, width in (("q", (1 + mixer.gated) * wide), ("k", narrow), ("v", narrow)):
-        if part != "v" or not mixer.values_are_keys:
+        if part not in absent:
             yield from _linear(part, width, hidden, "qkv", bias=mixer.qkv_bias, layer=layer)
     for part, width in (("q_norm", wide), ("k_norm", narrow)):
+        if part in absent:
+            continue
         whole = mixer.qk_norm_full or mixer.qk_norm_apart
         yield from _norm(part, mixer.qk_norm, width if whole else mixer.head_dim, layer=layer)
     if mixer.sinks:

@@ -34,7 +34,8 @@ class Target:
     other. ``left_padding``: rows may be padded on the left, too, and whoever runs the graph always says for
     how many positions it wants logits. ``captured``: steps can be recorded once and launched as a whole,
     if the graph copies nothing between main memory and the device. ``fixed_states``: which states of one size
-    ("conv", "recurrent") layers may have here.
+    ("conv", "recurrent") layers may have here. ``shared_kv``: where GroupQueryAttention takes lengths per row, it
+    also attends to another layer's cache without new keys.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Target:
     left_padding: bool = False
     captured: bool = False
     fixed_states: frozenset[str] = frozenset()
+    shared_kv: bool = False
 
 
 _TARGETS = (
@@ -93,6 +95,7 @@ _TARGETS = (
         window_cache=True,
         expert_bits=(2, 4, 8),
         fixed_states=frozenset({"conv", "recurrent"}),
+        shared_kv=True,
     ),
     Target(
         name="cuda",

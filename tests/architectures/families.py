@@ -236,7 +236,27 @@ GAINS = {
 # What is squared grows fast.
 SQUARED = {"up_proj": 0.7, "down_proj": 0.5}
 
+
 # A row whose name ends in "-old" is saved with the config keys of transformers 4.
+def gemma4_e() -> Config:
+    """Return what E2B has: numbers of each token for each layer, shared keys and values, wider MLPs."""
+    return Gemma4TextConfig(
+        **sizes(
+            num_hidden_layers=6,
+            layer_types=["sliding_attention", "full_attention"] * 3,
+            num_kv_shared_layers=3,
+            use_double_wide_mlp=True,
+            head_dim=16,
+            num_key_value_heads=1,
+            sliding_window=8,
+            hidden_size_per_layer_input=32,
+            vocab_size_per_layer_input=VOCAB,
+            final_logit_softcapping=6.0,
+        ),
+        global_head_dim=32,
+    )
+
+
 FAMILIES: dict[str, Callable[[], Config]] = {
     "phi3": lambda: Phi3Config(**sizes(num_key_value_heads=4)),
     "phi3-window": lambda: Phi3Config(**sizes(sliding_window=8)),
@@ -308,6 +328,7 @@ FAMILIES: dict[str, Callable[[], Config]] = {
         global_head_dim=32,
         num_global_key_value_heads=1,
     ),
+    "gemma4-e": gemma4_e,
     "qwen2": lambda: Qwen2Config(**sizes()),
     "qwen2-tied": lambda: Qwen2Config(
         **sizes(

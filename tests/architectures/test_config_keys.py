@@ -62,6 +62,7 @@ ROWS = (
         "granite4",
         "granite4-moe",
         "gemma4",
+        "gemma4-e",
         "lfm2",
         "lfm2-moe",
         "qwen3.5",

@@ -87,7 +87,7 @@ def test_every_tensor_is_used_once_and_shapes_agree(row: Any) -> None:
 def test_old_and_new_config_keys_give_the_same_spec(row: Any) -> None:
     saved = json.loads(row.model.config.to_json_string())
     assert "rope_parameters" in saved
-    if row.name == "gemma4":
+    if row.name.startswith("gemma4"):
         return  # it came after the old ones
     old = families.old_keys(saved)
     assert "rope_parameters" not in old
@@ -168,7 +168,7 @@ def test_norms_agree_with_the_torch_modules(row: Any) -> None:
         if isinstance(layer.mixer, Attention):
             norms |= {f"layers.{i}.{part}": layer.mixer.qk_norm for part in ("q_norm", "k_norm")}
     for name, norm in norms.items():
-        if norm is None:
+        if norm is None or f"{name}.weight" not in row.arch.sources:  # of keys that are another layer's
             continue
         source = row.arch.sources[f"{name}.weight"]
         module = modules[source.tensor.removesuffix(".weight")]

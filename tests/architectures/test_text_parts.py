@@ -68,13 +68,13 @@ def phi4() -> Any:
     )
 
 
-def gemma4() -> Any:
+def gemma4(name: str = "gemma4") -> Any:
     vision = {
         "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 2, "head_dim": 16,
     }  # fmt: skip
     return Gemma4Config(
-        text_config=families.FAMILIES["gemma4"]().to_dict(), vision_config=vision, audio_config=None
+        text_config=families.FAMILIES[name]().to_dict(), vision_config=vision, audio_config=None
     )
 
 
@@ -97,6 +97,7 @@ MODELS: dict[str, Callable[[], Any]] = {
         )
     ),
     "gemma4": gemma4,
+    "gemma4-e": lambda: gemma4("gemma4-e"),
     "qwen3-vl": qwen3_vl,
     "qwen3.5": qwen3_5,
     "qwen3.5-moe": qwen3_5_moe,

@@ -18,7 +18,7 @@ from tests.architectures import oracle
 
 TOLERANCE = 1e-4
 # Full attention, a sliding window of 8, and a rotation that changes at 64 tokens.
-FAMILIES = ["llama", "phi3-window", "phi3-longrope", "gemma3"]
+FAMILIES = ["llama", "phi3-window", "phi3-longrope", "gemma3", "gemma4-e"]
 IDS = st.integers(10, 90)
 
 

@@ -15,6 +15,7 @@ from ortlm.spec import (
     Experts,
     Layer,
     Norm,
+    PerLayerInputs,
     Rope,
     Source,
     Sources,
@@ -195,6 +196,7 @@ def decoder_of(
     embed_scale: float = 1.0,
     logit_scale: float = 1.0,
     logit_softcap: float = 0.0,
+    per_layer_inputs: PerLayerInputs | None = None,
 ) -> Decoder:
     """Return the decoder of ``layers`` and a final ``norm``; ``tied`` is what an absent key means."""
     return Decoder(
@@ -208,6 +210,7 @@ def decoder_of(
         embed_scale=embed_scale,
         logit_scale=logit_scale,
         logit_softcap=logit_softcap,
+        per_layer_inputs=per_layer_inputs,
     )
 
 

@@ -1,4 +1,4 @@
-"""Gemma 4 31B, text: Gemma 3 with larger heads in full attention, normed values, and scaled layers."""
+"""Gemma 4 E2B, E4B and 31B, text: larger heads in full attention, shared keys and values, per-layer embeddings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import Any
 from ortlm.architectures._config import Config
 from ortlm.architectures._keys import FULL, SLIDING, WithDefaults
 from ortlm.architectures._parts import SANDWICH, Sizes, architecture, attention, decoder_of, sizes
+from ortlm.architectures._per_layer import (
+    PER_LAYER_NAMES,
+    kv_sources,
+    per_layer_inputs,
+    per_layer_sources,
+    unused,
+)
 from ortlm.architectures._rope import KINDS, from_parts
 from ortlm.architectures._text_part import text_only, text_part
 from ortlm.spec import Architecture, Attention, GatedMLP, Layer, Norm, Rope, Source
@@ -23,7 +30,7 @@ _ROPES = {
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:
-    """Return the architecture of a dense Gemma 4; those with embeddings for each layer or experts are refused."""
+    """Return the architecture of a dense Gemma 4; those with experts are refused."""
     if config["model_type"] == "gemma4":
         inner, tied = text_part(config, tied=True)
         return text_only(
@@ -45,35 +52,52 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         SLIDING: replace(_attention(c, s, norm, SLIDING), window=window),
     }
     ffn = GatedMLP(s.intermediate, c.activation("hidden_activation", "gelu_pytorch_tanh"))
-    layer = Layer(mixers[FULL], ffn, norm, norm, mixer_post=norm, ffn_post=norm, scaled=True)
+    inputs = per_layer_inputs(c, s, norm, ffn.act)
+    if inputs is None:
+        # transformers fails at the combination, so that nothing says what it means.
+        c.refuse("num_kv_shared_layers", 'it goes with "hidden_size_per_layer_input" above 0 only')
+    layer = Layer(
+        mixers[FULL], ffn, norm, norm, mixer_post=norm, ffn_post=norm, scaled=True,
+        per_layer_post=norm if inputs is not None else None,
+    )  # fmt: skip
+    double = 1 + c.flag("use_double_wide_mlp", False)
+    layers = [
+        replace(layer, mixer=mixers[kind])
+        if lender is None
+        else replace(
+            layer,
+            mixer=replace(mixers[kind], shared=lender),
+            ffn=replace(ffn, intermediate=double * ffn.intermediate),
+        )
+        for kind, lender in zip(kinds, kv_sources(c, kinds, absent=0), strict=True)
+    ]
     decoder = decoder_of(
         c,
         s,
-        tuple(replace(layer, mixer=mixers[kind]) for kind in kinds),
+        tuple(layers),
         norm,
         tied=True,
         embed_scale=s.hidden**0.5,
         logit_softcap=c.positive_or_none("final_logit_softcapping") or 0.0,
+        per_layer_inputs=inputs,
     )
     scales = {f"layers.{i}.scale.weight": Source(f"model.layers.{i}.layer_scalar") for i in range(s.layers)}
-    return architecture(decoder, "gemma4_text", names={**SANDWICH, "scale": ""}, fused=scales)
+    found = architecture(
+        decoder, "gemma4_text", names={**SANDWICH, "scale": "", **PER_LAYER_NAMES},
+        fused={**scales, **per_layer_sources(decoder)},
+    )  # fmt: skip
+    return unused(found)
 
 
 def _check(c: Config) -> None:
-    """Refuse by name what E2B, E4B and 26B-A4B have."""
-    if c.integer("hidden_size_per_layer_input", 256, least=0):
-        raise c.unsupported("hidden_size_per_layer_input", "embeddings for each layer cannot be built yet")
-    c.refuse("num_kv_shared_layers", "layers that share keys and values cannot be built yet")
+    """Refuse by name what 26B-A4B has."""
     c.refuse("enable_moe_block", "experts next to an MLP, with GELU, cannot be built yet")
     if not c.has("sliding_window", 512):
         raise c.wrong("sliding_window", "a number of tokens, for the layers that have a window")
     # "vision" is for the tokens of images, of which there are none.
     if c.values.get("use_bidirectional_attention") not in (None, "vision"):
         raise c.unsupported("use_bidirectional_attention", "only causal attention can be built")
-    c.ignore(
-        "use_bidirectional_attention", "vocab_size_per_layer_input", "use_double_wide_mlp", "num_experts"
-    )
-    c.ignore("top_k_experts", "moe_intermediate_size")
+    c.ignore("use_bidirectional_attention", "num_experts", "top_k_experts", "moe_intermediate_size")
 
 
 def _large(c: Config, s: Sizes, kinds: list[str]) -> Sizes:

@@ -146,7 +146,7 @@ def make_outline(
         + (50_000_000 + 3 * max(adapter_bytes.values()) if adapter_bytes else 0)
         + (0 if calibration is None else _calibration_bytes(spec, calibration.tokens)),
         cache_bytes_per_token=sum(
-            2 * mixer.kv_heads * mixer.head_dim * BY_NAME[kind_of_cache].bytes for mixer in spec.attentions
+            2 * mixer.kv_heads * mixer.head_dim * BY_NAME[kind_of_cache].bytes for _, mixer in spec.cached
         ),
         kv_cache=kv_cache if kv_cache != "none" else kind_of_cache,
         adapter_bytes=dict(adapter_bytes),
@@ -165,7 +165,7 @@ def _graph_bytes(spec: Decoder, kv_cache: str) -> int:
     """Return about the size of a file with the decoder's graph, without the weights."""
     each_channel = kv_cache == "int8_per_channel"
     # Nodes and small constants; and what one step of an int8 cache means, twice in fp32.
-    scales = sum(8 * mixer.kv_heads * mixer.head_dim for mixer in spec.attentions) if each_channel else 0
+    scales = sum(8 * mixer.kv_heads * mixer.head_dim for _, mixer in spec.cached) if each_channel else 0
     return 15_000 * len(spec.layers) + scales
 
 

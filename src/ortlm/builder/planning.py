@@ -437,7 +437,8 @@ def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifes
         settings = transformers_js.texts(checkpoint, model.tokenizer, plain, manifest)
         return {**model.tokenizer.texts, **settings}
     first, vision = next(spec.attentions), model.architecture.vision
-    kinds = [_layer_type(layer.mixer) for layer in spec.layers]
+    # It counts the layers that have a cache, of which all come first.
+    kinds = [_layer_type(layer.mixer) for layer in spec.layers if mixer_states(layer.mixer)]
     held = [layer.mixer.kernel - 1 for layer in spec.layers if isinstance(layer.mixer, ShortConv)]
     texts = {
         GENAI_FILE: to_genai(
@@ -447,7 +448,7 @@ def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifes
                 "head_size": first.head_dim,
                 "hidden_size": spec.hidden,
                 "num_attention_heads": first.heads,
-                "num_hidden_layers": len(spec.layers),
+                "num_hidden_layers": len(kinds),
                 "num_key_value_heads": first.kv_heads,
                 **({"conv_cache_size": held[0]} if held else {}),
             },
@@ -490,6 +491,11 @@ def _first_layers(architecture: Architecture, count: int) -> Architecture:
         raise BadOption(
             f"num_hidden_layers must be 1 to {len(spec.layers)}, as many as the model has; got {count}."
         )
+    if spec.per_layer_inputs is not None and count < len(spec.layers):
+        raise BadOption(
+            "num_hidden_layers does not apply: the rows of this model's per-layer embeddings are of all layers. "
+            "Leave it out."
+        )
     short = replace(spec, layers=spec.layers[:count])
     least = next(i for i, layer in enumerate(spec.layers) if isinstance(layer.mixer, Attention)) + 1
     if count < least:
@@ -518,6 +524,11 @@ def _check_model(architecture: Architecture, options: BuildOptions) -> None:
                     f"{name} does not apply: images whose tokens attend to each other both ways need a cache of "
                     "all positions, in the element type of activations. Leave it out."
                 )
+    if options.window_cache and any(mixer.shared is not None for mixer in spec.attentions):
+        raise BadOption(
+            "windowed_kv_cache does not apply: layers of this model share keys and values with earlier ones, of "
+            "which nothing may be lost on the way. Leave it out."
+        )
     windows = {mixer.window for mixer in spec.attentions if mixer.window is not None}
     if options.window_cache and len(windows) != 1:
         has = "layers with windows of " + " and ".join(map(str, sorted(windows))) if windows else "none"

@@ -26,14 +26,14 @@ _LEAST = 1 / 256
 def cache_scales(
     artifact: Artifact, spec: Decoder, *, per_channel: bool, threads: int | None = None
 ) -> list[CacheScales]:
-    """Return the scales of every layer of ``artifact``, a build of ``spec`` whose cache is float.
+    """Return the scales of every layer of ``artifact`` with a cache, a build of ``spec`` whose cache is float.
 
     A scale is the largest absolute value that a channel (or, unless ``per_channel``, any channel) takes while the
     model reads texts and random tokens, with each of its adapters and without, times 1.25, divided by 127.
     Raises BadCheckpoint if the model computes something infinite.
     """
     # Twice for each layer: keys, values.
-    mixers = list(spec.attentions)
+    layers, mixers = [i for i, _ in spec.cached], [mixer for _, mixer in spec.cached]
     absmax: list[Floats] = [np.zeros((m.kv_heads, m.head_dim), np.float32) for m in mixers for _ in "kv"]
     lm = LanguageModel(artifact, threads=threads, prefix_caches=0)
     for adapter in (None, *lm.adapters):
@@ -45,9 +45,10 @@ def cache_scales(
                 absmax[i] = np.maximum(absmax[i], seen)
     for i, largest in enumerate(absmax):
         if not np.isfinite(largest).all():
+            what = f"{'values' if i % 2 else 'keys'} of layer {layers[i // 2]}"
             raise BadCheckpoint(
-                f"the {'values' if i % 2 else 'keys'} of layer {i // 2} become infinite while the model reads a "
-                "text, so an int8 cache has no scale: the checkpoint is damaged or training diverged."
+                f"the {what} become infinite while the model reads a text, so an int8 cache has no "
+                "scale: the checkpoint is damaged or training diverged."
             )
     scales = [_scale(largest, per_channel=per_channel) for largest in absmax]
     return [CacheScales(key, value) for key, value in zip(scales[::2], scales[1::2], strict=True)]

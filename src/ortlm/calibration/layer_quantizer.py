@@ -241,6 +241,8 @@ class LayerQuantizer:
             mixer = layer.mixer
             if not isinstance(mixer, Attention) or mixer.v_norm is not None:
                 return None
+            if mixer.shared is not None or first.layer in self._weights.spec.sharing:
+                return None  # several layers read those values
             return f"{at}.v", (mixer.kv_heads, mixer.heads // mixer.kv_heads, mixer.head_dim)
         if role == "down":
             return (f"{at}.up", None) if isinstance(layer.ffn, GatedMLP) else None

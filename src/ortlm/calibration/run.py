@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,11 +16,13 @@ from ortlm.calibration.progress_state import CalibrationProgress
 from ortlm.dtypes import Floats
 from ortlm.graph.builder import Product
 from ortlm.graph.weight_plan import Plan, Quantized
-from ortlm.layerwise.model import LayerwiseModel, LookedUp
+from ortlm.layerwise.model import LayerwiseModel
+from ortlm.layerwise.per_layer_inputs import LookedUp
 from ortlm.quant.algorithms import CALIBRATED, KEPT, quantizer
 from ortlm.quant.gptq import moments
 from ortlm.quant.recipe import Calibration
 from ortlm.quant.rtn import Packed, dequantize
+from ortlm.quant.scheme import Scheme
 from ortlm.weights.reader import Weights
 from ortlm.weights.writer import Layout, write_packed, write_values
 
@@ -52,12 +55,11 @@ def calibrate(
     counts = [_matrices(plan, index) for index in range(len(spec.layers))]
     progress.start("calibrating", sum(counts), "matrices", done=sum(counts[: state.done]))
     try:
+        streams = [model.embed(rows, change=_looked_up(plan, weights))]
+        if settings.correct:
+            streams.append(model.embed(rows, alongside=True))
         if state.resumed and state.done:
             streams = state.streams()
-        else:
-            streams = [model.embed(rows, change=_embedded(plan))]
-            if settings.correct:
-                streams.append(model.embed(rows))
         for index in range(state.done, len(spec.layers)):
             layer = LayerQuantizer(plan, weights, settings, threads=threads, moments_of=moments_of)
             floats = streams[1] if settings.correct else None
@@ -106,15 +108,20 @@ def _matrices(plan: Plan, index: int) -> int:
     return max(1, sum(isinstance(i, Quantized) and i.parameters[0].startswith(at) for i in plan.items))
 
 
-def _embedded(plan: Plan) -> LookedUp | None:
-    """Return what becomes of the embeddings, row by row."""
+def _looked_up(plan: Plan, weights: Weights) -> dict[str, LookedUp]:
+    """Return what becomes of weights that tokens look up, row by row, by name."""
+    found: dict[str, LookedUp] = {}
     for item in plan.items:
-        if isinstance(item, Quantized) and item.parameters == ("embed.weight",):
-            scheme = item.scheme
-            if scheme.algorithm == KEPT:
-                return None  # they are what the checkpoint says
-            return lambda rows: dequantize(quantizer(scheme.algorithm)(rows, scheme), scheme, rows.shape[1])
-    return None
+        # What is carried over is what the checkpoint says.
+        if isinstance(item, Quantized) and item.scheme.algorithm != KEPT:
+            for name in item.parameters:
+                if weights.parameters[name].role in ("embed", "per_layer_embed"):
+                    found[name] = functools.partial(_rounded, scheme=item.scheme)
+    return found
+
+
+def _rounded(rows: Floats, scheme: Scheme) -> Floats:
+    return dequantize(quantizer(scheme.algorithm)(rows, scheme), scheme, rows.shape[1])
 
 
 def _head(plan: Plan) -> Quantized | None:

@@ -31,6 +31,19 @@ class KeyValue:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedKeyValue:
+    """The keys and values of one layer, as a later layer attends to them too.
+
+    ``new`` are those of the new tokens, [B, S, K · D] each, as GroupQueryAttention takes them; None where they are
+    in one value with the queries.
+    """
+
+    past: KeyValue
+    new: KeyValue | None
+    present: KeyValue
+
+
+@dataclass(frozen=True, slots=True)
 class CacheScales:
     """What one step of an int8 cache means, for keys and values of one layer: number = code · scale.
 
@@ -45,7 +58,7 @@ def attention(
     g: Builder,
     spec: Attention,
     x: Value,
-    past: KeyValue,
+    past: KeyValue | None,
     *,
     layer: int,
     step: Step,
@@ -53,10 +66,13 @@ def attention(
     parameters: Parameters,
     hidden: int,
     scales: CacheScales | None = None,
-) -> tuple[Value, KeyValue]:
+    shares: bool = False,
+    shared: SharedKeyValue | None = None,
+) -> tuple[Value, SharedKeyValue]:
     """Attend ``x`` [B, S, H] to all positions so far; returns [B, S, N · D], before the output projection.
 
-    With ``scales``, ``past`` and what is returned of the cache are int8.
+    With ``scales``, ``past`` and what is returned of the cache are int8. ``shares``: later layers attend to its
+    keys and values, too. ``shared`` are those of the earlier layer that ``spec`` names.
     """
     if spec.head_dim % 8:
         raise UnsupportedModel(
@@ -71,7 +87,7 @@ def attention(
         raise UnsupportedModel("attention sinks together with images whose tokens see each other cannot run.")
     at, module = f"layers.{layer}", f"layers.{layer}.attn"
     path = node_path(module)
-    wide = spec.heads * spec.head_dim
+    wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     inputs = ("batch_size", "sequence_length", hidden)
     rope = spec.rope
     mutual = step.same_image()
@@ -91,11 +107,18 @@ def attention(
     q: Value
     k: Value | None
     v: Value | None
-    parts = "qk" if spec.values_are_keys else "qkv"
-    if g.target.packed_projections:
+    parts = "q" if shared is not None else "qk" if spec.values_are_keys else "qkv"
+    if shared is not None:
+        assert shared.new is not None
+        [q] = linear(
+            g, x, [f"{at}.q"], parameters=parameters, module=f"{module}.q_proj", shape=inputs, layer=layer
+        )
+        k, v = shared.new.key, shared.new.value
+    elif g.target.packed_projections:
         normed = spec.qk_norm is not None or spec.v_norm is not None or spec.values_are_keys
         scaled = spec.query_scale is not None
         apart = mutual is not None or normed or scaled or spec.gated or (rope is not None and not inside)
+        apart = apart or shares
         q, *others = linear(
             g, x, [f"{at}.{p}" for p in parts],
             parameters=parameters, module=f"{module}.qkv_proj", shape=inputs, layer=layer, apart=apart,
@@ -110,13 +133,14 @@ def attention(
             for p in parts
         )  # fmt: skip
         v = others[0] if others else k
-    if spec.v_norm is not None and v is not None:
+    if spec.v_norm is not None and v is not None and shared is None:
         v = _value_norm(g, v, spec, spec.v_norm, f"{module}.v_norm")
     gate: Value | None = None
     if spec.gated:
         q, gate = _gates(g, q, spec, path)
+    own = shared is None
     if not spec.qk_norm_late:
-        q, k = _head_norms(g, q, k, spec, at, parameters, module)
+        q, k = _head_norms(g, q, k, spec, at, parameters, module, own=own)
     cos = sin = positions = None
     if rope is not None:
         if inside:
@@ -125,14 +149,17 @@ def attention(
         elif k is not None:
             where, rows = turned or (step.switched(rope) or step.positions(), tables(rope))
             q = rotate(g, q, where, rows, rope, heads=spec.heads, head_dim=spec.head_dim, path=f"{path}/q")
-            k = rotate(g, k, where, rows, rope, heads=spec.kv_heads, head_dim=spec.head_dim, path=f"{path}/k")
+            if own:
+                k = rotate(
+                    g, k, where, rows, rope, heads=spec.kv_heads, head_dim=spec.head_dim, path=f"{path}/k"
+                )
     if spec.qk_norm_late:
-        q, k = _head_norms(g, q, k, spec, at, parameters, module)
+        q, k = _head_norms(g, q, k, spec, at, parameters, module, own=own)
     if spec.query_scale is not None:
         # Rotation does not change lengths, so it may come after.
         scale = step.query_scale(spec.query_scale)
         q = g.op("Mul", q, scale, shape=("batch_size", "sequence_length", wide), name=f"{path}/q_scale")
-    cache = ("batch_size", spec.kv_heads, cache_lengths(g, spec)[1], spec.head_dim)
+    shape = ("batch_size", spec.kv_heads, cache_lengths(g, spec)[1], spec.head_dim)
     kind = g.dtype if scales is None else "int8"
     sinks = g.weight(parameters[f"{at}.sinks.weight"]) if spec.sinks else None
     key_scale = value_scale = None
@@ -147,42 +174,73 @@ def attention(
     ):
         if used:
             g.need(since)
-    y, key, value = g.ops(
-        "GroupQueryAttention",
-        [
-            q, k, v, past.key, past.value, step.last_key, step.total,
-            cos if inside else None, sin if inside else None, positions,
-            None, sinks, key_scale, value_scale, None, None, step.query_lengths,
-        ],
-        outputs=[(g.dtype, ("batch_size", "sequence_length", wide)), (kind, cache), (kind, cache)],
-        name=path,
-        domain=MICROSOFT,
-        attributes={
-            "num_heads": spec.heads,
-            "kv_num_heads": spec.kv_heads,
-            "scale": spec.scale,
-            "local_window_size": spec.window or -1,
-            "softcap": spec.softcap,
-            "do_rotary": int(inside),
-            "rotary_interleaved": int(rope is not None and rope.interleaved),
-            **_cache_attributes(scales),
-            **({"sliding_window_cache": 1} if evicts(g, spec) else {}),
-        },
-    )  # fmt: skip
+
+    def attend(
+        k: Value | None, v: Value | None, cache: KeyValue, lengths: Value | None, *, keep: bool = True
+    ) -> list[Value]:
+        kept: list[tuple[str, tuple[int | str, ...]]] = [(kind, shape)] * 2 if keep else []
+        return g.ops(
+            "GroupQueryAttention",
+            [
+                q, k, v, cache.key, cache.value, step.last_key, step.total,
+                cos if inside else None, sin if inside else None, positions,
+                None, sinks, key_scale, value_scale, None, None, lengths,
+            ],
+            outputs=[(g.dtype, ("batch_size", "sequence_length", wide)), *kept],
+            name=path,
+            domain=MICROSOFT,
+            attributes={
+                "num_heads": spec.heads,
+                "kv_num_heads": spec.kv_heads,
+                "scale": spec.scale,
+                "local_window_size": spec.window or -1,
+                "softcap": spec.softcap,
+                "do_rotary": int(inside),
+                "rotary_interleaved": int(rope is not None and rope.interleaved),
+                **_cache_attributes(scales),
+                **({"sliding_window_cache": 1} if evicts(g, spec) else {}),
+            },
+        )  # fmt: skip
+
+    given = shared.past if shared is not None else past
+    assert given is not None
+    ragged = step.ragged() if shared is not None and g.target.shared_kv and scales is None else None
+    if shared is not None and ragged is not None:
+        # Without new keys the operator attends to the cache as it is and copies nothing, but takes no lengths.
+        present, lengths = shared.present, step.query_lengths
+
+        def again() -> list[Value]:
+            return attend(k, v, given, lengths)[:1]
+
+        def as_it_is() -> list[Value]:
+            bounds = (g.integers(0), g.integers(0), g.integers(1))
+            no_k, no_v = (
+                g.op("Slice", x, *bounds, shape=("batch_size", 0, narrow), name=path) for x in (k, v)
+            )
+            return attend(no_k, no_v, present, None, keep=False)
+
+        [y] = g.choose(ragged, again, as_it_is, shapes=[("batch_size", "sequence_length", wide)], name=path)
+    elif shared is not None:
+        # The same keys are appended to the same cache again, and what comes of it is not kept.
+        present, [y, *_] = shared.present, attend(k, v, given, step.query_lengths)
+    else:
+        y, key, value = attend(k, v, given, step.query_lengths)
+        present = KeyValue(key, value)
     if mutual is not None:
-        attended, shape = y, ("batch_size", "sequence_length", wide)
+        attended, out = y, ("batch_size", "sequence_length", wide)
         [y] = g.choose(
             mutual,
-            lambda: [_mutual(g, spec, q, KeyValue(key, value), step, path)],
-            lambda: [g.op("Identity", attended, shape=shape, name=path)],
-            shapes=[shape],
+            lambda: [_mutual(g, spec, q, present, step, path)],
+            lambda: [g.op("Identity", attended, shape=out, name=path)],
+            shapes=[out],
             name=path,
         )
     if gate is not None:
         flat = ("batch_size", "sequence_length", wide)
         gate = g.op("Sigmoid", gate, shape=flat, name=f"{path}/gate")
         y = g.op("Mul", y, gate, shape=flat, name=f"{path}/gate")
-    return y, KeyValue(key, value)
+    new = KeyValue(k, v) if k is not None and v is not None else None
+    return y, SharedKeyValue(given, new, present)
 
 
 def _gates(g: Builder, q: Value, spec: Attention, path: str) -> list[Value]:
@@ -256,15 +314,27 @@ def cache_lengths(g: Builder, spec: Attention) -> tuple[str, str]:
 
 
 def _head_norms(
-    g: Builder, q: Value, k: Value | None, spec: Attention, at: str, parameters: Parameters, module: str
+    g: Builder,
+    q: Value,
+    k: Value | None,
+    spec: Attention,
+    at: str,
+    parameters: Parameters,
+    module: str,
+    *,
+    own: bool,
 ) -> tuple[Value, Value | None]:
-    """Normalize queries and keys if ``spec`` says so; only where they are not apart is ``k`` None."""
-    if spec.qk_norm is None or k is None:
+    """Normalize queries, and keys that are its ``own``, if ``spec`` says so.
+
+    Only where they are not apart is ``k`` None.
+    """
+    kind = spec.qk_norm
+    if kind is None or k is None:
         return q, k
-    return (
-        _head_norm(g, q, spec, spec.qk_norm, f"{at}.q_norm", spec.heads, parameters, f"{module}.q_norm"),
-        _head_norm(g, k, spec, spec.qk_norm, f"{at}.k_norm", spec.kv_heads, parameters, f"{module}.k_norm"),
-    )
+    q = _head_norm(g, q, spec, kind, f"{at}.q_norm", spec.heads, parameters, f"{module}.q_norm")
+    if own:
+        k = _head_norm(g, k, spec, kind, f"{at}.k_norm", spec.kv_heads, parameters, f"{module}.k_norm")
+    return q, k
 
 
 def _value_norm(g: Builder, x: Value, spec: Attention, kind: Norm, module: str) -> Value:

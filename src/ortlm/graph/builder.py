@@ -268,8 +268,8 @@ class Builder:
             return None
         names, weights = tuple(p.name for p in parameters), sum(p.size for p in parameters)
         scheme = self.recipe(MatrixLocation(role, node, layer, self.layers, weights, names))
-        if scheme is not None and role == "vision" and scheme.algorithm in CALIBRATED:
-            # Calibration reads text, which the vision encoder's weights have no part in.
+        if scheme is not None and role in ("vision", "per_layer_embed") and scheme.algorithm in CALIBRATED:
+            # Calibration reads text, which the vision encoder's weights have no part in; and a table is looked up.
             scheme = replace(scheme, algorithm="rtn")
         return scheme
 

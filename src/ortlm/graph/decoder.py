@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ortlm.graph.attention import CacheScales, KeyValue, attention
+from ortlm.graph.attention import CacheScales, KeyValue, SharedKeyValue, attention
 from ortlm.graph.builder import Builder, Shape, Value
 from ortlm.graph.delta_net import delta_net
 from ortlm.graph.linear import Parameters, Vocabulary, linear, node_path
@@ -13,6 +13,7 @@ from ortlm.graph.mamba import mamba
 from ortlm.graph.mlp import dense
 from ortlm.graph.moe import mixture
 from ortlm.graph.norm import Residual, Selection, norm
+from ortlm.graph.per_layer_inputs import per_layer_branch, per_layer_inputs
 from ortlm.graph.rope import RopeTables
 from ortlm.graph.short_conv import short_conv
 from ortlm.graph.states import past_states, present_states
@@ -55,7 +56,7 @@ def emit_decoder(
     Outputs: ``logits`` [B, 1, V] of each row's last token ([B, S, V] with ``all_logits``) and
     ``present.{i}.key|value`` [B, K, total, D]; with ``hidden_states`` also the final norm's output [B, S, H].
     Layers without keys and values have other states, see ``spec.mixer_states``.
-    With ``cache_scales``, one for each layer, the cache is int8 instead.
+    With ``cache_scales``, one for each layer that has keys and values of its own, the cache is int8 instead.
     With ``fast_prompts`` each quantized matrix is stored a second time, for prompts; with ``integer_only`` in that
     form only.
     With ``mutual``, tokens of an image attend to each other both ways, see Step.same_image.
@@ -92,8 +93,14 @@ def emit_decoder(
     tables = RopeTables(g, spec.max_tokens)
     vocabulary = Vocabulary(g, spec, weights, embed=not embedded)
 
-    x = ids if embedded else embeddings(g, spec, vocabulary, step.compact(ids), shape)
+    if not embedded:
+        ids = step.compact(ids)
+    x = ids if embedded else embeddings(g, spec, vocabulary, ids, shape)
+    assert not embedded or spec.per_layer_inputs is None, "embeddings do not say which tokens they are of"
+    per_layer = per_layer_inputs(g, spec, ids, x, weights)
     stream = Residual(g, x, shape, weights)
+    scales = {i: one for (i, _), one in zip(spec.cached, cache_scales or (), strict=False)}
+    shared_kv: dict[int, SharedKeyValue] = {}
     presents = []
     for i in range(len(spec.layers)):
         # Only the last layer's queries are wanted of the last positions; its keys and values of all.
@@ -109,7 +116,9 @@ def emit_decoder(
                 tables=tables,
                 weights=weights,
                 last=last,
-                scales=cache_scales[i] if cache_scales is not None else None,
+                scales=scales,
+                shared_kv=shared_kv,
+                per_layer=per_layer[i] if per_layer else None,
             )
         )
     x = stream.normed(spec.final_norm, "final_norm", module="layers.norm")
@@ -152,11 +161,15 @@ def emit_layer(
     weights: Parameters,
     tables: RopeTables | None = None,
     last: Selection | None = None,
-    scales: CacheScales | None = None,
+    scales: Mapping[int, CacheScales] | None = None,
+    shared_kv: dict[int, SharedKeyValue] | None = None,
+    per_layer: Value | None = None,
 ) -> tuple[Value, ...]:
     """Emit layer ``index`` of ``decoder`` onto ``stream``, from the states ``past``, and return its states.
 
-    ``last`` drops the positions that nothing after it needs; ``tables`` are shared by layers.
+    ``last`` drops the positions that nothing after it needs; ``tables`` are shared by layers. ``scales`` are by
+    layer. ``shared_kv`` has the keys and values of earlier layers, which this one may share, and gets its own.
+    ``per_layer`` [B, S, width] are the layer's vectors of ``PerLayerInputs``.
     """
     at, module = f"layers.{index}", f"layers.{index}"
     spec, hidden = decoder.layers[index], decoder.hidden
@@ -174,11 +187,17 @@ def emit_layer(
         y, *kept = mamba(g, mixer, x, *past, layer=index, step=step, parameters=weights, hidden=hidden)
         present, own = tuple(kept), "mamba"
     else:
+        source = index if mixer.shared is None else mixer.shared
+        shared_kv = {} if shared_kv is None else shared_kv
         y, cache = attention(
-            g, mixer, x, KeyValue(*past),
-            layer=index, step=step, tables=tables, parameters=weights, hidden=hidden, scales=scales,
+            g, mixer, x, KeyValue(*past) if past else None,
+            layer=index, step=step, tables=tables, parameters=weights, hidden=hidden,
+            scales=(scales or {}).get(source), shares=index in decoder.sharing, shared=shared_kv.get(source),
         )  # fmt: skip
-        present, own = (cache.key, cache.value), "attn"
+        if mixer.shared is None:
+            shared_kv[index] = cache
+        present = (cache.present.key, cache.present.value) if mixer.shared is None else ()
+        own = "attn"
     wide = mixer.width
     if last is not None:
         path = node_path(module)
@@ -186,6 +205,8 @@ def emit_layer(
         if spec.parallel:
             x = last(x, hidden, path)
         stream.keep(last, module)
+        if per_layer is not None and decoder.per_layer_inputs is not None:
+            per_layer = last(per_layer, decoder.per_layer_inputs.width, f"{path}/per_layer_input")
     lead = stream.shape[:-1]
     [y] = linear(
         g,
@@ -214,6 +235,12 @@ def emit_layer(
             parameters=weights, module=f"{module}.post_feedforward_layernorm", shape=stream.shape,
         )  # fmt: skip
     stream.add(y, scale=spec.residual_scale, module=module)
+    if spec.per_layer_post is not None and decoder.per_layer_inputs is not None and per_layer is not None:
+        y = per_layer_branch(
+            g, decoder.per_layer_inputs, stream.total(module), per_layer, spec.per_layer_post,
+            layer=index, parameters=weights, shape=stream.shape,
+        )  # fmt: skip
+        stream.add(y, scale=1.0, module=module)
     if spec.scaled:
         stream.multiply(g.weight(weights[f"{at}.scale.weight"]), module)
     return present

@@ -171,31 +171,10 @@ class Vocabulary:
 
     def embed(self, ids: Value, shape: Shape) -> Value:
         """Return the embeddings [B, S, H] of token ``ids`` int64 [B, S]."""
-        g, path = self._g, "/model/embed_tokens"
-        if self._scheme is None or self._matrix is None:
-            table = g.matrix([self._embed], "embed_tokens.weight", transposed=False)
-            return g.op("Gather", table, ids, shape=shape, name=path, axis=0)
-        scheme, blocks = self._scheme, self._scheme.blocks(self._spec.hidden)
-        if not g.target.block_lookup:
-            return _dequantized_rows(g, ids, self._matrix, scheme=scheme, shape=shape, path=path)
-        # Older ones refuse 2 bits; an odd number of zero points of 4 bits they read as if rows were not padded,
-        # and say nothing.
-        if scheme.bits == 2 or (scheme.kernel_bits == 4 and self._matrix.zeros is not None and blocks % 2):
-            g.need(_NARROW_LOOKUP)
-        return g.op(
-            "GatherBlockQuantized",
-            self._matrix.rows,
-            ids,
-            self._matrix.scales,
-            self._matrix.zeros,
-            shape=shape,
-            name=path,
-            domain=MICROSOFT,
-            bits=self._scheme.kernel_bits,
-            block_size=self._scheme.block,
-            gather_axis=0,
-            quantize_axis=1,
-        )
+        return _rows(
+            self._g, ids, self._embed, self._matrix,
+            scheme=self._scheme, name="embed_tokens", shape=shape, path="/model/embed_tokens",
+        )  # fmt: skip
 
     def head(self, x: Value, shape: Shape) -> Value:
         """Return logits [B, n, V] of hidden states ``x`` [B, n, H]."""
@@ -229,6 +208,56 @@ class Vocabulary:
         # An adapter may change the head alone, though the weights are tied.
         head = Parameter("head", "weight", self._embed.shape, "head")
         return add_lora(g, x, y, [head], module="lm_head", path=path, shape=shape)
+
+
+def looked_up(
+    g: Builder, ids: Value, table: Parameter, *, within: int, module: str, shape: Shape, path: str
+) -> Value:
+    """Return the rows [B, S, n] of ``table`` [V, n] for ``ids`` int64 [B, S].
+
+    ``within`` is a number of columns, which divides n, whose multiples no block of codes crosses.
+    """
+    scheme = _dividing(g.scheme([table], f"{path}/Gather", None), within)
+    matrix = None if scheme is None else stored_codes(g, [table], module, scheme, gather=True, matmul=False)
+    return _rows(g, ids, table, matrix, scheme=scheme, name=module, shape=shape, path=path)
+
+
+def _rows(
+    g: Builder,
+    ids: Value,
+    table: Parameter,
+    matrix: StoredCodes | None,
+    *,
+    scheme: Scheme | None,
+    name: str,
+    shape: Shape,
+    path: str,
+) -> Value:
+    """Return the rows of ``table`` for ``ids``; it is float unless it is stored as ``matrix``."""
+    if scheme is None or matrix is None:
+        floats = g.matrix([table], f"{name}.weight", transposed=False)
+        return g.op("Gather", floats, ids, shape=shape, name=path, axis=0)
+    if not g.target.block_lookup:
+        return _dequantized_rows(g, ids, matrix, scheme=scheme, shape=shape, path=path)
+    # Older ones refuse 2 bits; an odd number of zero points of 4 bits they read as if rows were not padded,
+    # and say nothing.
+    odd = matrix.zeros is not None and scheme.blocks(table.shape[1]) % 2
+    if scheme.bits == 2 or (scheme.kernel_bits == 4 and odd):
+        g.need(_NARROW_LOOKUP)
+    return g.op(
+        "GatherBlockQuantized",
+        matrix.rows,
+        ids,
+        matrix.scales,
+        matrix.zeros,
+        shape=shape,
+        name=path,
+        domain=MICROSOFT,
+        bits=scheme.kernel_bits,
+        block_size=scheme.block,
+        gather_axis=0,
+        quantize_axis=1,
+    )
 
 
 def _dequantized_rows(

@@ -57,11 +57,13 @@ class Step:
             "Min", self._lengths, width, shape=("batch_size",), dtype="int64", name=f"{_PATH}/new"
         )
         self.query_lengths: Value | None = None
+        self._given_lengths: Value | None = None
         self.optional: dict[str, str] = {}
         if g.target.query_lengths:
             given = g.optional_input("query_lengths", np.array([-1], np.int32), ("query_rows",))
             self.optional["query_lengths"] = "query_lengths"
             given = g.cast(given, "int64", ("query_rows",), f"{_PATH}/new")
+            self._given_lengths = given
             absent = g.op(
                 "Less", given, g.integer(0), shape=("query_rows",), dtype="bool", name=f"{_PATH}/new"
             )
@@ -132,6 +134,18 @@ class Step:
             dtype="bool",
             name=f"{_PATH}/many",
         )
+
+    def ragged(self) -> Value | None:
+        """Return whether lengths of the rows are given, bool []; None where they never are."""
+        if self._given_lengths is None:
+            return None
+        if "ragged" not in self._made:
+            g, path = self._g, f"{_PATH}/ragged"
+            most = g.op("ReduceMax", self._given_lengths, shape=(), dtype="int64", name=path, keepdims=0)
+            self._made["ragged"] = g.op(
+                "GreaterOrEqual", most, g.integer(0), shape=(), dtype="bool", name=path
+            )
+        return self._made["ragged"]
 
     def same_image(self) -> Value | None:
         """Return whether new tokens are images' that attend to each other both ways, bool []; None if none do.

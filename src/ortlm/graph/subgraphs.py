@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from ortlm.graph.attention import KeyValue, SharedKeyValue
 from ortlm.graph.builder import IR_VERSION, MICROSOFT, OPSET, Builder, Product
 from ortlm.graph.decoder import emit_layer, logits_of
 from ortlm.graph.linear import Parameters, Vocabulary
@@ -15,11 +16,11 @@ from ortlm.graph.states import past_states
 from ortlm.graph.step import Step
 from ortlm.graph.weight_plan import Plain
 from ortlm.quant.recipe import Uniform
-from ortlm.spec import Decoder, parameters
+from ortlm.spec import Attention, Decoder, parameters
 from ortlm.target import HERE
 
 # Names of what goes into the first piece of a layer and comes out of the last one.
-HIDDEN, MASK, RESULT = "hidden", "attention_mask", "result"
+HIDDEN, MASK, PER_LAYER, RESULT = "hidden", "attention_mask", "per_layer_input", "result"
 _FLOAT = Uniform(None, None, None)
 
 
@@ -41,27 +42,79 @@ class Piece:
     result: str | None = None
 
 
+def carried(spec: Decoder, index: int) -> tuple[int, ...]:
+    """Return whose keys and values go into layer ``index`` next to the residual stream, for it or later layers."""
+    later = {
+        layer.mixer.shared
+        for layer in spec.layers[index:]
+        if isinstance(layer.mixer, Attention) and layer.mixer.shared is not None
+    }
+    return tuple(sorted(number for number in later if number < index))
+
+
+def cache_layer(spec: Decoder, index: int) -> int:
+    """Return the layer whose states layer ``index`` has: itself, or the one whose keys and values it shares."""
+    mixer = spec.layers[index].mixer
+    shared = mixer.shared if isinstance(mixer, Attention) else None
+    return index if shared is None else shared
+
+
 def layer_pieces(spec: Decoder, index: int, *, apart: bool = False) -> list[Piece]:
     """Return layer ``index`` of ``spec`` in fp32, in pieces; with ``apart`` without their products.
 
     Those of experts, which each see some of the tokens, stay.
 
     In go ``hidden`` float32 [B, S, H], ``attention_mask`` int64 [B, S] and empty states (keys and values
-    [B, K, 0, D], or zeros of what has one size); out comes ``result`` [B, S, H], the residual stream.
+    [B, K, 0, D], or zeros of what has one size); out comes ``result`` [B, S, H], the residual stream. Where layers
+    share keys and values, those that are ``carried`` follow the stream's channels, [B, S, K · D] each. With
+    ``PerLayerInputs`` the layer's vectors go in too, ``per_layer_input`` [B, S, width].
     """
     g, weights = _builder(spec)
-    shape = ("batch_size", "sequence_length", spec.hidden)
-    x = g.input(HIDDEN, "fp32", shape)
+    lead = ("batch_size", "sequence_length")
+    shape = (*lead, spec.hidden)
+    before, after = carried(spec, index), carried(spec, index + 1)
+    x = g.input(HIDDEN, "fp32", (*lead, spec.hidden + sum(2 * _narrow(spec, i) for i in before)))
     mask = g.input(MASK, "int64", ("batch_size", "total_sequence_length"))
-    past = past_states(g, index, spec.layers[index].mixer, "fp32")
+    inputs = spec.per_layer_inputs
+    per_layer = None if inputs is None else g.input(PER_LAYER, "fp32", (*lead, inputs.width))
+    source = cache_layer(spec, index)
+    past = past_states(g, source, spec.layers[source].mixer, "fp32")
+    step = Step(g, x, mask, None, all_logits=True)
+    shared_kv: dict[int, SharedKeyValue] = {}
+    if before:
+        sizes = [spec.hidden, *(_narrow(spec, i) for i in before for _ in "kv")]
+        x, *parts = g.ops(
+            "Split", [x, g.integers(*sizes)],
+            outputs=[("fp32", (*lead, size)) for size in sizes], name="/model/carried", attributes={"axis": -1},
+        )  # fmt: skip
+        for i, key, value in zip(before, parts[::2], parts[1::2], strict=True):
+            # Of the others, which are handed on, there is no past.
+            cache = KeyValue(*(past if i == source else (key, value)))
+            shared_kv[i] = SharedKeyValue(cache, KeyValue(key, value), cache)
     stream = Residual(g, x, shape, weights)
     emit_layer(
-        g, spec, stream, past, index=index, step=Step(g, x, mask, None, all_logits=True), weights=weights
+        g, spec, stream, past if source == index else (), index=index, step=step, weights=weights,
+        shared_kv=shared_kv, per_layer=per_layer,
+    )  # fmt: skip
+    new = [shared_kv[i].new for i in after]
+    rest = [part for pair in new if pair is not None for part in (pair.key, pair.value)]
+    total = stream.total(f"layers.{index}")
+    out = (*lead, spec.hidden + sum(2 * _narrow(spec, i) for i in after))
+    result = (
+        g.op("Concat", total, *rest, shape=out, name="/model/result", axis=-1)
+        if rest
+        else g.op("Identity", total, shape=out, name="/model/result")
     )
-    result = g.op("Identity", stream.total(f"layers.{index}"), shape=shape, name="/model/result")
-    g.output(result, RESULT, shape)
+    g.output(result, RESULT, out)
     products = [p for p in g.products if all(weights[name].expert is None for name in p.parameters)]
     return cut(g, products if apart else ())
+
+
+def _narrow(spec: Decoder, index: int) -> int:
+    """Return how many channels the keys of layer ``index`` have."""
+    mixer = spec.layers[index].mixer
+    assert isinstance(mixer, Attention)
+    return mixer.kv_heads * mixer.head_dim
 
 
 def head_pieces(spec: Decoder, rows: int) -> list[Piece]:

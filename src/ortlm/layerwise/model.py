@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +20,23 @@ from ortlm._utils.cpu import physical_cores
 from ortlm.dtypes import Floats
 from ortlm.graph.builder import Product
 from ortlm.graph.states import past_name
-from ortlm.graph.subgraphs import HIDDEN, MASK, RESULT, Piece, head_pieces, layer_pieces
+from ortlm.graph.subgraphs import (
+    HIDDEN,
+    MASK,
+    PER_LAYER,
+    RESULT,
+    Piece,
+    cache_layer,
+    carried,
+    head_pieces,
+    layer_pieces,
+)
 from ortlm.layerwise.alignment import BATCH_TOKENS
 from ortlm.layerwise.paired_products import PairedProducts
+from ortlm.layerwise.per_layer_inputs import LookedUp, PerLayerRows
 from ortlm.runtime.engine.huge_pages import give_back_freed_memory
 from ortlm.runtime.engine.session import Session
-from ortlm.spec import Decoder, Layer, mixer_states
+from ortlm.spec import Decoder, mixer_states
 from ortlm.weights.reader import Weights
 
 # Rows of the head that are in memory at once, and bytes that they may take.
@@ -34,8 +45,6 @@ _HEAD_ROWS, _HEAD_BYTES = 16384, 64 << 20
 
 # Values of a graph by name, of any element type.
 Values = dict[str, Any]
-# What becomes of embeddings [n, H] that are looked up.
-LookedUp = Callable[[Floats], Floats]
 
 
 class Change(Protocol):
@@ -63,13 +72,16 @@ class LayerwiseModel:
 
     ``rows`` of tokens become hidden states (``embed``), go through ``layer`` after ``layer``, and give ``logits``.
     Only one product's matrix is in memory at a time, next to the states of all rows. With ``integer``, two models
-    that go through a layer together are multiplied by integers, see ``PairedProducts``.
+    that go through a layer together are multiplied by integers, see ``PairedProducts``. After the channels of a
+    state come those of keys and values that later layers share, see ``subgraphs.carried``.
     """
 
     def __init__(self, weights: Weights, *, threads: int | None = None, integer: bool = False) -> None:
         self.spec: Decoder = weights.spec
         self._weights, self._threads, self._integer = weights, threads, integer
-        self._layers: dict[tuple[Layer, bool], tuple[int, list[_Ready]]] = {}
+        self._layers: dict[tuple[object, ...], tuple[int, list[_Ready]]] = {}
+        # Of the states, and of those that go alongside.
+        self._per_layer: dict[bool, PerLayerRows] = {}
         self._heads: dict[int, list[_Ready]] = {}
         self._pool = ThreadPoolExecutor(threads or physical_cores())
         # Where matrices lie one after the other: new memory for each would take as long as reading it.
@@ -86,19 +98,32 @@ class LayerwiseModel:
         self._pool.shutdown()
         self._cleaned()
 
-    def embed(self, rows: Sequence[NDArray[np.int64]], change: LookedUp | None = None) -> list[Floats]:
+    def embed(
+        self,
+        rows: Sequence[NDArray[np.int64]],
+        change: Mapping[str, LookedUp] | None = None,
+        *,
+        alongside: bool = False,
+    ) -> list[Floats]:
         """Return the first hidden states [B, S, H] of ``rows``; neighbors of equal length become one batch.
 
-        ``change`` is applied to the embeddings that are looked up, [tokens, H].
+        ``change`` has what becomes of the rows of weights that tokens look up, by name. ``alongside``: the states
+        are those that go through layers alongside, of the same ``rows`` without the change.
         """
+        change = change or {}
         tokens = np.unique(np.concatenate(list(rows)))
         stack = self._weights.stack(["embed.weight"])
         known = np.concatenate([stack.rows(int(t), int(t) + 1) for t in tokens])
-        if change is not None:
-            known = change(known)
+        if "embed.weight" in change:
+            known = change["embed.weight"](known)
         if self.spec.embed_scale != 1.0:
             known = known * np.float32(self.spec.embed_scale)
-        return [known[np.searchsorted(tokens, batch)] for batch in batches(rows)]
+        places = [np.searchsorted(tokens, batch) for batch in batches(rows)]
+        if self.spec.per_layer_inputs is not None:
+            self._per_layer[alongside] = PerLayerRows(
+                self._weights, self.spec.per_layer_inputs, tokens, known, places, change
+            )
+        return [known[place] for place in places]
 
     def layer(
         self,
@@ -112,14 +137,18 @@ class LayerwiseModel:
         ``change`` changes what ``states`` are multiplied by; ``alongside``, if given, goes through the layer as it
         is. Both lists are emptied, to save memory.
         """
-        kind = self.spec.layers[index]
+        spec = self.spec
         apart = self._integer and change is not None and bool(alongside)
-        if (kind, apart) not in self._layers:
-            pieces = layer_pieces(self.spec, index, apart=apart)
-            self._layers[kind, apart] = index, [self._ready(piece, f"layer-{index}") for piece in pieces]
+        kind = (spec.layers[index], carried(spec, index), carried(spec, index + 1), apart)
+        if kind not in self._layers:
+            pieces = layer_pieces(spec, index, apart=apart)
+            self._layers[kind] = index, [self._ready(piece, f"layer-{index}") for piece in pieces]
             give_back_freed_memory()
-        first, ready = self._layers[kind, apart]
-        given = [self._inputs(states, kind, first), self._inputs(alongside or [], kind, first)]
+        first, ready = self._layers[kind]
+        given = [
+            self._inputs(states, index, first, alongside=False),
+            self._inputs(alongside or [], index, first, alongside=True),
+        ]
         for at, part in enumerate(ready):
             if part.piece.result is not None and change is not None:
                 self._multiply(part.piece, index, first, given, change)
@@ -133,15 +162,19 @@ class LayerwiseModel:
         done, other = ([values[RESULT] for values in batches] for batches in given)
         return done, other
 
-    @staticmethod
-    def _inputs(states: list[Floats], kind: Layer, first: int) -> list[Values]:
+    def _inputs(self, states: list[Floats], index: int, first: int, *, alongside: bool) -> list[Values]:
         batches: list[Values] = []
-        for x in states:
+        source, mixer = cache_layer(self.spec, first), self.spec.layers[cache_layer(self.spec, index)].mixer
+        rows = self._per_layer.get(alongside) or self._per_layer.get(False)
+        per_layer = rows.of(index) if states and rows is not None else None
+        for i, x in enumerate(states):
             past = {
-                past_name(first, state): np.zeros((len(x), *(n or 0 for n in state.shape)), np.float32)
-                for state in mixer_states(kind.mixer)
+                past_name(source, state): np.zeros((len(x), *(n or 0 for n in state.shape)), np.float32)
+                for state in mixer_states(mixer)
             }
             batches.append({HIDDEN: x, MASK: np.ones(x.shape[:2], np.int64), **past})
+            if per_layer is not None:
+                batches[-1][PER_LAYER] = per_layer[i]
         states.clear()
         return batches
 

@@ -26,7 +26,7 @@ from tests.graph.test_parity import greedy
 
 INT8 = BuildOptions(kv_cache="int8")
 # Kinds of attention: plain, a window, two rotation tables, rotation of a part, rotation outside, softcap, heads
-# normalised, layers without rotation.
+# normalised, shared keys, layers without rotation.
 SHAPES = [
     "phi3",
     "phi3-window",
@@ -35,6 +35,7 @@ SHAPES = [
     "phi-2",
     "gemma2",
     "gemma3",
+    "gemma4-e",
     "qwen3",
     "smollm3",
 ]

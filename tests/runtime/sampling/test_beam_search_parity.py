@@ -15,7 +15,19 @@ from ortlm import Guidance
 from ortlm.runtime.sampling.settings import Settings
 from tests.architectures import oracle
 
-FAMILIES = ["phi3", "phi-2", "llama", "mistral", "gemma2", "gemma3", "qwen2", "qwen3", "granite", "olmo2"]
+FAMILIES = [
+    "phi3",
+    "phi-2",
+    "llama",
+    "mistral",
+    "gemma2",
+    "gemma3",
+    "gemma4-e",
+    "qwen2",
+    "qwen3",
+    "granite",
+    "olmo2",
+]
 PROMPT, NEW = 9, 14
 
 # Under the names that both sides share. "stops" says how many stop tokens there are, "bad_words" how many
@@ -187,7 +199,7 @@ def test_the_settings_matter(name: str, subject: Any) -> None:
 
 
 @pytest.mark.parametrize("options", ["beams-3-all", "early-sum", "never", "long", "beams-repetition"])
-@pytest.mark.parametrize("name", ["phi3", "mistral", "gemma3"])
+@pytest.mark.parametrize("name", ["phi3", "mistral", "gemma3", "gemma4-e"])
 def test_a_batch_equals_its_prompts(name: str, options: str, subject: Any) -> None:
     """Prompts of different lengths, each as transformers continues it alone."""
     this = subject(name)
