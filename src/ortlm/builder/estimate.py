@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ortlm._utils.cpu import physical_cores
+from ortlm._utils.cpu import fast_integer_matmul, physical_cores
 from ortlm.checkpoint.reader import Checkpoint
 from ortlm.dtypes import BY_NAME
 from ortlm.graph.weight_plan import Columns, Plan, Quantized
@@ -180,10 +180,11 @@ def _calibration_bytes(spec: Decoder, tokens: int) -> int:
             inner = max(inner, layer.ffn.shared)
         widths = (spec.hidden, wide, spec.hidden, inner)
         matrices = {"qkv": 3 * wide * spec.hidden, "ffn": 2 * inner * spec.hidden}
-        # Moments and drift in fp32, their factors in fp64; and what is multiplied, by the float model and by ours.
+        # Moments and drift in fp32, their factors in fp64; and what is multiplied, by the float model and by ours:
+        # the matrices in fp32, and three in 8 bits in several layouts.
         square = max(widths) ** 2
         most = max(
-            most, 24 * square + 4 * tokens * (sum(widths) + 4 * max(widths)) + 16 * max(matrices.values())
+            most, 24 * square + 4 * tokens * (sum(widths) + 4 * max(widths)) + 28 * max(matrices.values())
         )
     return most
 
@@ -225,7 +226,10 @@ def _calibrating_seconds(outline: Outline, plan: Plan) -> float:
                     # What does not depend on tokens: factors, and rounding one input after the other.
                     fixed += item.experts * item.inputs**3 + item.rows * item.inputs**2
     # The float model and the quantized one are computed; so are moments of the inputs, and their drift.
-    work = 2 * tokens * (2 * weights + 2 * squares) + fixed
+    work: float = 2 * tokens * (2 * weights + 2 * squares)
+    if fast_integer_matmul():
+        work *= 0.4  # by integers, as measured on small models; large ones gain more
+    work += fixed
     if outline.calibration.source == OWN_TEXT:
         work += tokens * weights  # one step of decoding for each token, in batches, with packed weights
     side = 1024
