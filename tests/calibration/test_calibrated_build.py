@@ -261,7 +261,7 @@ def test_rules_and_kept_floats(tiny: Path, tmp_path: Path, text: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.txt", b"too short", r"has \d+ tokens, and calibration reads rows of 256"),
+        ("t.txt", b"too short", r"has \d+ tokens, and calibration reads rows of 128"),
         ("t.txt", b"\xff\xfe" * 3000, "is not text in UTF-8"),
         ("t.jsonl", b"{broken", "line 1 cannot be read as JSON"),
         ("t.jsonl", b'{"other": 1}', "has none of messages, text, input_ids and tokens, but other"),

@@ -29,7 +29,7 @@ def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE, encoding="utf-8")
     preset = find_preset(str(path))
-    assert (preset.name, preset.calibration.tokens, preset.calibration.length) == ("mine", 4096, 256)
+    assert (preset.name, preset.calibration.tokens, preset.calibration.length) == ("mine", 4096, 128)
     recipe = make_recipe("int4", find_target("cpu"), BuildOptions(recipe=str(path)))
 
     def at(role: str, layer: int | None = None, node: str = "/n") -> str:

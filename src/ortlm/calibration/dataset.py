@@ -26,7 +26,7 @@ Row = NDArray[np.int64]
 _BYTES_PER_TOKEN = 16
 # Memory for the cache while the model writes.
 _CACHE_BYTES = 1 << 30
-_MOST_ROWS = 128
+_MOST_ROWS = 256
 # Probabilities that are added up at once when a token is drawn.
 _STRETCH = 256
 # So much of an opening is given; the model continues.

@@ -167,7 +167,7 @@ class Calibration:
     """
 
     tokens: int | None = None
-    length: int = 256
+    length: int = 128
     damping: float = 0.2
     correct: bool = True
     seed: int = 0
