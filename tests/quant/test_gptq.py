@@ -8,6 +8,7 @@ import pytest
 from ortlm.errors import BadCheckpoint
 from ortlm.quant.awq import channel_scales
 from ortlm.quant.gptq import corrected, feedback, gptq, moments
+from ortlm.quant.pack import unpack
 from ortlm.quant.rtn import clip_search, clipped_range, dequantize, rtn
 from ortlm.quant.scheme import Scheme
 
@@ -71,10 +72,40 @@ def test_each_step_loses_less() -> None:
         for packed in (
             rtn(w, scheme),
             clip_search(w, scheme, found.importance),
-            gptq(w, scheme, carry, *clipped_range(w, scheme, carry.importance)),
+            *(
+                gptq(w, scheme, carry, *clipped_range(w, scheme, carry.importance), sweeps=n)
+                for n in (0, 1, 4)
+            ),
         )
     ]
-    assert losses[0] > losses[1] > losses[2]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[4] < 0.97 * losses[2]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_after_many_sweeps_no_code_is_better(symmetric: bool) -> None:
+    """Any code one up or down, and any scale a little off, makes what is minimized larger."""
+    scheme = Scheme(bits=4, block=32, symmetric=symmetric)
+    w, found = weight(width=80), moments([inputs()[:, :80]])
+    carry = feedback(found, damping=0.1)
+    packed = gptq(w, scheme, carry, *clipped_range(w, scheme, carry.importance), sweeps=60)
+    got = dequantize(packed, scheme, 80).astype(np.float64)
+    h = found.second + 0.1 * np.diagonal(found.second).mean() * np.eye(80)
+    slope, curve = (w - got) @ h, np.diagonal(h)
+    scales = packed.scales.repeat(32, axis=1)[:, :80]
+    zeros = 8 if packed.zeros is None else unpack(packed.zeros, 4, 3).repeat(32, axis=1)[:, :80].astype(int)
+    codes = np.rint(got / scales) + zeros
+    for step in (1, -1):
+        change = step * scales
+        gain = 2 * slope * change - curve * change**2
+        possible = (codes + step >= 0) & (codes + step <= 15)
+        assert gain[possible].max() < 1e-4 * np.square(w @ np.linalg.cholesky(h)).sum(axis=1).mean()
+    for factor in (0.99, 1.01):
+        for a in range(0, 80, 32):
+            change = np.zeros_like(got)
+            change[:, a : a + 32] = got[:, a : a + 32] * (factor - 1)
+            gain = 2 * (slope * change).sum(axis=1) - ((change @ h) * change).sum(axis=1)
+            assert (gain < 1e-4).all()
 
 
 def test_widths_that_no_block_divides() -> None:

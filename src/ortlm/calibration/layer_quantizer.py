@@ -169,7 +169,9 @@ class LayerQuantizer:
             if self._settings.correct:
                 part = corrected(part, known)
             scales, zeros = self._ranges(part, scheme, importance)
-            done.append(gptq(part, scheme, known, stored(scales, scheme), zeros))
+            # With 8 bits rounding loses next to nothing.
+            sweeps = self._settings.sweeps if scheme.bits < 8 else 0
+            done.append(gptq(part, scheme, known, stored(scales, scheme), zeros, sweeps=sweeps))
         return _joined(done)
 
     @staticmethod

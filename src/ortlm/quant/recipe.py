@@ -162,13 +162,14 @@ class Calibration:
     """How a model is calibrated: on ``tokens`` tokens, in rows of ``length``.
 
     ``tokens`` None is 32,768, and half of that for models above two billion parameters, whose layers are large.
-    ``damping``: see ``quant.gptq.feedback``. ``correct`` lets each matrix compensate for the errors of earlier
-    layers too. ``seed`` is that of the text that the model writes itself.
+    ``damping``: see ``quant.gptq.feedback``. ``sweeps``: see ``quant.gptq.gptq``. ``correct`` lets each matrix
+    compensate for the errors of earlier layers too. ``seed`` is that of the text that the model writes itself.
     """
 
     tokens: int | None = None
     length: int = 128
     damping: float = 0.2
+    sweeps: int = 1
     correct: bool = True
     seed: int = 0
 
@@ -180,6 +181,8 @@ class Calibration:
             )
         if not 0 < self.damping <= 1:
             raise BadOption(f"damping must be above 0 and at most 1; got {self.damping}.")
+        if not 0 <= self.sweeps <= 100:
+            raise BadOption(f"sweeps must be 0 to 100; got {self.sweeps}.")
 
     def of(self, parameters: int, context: int) -> tuple[int, int]:
         """Return how many rows of which length a model reads that has so many parameters, and such a context."""

@@ -28,7 +28,7 @@ _RULE_KEYS: dict[str, type | tuple[type, ...]] = {
     "symmetric": bool, "algorithm": str,
 }  # fmt: skip
 _CALIBRATION_KEYS: dict[str, type | tuple[type, ...]] = {
-    "tokens": int, "length": int, "damping": (int, float), "correct": bool, "seed": int,
+    "tokens": int, "length": int, "damping": (int, float), "sweeps": int, "correct": bool, "seed": int,
 }  # fmt: skip
 
 
