@@ -29,8 +29,8 @@ _CACHE_BYTES = 1 << 30
 _MOST_ROWS = 256
 # Probabilities that are added up at once when a token is drawn.
 _STRETCH = 256
-# So much of an opening is given; the model continues.
-_OPENING_TOKENS = 64
+# So much of an opening is given, and so long it is then with what the model writes.
+_OPENING_TOKENS, _CONTINUED = 64, 128
 _LONGEST_LINE = 1 << 26
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
@@ -170,7 +170,7 @@ def write_rows(
 ) -> list[Row]:
     """Return ``count`` rows of ``length`` ids, int64, that a model writes: drawn from its own probabilities.
 
-    Every other row continues openings of many kinds and languages, another one from its middle on. The rest are
+    Every other row continues openings of many kinds and languages, another one every 128 tokens. The rest are
     chats in which the model writes both sides, or without a template texts that it begins itself. Where it ends
     one, another begins. ``advance`` is told the tokens that have been written.
     Source of the idea: Liu et al. 2023 (LLM-QAT); Xu et al. 2024 (Magpie) for the user's side of chats.
@@ -247,7 +247,7 @@ class _Writer:
             for row, token in zip(rows, tokens, strict=True):
                 row.append(int(token))
             advance(len(numbers))
-            if len(rows[0]) == length // 2:
+            if len(rows[0]) % _CONTINUED == 0:
                 for i in continued:
                     begin(i)
             if len(rows[0]) == length:
