@@ -225,8 +225,14 @@ class Experts:
     are divided by their sum plus 1e-6. ``factor`` multiplies them. ``bias``: the experts' maps have biases;
     ``router_bias``: the router has.
 
-    ``shared`` channels (0 is none) compute every token as a gated MLP does; with ``shared_scale`` its output is
-    multiplied by the sigmoid of one more logit.
+    ``act`` "gelu" or "gelu_tanh" is in place of g · sigmoid(alpha · g). With ``expert_scale`` the weight of each
+    expert is multiplied by a learned number.
+
+    ``shared`` channels (0 is none) compute every token as a gated MLP with the same ``act`` does; with
+    ``shared_scale`` its output is multiplied by the sigmoid of one more logit. With ``norm`` the router, the
+    experts and the shared MLP read the stream each through a norm of its own (``router_norm``, ``expert_pre``,
+    ``shared_pre``), and what experts and MLP give is normalized (``expert_post``, ``shared_post``) before it is
+    added. ``router_scale`` multiplies the router's logits.
     """
 
     experts: int
@@ -244,6 +250,10 @@ class Experts:
     router_bias: bool = False
     shared: int = 0
     shared_scale: bool = False
+    act: str = "silu"
+    expert_scale: bool = False
+    norm: Norm | None = None
+    router_scale: float = 1.0
 
 
 Mixer = Attention | ShortConv | DeltaNet | Mamba2
@@ -550,8 +560,9 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
     ffn_post}``, ``final_norm`` and ``head``, each with ``.weight`` or ``.bias``. A tied head is left out. Layers
     without attention have ``in`` and ``conv`` in place of q, k and v, some also
     ``{z|b|a|a_log|dt_bias|skip|out_norm}``. Layers of experts have ``router``, ``offset``,
-    ``expert_{gate|up|down}.{e}``, ``shared_{gate|up|down}`` and ``shared_scale``. With ``PerLayerInputs`` there
-    are ``per_layer_embed``, ``per_layer_map_norm`` and ``layers.{i}.per_layer_{map|gate|out|post}``.
+    ``expert_{gate|up|down}.{e}``, ``shared_{gate|up|down}`` and ``shared_scale``; some ``expert_scale``,
+    ``router_norm`` and ``{shared|expert}_{pre|post}``. With ``PerLayerInputs`` there are ``per_layer_embed``,
+    ``per_layer_map_norm`` and ``layers.{i}.per_layer_{map|gate|out|post}``.
     """
     yield Parameter("embed", "weight", (spec.vocab, spec.hidden), "embed")
     inputs = spec.per_layer_inputs
@@ -648,9 +659,17 @@ def ffn_parameters(ffn: FeedForward, layer: int, hidden: int) -> Iterator[Parame
 
 def _expert_parameters(ffn: Experts, layer: int, hidden: int) -> Iterator[Parameter]:
     wide = ffn.intermediate
+    for part in (
+        "router_norm",
+        "expert_pre",
+        "expert_post",
+        *(("shared_pre", "shared_post") if ffn.shared else ()),
+    ):
+        yield from _norm(part, ffn.norm, hidden, layer=layer)
     yield from _linear("router", ffn.experts, hidden, "router", bias=ffn.router_bias, layer=layer)
-    if ffn.offset:
-        yield Parameter("offset", "weight", (ffn.experts,), "table", layer)
+    for part, there in (("offset", ffn.offset), ("expert_scale", ffn.expert_scale)):
+        if there:
+            yield Parameter(part, "weight", (ffn.experts,), "table", layer)
     for part, out, width in (
         ("expert_gate", wide, hidden), ("expert_up", wide, hidden), ("expert_down", hidden, wide)
     ):  # fmt: skip
@@ -756,7 +775,8 @@ class Source:
     ``index``: the tensor holds a matrix or vector for each
     expert, and this one's is meant. ``add`` is added to every element: 1.0 for norms stored as ``weight - 1``.
     ``stored`` is the tensor's shape where it differs from the weight's, whose elements it has in the same order.
-    ``transposed``: a matrix that lies there as [in, out].
+    ``transposed``: a matrix that lies there as [in, out]. ``below`` are further tensors of the same shape, which
+    make up the weight with the first, one below the other.
     """
 
     tensor: str
@@ -767,6 +787,7 @@ class Source:
     step: int = 1
     index: int | None = None
     pieces: tuple[tuple[int, int], ...] = ()
+    below: tuple[str, ...] = ()
 
 
 Sources = dict[str, Source]

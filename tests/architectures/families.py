@@ -329,6 +329,23 @@ FAMILIES: dict[str, Callable[[], Config]] = {
         num_global_key_value_heads=1,
     ),
     "gemma4-e": gemma4_e,
+    "gemma4-moe": lambda: Gemma4TextConfig(
+        **sizes(
+            num_hidden_layers=4,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            head_dim=16,
+            sliding_window=8,
+            hidden_size_per_layer_input=0,
+            attention_k_eq_v=True,
+            final_logit_softcapping=6.0,
+            enable_moe_block=True,
+            num_experts=8,
+            top_k_experts=3,
+            moe_intermediate_size=32,
+        ),
+        global_head_dim=32,
+        num_global_key_value_heads=1,
+    ),
     "qwen2": lambda: Qwen2Config(**sizes()),
     "qwen2-tied": lambda: Qwen2Config(
         **sizes(
@@ -561,6 +578,8 @@ def randomize(model: Any, *, seed: int) -> None:
                 if config.model_type in ("qwen3_5_moe_text", "qwen3_next"):
                     # Choices that rounding does not change.
                     gains = gains | {"gate": 20.0, "experts": 0.4}
+                if kind.startswith("Gemma4"):
+                    gains = gains | {"proj": 30.0}  # the router's, which reads an eighth of a norm
                 gain = gains.get(name.split(".")[-2], 1.5)
                 weight.copy_(gain / math.sqrt(weight.shape[-1]) * noise)
             elif name.endswith("bias"):

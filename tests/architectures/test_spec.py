@@ -65,9 +65,11 @@ def test_every_tensor_is_used_once_and_shapes_agree(row: Any) -> None:
     wanted = {p.name: p for p in parameters(row.arch.decoder)}
     sources = row.arch.sources
     assert set(sources) == set(wanted)
-    assert {s.tensor for s in sources.values()} == set(row.tensors)
+    assert {tensor for s in sources.values() for tensor in (s.tensor, *s.below)} == set(row.tensors)
     used = {name: np.zeros(tensor.shape, int) for name, tensor in row.tensors.items()}
     for name, source in sources.items():
+        for tensor in source.below:
+            used[tensor] += 1
         there = used[source.tensor]
         if source.index is not None:
             there = there[source.index]
@@ -78,7 +80,8 @@ def test_every_tensor_is_used_once_and_shapes_agree(row: Any) -> None:
             there = there.reshape(wanted[name].shape)
         whole = source.rows or (0, len(there))
         pieces = [there[begin : end : source.step] for begin, end in source.pieces or (whole,)]
-        assert (sum(map(len, pieces)), *there.shape[1:]) == wanted[name].shape, name
+        count = sum(map(len, pieces)) * (1 + len(source.below))
+        assert (count, *there.shape[1:]) == wanted[name].shape, name
         for piece in pieces:
             piece += 1
     assert all((counts == 1).all() for counts in used.values())

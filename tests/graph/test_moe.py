@@ -36,7 +36,7 @@ SMALL = ("conv1d.weight", "conv.conv.weight", "in_proj_a.weight", "in_proj_b.wei
 
 
 def test_all_mixtures_are_meant() -> None:
-    assert len(MIXTURES) == 16
+    assert len(MIXTURES) == 17
 
 
 # --- routers ------------------------------------------------------------------------------------------------
@@ -147,7 +147,9 @@ def rounded(model: Any, scheme: Scheme) -> Any:
     state = {}
     for key, value in model.state_dict().items():
         weight = value.numpy()
-        small = key.endswith(("gate.weight", "router.weight", "router.layer.weight", *SMALL))
+        small = key.endswith(
+            ("gate.weight", "router.weight", "router.layer.weight", "router.proj.weight", *SMALL)
+        )
         if weight.ndim == 1 or key.endswith("bias") or small:
             state[key] = value
             continue

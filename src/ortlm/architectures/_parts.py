@@ -116,6 +116,26 @@ def experts(config: Config, count: int, *, chosen: int, intermediate: int) -> Ex
     return Experts(number, best, intermediate)
 
 
+def stacked_experts(decoder: Decoder, module: str) -> Sources:
+    """Return where experts lie if those of a layer are one tensor: [experts, 2 · wide, hidden], and down.
+
+    ``module`` is what a layer calls them.
+    """
+    result: Sources = {}
+    for i, layer in enumerate(decoder.layers):
+        if isinstance(layer.ffn, Experts):
+            at, wide = f"model.layers.{i}.{module}", layer.ffn.intermediate
+            for e in range(layer.ffn.experts):
+                for part, tensor, rows in (
+                    ("gate", "gate_up_proj", (0, wide)),
+                    ("up", "gate_up_proj", (wide, 2 * wide)),
+                    ("down", "down_proj", None),
+                ):
+                    name = f"layers.{i}.expert_{part}.{e}.weight"
+                    result[name] = Source(f"{at}.{tensor}", rows=rows, index=e)
+    return result
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """The sizes of a decoder, checked against each other; ``max_tokens`` is the context length in tokens."""

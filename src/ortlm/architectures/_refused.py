@@ -11,7 +11,8 @@ REFUSED: Mapping[str, str] = {
         "yet. Use Gemma 3 instead.",
     ),
     "phi3small": (
-        'Phi-3-small has block-sparse attention ("blocksparse_block_size"), which no attention operator here '
-        "computes exactly. Use Phi-3-mini, Phi-3-medium or Phi-4 instead."
+        'Phi-3-small has block-sparse attention ("blocksparse_block_size"), and transformers, which every family '
+        "is compared with, does not have this model: nothing would show that its graph is right. Use Phi-3-mini, "
+        "Phi-3-medium or Phi-4 instead."
     ),
 }

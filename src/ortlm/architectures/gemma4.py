@@ -1,4 +1,8 @@
-"""Gemma 4 E2B, E4B and 31B, text: larger heads in full attention, shared keys and values, per-layer embeddings."""
+"""Gemma 4, text: larger heads in full attention, shared keys and values, per-layer embeddings, or experts.
+
+E2B and E4B share keys and values and have per-layer embeddings. Next to the MLP of each layer of 26B-A4B there are
+experts; each of both has norms of its own. 31B has none of these.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,17 @@ from typing import Any
 
 from ortlm.architectures._config import Config
 from ortlm.architectures._keys import FULL, SLIDING, WithDefaults
-from ortlm.architectures._parts import SANDWICH, Sizes, architecture, attention, decoder_of, sizes
+from ortlm.architectures._parts import (
+    MOST_EXPERTS,
+    MOST_WIDE,
+    SANDWICH,
+    Sizes,
+    architecture,
+    attention,
+    decoder_of,
+    sizes,
+    stacked_experts,
+)
 from ortlm.architectures._per_layer import (
     PER_LAYER_NAMES,
     kv_sources,
@@ -18,7 +32,7 @@ from ortlm.architectures._per_layer import (
 )
 from ortlm.architectures._rope import KINDS, from_parts
 from ortlm.architectures._text_part import text_only, text_part
-from ortlm.spec import Architecture, Attention, GatedMLP, Layer, Norm, Rope, Source
+from ortlm.spec import Architecture, Attention, Experts, GatedMLP, Layer, Norm, Rope, Source
 
 MODEL_TYPES = ("gemma4_text", "gemma4")
 
@@ -28,9 +42,24 @@ _ROPES = {
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
 }
 
+# Where experts and the MLP next to them are, and what is no module with a weight.
+_NAMES = {
+    "shared_pre": "pre_feedforward_layernorm",
+    "shared_post": "post_feedforward_layernorm_1",
+    "expert_pre": "pre_feedforward_layernorm_2",
+    "expert_post": "post_feedforward_layernorm_2",
+    "shared_gate": "mlp.gate_proj",
+    "shared_up": "mlp.up_proj",
+    "shared_down": "mlp.down_proj",
+    "router": "router.proj",
+    "router_norm": "",
+    "expert_scale": "",
+}
+_TABLES = {"router_norm": "router.scale", "expert_scale": "router.per_expert_scale"}
+
 
 def describe(config: Mapping[str, Any]) -> Architecture:
-    """Return the architecture of a dense Gemma 4; those with experts are refused."""
+    """Return the architecture of a Gemma 4."""
     if config["model_type"] == "gemma4":
         inner, tied = text_part(config, tied=True)
         return text_only(
@@ -51,15 +80,25 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         FULL: replace(_attention(c, large, norm, FULL), values_are_keys=same),
         SLIDING: replace(_attention(c, s, norm, SLIDING), window=window),
     }
-    ffn = GatedMLP(s.intermediate, c.activation("hidden_activation", "gelu_pytorch_tanh"))
-    inputs = per_layer_inputs(c, s, norm, ffn.act)
+    act = c.activation("hidden_activation", "gelu_pytorch_tanh")
+    several = c.flag("enable_moe_block", False)
+    dense = GatedMLP(s.intermediate, act)
+    inputs = per_layer_inputs(c, s, norm, act)
     if inputs is None:
         # transformers fails at the combination, so that nothing says what it means.
         c.refuse("num_kv_shared_layers", 'it goes with "hidden_size_per_layer_input" above 0 only')
+    elif several:
+        raise c.unsupported("enable_moe_block", 'it goes with "hidden_size_per_layer_input" 0 only')
     layer = Layer(
-        mixers[FULL], ffn, norm, norm, mixer_post=norm, ffn_post=norm, scaled=True,
+        mixers[FULL],
+        _experts(c, s, norm, act) if several else dense,
+        norm,
+        None if several else norm,
+        mixer_post=norm,
+        ffn_post=norm,
+        scaled=True,
         per_layer_post=norm if inputs is not None else None,
-    )  # fmt: skip
+    )
     double = 1 + c.flag("use_double_wide_mlp", False)
     layers = [
         replace(layer, mixer=mixers[kind])
@@ -67,7 +106,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         else replace(
             layer,
             mixer=replace(mixers[kind], shared=lender),
-            ffn=replace(ffn, intermediate=double * ffn.intermediate),
+            ffn=replace(dense, intermediate=double * s.intermediate),
         )
         for kind, lender in zip(kinds, kv_sources(c, kinds, absent=0), strict=True)
     ]
@@ -82,22 +121,44 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         per_layer_inputs=inputs,
     )
     scales = {f"layers.{i}.scale.weight": Source(f"model.layers.{i}.layer_scalar") for i in range(s.layers)}
-    found = architecture(
-        decoder, "gemma4_text", names={**SANDWICH, "scale": "", **PER_LAYER_NAMES},
-        fused={**scales, **per_layer_sources(decoder)},
-    )  # fmt: skip
-    return unused(found)
+    tables = {
+        f"layers.{i}.{part}.weight": Source(f"model.layers.{i}.{tensor}")
+        for i in range(s.layers)
+        for part, tensor in _TABLES.items()
+        if several
+    }
+    sources = scales | tables | stacked_experts(decoder, "experts") | per_layer_sources(decoder)
+    names = {**SANDWICH, **(_NAMES if several else {}), **PER_LAYER_NAMES, "scale": ""}
+    return unused(architecture(decoder, "gemma4_text", names=names, fused=sources))
+
+
+def _experts(c: Config, s: Sizes, norm: Norm, act: str) -> Experts:
+    """Return the experts of 26B-A4B, and the MLP next to them."""
+    count, chosen = (c.integer(key, most=MOST_EXPERTS) for key in ("num_experts", "top_k_experts"))
+    if chosen > count:
+        raise c.wrong("top_k_experts", f'at most "num_experts" ({count})')
+    return Experts(
+        count,
+        chosen,
+        c.integer("moe_intermediate_size", most=MOST_WIDE),
+        act=act,
+        expert_scale=True,
+        norm=norm,
+        router_scale=s.hidden**-0.5,
+        shared=s.intermediate,
+    )
 
 
 def _check(c: Config) -> None:
-    """Refuse by name what 26B-A4B has."""
-    c.refuse("enable_moe_block", "experts next to an MLP, with GELU, cannot be built yet")
+    """Refuse by name what cannot be built."""
     if not c.has("sliding_window", 512):
         raise c.wrong("sliding_window", "a number of tokens, for the layers that have a window")
     # "vision" is for the tokens of images, of which there are none.
     if c.values.get("use_bidirectional_attention") not in (None, "vision"):
         raise c.unsupported("use_bidirectional_attention", "only causal attention can be built")
-    c.ignore("use_bidirectional_attention", "num_experts", "top_k_experts", "moe_intermediate_size")
+    c.ignore("use_bidirectional_attention")
+    if not c.flag("enable_moe_block", False):
+        c.ignore("num_experts", "top_k_experts", "moe_intermediate_size")
 
 
 def _large(c: Config, s: Sizes, kinds: list[str]) -> Sizes:

@@ -15,10 +15,11 @@ from ortlm.architectures._parts import (
     check_silu,
     decoder_of,
     sizes,
+    stacked_experts,
 )
 from ortlm.architectures._rope import keys_of, rope
 from ortlm.architectures._text_part import text_only, text_part
-from ortlm.architectures.qwen_moe import SHARED_NAMES, of_all_layers, stacked
+from ortlm.architectures.qwen_moe import SHARED_NAMES, of_all_layers
 from ortlm.spec import Architecture, DeltaNet, FeedForward, GatedMLP, Layer, Norm, Source
 
 MODEL_TYPES = ("qwen3_5_text", "qwen3_5", "qwen3_5_moe_text", "qwen3_5_moe")
@@ -54,7 +55,7 @@ def _described(config: Mapping[str, Any], *, several: bool) -> Architecture:
         check_silu(c)
     ffn = of_all_layers(c, count=256, chosen=8) if several else None
     found = decoder_with_delta_net(c, lambda i, dense: ffn or dense)
-    return replace(found, others=stacked(found.decoder)) if several else found
+    return replace(found, others=stacked_experts(found.decoder, "mlp.experts")) if several else found
 
 
 def decoder_with_delta_net(c: Config, ffn_of: Callable[[int, GatedMLP], FeedForward]) -> Architecture:

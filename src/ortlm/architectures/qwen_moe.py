@@ -23,13 +23,10 @@ from ortlm.spec import (
     CHOSEN_SOFTMAX,
     SOFTMAX,
     Architecture,
-    Decoder,
     Experts,
     GatedMLP,
     Layer,
     Norm,
-    Source,
-    Sources,
 )
 
 MODEL_TYPES = ("qwen2_moe", "qwen3_moe")
@@ -133,20 +130,3 @@ def of_all_layers(c: Config, *, count: int, chosen: int) -> Experts:
         shared=c.integer("shared_expert_intermediate_size", 512, most=MOST_WIDE),
         shared_scale=True,
     )
-
-
-def stacked(decoder: Decoder) -> Sources:
-    """Return where experts lie if those of a layer are one tensor: [experts, 2 · wide, hidden], and down."""
-    result: Sources = {}
-    for i, layer in enumerate(decoder.layers):
-        if isinstance(layer.ffn, Experts):
-            at, wide = f"model.layers.{i}.mlp.experts", layer.ffn.intermediate
-            for e in range(layer.ffn.experts):
-                for part, tensor, rows in (
-                    ("gate", "gate_up_proj", (0, wide)),
-                    ("up", "gate_up_proj", (wide, 2 * wide)),
-                    ("down", "down_proj", None),
-                ):
-                    name = f"layers.{i}.expert_{part}.{e}.weight"
-                    result[name] = Source(f"{at}.{tensor}", rows=rows, index=e)
-    return result

@@ -27,6 +27,8 @@ _WEIGHT_INPUT = {
 }
 # The operators of mixtures of experts, and where the second matrices stand.
 _EXPERTS = {"QMoE": 5, "MoE": 4}
+# Metadata of products that compute a part of the tokens only, as experts do.
+_SHARE = "ortlm.share"
 # What may stand between a stored weight and its product; ONNX Runtime folds or fuses all of them.
 _TRANSPARENT = (
     "Transpose", "Cast", "Reshape", "DequantizeLinear", "Identity",
@@ -88,7 +90,8 @@ def read_traffic(path: Path, graph: Graph) -> Traffic:
             continue  # what is for prompts alone; the other branch has the same product
         weight = _weight(node)
         if weight is not None:
-            count, packed = _sizes(node, weight)
+            share = float(node.metadata_props.get(_SHARE, 1.0))
+            count, packed = (round(share * size) for size in _sizes(node, weight))
             found.append(Product(node.name or "", node.op_type, count, packed, node in kept))
     return Traffic(tuple(found))
 

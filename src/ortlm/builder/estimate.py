@@ -215,14 +215,14 @@ def _calibrating_seconds(outline: Outline, plan: Plan) -> float:
     if outline.calibration is None:
         return 0.0
     tokens = outline.calibration.tokens
-    weights, squares, fixed = 0, 0, 0
+    weights, squares, fixed = 0.0, 0.0, 0
     for item in plan.items:
         if isinstance(item, Quantized) and item.parameters[0].startswith("layers."):
             # An expert sees a part of the tokens only.
-            weights += item.rows * item.inputs * item.top_k // item.experts
+            weights += item.rows * item.inputs * item.share
             if item in plan.calibrated:
-                squares += item.inputs**2 * item.top_k
-                if item.experts > 1:
+                squares += item.inputs**2 * item.share * item.experts
+                if item.share < 1:
                     # What does not depend on tokens: factors, and rounding one input after the other.
                     fixed += item.experts * item.inputs**3 + item.rows * item.inputs**2
     # The float model and the quantized one are computed; so are moments of the inputs, and their drift.

@@ -93,7 +93,6 @@ class LayerQuantizer:
         Other tokens chose it in the float model, so that nothing is known of their difference.
         """
         first = self._weights.parameters[product.parameters[0]]
-        assert first.expert is not None
         item = self._quantized.get(first.name)
         if item is None or item.scheme.algorithm == KEPT:
             return weight
@@ -104,7 +103,8 @@ class LayerQuantizer:
             self.experts |= dict.fromkeys(product.parameters, enough)
         rows = weight.reshape(turns, -1, item.inputs).swapaxes(0, 1).reshape(weight.shape)
         packed = self._pack(rows, item, known)
-        self.results[item, first.expert * len(rows)] = packed
+        # One item may hold all experts of a layer.
+        self.results[item, item.parameters.index(first.name) * len(rows)] = packed
         rows = dequantize(packed, item.scheme, item.inputs)
         return rows.reshape(-1, turns, item.inputs).swapaxes(0, 1).reshape(weight.shape)
 

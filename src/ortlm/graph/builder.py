@@ -28,6 +28,8 @@ OPSET = 23
 IR_VERSION = 10
 # The first ONNX Runtime that knows this operator set and what every graph uses.
 FIRST_ONNXRUNTIME = (1, 23)
+# Metadata of a product that computes a part of the tokens only: which part, 0 to 1.
+SHARE = "ortlm.share"
 # onnx knows only its own operators; these are ONNX Runtime's.
 _CONTRIB = frozenset(
     {
@@ -201,6 +203,10 @@ class Builder:
         )
         return values
 
+    def annotate(self, key: str, value: str) -> None:
+        """Write metadata to the node that was added last."""
+        self.nodes[-1].metadata_props[key] = value
+
     def choose(
         self,
         flag: Value,
@@ -283,12 +289,14 @@ class Builder:
         matmul: bool = True,
         of: Experts | None = None,
         interleaved: int = 1,
+        share: float = 1.0,
     ) -> tuple[Value | None, Value | None, Value, Value | None]:
         """Return initializers for a quantized matrix: codes for a product, codes for a lookup, scales, zeros.
 
         Both views of the codes, [out, blocks, bytes] and [out, row_bytes], show the same bytes in the file. With
         ``of`` it is the matrices of those experts, and all have one axis more, before the others; codes for a
-        product are [experts, out, row_bytes] then. For ``interleaved`` see ``weight_plan.Quantized``.
+        product are [experts, out, row_bytes] then. For ``interleaved`` and ``share`` see
+        ``weight_plan.Quantized``.
         """
         rows, inputs = sum(p.shape[0] for p in parameters), parameters[0].shape[1]
         blocks, row = scheme.blocks(inputs), scheme.row_bytes(inputs)
@@ -312,7 +320,8 @@ class Builder:
         )
         item = Quantized(
             tuple(p.name for p in parameters), scheme, rows, inputs, tuple(views), scales, zeros,
-            interleaved=interleaved, experts=of.experts if of else 1, top_k=of.top_k if of else 1,
+            interleaved=interleaved, experts=of.experts if of else 1,
+            share=of.top_k / of.experts if of else share,
         )  # fmt: skip
         self.plan.items.append(item)
         made = [self._initializer(t) for t in views]

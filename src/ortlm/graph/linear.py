@@ -91,7 +91,7 @@ def _quantized_product(
     g.stored_for[f"{module}.codes"] = f"{path}/MatMul"
 
     def packed() -> Value:
-        return _matmul_nbits(g, x, matrix, scheme=scheme, inputs=inputs, out=out, path=path)
+        return matmul_nbits(g, x, matrix, scheme=scheme, inputs=inputs, out=out, path=path)
 
     # The head is for the last rows of a prompt only.
     if g.many is None or role == "head":
@@ -113,7 +113,7 @@ def _quantized_product(
     return g.choose(g.many, many, few, shapes=shapes, name=path)
 
 
-def _matmul_nbits(
+def matmul_nbits(
     g: Builder,
     x: Value,
     matrix: StoredCodes,
@@ -123,6 +123,7 @@ def _matmul_nbits(
     out: Shape,
     path: str,
 ) -> Value:
+    """Multiply ``x`` [..., in] by the quantized ``matrix`` [out, in]; the result has shape ``out``."""
     return g.op(
         "MatMulNBits",
         x,
@@ -191,7 +192,7 @@ class Vocabulary:
             matrix = self._matrix
             if matrix is None or not self._shared:
                 matrix = stored_codes(g, [self._embed], "lm_head", self._head_scheme)
-            y = _matmul_nbits(
+            y = matmul_nbits(
                 g, x, matrix,
                 scheme=self._head_scheme, inputs=spec.hidden, out=out, path=path,
             )  # fmt: skip

@@ -3,6 +3,8 @@
 Both operators choose the ``k`` experts with the largest router logits and weigh them by the softmax over those:
 QMoE on CPU does so whatever its attributes say. Every other router is brought to that form: logits whose softmax
 over the chosen gives the ratios of the weights, and a factor for each token, the sum of its weights.
+On CPU they know SiLU only. Experts with another activation, or with factors of their own, are products like all
+others, each of the tokens that chose the expert.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ortlm.errors import BadOption, UnsupportedModel
-from ortlm.graph.builder import MICROSOFT, Builder, Shape, Value
-from ortlm.graph.linear import Parameters, linear, node_path
-from ortlm.graph.mlp import dense
+from ortlm.graph.builder import MICROSOFT, SHARE, Builder, Shape, Value
+from ortlm.graph.linear import Parameters, linear, matmul_nbits, node_path
+from ortlm.graph.mlp import activate, dense
+from ortlm.graph.norm import norm
 from ortlm.graph.stored_codes import stored_codes
 from ortlm.quant.algorithms import KEPT
 from ortlm.quant.scheme import BLOCKS, Scheme
@@ -38,23 +41,36 @@ def mixture(
             f"this model is a mixture of experts, and is not built for {g.target.name}: ONNX Runtime's QMoE "
             f"{g.target.no_experts}. Nearest: -e cpu."
         )
+
+    def normed(x: Value, part: str) -> Value:
+        if spec.norm is None:
+            return x
+        own = f"{module}.{part}"
+        return norm(g, x, spec.norm, f"{at}.{part}", parameters=parameters, module=own, shape=shape)
+
     [logits] = linear(
-        g, x, [f"{at}.router"], parameters=parameters, module=f"{module}.router", shape=shape, layer=layer
-    )
+        g, normed(x, "router_norm"), [f"{at}.router"],
+        parameters=parameters, module=f"{module}.router", shape=shape, layer=layer,
+    )  # fmt: skip
     rows = ("tokens", spec.experts)
     logits = g.op("Reshape", logits, g.integers(-1, spec.experts), shape=rows, name=path)
-    compute = _apart if g.target.experts_apart else _fused
-    y = compute(g, spec, x, logits, layer=layer, parameters=parameters, shape=shape)
+    if spec.router_scale != 1.0:
+        logits = g.op("Mul", logits, g.number(spec.router_scale), shape=rows, name=path)
+    fused = not g.target.experts_apart and spec.act == "silu" and not spec.expert_scale
+    compute = _fused if fused else _apart
+    y = compute(g, spec, normed(x, "expert_pre"), logits, layer=layer, parameters=parameters, shape=shape)
+    y = normed(y, "expert_post")
     if spec.shared:
         shared = dense(
             g,
-            GatedMLP(spec.shared, "silu"),
-            x,
+            GatedMLP(spec.shared, spec.act),
+            normed(x, "shared_pre"),
             layer=layer,
             parameters=parameters,
             shape=shape,
             prefix="shared_",
         )
+        shared = normed(shared, "shared_post")
         if spec.shared_scale:
             [scale] = linear(
                 g, x, [f"{at}.shared_scale"],
@@ -301,61 +317,102 @@ def _apart(
     parameters: Parameters,
     shape: Shape,
 ) -> Value:
-    """Compute each expert on the tokens that chose it, with products that can be looked at."""
+    """Compute each expert on the tokens that chose it, with products of its own.
+
+    Tokens are sorted by expert, so that an expert without any costs two empty products and nothing else.
+    """
     at, module = f"layers.{layer}", f"layers.{layer}.moe"
     path, hidden, wide = node_path(module), int(shape[-1]), spec.intermediate
-    offset = _offset(g, spec, layer, parameters)
-    weights = _scattered(g, spec, *_chosen(g, spec, logits, path, offset), 0.0, path)
-    chosen = g.op("Cast", weights, shape=("tokens", spec.experts), dtype="bool", name=path, to=9)
+    few, rows, turned = ("tokens", spec.top_k), ("tokens", spec.experts), (spec.experts, "tokens")
+    pairs = f"pairs_{layer}"
+    weights, which = _chosen(g, spec, logits, path, _offset(g, spec, layer, parameters))
+    if spec.expert_scale:
+        scale = g.weight(parameters[f"{at}.expert_scale.weight"])
+        scale = g.op("Gather", scale, which, shape=few, name=path, axis=0)
+        weights = g.op("Mul", weights, scale, shape=few, name=path)
+    sizes = g.op("Shape", which, shape=(2,), dtype="int64", name=path)
+    ones = g.op("Expand", g.number(1.0), sizes, shape=few, name=path)
+    mine = g.cast(_scattered(g, spec, ones, which, 0.0, path), "int64", rows, path)
+    mine = g.op("Transpose", mine, shape=turned, dtype="int64", name=path, perm=(1, 0))
+    counts = g.op(
+        "ReduceSum", mine, g.integers(1), shape=(spec.experts,), dtype="int64", name=path, keepdims=0
+    )
+    both = g.op("NonZero", mine, shape=(2, pairs), dtype="int64", name=path)
+    token = g.op("Gather", both, g.integer(1), shape=(pairs,), dtype="int64", name=path, axis=0)
     flat = g.op("Reshape", x, g.integers(-1, hidden), shape=("tokens", hidden), name=path)
-    sizes = g.op("Shape", flat, shape=(2,), dtype="int64", name=path)
-    total = g.op("Expand", g.number(0.0), sizes, shape=("tokens", hidden), name=path)
-    for e in range(spec.experts):
-        some = f"tokens_{layer}_{e}"
-        mine = g.op("Gather", chosen, g.integer(e), shape=("tokens",), dtype="bool", name=path, axis=1)
-        where = g.op("NonZero", mine, shape=(1, some), dtype="int64", name=path)
-        where = g.op("Reshape", where, g.integers(-1), shape=(some,), dtype="int64", name=path)
-        inner = g.op("Gather", flat, where, shape=(some, hidden), name=path, axis=0)
-        gate, up = _product(
-            g, inner, [f"{at}.expert_gate.{e}", f"{at}.expert_up.{e}"], parameters, wide, some
-        )
-        y = _activated(g, spec, gate, up, (some, wide), path)
-        [y] = _product(g, y, [f"{at}.expert_down.{e}"], parameters, hidden, some)
-        weight = g.op("Gather", weights, g.integer(e), shape=("tokens",), name=path, axis=1)
-        weight = g.op("Gather", weight, where, shape=(some,), name=path, axis=0)
-        column = g.op("Unsqueeze", weight, g.integers(-1), shape=(some, 1), name=path)
-        y = g.op("Mul", y, column, shape=(some, hidden), name=path)
-        index = g.op("Unsqueeze", where, g.integers(-1), shape=(some, 1), dtype="int64", name=path)
-        total = g.op("ScatterND", total, index, y, shape=("tokens", hidden), name=path, reduction="add")
+    flat = g.op("Gather", flat, token, shape=(pairs, hidden), name=path, axis=0)
+
+    scheme = g.scheme(_of_all(spec, layer, parameters, "gate", "up", "down"), f"{path}/experts/MatMul", layer)
+
+    def each(x: Value, parts: Sequence[str], inputs: int, out: int) -> Value:
+        counted = [(g.dtype, (f"tokens_{layer}_{e}", inputs)) for e in range(spec.experts)]
+        given = g.ops("Split", [x, counts], outputs=counted, name=path, attributes={"axis": 0})
+        made = [
+            _product(
+                g, spec, given[e], [f"{at}.expert_{part}.{e}" for part in parts], scheme,
+                parameters=parameters, shape=(f"tokens_{layer}_{e}", out), path=path,
+            )
+            for e in range(spec.experts)
+        ]  # fmt: skip
+        return g.op("Concat", *made, shape=(pairs, out), name=path, axis=0)
+
+    y = each(flat, ("gate", "up"), hidden, 2 * wide)
+    gate, up = g.ops(
+        "Split", [y, g.integers(wide, wide)], outputs=[(g.dtype, (pairs, wide))] * 2, name=path,
+        attributes={"axis": -1},
+    )  # fmt: skip
+    y = each(_activated(g, spec, gate, up, (pairs, wide), path), ("down",), wide, hidden)
+
+    # Where the pair of each token and expert lies.
+    place = g.op("Reshape", mine, g.integers(-1), shape=("all",), dtype="int64", name=path)
+    place = g.op("CumSum", place, g.integer(0), shape=("all",), dtype="int64", name=path)
+    place = g.op("Sub", place, g.integer(1), shape=("all",), dtype="int64", name=path)
+    lead = g.op("Shape", mine, shape=(2,), dtype="int64", name=path)
+    place = g.op("Reshape", place, lead, shape=turned, dtype="int64", name=path)
+    place = g.op("Transpose", place, shape=rows, dtype="int64", name=path, perm=(1, 0))
+    place = g.op("GatherElements", place, which, shape=few, dtype="int64", name=path, axis=1)
+    y = g.op("Gather", y, place, shape=(*few, hidden), name=path, axis=0)
+    weights = g.op("Unsqueeze", weights, g.integers(-1), shape=(*few, 1), name=path)
+    y = g.op("Mul", y, weights, shape=(*few, hidden), name=path)
+    y = g.op("ReduceSum", y, g.integers(1), shape=("tokens", hidden), name=path, keepdims=0)
     lead = g.op("Shape", x, shape=(len(shape),), dtype="int64", name=path)
-    return g.op("Reshape", total, lead, shape=shape, name=path)
+    return g.op("Reshape", y, lead, shape=shape, name=path)
 
 
 def _product(
-    g: Builder, x: Value, names: Sequence[str], parameters: Parameters, width: int, some: str
-) -> list[Value]:
+    g: Builder,
+    spec: Experts,
+    x: Value,
+    names: Sequence[str],
+    scheme: Scheme | None,
+    *,
+    parameters: Parameters,
+    shape: Shape,
+    path: str,
+) -> Value:
+    """Return one expert's product with the matrices ``names``, one below the other."""
     weights = [parameters[f"{name}.weight"] for name in names]
-    path = node_path(names[0])
-    out = (some, width * len(names))
-    y = g.product(x, weights, f"{names[0]}.weights", shape=out, path=path)
+    module, own = f"{names[0]}.weights", f"{path}/{names[0].split('.', 2)[2]}"
+    if scheme is None:
+        y = g.product(x, weights, module, shape=shape, path=own)
+    else:
+        share = spec.top_k / spec.experts
+        matrix = stored_codes(g, weights, module, scheme, share=share)
+        g.stored_for[f"{module}.codes"] = f"{path}/experts/MatMul"
+        inputs = weights[0].shape[1]
+        y = matmul_nbits(g, x, matrix, scheme=scheme, inputs=inputs, out=shape, path=own)
+        g.annotate(SHARE, f"{share!r}")
     if f"{names[0]}.bias" in parameters:
-        y = g.op(
-            "Add",
-            y,
-            g.vector([parameters[f"{n}.bias"] for n in names], f"{names[0]}.biases"),
-            shape=out,
-            name=path,
-        )
-    if len(names) == 1:
-        return [y]
-    return g.ops(
-        "Split", [y, g.integers(*[width] * len(names))], outputs=[(g.dtype, (some, width))] * len(names),
-        name=path, attributes={"axis": -1},
-    )  # fmt: skip
+        biases = g.vector([parameters[f"{n}.bias"] for n in names], f"{names[0]}.biases")
+        y = g.op("Add", y, biases, shape=shape, name=own)
+    return y
 
 
 def _activated(g: Builder, spec: Experts, gate: Value, up: Value, shape: Shape, path: str) -> Value:
     """Return what ``Experts`` says of gate and up."""
+    if spec.act != "silu":
+        gate = activate(g, gate, spec.act, shape=shape, path=path)
+        return g.op("Mul", gate, up, shape=shape, name=path)
     if spec.limit is not None:
         most, least = g.number(spec.limit), g.number(-spec.limit)
         gate = g.op("Min", gate, most, shape=shape, name=path)

@@ -40,13 +40,14 @@ def stored_codes(
     matmul: bool = True,
     of: Experts | None = None,
     interleaved: int = 1,
+    share: float = 1.0,
 ) -> StoredCodes:
     """Return the matrix that ``parameters`` make, one below the other, for a lookup, a product or both.
 
-    ``of`` and ``interleaved`` are those of ``Builder.quantized``.
+    ``of``, ``interleaved`` and ``share`` are those of ``Builder.quantized``.
     """
     codes, rows, scales, zeros = g.quantized(
-        parameters, name, scheme, gather=gather, matmul=matmul, of=of, interleaved=interleaved
+        parameters, name, scheme, gather=gather, matmul=matmul, of=of, interleaved=interleaved, share=share
     )
     path = f"/{name}"
     out, inputs = sum(p.shape[0] for p in parameters), parameters[0].shape[1]

@@ -51,8 +51,8 @@ class Quantized:
     """``parameters``, one below the other (``rows`` by ``inputs``), quantized by ``scheme``.
 
     ``views`` are the initializers that show the packed codes, in any shape; all share the same bytes.
-    ``interleaved`` n: the rows of n equal parts of the parameters take turns. It may hold ``experts``, of which
-    ``top_k`` compute a token.
+    ``interleaved`` n: the rows of n equal parts of the parameters take turns. It may hold several ``experts``;
+    each computes a ``share`` of the tokens.
     """
 
     parameters: tuple[str, ...]
@@ -64,7 +64,7 @@ class Quantized:
     zeros: Initializer | None
     interleaved: int = 1
     experts: int = 1
-    top_k: int = 1
+    share: float = 1.0
 
     @property
     def tensors(self) -> tuple[Initializer, ...]:

@@ -116,6 +116,9 @@ class Weights:
 
     def _parts(self, name: str) -> list[Part]:
         source = self._architecture.sources[name]
+        if source.below:
+            each = [self._checkpoint.weights[tensor] for tensor in (source.tensor, *source.below)]
+            return [Part(weight, 0, weight.shape[0], source.add - weight.added) for weight in each]
         whole = source.rows or (0, self.parameters[name].shape[0])
         weight = self._checkpoint.weights[source.tensor]
         if source.index is not None:

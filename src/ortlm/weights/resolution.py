@@ -67,7 +67,9 @@ def _renamed(checkpoint: Checkpoint, architecture: Architecture) -> Architecture
 
     def found(source: Source) -> Source:
         here = source.tensor in checkpoint.weights
-        return source if here else replace(source, tensor=actual(source.tensor))
+        if here:
+            return source
+        return replace(source, tensor=actual(source.tensor), below=tuple(map(actual, source.below)))
 
     sources = {name: found(source) for name, source in architecture.sources.items()}
     for name, other in architecture.others.items():
@@ -115,8 +117,11 @@ def _check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
             shape = shape[::-1]
         if source.index is not None:
             shape = (source.index + 1, *shape)
-        # Several weights may lie in one tensor.
-        expected[source.tensor] = tuple(map(max, shape, expected.get(source.tensor, shape)))
+        if source.below:
+            shape = (shape[0] // (1 + len(source.below)), *shape[1:])
+        for tensor in (source.tensor, *source.below):
+            # Several weights may lie in one tensor.
+            expected[tensor] = tuple(map(max, shape, expected.get(tensor, shape)))
     copies = (architecture.head_copy,) if architecture.decoder.tied_head else ()
     check_weights(checkpoint, expected, (*architecture.ignored, *copies, *_idle_biases(checkpoint, expected)))
 
