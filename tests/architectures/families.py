@@ -378,6 +378,9 @@ FAMILIES: dict[str, Callable[[], Config]] = {
     "starcoder2": lambda: Starcoder2Config(**sizes(sliding_window=8)),
     "stablelm": lambda: StableLmConfig(**sizes(hidden_size=128, num_attention_heads=2, use_qkv_bias=True)),
     "stablelm-parallel": lambda: StableLmConfig(**sizes(hidden_size=256, use_parallel_residual=True)),
+    "stablelm-heads": lambda: StableLmConfig(
+        **sizes(hidden_size=256, use_parallel_residual=True, qk_layernorm=True)
+    ),
     "nemotron": lambda: NemotronConfig(**sizes(hidden_size=128)),
     "glm": lambda: GlmConfig(**sizes(head_dim=32)),
     "glm4": lambda: Glm4Config(**sizes(head_dim=32)),

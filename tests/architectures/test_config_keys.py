@@ -63,6 +63,7 @@ ROWS = (
         "granite4-moe",
         "gemma4",
         "gemma4-e",
+        "gemma4-moe",
         "lfm2",
         "lfm2-moe",
         "qwen3.5",
@@ -226,8 +227,8 @@ SAID = {
         {"norm_type": "rms_norm", "mlp_type": "gated", "scale_attn_weights": False},
     ),
     "stablelm": (
-        {"norm_eps": 1e-5, "rope_pct": 0.25, "rotary_scaling_factor": 1.0, "qk_layernorm": False},
-        {"norm_eps": 1e-6, "rope_pct": 0.5, "qk_layernorm": True},
+        {"norm_eps": 1e-5, "rope_pct": 0.25, "rotary_scaling_factor": 1.0},
+        {"norm_eps": 1e-6, "rope_pct": 0.5},
     ),
     "hunyuan": (
         {

@@ -41,8 +41,25 @@ NAMES = {
     "granitemoe": "granitemoe",
     "gpt_oss": "gpt-oss",
     "phimoe": "phimoe",
+    "cohere": "command-r",
+    "cohere2": "cohere2",
+    "starcoder2": "starcoder2",
+    "stablelm": "stablelm",
+    "nemotron": "nemotron",
+    "glm4": "glm4",
+    "exaone4": "exaone4",
+    "seed_oss": "seed_oss",
+    "arcee": "arcee",
+    "ernie4_5": "ernie4_5",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "olmo3": "olmo2",
 }
-INTERLEAVED = ("llama", "granite", "smollm3", "granitemoe")
+INTERLEAVED = ("llama", "granite", "smollm3", "granitemoe", "arcee")
+# Families whose conversion states how many channels of a head rotate.
+ROTATED = (
+    "llama", "phi3", "phi2", "granite", "smollm3", "granitemoe", "phimoe", "cohere2", "stablelm", "nemotron",
+    "glm4", "arcee",
+)  # fmt: skip
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")
 
 
@@ -64,7 +81,14 @@ def tensors_of(folder: Path) -> Tensors:
         if key.startswith("blk."):
             found[key] = value
             continue
-        if name.startswith("gemma") and key.endswith("norm.weight"):
+        if "_layernorm.norms." in key:
+            # StableLM: a norm for each head.
+            layer, part, head = key.split(".")[2], key.split(".")[4][0], int(key.split(".")[6])
+            count = heads if part == "q" else kv_heads
+            each = [held[key.replace(f"norms.{head}.", f"norms.{i}.")] for i in range(count)]
+            found[f"blk.{layer}.attn_{part}_norm.weight"] = np.stack(each)
+            continue
+        if name.startswith(("gemma", "nemotron")) and key.endswith("norm.weight"):
             value = value + np.float32(1)
         if name in INTERLEAVED:
             if ".q_proj." in key:
@@ -168,8 +192,9 @@ def add_metadata(writer: GGUFWriter, folder: Path) -> None:
     writer.add_head_count_kv(c["num_key_value_heads"])
     if "rms_norm_eps" in c:
         writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
-    if "layer_norm_eps" in c:
-        writer.add_layer_norm_eps(c["layer_norm_eps"])
+    for key in ("layer_norm_eps", "norm_eps", "norm_epsilon"):
+        if key in c:
+            writer.add_layer_norm_eps(c[key])
     count = c.get("num_local_experts") or c.get("num_experts")
     if count:
         writer.add_expert_count(count)
@@ -181,16 +206,29 @@ def add_metadata(writer: GGUFWriter, folder: Path) -> None:
     if name == "gpt-oss":
         writer.add_sliding_window(c["sliding_window"])
         writer.add_expert_feed_forward_length(c["intermediate_size"])
-    if name in ("llama", "granite", "smollm3", "granitemoe"):
+    if name in ("llama", "granite", "smollm3", "granitemoe", "cohere2", "nemotron", "exaone4", "arcee"):
         writer.add_vocab_size(c["vocab_size"])
     partial = rope.get("partial_rotary_factor", 1.0)
-    if name not in ("gemma", "gemma2", "gemma3", "qwen2", "qwen2moe", "qwen3moe", "olmoe", "gpt-oss"):
+    if name in ROTATED:
         writer.add_rope_dimension_count(int(head_dim * partial))
     if name in ("qwen3", "gemma", "gemma2", "gemma3") or c.get("head_dim"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     full = rope.get("full_attention", rope)
-    writer.add_rope_freq_base(full.get("rope_theta", 10000.0))
+    theta = full.get("rope_theta", 10000.0)
+    if full.get("alpha"):
+        theta *= full["alpha"] ** (head_dim / (head_dim - 2))
+    writer.add_rope_freq_base(theta)
+    if name in ("command-r", "cohere2", "nemotron") or full.get("alpha"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    if name in ("command-r", "cohere2"):
+        writer.add_logit_scale(c["logit_scale"])
+    if name == "stablelm":
+        writer.add_parallel_residual(c["use_parallel_residual"])
+    if name in ("cohere2", "exaone4", "olmo2") and c.get("sliding_window"):
+        writer.add_sliding_window(c["sliding_window"])
+        if name != "cohere2":
+            writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in c["layer_types"]])
     if full.get("rope_type") in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(full["rope_type"]))
         writer.add_rope_scaling_factor(full["factor"])

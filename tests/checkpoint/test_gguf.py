@@ -11,7 +11,14 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from transformers import Gemma2Config, Gemma3TextConfig, GptOssConfig, Qwen2MoeConfig
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GptOssConfig,
+    Olmo3Config,
+    Qwen2MoeConfig,
+    Starcoder2Config,
+)
 
 import ortlm
 from ortlm.architectures import gguf_forms
@@ -28,11 +35,18 @@ from tests.architectures import families, oracle
 from tests.checkpoint import gguf_files
 
 # What a GGUF file cannot say of these: windows of some layers, a scale of scores of its own, whether weights of
-# experts sum to one, which layers have none, and what they are clamped to.
+# experts sum to one, which layers have none, and what they are clamped to; biases of Cohere, and a base of the
+# rotation for layers with a window.
 LEFT_OUT = {
     "mistral", "qwen2-tied", "gemma2", "gemma3", "gemma3-old", "phi3-longrope-old", "llama3-old",
     "mixtral-window", "qwen2-moe", "qwen2-moe-window", "qwen3-moe-plain", "gpt-oss", "phimoe", "phimoe-old",
+    "starcoder2", "cohere-bias", "olmo3", "olmo3-old",
 }  # fmt: skip
+
+
+def olmo3() -> Olmo3Config:
+    ropes = {"full_attention": families.yarn(rope_theta=5e5), "sliding_attention": {"rope_theta": 5e5}}
+    return Olmo3Config(**families.sizes(num_hidden_layers=4, sliding_window=8, rope_parameters=ropes))
 
 
 def gpt_oss() -> GptOssConfig:
@@ -66,6 +80,8 @@ MORE = {
         )
     ),
     "gpt-oss-as-published": gpt_oss,
+    "starcoder2-whole": lambda: Starcoder2Config(**families.sizes(sliding_window=None)),
+    "olmo3-as-published": olmo3,
 }
 ROWS = [
     name

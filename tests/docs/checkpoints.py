@@ -86,8 +86,13 @@ Vision encoders (`mmproj`), adapters, and experts in tensors of their own, as ll
 Of mixtures of experts some things are stated in no file, and are taken as llama.cpp has them: whether the weights
 of the chosen experts sum to one (`qwen3moe` yes, `qwen2moe` and `olmoe` no), and what GPT-OSS clamps its experts
 to (7). `phimoe` is refused because the scale of its rotation is not in the file; llama.cpp computes such files
-with another one, and with another router, than the model was trained with. Files of tiny models of each family,
-written by llama.cpp's own conversion, give the logits that transformers and llama.cpp compute, to 2e-6.
+with another one, and with another router, than the model was trained with.
+
+Files of `olmo2` with a window are OLMo 3. No file states the window of StarCoder2 (4,096 tokens): as in
+llama.cpp every token sees all before it. Files of StableLM 2 and Hunyuan name ways to split texts that are not
+known here, and are refused for that. Files of tiny models of each family, as llama.cpp's conversion writes
+them, give the logits that transformers and llama.cpp compute, to 2e-6 (StarCoder2 to 9e-5: llama.cpp's GELU is
+a table in fp16).
 
 ### Types
 

@@ -22,6 +22,7 @@ _BY_CASE = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+%s|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*%s|%s|"
     rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
+_CODER = rf"{_ENDINGS}|{_WORD}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 _O200K = _BY_CASE % (f"{_ENDINGS}?", f"{_ENDINGS}?", r"\p{N}{1,3}")
 _TEKKEN = _BY_CASE % ("", "", r"\p{N}")
 
@@ -89,5 +90,9 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
     "gpt-4o": PreTokenizer(_O200K),
+    "glm4": _CL100K,
+    "chatglm-bpe": _CL100K,
+    "exaone4": _GPT2,
+    "seed-coder": PreTokenizer(_CODER),
     "tekken": PreTokenizer(_TEKKEN, ignores_merges=True, begins=True),
 }

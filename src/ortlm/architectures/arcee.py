@@ -6,11 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import MLP, Architecture, Layer, Norm
 
 MODEL_TYPES = ("arcee",)
+
+GGUF = Gguf(
+    "arcee",
+    "arcee",
+    present={"attention_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias"},
+    interleaved=True,
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

@@ -7,12 +7,33 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._keys import FULL, SLIDING
 from ortlm.architectures._parts import Sizes, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, Attention, GatedMLP, Layer, Norm, Source, parameters
 
 MODEL_TYPES = ("cohere", "cohere2")
+
+# Layers without a window do not rotate; that no bias exists is llama.cpp's, too.
+GGUF = (
+    Gguf(
+        "command-r",
+        "cohere",
+        keys={"attention.layer_norm_epsilon": "layer_norm_eps", "logit_scale": "logit_scale"},
+        present={"use_qk_norm": "attn_q_norm.weight"},
+    ),
+    Gguf(
+        "cohere2",
+        "cohere2",
+        keys={
+            "attention.layer_norm_epsilon": "layer_norm_eps",
+            "logit_scale": "logit_scale",
+            "attention.sliding_window": "sliding_window",
+        },
+        config={"sliding_window_pattern": 4},
+    ),
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._llama_like import llama_like
 from ortlm.architectures._parts import architecture, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture
 
 MODEL_TYPES = ("ernie4_5",)
+
+GGUF = Gguf("ernie4_5", "ernie4_5", present={"use_bias": "attn_q.bias"})
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

@@ -7,12 +7,24 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._keys import FULL, SLIDING
 from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("exaone4",)
+
+GGUF = Gguf(
+    "exaone4",
+    "exaone4",
+    keys={"attention.sliding_window": "sliding_window"},
+    config={"sliding_window": None},
+    tensors={
+        "blk.post_attention_norm": "post_attention_layernorm",
+        "blk.post_ffw_norm": "post_feedforward_layernorm",
+    },
+)
 
 _NAMES = {"mixer_post": "post_attention_layernorm", "ffn_post": "post_feedforward_layernorm"}
 

@@ -6,11 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._parts import architecture, attention, decoder_of, fused_rows, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("glm", "glm4")
+
+# Files of "glm" have another name, and maps of an older form.
+GGUF = Gguf(
+    "glm4",
+    "glm4",
+    config={"partial_rotary_factor": 1.0},
+    present={"attention_bias": "attn_q.bias"},
+    tensors={
+        "blk.post_attention_norm": "post_self_attn_layernorm",
+        "blk.post_ffw_norm": "post_mlp_layernorm",
+        "blk.ffn_up": "mlp.gate_up_proj",
+    },
+)
 
 _NAMES = {"mixer_post": "post_self_attn_layernorm", "ffn_post": "post_mlp_layernorm"}
 

@@ -7,12 +7,24 @@ from dataclasses import replace
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._keys import WithDefaults
 from ortlm.architectures._parts import Sizes, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import from_parts, keys_of
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm, Rope
 
 MODEL_TYPES = ("hunyuan_v1_dense",)
+
+# What "alpha" makes of the base of the rotation is in the files already.
+GGUF = Gguf(
+    "hunyuan-dense",
+    "hunyuan_v1_dense",
+    present={"attention_bias": "attn_q.bias"},
+    tensors={
+        "blk.attn_q_norm": "self_attn.query_layernorm",
+        "blk.attn_k_norm": "self_attn.key_layernorm",
+    },
+)
 
 _NAMES = {"q_norm": "self_attn.query_layernorm", "k_norm": "self_attn.key_layernorm"}
 

@@ -6,11 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import MLP, Architecture, Layer, Norm
 
 MODEL_TYPES = ("nemotron",)
+
+GGUF = Gguf(
+    "nemotron",
+    "nemotron",
+    keys={"attention.layer_norm_epsilon": "norm_eps"},
+    config={"partial_rotary_factor": 1.0},
+    present={"attention_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias"},
+    norm_add=1.0,
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

@@ -12,7 +12,28 @@ from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture, GatedMLP, Layer, Norm
 
 MODEL_TYPES = ("olmo2",)
-GGUF = Gguf("olmo2", "olmo2", tensors=SANDWICH_TENSORS)
+
+
+def _with_windows(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes a model with windows an OLMo 3, which has the name of OLMo 2 in GGUF files.
+
+    Layers with a window rotate by the same base, and without scaling.
+    """
+    if not values.get("sliding_window"):
+        return {}
+    base = {"rope_theta": values["rope_theta"]} if "rope_theta" in values else {}
+    full = {**(values.get("rope_scaling") or {}), **base}
+    ropes = {"full_attention": full, "sliding_attention": {"rope_type": "default", **base}}
+    return {"model_type": "olmo3", "rope_scaling": None, "rope_parameters": ropes}
+
+
+GGUF = Gguf(
+    "olmo2",
+    "olmo2",
+    keys={"attention.sliding_window": "sliding_window"},
+    tensors=SANDWICH_TENSORS,
+    finish=_with_windows,
+)
 
 _NAMES = {"mixer_post": "post_attention_layernorm", "ffn_post": "post_feedforward_layernorm"}
 

@@ -6,12 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._llama_like import llama_like
 from ortlm.architectures._parts import architecture, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import Architecture
 
 MODEL_TYPES = ("seed_oss",)
+
+GGUF = Gguf(
+    "seed_oss",
+    "seed_oss",
+    present={
+        "attention_bias": "attn_q.bias",
+        "attention_out_bias": "attn_output.bias",
+        "mlp_bias": "ffn_gate.bias",
+    },
+    tensors={"blk.post_attention_norm": "post_attention_layernorm"},
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

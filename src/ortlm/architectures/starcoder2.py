@@ -6,11 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._parts import architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
 from ortlm.spec import MLP, Architecture, Layer, Norm
 
 MODEL_TYPES = ("starcoder2",)
+
+# Files state no window, and llama.cpp has none.
+GGUF = Gguf(
+    "starcoder2",
+    "starcoder2",
+    keys={"attention.layer_norm_epsilon": "norm_epsilon"},
+    config={"sliding_window": None},
+    present={"use_bias": "attn_q.bias"},
+    tensors={"blk.ffn_up": "mlp.c_fc", "blk.ffn_down": "mlp.c_proj"},
+)
 
 _NAMES = {"up": "mlp.c_fc", "down": "mlp.c_proj"}
 
