@@ -9,7 +9,7 @@ import sys
 from ortlm.cli import Subparsers
 from ortlm.cli.conversation import Talk
 from ortlm.cli.generate import add_images
-from ortlm.cli.machine import add_machine, device_of
+from ortlm.cli.machine import add_machine, device_of, without_blas_threads
 from ortlm.cli.output import tell
 from ortlm.cli.settings import add_settings, settings_of, with_model
 from ortlm.errors import BadOption
@@ -48,6 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Chat until the input ends."""
+    without_blas_threads()
     settings = settings_of(args)
     from ortlm.runtime.language_model import load
 

@@ -8,7 +8,7 @@ import sys
 
 from ortlm._utils.limits import MOST_ROWS
 from ortlm.cli import Subparsers
-from ortlm.cli.machine import add_machine, device_of
+from ortlm.cli.machine import add_machine, device_of, without_blas_threads
 from ortlm.cli.output import say
 from ortlm.cli.settings import check_count, read_file, read_stdin, refuse
 from ortlm.errors import BadOption
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     for number, text in enumerate(texts, 1):
         if not text:
             raise BadOption(f"text {number} is empty, and has no embedding. Remove that line.")
+    without_blas_threads()
     from ortlm.runtime.language_model import load
 
     lm = load(args.model, threads=args.threads, **device_of(args))

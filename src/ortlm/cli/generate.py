@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ortlm.cli import Subparsers
 from ortlm.cli.interrupt import stoppable
-from ortlm.cli.machine import add_machine, device_of
+from ortlm.cli.machine import add_machine, device_of, without_blas_threads
 from ortlm.cli.output import say, tell, write_generated
 from ortlm.cli.prompts import prompt_of, read_prompt
 from ortlm.cli.settings import add_settings, refuse, settings_of, with_model
@@ -102,6 +102,7 @@ def add_images(group: argparse._ActionsContainer) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate."""
     _check(args)
+    without_blas_threads()
     settings = settings_of(args)
     _check_cache(args.cache, settings)
     if args.batch is not None:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from ortlm.errors import BadOption
 
 # For --prefix-cache: more is a mistake.
 MOST_MEGABYTES = 1 << 24
+
+
+def without_blas_threads() -> None:
+    """Let numpy, which is not imported yet, start no threads: answers need none of its products of matrices.
+
+    A thread of OpenBLAS spins for a while after it has started, which takes the processor from what loads the
+    model. What a user has set stays.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from threading import Thread
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Union, cast
 
 import numpy as np
 
-from ortlm.errors import BadOption
+from ortlm.errors import BadArtifact, BadOption
 from ortlm.runtime.multimodal.image_loading import ImageSource
 from ortlm.runtime.multimodal.image_tags import flatten, image_of, placeholder, split
 from ortlm.runtime.multimodal.vision_encoder import VisionEncoder
@@ -37,7 +38,11 @@ class TokenizerReader:
 
         def work() -> None:
             try:
-                found.set_result(Tokenizer.open(self._folder))
+                tokenizer = Tokenizer.open(self._folder)
+                # Every generation asks for them. What is wrong with them is said there.
+                with suppress(BadArtifact):
+                    _ = tokenizer.ids
+                found.set_result(tokenizer)
             except BaseException as error:
                 found.set_exception(error)
 

@@ -113,7 +113,8 @@ def resolved(asked: Settings, rules: Rules, *, fixed: Settings | None) -> Settin
         for name in _FIXED:
             if getattr(fixed, name) != getattr(filled, name):
                 raise BadOption(f"{name} is fixed once the first prompt is there; begin a new generator.")
-    return replace(filled, bad_words=_word_ids(filled.bad_words or (), rules))
+    words = _word_ids(filled.bad_words or (), rules)
+    return filled if words == filled.bad_words else replace(filled, bad_words=words)
 
 
 def stop_ids_of(settings: Settings, rules: Rules) -> frozenset[int]:

@@ -89,13 +89,7 @@ class Generator:
         self.runs = 0
         self.mixed = False
         self.logprobs: list[TokenLogprob | None] = []
-        # Ids without a token are nearly always the last ones, so that nothing need be looked up for the others.
-        self._bound: int | None = None
-        self._gaps = rules.forbidden
-        if rules.forbidden is not None:
-            self._bound = int(np.flatnonzero(~rules.forbidden)[-1]) + 1
-            gaps = rules.forbidden[: self._bound]
-            self._gaps = gaps if gaps.any() else None
+        self._bound, self._gaps = rules.bound, rules.gaps
         self._decoding = self._decoding_for(settings, None)
 
     # --- what there is ----------------------------------------------------------------------------------

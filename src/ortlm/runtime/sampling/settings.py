@@ -151,9 +151,10 @@ class Settings:
     adapter: str | None = None
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            if entry.name not in ("processors", "guidance", "draft", "adapter"):
-                object.__setattr__(self, entry.name, _plain(getattr(self, entry.name)))
+        for name in _MAY_BE_NUMPY:
+            value = getattr(self, name)
+            if type(value) not in _PLAIN_TYPES:
+                object.__setattr__(self, name, _plain(value))
         self._normalize()
         self._check_numbers()
         self._check_beams()
@@ -174,11 +175,12 @@ class Settings:
         """Return ``base`` with ``options`` in place of its fields. Raises BadOption for unknown names."""
         if base is not None and not isinstance(base, cls):
             raise BadOption(f"settings must be Settings, found {type(base).__name__}.")
-        known = [entry.name for entry in fields(cls)]
         for name in options or ():
-            if name not in known:
-                raise BadOption(f"there is no option {name!r}." + nearest(name, known))
-        return replace(base or cls(), **(options or {}))
+            if name not in _NAMES:
+                raise BadOption(f"there is no option {name!r}." + nearest(name, _NAMES))
+        if base is None:
+            return cls(**(options or {}))
+        return replace(base, **options) if options else base
 
     @property
     def samples(self) -> bool:
@@ -224,10 +226,9 @@ class Settings:
             object.__setattr__(self, name, value)
 
         # None is how a caller says that nothing is asked for, whatever the field.
-        for entry in fields(self):
-            if getattr(self, entry.name) is None and entry.default is not None:
-                empty = entry.default if entry.default is not MISSING else {}
-                put(entry.name, empty)
+        for name, empty in _EMPTY.items():
+            if getattr(self, name) is None:
+                put(name, empty)
         put("stop", (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop))
         put("stop_token_ids", tuple(_plain(t) for t in _listed("stop_token_ids", self.stop_token_ids)))
         own = (self.processors,) if callable(self.processors) else _listed("processors", self.processors)
@@ -307,6 +308,17 @@ class Settings:
             raise BadOption("diversity_penalty acts between groups of beams; set num_beam_groups above 1.")
         if self.num_beam_groups > 1 and self.samples:
             raise BadOption("num_beam_groups (diverse beams) does not go with sampling.")
+
+
+# Looked up for every generation.
+_NAMES = tuple(entry.name for entry in fields(Settings))
+_MAY_BE_NUMPY = tuple(name for name in _NAMES if name not in ("processors", "guidance", "draft", "adapter"))
+_PLAIN_TYPES = frozenset((int, float, bool, str, tuple, dict, type(None)))
+_EMPTY = {
+    entry.name: {} if entry.default is MISSING else entry.default
+    for entry in fields(Settings)
+    if entry.default is not None
+}
 
 
 def _plain(value: Any) -> Any:

@@ -132,14 +132,21 @@ class Tokenizer:
     def unknown_ids(self, vocab_size: int) -> NDArray[np.int64]:
         """Return the ids below ``vocab_size`` that have no token: models round their vocabulary up."""
         known = np.zeros(vocab_size, dtype=np.bool_)
+        known[self.ids[self.ids < vocab_size]] = True
+        return np.flatnonzero(~known)
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """The ids of all tokens, int64, in any order. Takes a while for a large vocabulary.
+
+        Raises BadArtifact for a token that no tokenizer has.
+        """
         vocabulary = self._inner.get_vocab(with_added_tokens=True)
-        ids = np.fromiter(vocabulary.values(), dtype=np.int64, count=len(vocabulary))
         if max(map(len, vocabulary), default=0) > MOST_TOKEN_CHARACTERS:
             raise BadArtifact(
                 f"a token of the tokenizer has more than {MOST_TOKEN_CHARACTERS} characters: it is damaged."
             )
-        known[ids[ids < vocab_size]] = True
-        return np.flatnonzero(~known)
+        return np.fromiter(vocabulary.values(), dtype=np.int64, count=len(vocabulary))
 
     def same_as(self, other: Tokenizer) -> bool:
         """Return whether both give every token the same id."""
