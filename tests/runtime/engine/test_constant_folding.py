@@ -14,6 +14,7 @@ import ortlm
 from ortlm.builder.options import BuildOptions
 from ortlm.dtypes import BY_ONNX
 from ortlm.errors import BadArtifact
+from ortlm.runtime.engine import constant_folding
 from ortlm.runtime.engine import session as sessions
 from ortlm.runtime.engine.constant_folding import folded
 from ortlm.runtime.engine.folding_operators import OPERATORS
@@ -59,6 +60,26 @@ def test_the_same_logits(
         here = ortlm.load(tmp_path / "out").logits(IDS)
     monkeypatch.setattr(sessions, "folded", lambda *_, **__: None)
     assert np.array_equal(here, ortlm.load(tmp_path / "out").logits(IDS))
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_codes_in_a_scratch_file(
+    room: bool, saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = built(saved, tmp_path / "out", embed_bits=6)
+    before = ortlm.load(tmp_path / "out").logits(IDS)
+    monkeypatch.setattr(constant_folding, "_LEAST_KEPT_BYTES", 1)
+    if not room:
+        monkeypatch.setattr(
+            "ortlm.runtime.engine.scratch_file._opened", lambda: (tmp_path / "no" / "f").open()
+        )
+    found = folded(path, threads=2)
+    assert found is not None
+    assert any(array.dtype == np.uint8 for array in found.given.values()) == room
+    lm = ortlm.load(tmp_path / "out")
+    del found
+    assert np.array_equal(lm.logits(IDS), before)
+    assert np.array_equal(lm.logits(IDS), before)
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3-longrope", "gemma3"])
@@ -121,8 +142,8 @@ def whole(path: Path) -> onnx.ModelProto:
     assert found is not None
     model = onnx.load_from_string(found.graph)
     for tensor in model.graph.initializer:
-        if tensor.name in found.floats:
-            array = found.floats[tensor.name]
+        if tensor.name in found.given:
+            array = found.given[tensor.name]
             assert list(tensor.dims) == list(array.shape)
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")

@@ -24,6 +24,7 @@ import numpy as np
 from ortlm._utils import protobuf
 from ortlm.dtypes import BY_ONNX, Array
 from ortlm.runtime.engine.folding_operators import OPERATORS, Unknown
+from ortlm.runtime.engine.scratch_file import ScratchFile
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +50,10 @@ _CODES_MARK = b"BitShift"
 # What chains that make tables have.
 _TABLE_MARK = b"Cos"
 # No optimizer of ONNX Runtime looks at what these read, so it need not be in the graph. Small values are anyway.
-_READ_IN_PLACE = frozenset((b"GroupQueryAttention", b"RotaryEmbedding"))
-_LEAST_GIVEN_BYTES = 1 << 12
+_READ_IN_PLACE = frozenset(
+    (b"GatherBlockQuantized", b"GroupQueryAttention", b"MatMulNBits", b"QMoE", b"RotaryEmbedding")
+)
+_LEAST_GIVEN_BYTES, _LEAST_KEPT_BYTES = 1 << 12, 1 << 16
 _ONNX = {kind.numpy: number for number, kind in BY_ONNX.items()}
 
 _Message = tuple[int, int]
@@ -60,13 +63,15 @@ _Message = tuple[int, int]
 class Folded:
     """A graph with its constants computed.
 
-    ``graph`` holds the codes, which ONNX Runtime frees when it has brought them into its kernels' layout. It only
-    names ``floats``, which kernels read where they are: they are to be given to ONNX Runtime with the graph
-    (``SessionOptions.add_initializer``), and to stay as long as its session.
+    ``graph`` holds what is small, and only names what is ``given``: to ONNX Runtime, with the graph
+    (``SessionOptions.add_initializer``), which reads it where it is as long as there is a session. Tables are read
+    at every run, codes only until ONNX Runtime has brought them into its kernels' layout; the latter lie in
+    ``scratch``, which may ``rest`` then.
     """
 
     graph: bytes
-    floats: Mapping[str, Array]
+    given: Mapping[str, Array]
+    scratch: ScratchFile
 
 
 @dataclass(slots=True)
@@ -118,19 +123,45 @@ def _folded(data: bytes, path: Path, threads: int) -> Folded | None:
     used = {name for node in kept for name in _names(data, node)}
     wanted = [name for name in makers if name in used]
     values = _Values(graph, makers, path.parent)
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        arrays = dict(zip(wanted, pool.map(values.of, wanted), strict=True))
+    # What other nodes read has to be in the graph.
     inside = {name for node in kept if node.kind not in _READ_IN_PLACE for name in _names(data, node)}
-    given = {
-        name
-        for name, array in arrays.items()
-        if array.dtype.kind == "f" and array.nbytes >= _LEAST_GIVEN_BYTES and name not in inside
-    }
+    scratch = ScratchFile()
+
+    def made_of(name: bytes) -> Array | _Kept:
+        array = values.of(name)
+        if array.dtype == np.uint8 and array.nbytes >= _LEAST_KEPT_BYTES and name not in inside:
+            kept_at = scratch.keep(array)
+            if kept_at is not None:
+                return _Kept(kept_at, array.shape)
+        return array
+
+    try:
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            results = dict(zip(wanted, pool.map(made_of, wanted), strict=True))
+    except Exception:
+        scratch.rest()
+        raise
+    arrays, given = {}, {}
+    for name, result in results.items():
+        if isinstance(result, _Kept):
+            arrays[name] = given[name] = scratch.read(result.place, result.shape, np.dtype(np.uint8))
+            continue
+        arrays[name] = result
+        if result.dtype.kind == "f" and result.nbytes >= _LEAST_GIVEN_BYTES and name not in inside:
+            given[name] = result
     if sum(array.nbytes for name, array in arrays.items() if name not in given) > _MOST_WIDENED_BYTES:
         raise Unknown("they are too many for one file")
     named = used | graph.inputs | graph.outputs
     written = _written(data, model, place, kept, named, arrays, given, path.name.encode())
-    return Folded(written, {name.decode(): arrays[name] for name in arrays if name in given})
+    return Folded(written, {name.decode(): array for name, array in given.items()}, scratch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Codes in the scratch file."""
+
+    place: int
+    shape: tuple[int, ...]
 
 
 def _read(data: bytes, place: _Message) -> _Graph:

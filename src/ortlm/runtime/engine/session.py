@@ -90,13 +90,14 @@ class Session:
         check_external_data(path if model is None else model, path.parent)
         # What ONNX Runtime reads where it is, as long as there is a session.
         self._given: list[Any] = []
+        constants = None
         if model is None and device.is_cpu:
             constants = folded(path, threads=settings.intra_op_num_threads)
-            if constants is not None:
-                model = constants.graph
-                self._given = [_alias(array).value for array in constants.floats.values()]
-                for name, value in zip(constants.floats, self._given, strict=True):
-                    settings.add_initializer(name, value)
+        if constants is not None:
+            model = constants.graph
+            self._given = [_alias(array).value for array in constants.given.values()]
+            for name, value in zip(constants.given, self._given, strict=True):
+                settings.add_initializer(name, value)
         if model is not None:
             settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
         named = path if weights_of is None else weights_of
@@ -130,6 +131,8 @@ class Session:
         self._one_by_one = threading.Lock()
         self._numbered: dict[int, Any] = {}
         self._dropped: list[int] = []
+        if constants is not None:
+            constants.scratch.rest()
         keep_freed_memory()
         # Small models live in the processor's caches and gain nothing from huge pages.
         if weights >= _LARGE_BYTES:
