@@ -10,7 +10,6 @@ import contextlib
 import math
 import mmap
 import os
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,5 +75,8 @@ class ScratchFile:
 
 def _opened() -> IO[bytes]:
     """Return a new file without a name, where the user wants such files, or else on a disk."""
+    # Most models need no such file, and it takes a while to import.
+    import tempfile
+
     folder = None if "TMPDIR" in os.environ or not os.access(_FOLDER, os.W_OK) else _FOLDER
     return tempfile.TemporaryFile(dir=folder, buffering=0)

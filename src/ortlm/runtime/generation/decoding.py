@@ -131,7 +131,7 @@ def answer_limits(settings: Settings, rows: TokenRows, rules: Rules) -> list[int
     ]
 
 
-class RowRandoms(Sequence[np.random.Generator]):
+class RowRandoms(Sequence["np.random.Generator"]):
     """Random numbers for each of ``seeds``, made when the first is drawn: greedy answers never do."""
 
     def __init__(self, seeds: Sequence[int | None]) -> None:

@@ -12,7 +12,7 @@ from ortlm.runtime.engine.types import Logits, Processor, Tokens
 from ortlm.runtime.sampling.top_k import Ids, largest, largest_each, possible
 
 Probabilities = NDArray[np.float64]
-Randoms = Sequence[np.random.Generator]
+Randoms = Sequence["np.random.Generator"]
 Sampler = Callable[[Logits, Randoms], Tokens]
 
 # Tokens whose probabilities are summed before the one that is drawn is looked for among them.
