@@ -184,11 +184,16 @@ class Mamba2:
 
 @dataclass(frozen=True, slots=True)
 class GatedMLP:
-    """``down(act(gate(x)) * up(x))``; ``act`` is "silu", "gelu" or "gelu_tanh"."""
+    """``down(act(gate(x)) * up(x))``; ``act`` is "silu", "gelu" or "gelu_tanh".
+
+    With ``cutoff``, of each token's gate(x) only what is above its mean plus so many standard deviations counts,
+    by as much as it is.
+    """
 
     intermediate: int
     act: str
     bias: bool = False
+    cutoff: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +315,34 @@ class PerLayerInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Laurel:
+    """A learned residual (Menghani et al. 2024): of what goes into the mixer, ``x + norm(right(left(x)))``.
+
+    ``left`` leads to ``rank`` channels. It is added with the mixer's branch, and all is then divided by √2.
+    """
+
+    rank: int
+    norm: Norm
+
+
+@dataclass(frozen=True, slots=True)
+class AltUp:
+    """Several residual streams (Baykal et al. 2023), of which each layer computes the one of number ``active``.
+
+    A layer predicts all ``streams`` as ``x + C · x``, runs on one of them, and adds to each what that one has
+    changed, times a number. Both C and these numbers are maps of tanh(router(norm(s) / H)), s being the stream
+    that the layer runs on. ``scaled``: ``PerLayerInputs`` reads that stream times learned numbers; it adds to all
+    streams but the first. The first begins with the embeddings, the others with maps of them. In the end the mean
+    is taken of the first and of maps of the others. What a map gives gets the first stream's root mean square.
+    """
+
+    streams: int
+    active: int
+    norm: Norm
+    scaled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One decoder layer.
 
@@ -329,6 +362,7 @@ class Layer:
     residual_scale: float = 1.0
     scaled: bool = False
     per_layer_post: Norm | None = None
+    laurel: Laurel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +385,12 @@ class Decoder:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     per_layer_inputs: PerLayerInputs | None = None
+    altup: AltUp | None = None
+
+    @property
+    def streams(self) -> int:
+        """Number of residual streams."""
+        return 1 if self.altup is None else self.altup.streams
 
     @property
     def attentions(self) -> Iterator[Attention]:
@@ -562,7 +602,9 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
     ``{z|b|a|a_log|dt_bias|skip|out_norm}``. Layers of experts have ``router``, ``offset``,
     ``expert_{gate|up|down}.{e}``, ``shared_{gate|up|down}`` and ``shared_scale``; some ``expert_scale``,
     ``router_norm`` and ``{shared|expert}_{pre|post}``. With ``PerLayerInputs`` there are ``per_layer_embed``,
-    ``per_layer_map_norm`` and ``layers.{i}.per_layer_{map|gate|out|post}``.
+    ``per_layer_map_norm`` and ``layers.{i}.per_layer_{map|gate|out|post}``, with ``Laurel``
+    ``layers.{i}.laurel_{left|right|post}``, with ``AltUp`` ``altup_{in|out}{n}`` and
+    ``layers.{i}.altup_{norm|router|predict|correct|scale}``.
     """
     yield Parameter("embed", "weight", (spec.vocab, spec.hidden), "embed")
     inputs = spec.per_layer_inputs
@@ -573,8 +615,17 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
         for i in range(len(spec.layers)):
             yield Parameter("per_layer_map", "weight", (inputs.width, spec.hidden), "embed", i)
         yield from _norm("per_layer_map_norm", inputs.norm, inputs.width)
+    for part in ("altup_in", "altup_out"):
+        for i in range(1, spec.streams):
+            yield Parameter(f"{part}{i}", "weight", (spec.hidden, spec.hidden), "embed")
     for i, layer in enumerate(spec.layers):
+        if spec.altup is not None:
+            yield from _altup_parameters(spec.altup, i, spec.hidden)
         yield from _norm("mixer_pre", layer.mixer_pre, spec.hidden, layer=i)
+        if layer.laurel is not None:
+            yield from _linear("laurel_left", layer.laurel.rank, spec.hidden, "gate_up", bias=False, layer=i)
+            yield from _linear("laurel_right", spec.hidden, layer.laurel.rank, "down", bias=False, layer=i)
+            yield from _norm("laurel_post", layer.laurel.norm, spec.hidden, layer=i)
         yield from mixer_parameters(layer.mixer, i, spec.hidden)
         yield from _norm("mixer_post", layer.mixer_post, spec.hidden, layer=i)
         yield from _norm("ffn_pre", layer.ffn_pre, spec.hidden, layer=i)
@@ -591,6 +642,17 @@ def parameters(spec: Decoder) -> Iterator[Parameter]:
         yield Parameter("head", "weight", (spec.vocab, spec.hidden), "head")
     if spec.head_bias:
         yield Parameter("head", "bias", (spec.vocab,), "bias")
+
+
+def _altup_parameters(altup: AltUp, layer: int, hidden: int) -> Iterator[Parameter]:
+    count = altup.streams
+    yield from _norm("altup_norm", altup.norm, hidden, layer=layer)
+    for part, out, width in (
+        ("altup_router", count, hidden), ("altup_predict", count * count, count), ("altup_correct", count, count)
+    ):  # fmt: skip
+        yield from _linear(part, out, width, "router", bias=False, layer=layer)
+    if altup.scaled:
+        yield Parameter("altup_scale", "weight", (hidden,), "table", layer)
 
 
 def mixer_parameters(mixer: Mixer, layer: int, hidden: int) -> Iterator[Parameter]:

@@ -26,6 +26,7 @@ from transformers import (
     Ernie4_5Config,
     Exaone4Config,
     Gemma2Config,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
     Gemma4TextConfig,
     GemmaConfig,
@@ -231,15 +232,14 @@ def lfm2() -> Config:
 # where it outweighs attention, generation runs into one token that repeats itself.
 GAINS = {
     "in_proj_qkv": 1.0, "in_proj_z": 0.7, "in_proj_qkvz": 0.7, "o_proj": 3.0, "dense": 4.0, "fc2": 0.5,
-    "c_proj": 0.5,
+    "c_proj": 0.5, "modality_router": 60.0, "prediction_coefs": 0.3, "correction_coefs": 0.5,
 }  # fmt: skip
 # What is squared grows fast.
 SQUARED = {"up_proj": 0.7, "down_proj": 0.5}
 
 
-# A row whose name ends in "-old" is saved with the config keys of transformers 4.
 def gemma4_e() -> Config:
-    """Return what E2B has: numbers of each token for each layer, shared keys and values, wider MLPs."""
+    """Return what E2B has: per-layer embeddings, shared keys and values, wider MLPs."""
     return Gemma4TextConfig(
         **sizes(
             num_hidden_layers=6,
@@ -257,6 +257,25 @@ def gemma4_e() -> Config:
     )
 
 
+def gemma3n() -> Config:
+    """Return AltUp, LAuReL, sparse and dense layers, and per-layer embeddings that lack some tokens."""
+    return Gemma3nTextConfig(
+        **sizes(
+            num_hidden_layers=5,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"] + ["full_attention"] * 2,
+            num_kv_shared_layers=2,
+            intermediate_size=[128, 128, 128, 64, 128],
+            activation_sparsity_pattern=[0.9, 0.0, 0.5, 0.0, 0.95],
+            head_dim=16,
+            sliding_window=8,
+            hidden_size_per_layer_input=32,
+            vocab_size_per_layer_input=VOCAB - 32,
+            laurel_rank=16,
+        ),
+    )
+
+
+# A row whose name ends in "-old" is saved with the config keys of transformers 4.
 FAMILIES: dict[str, Callable[[], Config]] = {
     "phi3": lambda: Phi3Config(**sizes(num_key_value_heads=4)),
     "phi3-window": lambda: Phi3Config(**sizes(sliding_window=8)),
@@ -346,6 +365,7 @@ FAMILIES: dict[str, Callable[[], Config]] = {
         global_head_dim=32,
         num_global_key_value_heads=1,
     ),
+    "gemma3n": gemma3n,
     "qwen2": lambda: Qwen2Config(**sizes()),
     "qwen2-tied": lambda: Qwen2Config(
         **sizes(
@@ -553,7 +573,7 @@ def randomize(model: Any, *, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     kind = type(model).__name__
     centered = ("Gemma", "Nemotron", "Qwen3_5", "Qwen3Next")
-    centered_on_zero = kind.startswith(centered) and not kind.startswith("Gemma4")
+    centered_on_zero = kind.startswith(centered) and not kind.startswith(("Gemma3n", "Gemma4"))
     embed = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     width = math.sqrt(embed.shape[1])
@@ -592,7 +612,7 @@ def randomize(model: Any, *, seed: int) -> None:
                 weight.copy_((-2.0 if name.endswith("A_log") else 1.0) + 0.2 * noise)
             else:
                 mean = final_norm if name in ("model.norm.weight", "model.final_layernorm.weight") else 1.0
-                if kind.startswith("Gemma4") and "q_norm" in name:
+                if kind.startswith(("Gemma3n", "Gemma4")) and "q_norm" in name:
                     mean = 0.5  # its scores are not divided
                 weight.copy_(mean * (1.0 + 0.2 * noise) - (1.0 if centered_on_zero else 0.0))
 
@@ -607,13 +627,14 @@ def old_keys(config: dict[str, Any]) -> dict[str, Any]:
         old["block_ff_dim"] = old.pop("intermediate_size")
         old["tie_embedding"] = old.pop("tie_word_embeddings")
     rope = config["rope_parameters"]
-    if config["model_type"] in ("olmo3", "granitemoehybrid", "lfm2_moe"):
+    if config["model_type"] in ("olmo3", "granitemoehybrid", "lfm2_moe", "gemma3n_text"):
         old["layer_types"] = config["layer_types"]
     if config["model_type"] == "olmo3":
         rope = rope["full_attention"]
     elif "full_attention" in rope:
         old["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
-        old["sliding_window_pattern"] = config["layer_types"].index("full_attention") + 1
+        if config["model_type"] != "gemma3n_text":
+            old["sliding_window_pattern"] = config["layer_types"].index("full_attention") + 1
         rope = rope["full_attention"]
     rope = dict(rope)
     kind = rope.pop("rope_type", "default")

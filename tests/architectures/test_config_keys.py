@@ -64,6 +64,7 @@ ROWS = (
         "gemma4",
         "gemma4-e",
         "gemma4-moe",
+        "gemma3n",
         "lfm2",
         "lfm2-moe",
         "qwen3.5",

@@ -104,6 +104,7 @@ def test_defaults_of_absent_keys_are_those_of_transformers(row: Any) -> None:
     more = {
         "helium": ["head_dim"],
         "gemma4_text": ["hidden_size_per_layer_input"],
+        "gemma3n_text": ["layer_types", "num_kv_shared_layers"],
         "granitemoehybrid": ["layer_types"],
     }.get(row.config["model_type"], [])
     kept = (*families.sizes(), "model_type", "num_key_value_heads", *more)

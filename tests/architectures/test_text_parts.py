@@ -183,6 +183,42 @@ def test_the_build_says_what_it_leaves_out(name: str, tmp_path: Path) -> None:
     assert any("text decoder" in note for note in architectures.describe(config).notes)
 
 
+def test_gemma3n_as_it_is_published(tmp_path: Path) -> None:
+    """With encoders of images and audio, the old keys of rotation, and maps that sharing layers do not use.
+
+    transformers needs another package to make such a model.
+    """
+    model = families.save("gemma3n", tmp_path / "in")
+    path = tmp_path / "in" / "config.json"
+    text = families.old_keys(json.loads(path.read_text()))
+    text |= {"query_pre_attn_scalar": 256, "altup_lr_multiplier": 1.0}
+    path.write_text(
+        json.dumps(
+            {
+                "model_type": "gemma3n", "architectures": ["Gemma3nForConditionalGeneration"], "text_config": text,
+                "vision_config": {"model_type": "gemma3n_vision"}, "audio_config": {"model_type": "gemma3n_audio"},
+                "audio_soft_tokens_per_image": 188, "vision_soft_tokens_per_image": 256, "audio_token_id": 281,
+                "image_token_id": 282, "boi_token_id": 283, "eoi_token_id": 284, "boa_token_id": 285,
+                "eoa_token_id": 286, "eos_token_id": [2], "initializer_range": 0.02,
+            }
+        )
+    )  # fmt: skip
+    file = tmp_path / "in" / "model.safetensors"
+    found = {f"model.language_{name}": value for name, value in load_file(file).items()}
+    for name in ("vision_tower.a", "audio_tower.b", "embed_vision.c", "embed_audio.d"):
+        found[f"model.{name}.weight"] = torch.ones(3)
+    for part, rows in (("k_proj", 32), ("v_proj", 32)):
+        found[f"model.language_model.layers.4.self_attn.{part}.weight"] = torch.ones(rows, 64)
+    found["model.language_model.layers.4.self_attn.k_norm.weight"] = torch.ones(16)
+    save_file(
+        {name.replace("language_model.model.", "language_model."): v for name, v in found.items()}, file
+    )
+    built = ortlm.build(tmp_path / "in", tmp_path / "out", precision="fp32")
+    tokens = oracle.random_tokens(60)
+    want = oracle.prompt_logits(model, tokens)
+    assert oracle.relative_error(ortlm.load(built.path, threads=1).logits(tokens), want) < TOLERANCE
+
+
 def test_a_stop_token_of_the_text_part_alone(tmp_path: Path) -> None:
     save("mistral3", tmp_path)
     (tmp_path / "generation_config.json").unlink()

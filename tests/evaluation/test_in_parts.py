@@ -23,7 +23,7 @@ FAMILIES = [
     ("gpt-oss", "fp32"),
     ("phi3-longrope", "int4"),
     ("gemma3", "int4"),
-    ("gemma4-e", "int4"),
+    ("gemma3n", "int4"),
     ("qwen3.5", "int4"),
 ]
 

@@ -50,7 +50,7 @@ def hooked(model: Any, tokens: list[int]) -> list[np.ndarray]:
 
 
 # A fused projection; one of its own with a Gemm as head; scaled logits; a stream without a norm before attention.
-@pytest.mark.parametrize("name", ["phi3", "qwen2-tied", "granite", "olmo2", "gemma3", "gemma4-e"])
+@pytest.mark.parametrize("name", ["phi3", "qwen2-tied", "granite", "olmo2", "gemma3", "gemma4-e", "gemma3n"])
 def test_states_are_those_of_transformers(name: str, saved: Any, build: Any) -> None:
     found = taken(build(name).artifact)
     for chunk, tokens in enumerate(TOKENS):

@@ -14,7 +14,7 @@ from ortlm.errors import BadOption
 from tests.architectures import oracle
 from tests.graph.test_parity import PROMPT, TOLERANCE
 
-ROWS = ["gemma4-e"]
+ROWS = ["gemma4-e", "gemma3n"]
 
 
 def nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

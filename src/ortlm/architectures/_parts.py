@@ -9,6 +9,7 @@ from ortlm.architectures._config import Config
 from ortlm.architectures._keys import quoted
 from ortlm.errors import UnsupportedModel
 from ortlm.spec import (
+    AltUp,
     Architecture,
     Attention,
     Decoder,
@@ -217,6 +218,7 @@ def decoder_of(
     logit_scale: float = 1.0,
     logit_softcap: float = 0.0,
     per_layer_inputs: PerLayerInputs | None = None,
+    altup: AltUp | None = None,
 ) -> Decoder:
     """Return the decoder of ``layers`` and a final ``norm``; ``tied`` is what an absent key means."""
     return Decoder(
@@ -231,6 +233,7 @@ def decoder_of(
         logit_scale=logit_scale,
         logit_softcap=logit_softcap,
         per_layer_inputs=per_layer_inputs,
+        altup=altup,
     )
 
 

@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("gemma3n", "gemma3n_text"),
-        "Gemma 3n has four residual streams and layers that share keys and values, for which there are no graphs "
-        "yet. Use Gemma 3 instead.",
-    ),
     "phi3small": (
         'Phi-3-small has block-sparse attention ("blocksparse_block_size"), and transformers, which every family '
         "is compared with, does not have this model: nothing would show that its graph is right. Use Phi-3-mini, "

@@ -47,12 +47,12 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         raise c.wrong("sliding_window", "a number of tokens, for the layers that have a window")
     norm = Norm(c.positive("rms_norm_eps", 1e-6, most=1.0))
     bias = c.flag("attention_bias", False)
-    ropes = _ropes(c, s)
+    turns = ropes(c, s)
     windows = {FULL: None, SLIDING: c.window(s.max_tokens, default=4096)}
     mixers = {
         kind: attention(
             s,
-            rope=ropes[kind],
+            rope=turns[kind],
             scale=c.positive("query_pre_attn_scalar", 256.0) ** -0.5,
             window=windows[kind],
             qkv_bias=bias,
@@ -85,7 +85,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     return architecture(decoder, "gemma3_text", names=SANDWICH, norm_add=1.0, notes=notes)
 
 
-def _ropes(c: Config, s: Sizes) -> dict[str, Rope]:
+def ropes(c: Config, s: Sizes) -> dict[str, Rope]:
     """Return the rotation of each kind of layer; the old ``rope_scaling`` is for full attention alone."""
     both = c.part("rope_parameters") or Config({}, at=c.at)
     nothing = Config({}, at=c.at)

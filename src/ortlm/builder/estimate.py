@@ -186,7 +186,8 @@ def _calibration_bytes(spec: Decoder, tokens: int) -> int:
         most = max(
             most, 24 * square + 4 * tokens * (sum(widths) + 4 * max(widths)) + 28 * max(matrices.values())
         )
-    return most
+    # Both models have all streams of every token.
+    return most + 8 * tokens * (spec.streams - 1) * spec.hidden
 
 
 def measure_seconds(outline: Outline, plan: Plan) -> float:

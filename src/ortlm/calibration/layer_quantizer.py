@@ -235,6 +235,8 @@ class LayerQuantizer:
         at, role = f"layers.{first.layer}", first.part
         layer = self._weights.spec.layers[first.layer]
         # Others have several maps of the same norm, and all would have to be scaled back.
+        if role == "q" and layer.laurel is not None:
+            return None
         if role == "q" or (role == "in" and isinstance(layer.mixer, ShortConv)):
             return (f"{at}.mixer_pre", None) if layer.mixer_pre is not None and not layer.parallel else None
         if role in ("gate", "up"):

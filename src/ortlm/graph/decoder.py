@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ortlm.graph.altup import Streams, gathered, spread
 from ortlm.graph.attention import CacheScales, KeyValue, SharedKeyValue, attention
 from ortlm.graph.builder import Builder, Shape, Value
 from ortlm.graph.delta_net import delta_net
+from ortlm.graph.laurel import laurel
 from ortlm.graph.linear import Parameters, Vocabulary, linear, node_path
 from ortlm.graph.mamba import mamba
 from ortlm.graph.mlp import dense
@@ -98,7 +100,8 @@ def emit_decoder(
     x = ids if embedded else embeddings(g, spec, vocabulary, ids, shape)
     assert not embedded or spec.per_layer_inputs is None, "embeddings do not say which tokens they are of"
     per_layer = per_layer_inputs(g, spec, ids, x, weights)
-    stream = Residual(g, x, shape, weights)
+    x = spread(g, spec, x, weights, shape)
+    stream = Residual(g, x, (*lead, spec.streams * spec.hidden), weights)
     scales = {i: one for (i, _), one in zip(spec.cached, cache_scales or (), strict=False)}
     shared_kv: dict[int, SharedKeyValue] = {}
     presents = []
@@ -121,6 +124,9 @@ def emit_decoder(
                 per_layer=per_layer[i] if per_layer else None,
             )
         )
+    if spec.altup is not None:
+        x = gathered(g, spec, stream.total("altup"), weights, stream.shape[:-1])
+        stream = Residual(g, x, (*stream.shape[:-1], spec.hidden), weights)
     x = stream.normed(spec.final_norm, "final_norm", module="layers.norm")
     shape = (*stream.shape,)
     outputs = {}
@@ -171,6 +177,68 @@ def emit_layer(
     layer. ``shared_kv`` has the keys and values of earlier layers, which this one may share, and gets its own.
     ``per_layer`` [B, S, width] are the layer's vectors of ``PerLayerInputs``.
     """
+    altup, hidden = decoder.altup, decoder.hidden
+    inner, streams = stream, None
+    if altup is not None:
+        module, shape = f"layers.{index}", (*stream.shape[:-1], hidden)
+        streams = Streams(g, altup, stream.total(module), shape, weights, index)
+        inner = streams.inner
+    present = _emit_layer(
+        g, decoder, inner, past,
+        index=index, step=step, weights=weights, tables=tables, last=last, scales=scales, shared_kv=shared_kv,
+        per_layer=per_layer if streams is None else None,
+    )  # fmt: skip
+    if streams is not None:
+        _leave(g, decoder, stream, streams, per_layer, index=index, weights=weights, last=last)
+    return present
+
+
+def _leave(
+    g: Builder,
+    decoder: Decoder,
+    stream: Residual,
+    streams: Streams,
+    per_layer: Value | None,
+    *,
+    index: int,
+    weights: Parameters,
+    last: Selection | None,
+) -> None:
+    """Put all ``streams``, corrected by what layer ``index`` has computed, back onto ``stream``."""
+    spec, module = decoder.layers[index], f"layers.{index}"
+    if last is not None:
+        streams.keep(last)
+    x = streams.inner.total(module)
+    streams.corrected(x)
+    if spec.per_layer_post is not None and decoder.per_layer_inputs is not None and per_layer is not None:
+        if last is not None:
+            per_layer = last(
+                per_layer, decoder.per_layer_inputs.width, f"{node_path(module)}/per_layer_input"
+            )
+        y = per_layer_branch(
+            g, decoder.per_layer_inputs, streams.scaled(), per_layer, spec.per_layer_post,
+            layer=index, parameters=weights, shape=streams.inner.shape,
+        )  # fmt: skip
+        streams.add(y)
+    stream.replace(streams.total(), (*streams.inner.shape[:-1], decoder.streams * decoder.hidden))
+
+
+def _emit_layer(
+    g: Builder,
+    decoder: Decoder,
+    stream: Residual,
+    past: Sequence[Value],
+    *,
+    index: int,
+    step: Step,
+    weights: Parameters,
+    tables: RopeTables | None = None,
+    last: Selection | None = None,
+    scales: Mapping[int, CacheScales] | None = None,
+    shared_kv: dict[int, SharedKeyValue] | None = None,
+    per_layer: Value | None = None,
+) -> tuple[Value, ...]:
+    """Emit layer ``index`` onto the one residual stream that it computes."""
     at, module = f"layers.{index}", f"layers.{index}"
     spec, hidden = decoder.layers[index], decoder.hidden
     tables = tables or RopeTables(g, decoder.max_tokens)
@@ -202,7 +270,7 @@ def emit_layer(
     if last is not None:
         path = node_path(module)
         y = last(y, wide, f"{path}/{own}")
-        if spec.parallel:
+        if spec.parallel or spec.laurel is not None:
             x = last(x, hidden, path)
         stream.keep(last, module)
         if per_layer is not None and decoder.per_layer_inputs is not None:
@@ -223,6 +291,10 @@ def emit_layer(
             parameters=weights, module=f"{module}.post_attention_layernorm", shape=stream.shape,
         )  # fmt: skip
     stream.add(y, scale=spec.residual_scale, module=module)
+    if spec.laurel is not None:
+        y = laurel(g, spec.laurel, x, layer=index, parameters=weights, shape=stream.shape)
+        stream.add(y, scale=1.0, module=module)
+        stream.multiply(g.number(2**-0.5), module)
     if not spec.parallel:
         x = stream.normed(spec.ffn_pre, f"{at}.ffn_pre", module=f"{module}.pre_feedforward_layernorm")
     if isinstance(spec.ffn, Experts):

@@ -41,6 +41,22 @@ def xielu(g: Builder, x: Value, at: str, *, parameters: Parameters, shape: Shape
     return op("Add", op("Where", positive, above, below), op("Mul", beta, x))
 
 
+def _above(g: Builder, x: Value, cutoff: float, *, shape: Shape, path: str) -> Value:
+    """Return how far ``x`` is above its mean plus ``cutoff`` standard deviations, over the last axis; else 0."""
+    one = (*shape[:-1], 1)
+
+    def op(kind: str, *inputs: Value, out: Shape = one, **attributes: int) -> Value:
+        return g.op(kind, *inputs, shape=out, dtype="fp32", name=path, domain="", **attributes)
+
+    # Squares of what fp16 holds may be beyond it.
+    wide = x if g.dtype == "fp32" else g.cast(x, "fp32", shape, path)
+    mean = op("ReduceMean", wide, g.integers(-1), keepdims=1)
+    off = op("Sub", wide, mean, out=shape)
+    deviation = op("Sqrt", op("ReduceMean", op("Mul", off, off, out=shape), g.integers(-1), keepdims=1))
+    y = op("Relu", op("Sub", off, op("Mul", deviation, g.number(cutoff, "fp32")), out=shape), out=shape)
+    return y if g.dtype == "fp32" else g.cast(y, g.dtype, shape, path)
+
+
 def dense(
     g: Builder,
     spec: GatedMLP | MLP,
@@ -81,6 +97,8 @@ def dense(
                 )[0]
                 for p in ("gate", "up")
             )  # fmt: skip
+        if spec.cutoff is not None:
+            gate = _above(g, gate, spec.cutoff, shape=inner, path=f"{path}/cutoff")
         y = activate(g, gate, spec.act, shape=inner, path=path)
         y = g.op("Mul", y, up, shape=inner, name=path)
     [y] = linear(

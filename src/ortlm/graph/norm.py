@@ -71,8 +71,12 @@ class Residual:
         self._stream, self._open = total, None
         return out
 
+    def replace(self, x: Value, shape: Shape) -> None:
+        """Go on with ``x`` instead."""
+        self._stream, self._open, self.shape = x, None, tuple(shape)
+
     def multiply(self, factor: Value, module: str) -> None:
-        """Multiply the stream, with every branch added, by ``factor`` [1]."""
+        """Multiply the stream, with every branch added, by ``factor``, one number."""
         total = self.total(module)
         self._stream = self._g.op("Mul", total, factor, shape=self.shape, name=f"{node_path(module)}/scale")
 

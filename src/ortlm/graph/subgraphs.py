@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from ortlm.graph.altup import gathered
 from ortlm.graph.attention import KeyValue, SharedKeyValue
 from ortlm.graph.builder import IR_VERSION, MICROSOFT, OPSET, Builder, Product
 from ortlm.graph.decoder import emit_layer, logits_of
@@ -64,16 +65,17 @@ def layer_pieces(spec: Decoder, index: int, *, apart: bool = False) -> list[Piec
 
     Those of experts, which each see some of the tokens, stay.
 
-    In go ``hidden`` float32 [B, S, H], ``attention_mask`` int64 [B, S] and empty states (keys and values
-    [B, K, 0, D], or zeros of what has one size); out comes ``result`` [B, S, H], the residual stream. Where layers
+    In go ``hidden`` float32 [B, S, H], the residual stream, or several of them one after the other,
+    ``attention_mask`` int64 [B, S] and empty states (keys and values [B, K, 0, D], or zeros of what has one size).
+    Out comes ``result``: what goes into the next layer, or into the final norm. Where layers
     share keys and values, those that are ``carried`` follow the stream's channels, [B, S, K · D] each. With
     ``PerLayerInputs`` the layer's vectors go in too, ``per_layer_input`` [B, S, width].
     """
     g, weights = _builder(spec)
     lead = ("batch_size", "sequence_length")
-    shape = (*lead, spec.hidden)
+    shape = (*lead, spec.streams * spec.hidden)
     before, after = carried(spec, index), carried(spec, index + 1)
-    x = g.input(HIDDEN, "fp32", (*lead, spec.hidden + sum(2 * _narrow(spec, i) for i in before)))
+    x = g.input(HIDDEN, "fp32", (*lead, shape[-1] + sum(2 * _narrow(spec, i) for i in before)))
     mask = g.input(MASK, "int64", ("batch_size", "total_sequence_length"))
     inputs = spec.per_layer_inputs
     per_layer = None if inputs is None else g.input(PER_LAYER, "fp32", (*lead, inputs.width))
@@ -82,7 +84,7 @@ def layer_pieces(spec: Decoder, index: int, *, apart: bool = False) -> list[Piec
     step = Step(g, x, mask, None, all_logits=True)
     shared_kv: dict[int, SharedKeyValue] = {}
     if before:
-        sizes = [spec.hidden, *(_narrow(spec, i) for i in before for _ in "kv")]
+        sizes = [spec.streams * spec.hidden, *(_narrow(spec, i) for i in before for _ in "kv")]
         x, *parts = g.ops(
             "Split", [x, g.integers(*sizes)],
             outputs=[("fp32", (*lead, size)) for size in sizes], name="/model/carried", attributes={"axis": -1},
@@ -98,8 +100,10 @@ def layer_pieces(spec: Decoder, index: int, *, apart: bool = False) -> list[Piec
     )  # fmt: skip
     new = [shared_kv[i].new for i in after]
     rest = [part for pair in new if pair is not None for part in (pair.key, pair.value)]
-    total = stream.total(f"layers.{index}")
-    out = (*lead, spec.hidden + sum(2 * _narrow(spec, i) for i in after))
+    total, wide = stream.total(f"layers.{index}"), spec.streams * spec.hidden
+    if index == len(spec.layers) - 1:
+        total, wide = gathered(g, spec, total, weights, lead), spec.hidden
+    out = (*lead, wide + sum(2 * _narrow(spec, i) for i in after))
     result = (
         g.op("Concat", total, *rest, shape=out, name="/model/result", axis=-1)
         if rest

@@ -34,6 +34,7 @@ from ortlm.graph.subgraphs import (
 from ortlm.layerwise.alignment import BATCH_TOKENS
 from ortlm.layerwise.paired_products import PairedProducts
 from ortlm.layerwise.per_layer_inputs import LookedUp, PerLayerRows
+from ortlm.layerwise.streams import spread
 from ortlm.runtime.engine.huge_pages import give_back_freed_memory
 from ortlm.runtime.engine.session import Session
 from ortlm.spec import Decoder, mixer_states
@@ -123,6 +124,7 @@ class LayerwiseModel:
             self._per_layer[alongside] = PerLayerRows(
                 self._weights, self.spec.per_layer_inputs, tokens, known, places, change
             )
+        known = spread(self._weights, self.spec, known, change)
         return [known[place] for place in places]
 
     def layer(
@@ -139,7 +141,8 @@ class LayerwiseModel:
         """
         spec = self.spec
         apart = self._integer and change is not None and bool(alongside)
-        kind = (spec.layers[index], carried(spec, index), carried(spec, index + 1), apart)
+        ends = spec.altup is not None and index == len(spec.layers) - 1
+        kind = (spec.layers[index], carried(spec, index), carried(spec, index + 1), ends, apart)
         if kind not in self._layers:
             pieces = layer_pieces(spec, index, apart=apart)
             self._layers[kind] = index, [self._ready(piece, f"layer-{index}") for piece in pieces]

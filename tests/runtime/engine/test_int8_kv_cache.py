@@ -36,6 +36,7 @@ SHAPES = [
     "gemma2",
     "gemma3",
     "gemma4-e",
+    "gemma3n",
     "qwen3",
     "smollm3",
 ]
