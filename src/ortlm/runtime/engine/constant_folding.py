@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +22,15 @@ from typing import Any
 import numpy as np
 
 from ortlm._utils import protobuf
-from ortlm.dtypes import BY_ONNX, Array
+from ortlm.dtypes import BY_ONNX, Array, dtype
 from ortlm.runtime.engine.folding_operators import OPERATORS, Unknown
 from ortlm.runtime.engine.scratch_file import ScratchFile
 
 _log = logging.getLogger(__name__)
 
 # Numbers of fields in onnx.proto.
-_MODEL_GRAPH = 7
+_MODEL_IR_VERSION, _MODEL_GRAPH, _MODEL_OPSET, _OPSET_VERSION = 1, 7, 8, 2
+_GRAPH_NAME = 2
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
 _ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER, _ATTRIBUTE_TEXT = 1, 3, 4
@@ -37,7 +38,7 @@ _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL = 1, 2, 8, 9, 13
 _TENSOR_LOCATION, _EXTERNAL = 14, 1
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
-_VALUE_NAME = 1
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TYPE_ELEMENT = 1, 2, 1, 1
 # No file is so long: if anybody looked there for what is given with the graph, that would be an error.
 _BEYOND = 1 << 50
 
@@ -54,6 +55,9 @@ _READ_IN_PLACE = frozenset(
     (b"GatherBlockQuantized", b"GroupQueryAttention", b"MatMulNBits", b"QMoE", b"RotaryEmbedding")
 )
 _LEAST_GIVEN_BYTES, _LEAST_KEPT_BYTES = 1 << 12, 1 << 16
+# As ONNX Runtime would: other libraries differ in the last bit, and an answer may turn on that.
+_BY_ONNXRUNTIME = frozenset((b"Cos", b"Sin"))
+_FP32 = dtype("fp32").onnx
 _ONNX = {kind.numpy: number for number, kind in BY_ONNX.items()}
 
 _Message = tuple[int, int]
@@ -95,9 +99,10 @@ class _Graph:
     outputs: set[bytes] = field(default_factory=set)
 
 
-def folded(path: Path, *, threads: int) -> Folded | None:
+def folded(path: Path, *, threads: int, run: Callable[[bytes, Array], Array]) -> Folded | None:
     """Return the graph in ``path`` with what is computed from its weights and constants alone in it as weights.
 
+    ``run`` runs a graph from x to y on an array, on one thread.
     Other weights stay in their files. None if there is nothing of this kind, or anything that is not known here:
     ONNX Runtime then computes it, or says what is wrong.
     """
@@ -105,13 +110,13 @@ def folded(path: Path, *, threads: int) -> Folded | None:
         if path.stat().st_size > _MOST_GRAPH_BYTES:
             return None
         data = path.read_bytes()
-        return _folded(data, path, threads) if _CODES_MARK in data or _TABLE_MARK in data else None
+        return _folded(data, path, threads, run) if _CODES_MARK in data or _TABLE_MARK in data else None
     except (ValueError, LookupError, TypeError, OverflowError, OSError, MemoryError, RecursionError) as error:
         _log.info("ONNX Runtime folds the constants of %s: %s", path, error)
         return None
 
 
-def _folded(data: bytes, path: Path, threads: int) -> Folded | None:
+def _folded(data: bytes, path: Path, threads: int, run: Callable[[bytes, Array], Array]) -> Folded | None:
     model = list(protobuf.fields(data, 0, len(data)))
     (place,) = [(start, stop) for number, start, stop in model if number == _MODEL_GRAPH]
     graph = _read(data, place)
@@ -122,7 +127,7 @@ def _folded(data: bytes, path: Path, threads: int) -> Folded | None:
     kept = [node for node in graph.nodes if not made.intersection(node.outputs)]
     used = {name for node in kept for name in _names(data, node)}
     wanted = [name for name in makers if name in used]
-    values = _Values(graph, makers, path.parent)
+    values = _Values(graph, makers, path.parent, run)
     # What other nodes read has to be in the graph.
     inside = {name for node in kept if node.kind not in _READ_IN_PLACE for name in _names(data, node)}
     scratch = ScratchFile()
@@ -218,7 +223,7 @@ def _computed(graph: _Graph) -> dict[bytes, _Node]:
     constants = graph.initializers.keys() - graph.inputs
     for node in graph.nodes:
         if (
-            node.kind in OPERATORS
+            (node.kind in OPERATORS or node.kind in _BY_ONNXRUNTIME)
             and not node.domain
             and len(node.outputs) == 1
             and node.outputs[0] not in graph.outputs
@@ -256,8 +261,14 @@ class _Initializer:
 class _Values:
     """Computes values of ``graph``, whose weights are in ``folder``. May be used by several threads."""
 
-    def __init__(self, graph: _Graph, makers: Mapping[bytes, _Node], folder: Path) -> None:
-        self._graph, self._makers, self._folder = graph, makers, folder
+    def __init__(
+        self,
+        graph: _Graph,
+        makers: Mapping[bytes, _Node],
+        folder: Path,
+        run: Callable[[bytes, Array], Array],
+    ) -> None:
+        self._graph, self._makers, self._folder, self._run = graph, makers, folder, run
         self._uses = Counter(name for node in makers.values() for name in node.inputs)
         # What lies in the graph itself, such as places and shapes, is the same for many matrices.
         self._known: dict[bytes, _Initializer] = {}
@@ -283,7 +294,13 @@ class _Values:
             self._uses[other] == 1 and other in self._makers and x.flags.owndata
             for other, x in zip(node.inputs, inputs, strict=True)
         ]
-        found = OPERATORS[node.kind](inputs, _attributes(self._graph.data, node), spare)
+        if node.kind in _BY_ONNXRUNTIME:
+            (x,) = inputs
+            if x.dtype != np.float32:
+                raise Unknown("an element type is not known here")
+            found = self._run(_alone(node.kind), x)
+        else:
+            found = OPERATORS[node.kind](inputs, _attributes(self._graph.data, node), spare)
         if found.nbytes > _MOST_WIDENED_BYTES:
             raise Unknown("one of them is too large")
         if self._uses[name] > 1:
@@ -340,6 +357,20 @@ def _attributes(data: bytes, node: _Node) -> dict[bytes, int | bytes]:
 
 
 # --- the graph that comes of it --------------------------------------------------------------------------------
+
+
+def _alone(kind: bytes) -> bytes:
+    """Return a graph with one operator of this kind, from x to y, both fp32."""
+    node = protobuf.field(_NODE_INPUT, b"x") + protobuf.field(_NODE_OUTPUT, b"y")
+    graph = protobuf.field(_GRAPH_NODE, node + protobuf.field(_NODE_KIND, kind))
+    graph += protobuf.field(_GRAPH_NAME, kind)
+    kind_of_value = protobuf.field(_TYPE_TENSOR, protobuf.field(_TYPE_ELEMENT, _FP32))
+    for number, name in ((_GRAPH_INPUT, b"x"), (_GRAPH_OUTPUT, b"y")):
+        value = protobuf.field(_VALUE_NAME, name) + protobuf.field(_VALUE_TYPE, kind_of_value)
+        graph += protobuf.field(number, value)
+    model = protobuf.field(_MODEL_IR_VERSION, 8)
+    model += protobuf.field(_MODEL_OPSET, protobuf.field(_OPSET_VERSION, 17))
+    return model + protobuf.field(_MODEL_GRAPH, graph)
 
 
 def _written(

@@ -97,27 +97,15 @@ def _mul(inputs: Sequence[Array], attributes: Attributes, spare: Sequence[bool])
     return np.asarray(x * y)
 
 
-def _cos(inputs: Sequence[Array], attributes: Attributes, spare: Sequence[bool]) -> Array:
-    (x,) = _floats(inputs)
-    return np.asarray(np.cos(x, out=x if spare[0] else None))
-
-
-def _sin(inputs: Sequence[Array], attributes: Attributes, spare: Sequence[bool]) -> Array:
-    (x,) = _floats(inputs)
-    return np.asarray(np.sin(x, out=x if spare[0] else None))
-
-
 OPERATORS: dict[bytes, Operator] = {
     b"BitShift": _shift,
     b"BitwiseAnd": _and,
     b"BitwiseOr": _or,
     b"Cast": _cast,
     b"Concat": _concat,
-    b"Cos": _cos,
     b"Mul": _mul,
     b"Range": _range,
     b"Reshape": _reshape,
-    b"Sin": _sin,
     b"Slice": _slice,
     b"Unsqueeze": _unsqueeze,
 }
