@@ -53,6 +53,7 @@ NAMES = {
     "ernie4_5": "ernie4_5",
     "hunyuan_v1_dense": "hunyuan-dense",
     "olmo3": "olmo2",
+    "lfm2": "lfm2",
 }
 INTERLEAVED = ("llama", "granite", "smollm3", "granitemoe", "arcee")
 # Families whose conversion states how many channels of a head rotate.
@@ -119,6 +120,8 @@ def stacked(held: Tensors) -> Tensors:
             lone.setdefault(f"{module}.{expert[3]}.weight", []).append((int(expert[2]), value))
         elif key.endswith("shared_expert_gate.weight"):
             found[key] = value[0]
+        elif key.endswith("conv.conv.weight"):
+            found[key] = value[:, 0]
         elif key.endswith(".sinks"):
             found[f"{layer}.attn_sinks.weight"] = value
         elif key.endswith("block_sparse_moe.input_linear.weight"):
@@ -187,13 +190,21 @@ def add_metadata(writer: GGUFWriter, folder: Path) -> None:
     writer.add_context_length(c["max_position_embeddings"])
     writer.add_embedding_length(hidden)
     writer.add_block_count(c["num_hidden_layers"])
-    writer.add_feed_forward_length(c["intermediate_size"])
+    wide, kv_heads = c["intermediate_size"], c["num_key_value_heads"]
+    if name == "lfm2":
+        # Two thirds, rounded up; and none where there is no attention.
+        multiple = c["block_multiple_of"]
+        wide = multiple * -(-int(2 * wide / 3) // multiple)
+        kv_heads = [kv_heads if kind == "full_attention" else 0 for kind in c["layer_types"]]
+        writer.add_shortconv_l_cache(c["conv_L_cache"])
+    writer.add_feed_forward_length(wide)
     writer.add_head_count(heads)
-    writer.add_head_count_kv(c["num_key_value_heads"])
-    if "rms_norm_eps" in c:
-        writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
+    writer.add_head_count_kv(kv_heads)
+    rms = c.get("norm_eps") if name == "lfm2" else c.get("rms_norm_eps")
+    if rms is not None:
+        writer.add_layer_norm_rms_eps(rms)
     for key in ("layer_norm_eps", "norm_eps", "norm_epsilon"):
-        if key in c:
+        if key in c and name != "lfm2":
             writer.add_layer_norm_eps(c[key])
     count = c.get("num_local_experts") or c.get("num_experts")
     if count:

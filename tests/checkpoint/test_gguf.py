@@ -15,6 +15,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GptOssConfig,
+    Lfm2Config,
     Olmo3Config,
     Qwen2MoeConfig,
     Starcoder2Config,
@@ -28,25 +29,31 @@ from ortlm.checkpoint.gguf_weights import READ, BlockWeight
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.checkpoint.quantized_weight import Grid
 from ortlm.checkpoint.reader import Checkpoint, open_checkpoint
-from ortlm.spec import Architecture
+from ortlm.spec import Architecture, Attention
 from ortlm.weights.reader import Weights
 from ortlm.weights.resolution import stored_architecture
 from tests.architectures import families, oracle
 from tests.checkpoint import gguf_files
 
 # What a GGUF file cannot say of these: windows of some layers, a scale of scores of its own, whether weights of
-# experts sum to one, which layers have none, and what they are clamped to; biases of Cohere, and a base of the
-# rotation for layers with a window.
+# experts sum to one, which layers have none, and what they are clamped to; biases of Cohere and of
+# convolutions, and a base of the rotation for layers with a window.
 LEFT_OUT = {
     "mistral", "qwen2-tied", "gemma2", "gemma3", "gemma3-old", "phi3-longrope-old", "llama3-old",
     "mixtral-window", "qwen2-moe", "qwen2-moe-window", "qwen3-moe-plain", "gpt-oss", "phimoe", "phimoe-old",
-    "starcoder2", "cohere-bias", "olmo3", "olmo3-old",
+    "starcoder2", "cohere-bias", "olmo3", "olmo3-old", "lfm2",
 }  # fmt: skip
 
 
 def olmo3() -> Olmo3Config:
     ropes = {"full_attention": families.yarn(rope_theta=5e5), "sliding_attention": {"rope_theta": 5e5}}
     return Olmo3Config(**families.sizes(num_hidden_layers=4, sliding_window=8, rope_parameters=ropes))
+
+
+def lfm2() -> Lfm2Config:
+    config = families.lfm2()
+    config.conv_bias = False
+    return config
 
 
 def gpt_oss() -> GptOssConfig:
@@ -82,6 +89,7 @@ MORE = {
     "gpt-oss-as-published": gpt_oss,
     "starcoder2-whole": lambda: Starcoder2Config(**families.sizes(sliding_window=None)),
     "olmo3-as-published": olmo3,
+    "lfm2-as-published": lfm2,
 }
 ROWS = [
     name
@@ -106,7 +114,7 @@ def read(checkpoint: Checkpoint) -> tuple[Architecture, Weights]:
 def near(one: Architecture, other: Architecture) -> None:
     """Check that two architectures say the same, frequencies but for rounding."""
     for a, b in zip(one.decoder.layers, other.decoder.layers, strict=True):
-        for ropes in ((a.mixer.rope, b.mixer.rope),):
+        for ropes in ((getattr(a.mixer, "rope", None), getattr(b.mixer, "rope", None)),):
             if ropes[0] is None or ropes[1] is None:
                 assert ropes[0] == ropes[1]
                 continue
@@ -117,7 +125,10 @@ def near(one: Architecture, other: Architecture) -> None:
                 assert ropes[0].switch_tokens == ropes[1].switch_tokens
 
     def bare(found: Architecture) -> Any:
-        layers = tuple(replace(y, mixer=replace(y.mixer, rope=None)) for y in found.decoder.layers)
+        layers = tuple(
+            replace(y, mixer=replace(y.mixer, rope=None)) if isinstance(y.mixer, Attention) else y
+            for y in found.decoder.layers
+        )
         return replace(found.decoder, layers=layers)
 
     assert bare(one) == bare(other)

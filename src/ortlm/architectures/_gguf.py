@@ -17,14 +17,16 @@ class Gguf:
     """How GGUF files hold the models of one family.
 
     ``name`` is its ``general.architecture``, ``model_type`` what config.json would say. ``keys`` are keys of
-    metadata, without the name before them, and config.json's for them, in addition to ``KEYS``; ``required`` are
-    the only values of others that the model's code has. ``config`` are values that llama.cpp computes with and no
-    file states. ``present`` are config.json's keys that are true if a layer has a tensor. ``tensors`` overrides
-    ``TENSORS``. ``interleaved``: the two halves of each head of q and k lie interleaved, as llama.cpp rotates
-    them. ``norm_add`` is what the conversion adds to the weights of norms. ``finish`` gets config.json's values
-    made so far and returns those that follow from several. ``mixture``: the family of that name whose files have
-    experts. ``refused`` is why its files are not read, although they exist. ``strips_right``: texts of special
-    tokens take the blanks after them, but for those in ``keeps_right``; GGUF has no place for that.
+    metadata, without the name before them, and config.json's for them, in addition to ``KEYS``; ``required``
+    are the only values of others that the model's code has. ``config`` are values that llama.cpp computes
+    with and no file states. ``present`` are config.json's keys that are true if a layer has a tensor.
+    ``tensors`` overrides ``TENSORS``. ``interleaved``: the two halves of each head of q and k lie
+    interleaved, as llama.cpp rotates them. ``norm_add`` is what the conversion adds to the weights of norms.
+    ``finish`` gets config.json's values made so far and returns those that follow from several. ``mixture``:
+    the family of that name whose files have experts. ``without_heads`` is what config.json calls a layer for
+    which the files state zero key/value heads. ``refused`` is why its files are not read, although they
+    exist. ``strips_right``: texts of special tokens take the blanks after them, but for those in
+    ``keeps_right``; GGUF has no place for that.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Gguf:
     norm_add: float = 0.0
     finish: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=dict)
     mixture: bool = False
+    without_heads: str = ""
     refused: str = ""
     strips_right: bool = False
     keeps_right: tuple[str, ...] = ()
@@ -84,6 +87,7 @@ TENSORS: Mapping[str, str] = {
 # are one tensor [experts, out, in].
 PARTS: Mapping[str, str] = {
     "blk.attn_sinks": "sinks",
+    "blk.shortconv.conv": "conv",
     "blk.ffn_gate_inp": "router",
     "blk.ffn_gate_exps": "expert_gate",
     "blk.ffn_up_exps": "expert_up",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm.architectures._config import Config
+from ortlm.architectures._gguf import Gguf
 from ortlm.architectures._keys import FULL, WithDefaults
 from ortlm.architectures._parts import MOST_WIDE, architecture, attention, decoder_of, sizes
 from ortlm.architectures._rope import rope
@@ -31,6 +32,28 @@ _NAMES = {
     "down": "feed_forward.w2",
     "final_norm": "model.embedding_norm",
 }
+
+# The width of the MLP is the final one there, and convolutions have no biases.
+GGUF = Gguf(
+    "lfm2",
+    "lfm2",
+    keys={"attention.layer_norm_rms_epsilon": "norm_eps", "shortconv.l_cache": "conv_L_cache"},
+    config={"block_auto_adjust_ff_dim": False},
+    tensors={
+        "token_embd_norm": "model.embedding_norm",
+        "blk.attn_norm": "operator_norm",
+        "blk.shortconv.in_proj": "conv.in_proj",
+        "blk.shortconv.out_proj": "conv.out_proj",
+        "blk.attn_q_norm": "self_attn.q_layernorm",
+        "blk.attn_k_norm": "self_attn.k_layernorm",
+        "blk.attn_output": "self_attn.out_proj",
+        "blk.ffn_norm": "ffn_norm",
+        "blk.ffn_gate": "feed_forward.w1",
+        "blk.ffn_up": "feed_forward.w3",
+        "blk.ffn_down": "feed_forward.w2",
+    },
+    without_heads=_CONV,
+)
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:

@@ -25,8 +25,9 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 _EMBEDDINGS, _HEAD = "token_embd.weight", "output.weight"
 # Divisors of the rotation's frequencies, as tensors of their own.
 _SAME, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+_KV_HEADS = "attention.head_count_kv"
 _MOST_PAIRS, _MOST_LAYERS = 1 << 14, 10_000
-_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.([a-z0-9_]+)\.(weight|bias)")
+_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?)\.(weight|bias)")
 _OTHER = re.compile(r"([a-z0-9_]+)\.(weight|bias)")
 _LONE_EXPERT = re.compile(r"blk\.[0-9]+\.ffn_(gate|up|down)\.[0-9]+\.weight")
 # One tensor with q, k and v one below the other, of families that have them apart.
@@ -70,6 +71,8 @@ class _Keys:
         value = self._values.get(key)
         if isinstance(value, Numbers):
             several = sorted(set(value.values.tolist()))
+            if key == _KV_HEADS and self._form.without_heads:
+                several = [number for number in several if number != 0]
             if len(several) != 1:
                 raise self.refused(key, "differs from layer to layer, which is not supported in this family")
             return several[0]
@@ -163,7 +166,12 @@ def gguf_config(
     if layers is None or heads is None or hidden is None:
         missing = {"block_count": layers, "attention.head_count": heads, "embedding_length": hidden}
         raise keys.wrong(next(k for k, v in missing.items() if v is None), "a whole number above zero")
-    keys.whole("attention.head_count_kv")
+    keys.whole(_KV_HEADS)
+    if form.without_heads:
+        attends = keys.layers(_KV_HEADS, layers)
+        if attends is None or not any(attends):
+            raise keys.wrong(_KV_HEADS, f"a list of {layers} values, one for each layer")
+        config["layer_types"] = [_FULL if each else form.without_heads for each in attends]
     if heads > hidden:
         raise keys.wrong("attention.head_count", f"at most the {hidden} channels of a token")
     if head_dim is None:
