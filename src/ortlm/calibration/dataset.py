@@ -26,6 +26,8 @@ Row = NDArray[np.int64]
 _BYTES_PER_TOKEN = 16
 # Memory for the cache while the model writes.
 _CACHE_BYTES = 1 << 30
+# And for the logits of all rows, of which there are two copies.
+_LOGITS_BYTES = 1 << 27
 _MOST_ROWS = 256
 # Probabilities that are added up at once when a token is drawn.
 _STRETCH = 256
@@ -179,7 +181,8 @@ def write_rows(
     options = {**artifact.manifest.session_options, "session.intra_op.allow_spinning": "0"}
     quiet = replace(artifact, manifest=replace(artifact.manifest, session_options=options))
     lm = LanguageModel(quiet, threads=threads, prefix_caches=0)
-    at_once = max(1, min(_MOST_ROWS, _CACHE_BYTES // max(1, lm.cache_bytes_per_token * length)))
+    cached = _CACHE_BYTES // max(1, lm.cache_bytes_per_token * length)
+    at_once = max(1, min(_MOST_ROWS, cached, _LOGITS_BYTES // (4 * lm.vocab_size)))
     writer = _Writer(lm)
     rows: list[Row] = []
     while len(rows) < count:
