@@ -351,7 +351,8 @@ def _draft(prepared: Prepared, out: Path, threads: int) -> Artifact:
                 integer_only=fast_integer_matmul(),
             ),
             merge_adapter=prepared.merged.adapters if prepared.merged else None,
-        )
+        ),
+        checkpoint=prepared.checkpoint,
     )
     return write(quick, out, force=True, threads=threads, progress=NullProgress())
 

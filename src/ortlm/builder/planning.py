@@ -150,13 +150,14 @@ class _Graphs:
     layout: Layout
 
 
-def prepare(request: BuildRequest) -> Prepared:
+def prepare(request: BuildRequest, *, checkpoint: Checkpoint | None = None) -> Prepared:
     """Open and check what is asked for and lay out the artifact, as ``build`` does before it writes.
 
+    ``checkpoint`` is what the request's source is, if that is open already.
     Raises BadOption, UnsupportedModel and BadCheckpoint.
     """
     choices = _validate(request)
-    model = _load(request, choices)
+    model = _load(request, choices, checkpoint)
     graphs = _emit(model, choices)
     outline = _estimate(model, choices, graphs)
     manifest = _manifest(model, choices, graphs, outline)
@@ -247,10 +248,10 @@ def _portable_target(target: Target, options: BuildOptions) -> Target:
     )
 
 
-def _load(request: BuildRequest, choices: _Choices) -> _Model:
-    """Open the checkpoint and the adapters, and check that the options fit them."""
+def _load(request: BuildRequest, choices: _Choices, checkpoint: Checkpoint | None) -> _Model:
+    """Open the checkpoint, if it is not open, and the adapters, and check that the options fit them."""
     options = choices.options
-    checkpoint = find_checkpoint(
+    checkpoint = checkpoint or find_checkpoint(
         request.source,
         name=request.name,
         cache=Path(request.cache) if request.cache else None,
