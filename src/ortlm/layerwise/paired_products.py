@@ -13,7 +13,7 @@ from ortlm.quant.per_channel import round_columns
 from ortlm.runtime.engine.session import Session
 
 # Tokens at once: what comes between two operators stays in the processor's cache, and kernels run at full speed.
-_TOKENS = 512
+_TOKENS = 256
 # Weights of a matrix up to which three of them fit into one graph.
 _MOST = 1 << 29
 
