@@ -416,7 +416,9 @@ class Encoder:
 
     Patches are mapped to ``hidden`` channels (with ``patch_bias``), a ``class_token`` may come before them, and
     positions are learned. ``pre_norm`` normalizes what goes into the first layer, ``final_norm`` what comes out of
-    the last one. A layer is ``x += attention(norm(x))``, then ``x += mlp(norm(x))``; all maps have biases.
+    the last one. A layer is ``x += attention(norm(x))``, then ``x += mlp(norm(x))``; all maps have biases. If
+    ``padded``, views may end with patches of padding: nothing attends to those, and the others' positions are
+    spread over the whole square; padding has the first position.
     """
 
     side: int
@@ -430,6 +432,7 @@ class Encoder:
     patch_bias: bool = False
     pre_norm: bool = False
     final_norm: bool = False
+    padded: bool = False
 
     @property
     def grid(self) -> int:
@@ -484,11 +487,17 @@ class Tiles:
 
     ``merge`` by ``merge`` patches become one. Rows of merged patches run through all crops side by side and end
     with a learned separator; another one stands between the crops, which come first, and the view of the whole.
-    A map with activation ``act`` and a second one lead to the decoder's channels.
+    A map with activation ``act`` and a second one lead to the decoder's channels. What is merged is put in a row,
+    or with ``mean`` becomes the mean. Rows and columns of the crops that begin with padding are left out.
     """
 
     merge: int
     act: str
+    mean: bool = False
+
+    def width(self, encoder: Encoder) -> int:
+        """Return how many channels a merged patch has."""
+        return encoder.hidden * (1 if self.mean else self.merge**2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,7 +536,7 @@ class ImagePrompt:
     ``tag`` stands for it in a text; ``{}`` in it is the image's number, from 1. ``before`` and ``after`` are
     texts around its tokens. ``token`` is the text of the token that the decoder's embeddings are replaced at,
     None if the ids are negative numbers. With ``separate``, texts between images are tokenized on their own,
-    special tokens included.
+    special tokens included. ``tag_end`` follows the tag of an image in a message, where tags have numbers.
     """
 
     tag: str
@@ -535,6 +544,7 @@ class ImagePrompt:
     after: str = ""
     token: str | None = None
     separate: bool = False
+    tag_end: str = "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -546,7 +556,8 @@ class Vision:
     ``prompt.token`` (-1 if there is none), ``start`` that of a token that always comes before an image's.
     ``mutual``: tokens of an image attend to each other both ways. ``pixels`` are the least and the most that an
     image of any size is resized to, unless the publisher says otherwise; an encoder of one size has none.
-    ``pan_and_scan``: long images may be cut into images.
+    ``pan_and_scan``: long images may be cut into images. ``adapter`` is the name of the LoRA adapter that the
+    decoder needs for prompts with images.
     """
 
     encoder: Encoder | WindowedEncoder
@@ -560,6 +571,7 @@ class Vision:
     mutual: bool = False
     pixels: tuple[int, int] | None = None
     pan_and_scan: PanAndScan | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -818,7 +830,8 @@ def vision_parameters(vision: Vision, hidden: int) -> Iterator[Parameter]:
         yield from linear("join1", merged, merged)
         yield from linear("join2", hidden, merged)
     elif isinstance(projector, Tiles):
-        merged = wide * projector.merge**2
+        assert isinstance(encoder, Encoder)
+        merged = projector.width(encoder)
         yield table("row_end", merged)
         yield table("view_end", merged)
         yield from linear("join1", hidden, merged)
@@ -865,7 +878,8 @@ class Architecture:
     pairs of prefixes: a tensor that is not there under the first may be there under the second.
     ``others`` are sources in place of those whose tensor is in the checkpoint under no name, because it was saved
     in another form. ``genai_type`` is the model type that onnxruntime-genai's C++ code knows; it selects its
-    behavior. ``notes`` are what whoever builds should know of ``config.json``, a sentence each.
+    behavior. ``notes`` are what whoever builds should know of ``config.json``, a sentence each. ``seeing`` is
+    the same model with images, where those need an adapter that a build may have or not.
     """
 
     decoder: Decoder
@@ -877,6 +891,7 @@ class Architecture:
     others: Sources = field(default_factory=dict)
     vision: Vision | None = None
     notes: tuple[str, ...] = ()
+    seeing: Architecture | None = None
 
     @property
     def parameters(self) -> Iterator[Parameter]:

@@ -42,9 +42,9 @@ own](vision.md).
 **GGUF** is the name in such files, see [Checkpoints](checkpoints.md#gguf). LoRA adapters go with the matrices
 of any family, see [LoRA adapters](adapters.md).
 
-The distills of DeepSeek-R1 are `qwen2` and `llama` checkpoints. Of `gemma3n`, `gemma4`, `mistral3`,
-`qwen3_vl`, `phi4_multimodal` and `phi4mm` the text decoder is built, and the build says that it leaves out the
-rest.
+The distills of DeepSeek-R1 are `qwen2` and `llama` checkpoints. Of `gemma3n`, `gemma4`, `mistral3` and
+`qwen3_vl` the text decoder is built, and the build says that it leaves out the rest; of `phi4_multimodal` and
+`phi4mm` too, unless it gets the [adapter for images](vision.md#phi-4-multimodal).
 
 ## Refused
 

@@ -88,6 +88,9 @@ _IMAGES: Mapping[str, Field] = {
     "separate": one_of(True, False, default=False),
     "patches": table(_PATCHES, unknown="refuse", default=None),
     "positions": one_of(TEXT, GRID, default=TEXT),
+    "patch": integer(0, 65_535, default=0),
+    "tag_end": text(longest=1_000, default="\n"),
+    "adapter": text(longest=255, default=None),
     "pan_and_scan": table(_PAN_AND_SCAN, unknown="refuse", default=None),
 }
 _MANIFEST: Mapping[str, Field] = {

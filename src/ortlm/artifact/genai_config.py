@@ -38,6 +38,8 @@ _GENAI_PARTS = {
         {"inputs_embeds": "inputs_embeds"},
     ),
 }
+# An input of the vision encoder that the official runtime does not know, and so refuses to find here.
+_PADDING = "image_patches"
 # How images are read by model types of several graphs; the configuration does not say.
 _GENAI_IMAGES = {
     "phi3v": Images(
@@ -387,7 +389,7 @@ def to_genai(
             graph = manifest.graphs[name]
             config["model"][name] = {
                 "filename": graph.file,
-                "inputs": dict(graph.inputs),
+                "inputs": {role: name for role, name in graph.inputs.items() if role != _PADDING},
                 "outputs": dict(graph.outputs),
             }
         if manifest.images.patches is not None:

@@ -138,6 +138,9 @@ class Images:
     are tokenized one by one instead, each with the tokenizer's special tokens. With ``patches`` an image is of any
     size, and its sides are multiples of ``side``. ``positions`` is "text" or "grid", see ``GRID``. With
     ``pan_and_scan`` every view has ``tokens`` tokens, and crops come after the whole image as images of their own.
+    With ``patch`` images that are cut have their padding to the right and below, of which patches of so many
+    pixels are left out. ``tag_end`` follows the tag in a message, where tags have numbers. ``adapter`` is the LoRA
+    adapter that is on for prompts with images, and for no others.
     """
 
     side: int
@@ -154,6 +157,9 @@ class Images:
     patches: Patches | None = None
     positions: str = TEXT
     pan_and_scan: PanAndScan | None = None
+    patch: int = 0
+    tag_end: str = "\n"
+    adapter: str | None = None
 
     @property
     def tiled(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def read_manifest(found: dict[str, Any], path: Path) -> Manifest:
             session_options=session_options(found["session_options"], path),
             adapters={name: inside(file, path) for name, file in found["adapters"].items()},
             info=found["info"],
-            images=_images(found["images"]),
+            images=_images(found["images"], found["adapters"]),
             prompt_tokens=found["prompt_tokens"],
             device=device,
             device_options=device_options(found["device_options"], device, path, "device_options"),
@@ -121,9 +122,11 @@ def _built_for(info: dict[str, Any]) -> str:
     return target if isinstance(target, str) and target in ("cuda", "dml", "webgpu") else "cpu"
 
 
-def _images(found: dict[str, Any] | None) -> Images | None:
+def _images(found: dict[str, Any] | None, adapters: Container[str]) -> Images | None:
     if found is None:
         return None
+    if found["adapter"] is not None and found["adapter"] not in adapters:
+        raise ValueError(f"images.adapter is {found['adapter']!r}, which is none of the adapters")
     patches = None if found["patches"] is None else Patches(**found["patches"])
     if patches is not None and (
         patches.size * patches.merge != found["side"] or patches.least > patches.most
@@ -132,6 +135,8 @@ def _images(found: dict[str, Any] | None) -> Images | None:
     scan = None if found["pan_and_scan"] is None else PanAndScan(**found["pan_and_scan"])
     if scan is not None and not found["tokens"]:
         raise ValueError("images has pan_and_scan, but no tokens")
+    if found["patch"] and found["side"] % found["patch"]:
+        raise ValueError("images.side is not a multiple of images.patch")
     three = {key: tuple(found[key]) for key in ("mean", "std")}
     images = Images(**{**found, **three, "patches": patches, "pan_and_scan": scan})
     if not (images.crops or images.tokens or images.patches):

@@ -48,9 +48,11 @@ def image_settings(checkpoint: Checkpoint, architecture: Architecture) -> Images
         raise BadCheckpoint(f'{path}: "image_std" is {list(std)}, expected numbers above 0.')
     if vision.pan_and_scan is None:
         _expect(settings, path, {"do_pan_and_scan": False})
-    crops = settings.get("num_crops", vision.crops) if vision.crops else 0
-    if not isinstance(crops, int) or isinstance(crops, bool) or not 0 <= crops <= MOST_CROPS:
-        raise BadCheckpoint(f'{path}: "num_crops" is {crops!r}, expected a number from 1 to {MOST_CROPS}.')
+    # The setting has another name in newer models.
+    key = "dynamic_hd" if "dynamic_hd" in settings else "num_crops"
+    crops = settings.get(key, vision.crops) if vision.crops else 0
+    if not isinstance(crops, int) or isinstance(crops, bool) or not bool(vision.crops) <= crops <= MOST_CROPS:
+        raise BadCheckpoint(f'{path}: "{key}" is {crops!r}, expected a number from 1 to {MOST_CROPS}.')
     images = Images(
         side=1,
         mean=mean,
@@ -61,6 +63,8 @@ def image_settings(checkpoint: Checkpoint, architecture: Architecture) -> Images
         after=prompt.after,
         token=prompt.token,
         separate=prompt.separate,
+        tag_end=prompt.tag_end,
+        adapter=vision.adapter,
         positions=GRID if _by_grid(architecture.decoder) else TEXT,
     )
     if isinstance(encoder, WindowedEncoder):
@@ -69,6 +73,10 @@ def image_settings(checkpoint: Checkpoint, architecture: Architecture) -> Images
     if isinstance(projector, Pooled):
         side = {"height": encoder.side, "width": encoder.side}
         _expect(settings, path, {"resample": _BILINEAR, "size": side})
+    if encoder.padded:
+        side = {"height": encoder.side, "width": encoder.side}
+        _expect(settings, path, {"resample": _BICUBIC, "size": side, "patch_size": encoder.patch})
+        images = replace(images, patch=encoder.patch)
     merge = projector.merge if isinstance(projector, Tiles) else 1
     tokens = projector.tokens**2 if isinstance(projector, Pooled) else 0
     if vision.pan_and_scan is not None:

@@ -259,7 +259,7 @@ def _load(request: BuildRequest, choices: _Choices, checkpoint: Checkpoint | Non
         revision=request.revision,
         subfolder=request.subfolder,
     )
-    architecture = stored_architecture(checkpoint)
+    architecture = stored_architecture(checkpoint, request.adapters)
     if choices.dtype is not None:
         architecture = transformers_js.for_browsers(architecture, checkpoint.config)
     tokenizer = tried_tokenizer(checkpoint.folder, checkpoint.config, architecture.decoder.vocab)
@@ -460,8 +460,9 @@ def _texts(model: _Model, choices: _Choices, outline: Outline, manifest: Manifes
             image_start=-1 if vision is None else vision.start,
         ),
     }
-    if manifest.images is not None and (manifest.images.tiled or manifest.images.patches):
-        texts[PROCESSOR_FILE] = processor_config(manifest.images)
+    images = manifest.images
+    if images is not None and ((images.tiled and not images.patch) or images.patches):
+        texts[PROCESSOR_FILE] = processor_config(images)
     texts |= model.tokenizer.texts
     if plain != checkpoint.json("tokenizer_config.json"):
         texts["tokenizer_config.json"] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"

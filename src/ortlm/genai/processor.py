@@ -33,7 +33,7 @@ class MultiModalProcessor:
                 f"a {kind} model takes text only, so there is no processor for images or sound. Use Tokenizer and "
                 "Generator.append_tokens."
             )
-        if not encoder.images.tiled:
+        if not encoder.images.tiled or encoder.images.patch:
             raise GenaiError(
                 f"ortlm.genai has a processor for images in crops only, and a {kind} model sees them otherwise. "
                 "Give the images to ortlm.load(...).generate, or use onnxruntime-genai."

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
 from ortlm.graph.builder import MICROSOFT, Attribute, Builder, Shape, Value
 from ortlm.graph.decoder import Emitted
 from ortlm.graph.linear import Parameters, linear, node_path
@@ -22,7 +27,9 @@ def emit_vision(
 
     For ``Tiles``: ``pixel_values`` [images, crops, 3, side, side], the view of the whole first, padded with
     crops of anything, which are left out before they cost time; ``image_sizes`` int64 [images, 2], height
-    and width of the crops side by side, in pixels. For ``Pooled``: ``pixel_values`` [images, 3, side, side].
+    and width of the crops side by side, in pixels; for a ``padded`` encoder also ``image_patches`` int64
+    [images, 2], rows and columns of their patches that are no padding. For ``Pooled``: ``pixel_values``
+    [images, 3, side, side].
     For a ``WindowedEncoder``, which takes one image at a time: ``pixel_values`` [patches, 3 · frames · pixels], in
     squares that become a token, and ``image_grid_thw`` int64 [1, 3], frames (1), rows and columns of patches.
     Output: ``image_features`` [tokens of all images, hidden]. With ``fast_prompts``, quantized matrices have
@@ -52,9 +59,13 @@ def emit_vision(
         pixels = g.input("pixel_values", dtype, ("num_images", "max_num_crops", *square))
         sizes = g.input("image_sizes", "int64", ("num_images", 2))
         inputs["image_sizes"] = "image_sizes"
-        grid = _Grid(g, sizes, encoder.side)
+        counts = None
+        if encoder.padded:
+            counts = g.input("image_patches", "int64", ("num_images", 2))
+            inputs["image_patches"] = "image_patches"
+        grid = _Grid(g, sizes, encoder, counts)
         pixels = grid.used(pixels, square)
-        x = _encoder(g, encoder, pixels, weights)
+        x = _encoder(g, encoder, pixels, weights, grid.padding)
         features = _tiled(g, encoder, projector, x, grid, weights, hidden)
     else:
         assert isinstance(projector, Pooled)
@@ -65,7 +76,17 @@ def emit_vision(
     return Emitted(g, inputs, {"image_features": "image_features"}, {})
 
 
-def _encoder(g: Builder, spec: Encoder, pixels: Value, weights: Parameters) -> Value:
+@dataclass(frozen=True, slots=True)
+class _Padding:
+    """Of each view, [n, patches]: the ``positions`` int64 of its patches, and int32 which are ``real``."""
+
+    positions: Value
+    real: Value
+
+
+def _encoder(
+    g: Builder, spec: Encoder, pixels: Value, weights: Parameters, padding: _Padding | None = None
+) -> Value:
     """Return what the vision encoder sees in ``pixels`` [n, 3, side, side]: [n, patches, hidden]."""
     grid, patch, wide = spec.grid, spec.patch, spec.hidden
     shape: Shape = ("views", 3, grid, patch, grid, patch)
@@ -90,13 +111,16 @@ def _encoder(g: Builder, spec: Encoder, pixels: Value, weights: Parameters) -> V
         x = g.op("Concat", token, x, shape=("views", patches + 1, wide), name=_PATH, axis=1)
     seen = patches + spec.class_token
     shape = ("views", seen, wide)
-    x = g.op("Add", x, g.weight(weights["vision.positions.weight"]), shape=shape, name=_PATH)
+    positions = g.weight(weights["vision.positions.weight"])
+    if padding is not None:
+        positions = g.op("Gather", positions, padding.positions, shape=shape, name=_PATH, axis=0)
+    x = g.op("Add", x, positions, shape=shape, name=_PATH)
     stream = Residual(g, x, shape, weights)
     if spec.pre_norm:
         x = stream.normed(spec.norm, "vision.pre_norm", module="vision.pre_norm")
         stream = Residual(g, x, shape, weights)
     for i in range(spec.layers):
-        _layer(g, spec, stream, i, weights)
+        _layer(g, spec, stream, i, weights, padding)
     if spec.final_norm:
         x = stream.normed(spec.norm, "vision.final_norm", module="vision.final_norm")
     else:
@@ -107,7 +131,9 @@ def _encoder(g: Builder, spec: Encoder, pixels: Value, weights: Parameters) -> V
     return x
 
 
-def _layer(g: Builder, spec: Encoder, stream: Residual, i: int, weights: Parameters) -> None:
+def _layer(
+    g: Builder, spec: Encoder, stream: Residual, i: int, weights: Parameters, padding: _Padding | None
+) -> None:
     at, shape = f"vision.layers.{i}", stream.shape
     path = node_path(f"{at}.attn")
     x = stream.normed(spec.norm, f"{at}.mixer_pre", module=f"{at}.mixer_pre")
@@ -115,7 +141,10 @@ def _layer(g: Builder, spec: Encoder, stream: Residual, i: int, weights: Paramet
         g, x, [f"{at}.{part}" for part in "qkv"],
         parameters=weights, module=f"{at}.attn.qkv_proj", shape=shape, layer=i, apart=True,
     )  # fmt: skip
-    y = g.op("MultiHeadAttention", q, k, v, shape=shape, name=path, domain=MICROSOFT, num_heads=spec.heads)
+    mask = () if padding is None else (None, padding.real)
+    y = g.op(
+        "MultiHeadAttention", q, k, v, *mask, shape=shape, name=path, domain=MICROSOFT, num_heads=spec.heads
+    )
     [y] = linear(g, y, [f"{at}.o"], parameters=weights, module=f"{at}.attn.o_proj", shape=shape, layer=i)
     stream.add(y, scale=1.0, module=at)
     x = stream.normed(spec.norm, f"{at}.ffn_pre", module=f"{at}.ffn_pre")
@@ -153,19 +182,34 @@ class _Grid:
     """How each image is cut: numbers of crops, and which views there are. All int64, [images] each.
 
     ``high`` and ``wide`` are crops from top to bottom and from left to right; ``first`` is the number of a
-    image's first view, that of the whole, among the views that are used.
+    image's first view, that of the whole, among the views that are used. ``patches`` [images, 2] are rows and
+    columns of patches of the crops side by side that are no padding, None if there is none; ``used`` then fills in
+    ``padding``.
     """
 
-    def __init__(self, g: Builder, sizes: Value, side: int) -> None:
-        self._g = g
-        grid = g.op(
-            "Div", sizes, g.integer(side), shape=("num_images", 2), dtype="int64", name=f"{_PATH}/grid"
-        )
+    def __init__(self, g: Builder, sizes: Value, encoder: Encoder, patches: Value | None = None) -> None:
+        self._g, self._encoder, self._patches = g, encoder, patches
+        side = g.integer(encoder.side)
+        grid = g.op("Div", sizes, side, shape=("num_images", 2), dtype="int64", name=f"{_PATH}/grid")
         self.high = self._whole("Gather", grid, g.integer(0), axis=1)
         self.wide = self._whole("Gather", grid, g.integer(1), axis=1)
         views = self._whole("Mul", self.high, self.wide)
         self._views = self._whole("Add", views, g.integer(1))
         self.first = self._whole("CumSum", self._views, g.integer(0), exclusive=1)
+        self.padding: _Padding | None = None
+
+    def tokens(self, side: int, merge: int) -> tuple[Value, Value]:
+        """Return rows and columns of tokens of the crops, of which each has ``side`` by ``side`` of them."""
+        g, found = self._g, []
+        for axis, crops in enumerate((self.high, self.wide)):
+            if self._patches is None:
+                found.append(self._whole("Mul", crops, g.integer(side)))
+                continue
+            # One that begins with a patch counts.
+            count = self._whole("Gather", self._patches, g.integer(axis), axis=1)
+            count = self._whole("Add", count, g.integer(merge - 1))
+            found.append(self._whole("Div", count, g.integer(merge)))
+        return found[0], found[1]
 
     def used(self, pixels: Value, square: tuple[int, int, int]) -> Value:
         """Return the views [n, 3, side, side] of all images that are no padding."""
@@ -181,14 +225,73 @@ class _Grid:
         real = g.op("Less", numbers, views, shape=("num_images", "max_num_crops"), dtype="bool", name=path)
         real = g.op("Reshape", real, g.integers(-1), shape=("all_views",), dtype="bool", name=path)
         pixels = g.op("Reshape", pixels, g.integers(-1, *square), shape=("all_views", *square), name=path)
-        numbers = g.op("NonZero", real, shape=(1, "views"), dtype="int64", name=path)
-        numbers = g.op("Squeeze", numbers, g.integers(0), shape=("views",), dtype="int64", name=path)
-        return g.op("Gather", pixels, numbers, shape=("views", *square), name=path, axis=0)
+        places = g.op("NonZero", real, shape=(1, "views"), dtype="int64", name=path)
+        places = g.op("Squeeze", places, g.integers(0), shape=("views",), dtype="int64", name=path)
+        if self._patches is not None:
+            self.padding = self._padding(self._patches, numbers, places)
+        return g.op("Gather", pixels, places, shape=("views", *square), name=path, axis=0)
+
+    def _padding(self, patches: Value, numbers: Value, places: Value) -> _Padding:
+        """Return what is padding in the views at ``places`` of all images; ``numbers`` count those of an image."""
+        g, grid, path = self._g, self._encoder.grid, f"{_PATH}/padding"
+
+        def op(kind: str, *inputs: Value, shape: Shape, of: str = "int64", **attributes: Attribute) -> Value:
+            return g.op(kind, *inputs, shape=shape, dtype=of, name=path, domain="", **attributes)
+
+        each: Shape = ("num_images", "max_num_crops")
+        crop = op("Sub", numbers, g.integer(1), shape=("max_num_crops",))
+        wide = op("Unsqueeze", self.wide, g.integers(1), shape=("num_images", 1))
+        found = []
+        for axis, kind, table in ((0, "Div", (grid, 1)), (1, "Mod", (1, grid))):
+            count = op("Gather", patches, g.integers(axis), shape=("num_images", 1), axis=1)
+            before = op("Mul", op(kind, crop, wide, shape=each), g.integer(grid), shape=each)
+            count = op("Sub", count, before, shape=each)
+            count = op("Min", count, g.integer(grid), shape=each)
+            count = op("Max", count, g.integer(0), shape=each)
+            # The view of the whole has no padding.
+            whole = op("Less", numbers, g.integer(1), shape=("max_num_crops",), of="bool")
+            count = op("Where", whole, g.integer(grid), count, shape=each)
+            count = op("Reshape", count, g.integers(-1), shape=("all_views",))
+            count = op("Gather", count, places, shape=("views",), axis=0)
+            at = g.constant(_spread(grid), f"{path}/spread{axis}")
+            at = op("Gather", at, count, shape=("views", grid), axis=0)
+            steps = g.constant(np.arange(grid, dtype=np.int64)[None], f"{path}/steps{axis}")
+            count = op("Unsqueeze", count, g.integers(1), shape=("views", 1))
+            real = op("Less", steps, count, shape=("views", grid), of="bool")
+            shape: Shape = ("views", *table)
+            sizes = g.integers(-1, *table)
+            found.append(
+                (op("Reshape", at, sizes, shape=shape), op("Reshape", real, sizes, shape=shape, of="bool"))
+            )
+        (row, high), (column, across) = found
+        square: Shape = ("views", grid, grid)
+        real = op("And", high, across, shape=square, of="bool")
+        at = op("Mul", row, g.integer(grid), shape=("views", grid, 1))
+        at = op("Where", real, op("Add", at, column, shape=square), g.integer(0), shape=square)
+        flat: Shape = ("views", grid * grid)
+        sizes = g.integers(-1, grid * grid)
+        at = op("Reshape", at, sizes, shape=flat)
+        real = op("Reshape", g.cast(real, "int32", square, path), sizes, shape=flat, of="int32")
+        return _Padding(at, real)
 
     def _whole(self, kind: str, *inputs: Value, **attributes: Attribute) -> Value:
         return self._g.op(
             kind, *inputs, shape=("num_images",), dtype="int64", name=f"{_PATH}/grid", domain="", **attributes
         )
+
+
+def _spread(grid: int) -> NDArray[np.int64]:
+    """Return the positions int64 [1 + grid, grid] of 0 to ``grid`` patches, spread over a side of ``grid``.
+
+    In float32, in which some fall below the whole number that they are.
+    """
+    ends = np.arange(1 / grid, 1.0, 1 / grid).astype(np.float32)
+    steps = np.arange(grid, dtype=np.float32)
+    table = np.zeros((1 + grid, grid), np.int64)
+    for count in range(1, 1 + grid):
+        at = np.minimum(steps * (np.float32(1) / np.float32(count)), np.float32(1.0 - 1e-6))
+        table[count] = np.searchsorted(ends, at, side="right")
+    return table
 
 
 def _tiled(
@@ -200,11 +303,14 @@ def _tiled(
     """
     path, merge, wide = f"{_PATH}/join", spec.merge, encoder.hidden
     side = encoder.grid // merge
-    merged = merge * merge * wide
+    merged = spec.width(encoder)
     shape: Shape = ("views", side, merge, side, merge, wide)
     x = g.op("Reshape", x, g.integers(-1, side, merge, side, merge, wide), shape=shape, name=path)
     shape = ("views", side, side, merge, merge, wide)
     x = g.op("Transpose", x, shape=shape, name=path, perm=(0, 1, 3, 2, 4, 5))
+    if spec.mean:
+        shape = ("views", side, side, wide)
+        x = g.op("ReduceMean", x, g.integers(3, 4), shape=shape, name=path, keepdims=0)
     x = g.op("Reshape", x, g.integers(-1, merged), shape=("patches", merged), name=path)
     ends = [
         g.op(
@@ -222,14 +328,16 @@ def _tiled(
     rows = ("rows", hidden)
     x = activate(g, x, spec.act, shape=rows, path=path)
     [x] = linear(g, x, ["vision.join2"], parameters=weights, module="vision.join2", shape=rows)
-    return g.op("Gather", x, _order(g, x, grid, side), shape=("num_image_tokens", hidden), name=path, axis=0)
+    return g.op(
+        "Gather", x, _order(g, x, grid, side, merge), shape=("num_image_tokens", hidden), name=path, axis=0
+    )
 
 
-def _order(g: Builder, rows: Value, grid: _Grid, side: int) -> Value:
+def _order(g: Builder, rows: Value, grid: _Grid, side: int, merge: int) -> Value:
     """Return which of ``rows`` each token is, int64 [tokens].
 
-    ``rows`` are [merged patches of all views, end of a row, end of the crops]. Of an image, rows of ``side ·
-    wide`` patches and an end come first, ``side · high`` of them; then the end of the crops; then the view of
+    ``rows`` are [merged patches of all views, end of a row, end of the crops]. Of an image, rows of patches
+    through all crops come first, each with an end; then the end of the crops; then the view of
     the whole.
     """
     path, area = f"{_PATH}/order", side * side
@@ -242,9 +350,9 @@ def _order(g: Builder, rows: Value, grid: _Grid, side: int) -> Value:
 
     per = ("num_images",)
     sides = g.integer(side)
-    in_row = op("Mul", grid.wide, sides, shape=per)  # patches of a row through all crops
+    in_column, in_row = grid.tokens(side, merge)  # patches through all crops
     row = op("Add", in_row, g.integer(1), shape=per)
-    crops = op("Mul", op("Mul", grid.high, sides, shape=per), row, shape=per)  # tokens of the crops
+    crops = op("Mul", in_column, row, shape=per)  # tokens of the crops
     whole = side * (side + 1)
     tokens = op("Add", crops, g.integer(1 + whole), shape=per)
     ends = op("CumSum", tokens, g.integer(0), shape=per)

@@ -280,7 +280,17 @@ class LanguageModel:
             self.encode(prompt, images=own, num_crops=num_crops)
             for prompt, own in zip(prompts, alongside, strict=True)
         ]
-        return self._stream(rows, settings, options).generations()
+        wanted = Settings.of(settings, options)
+        if self._images_adapter is None or wanted.adapter is not None:
+            return self._stream(rows, wanted, {}).generations()
+        # Rows with images are computed with an adapter, and others without.
+        made: dict[int, Generation] = {}
+        for with_images in (False, True):
+            places = [place for place, ids in enumerate(rows) if _has_images(ids) == with_images]
+            if places:
+                found = self._stream([rows[place] for place in places], wanted, {}).generations()
+                made |= zip(places, found, strict=True)
+        return [made[place] for place in sorted(made)]
 
     def stream(
         self,
@@ -368,6 +378,25 @@ class LanguageModel:
         return Generator(loop, self.rules, wanted)
 
     @property
+    def _images_adapter(self) -> str | None:
+        return None if self.manifest.images is None else self.manifest.images.adapter
+
+    def adapter_for(self, ids: Sequence[int], adapter: str | None) -> str | None:
+        """Return the LoRA adapter that the prompt ``ids`` is computed with if a caller asks for ``adapter``.
+
+        Images may need one of their own. Raises BadOption if another one is asked for with them.
+        """
+        needed = self._images_adapter
+        if needed is None or not _has_images(ids):
+            return adapter
+        if adapter not in (None, needed):
+            raise BadOption(
+                f"adapter {adapter!r} is asked for, but this model computes prompts with images with its adapter "
+                f"{needed!r}, and one at a time. Leave images or adapter out."
+            )
+        return needed
+
+    @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the LoRA adapters that can be asked for: the artifact's own, and those that were loaded."""
         return self._adapters.names
@@ -414,18 +443,20 @@ class LanguageModel:
         The first token has none, nor have tokens of images. ``top``: that many of the most likely tokens with
         each. ``adapter``: the LoRA adapter to compute with.
         """
-        loop = self.loop(adapter=adapter)
+        ids = self.encode(prompt)
+        loop = self.loop(adapter=self.adapter_for(ids, adapter))
         loop.start()
-        return self._prompt_logprobs(loop, self.encode(prompt), top)
+        return self._prompt_logprobs(loop, ids, top)
 
     def hidden_states(self, prompt: Prompt) -> NDArray[np.float32]:
         """Return the last layer's states after every token of ``prompt``, normalized, float32 [S, H].
 
         Raises BadArtifact unless the model was built with include_hidden_states.
         """
-        loop = self.loop()
+        ids = self.encode(prompt)
+        loop = self.loop(adapter=self.adapter_for(ids, None))
         loop.start()
-        states: NDArray[np.float32] = loop.hidden_states([self.encode(prompt)])[0]
+        states: NDArray[np.float32] = loop.hidden_states([ids])[0]
         return states
 
     def embed(
@@ -514,6 +545,7 @@ class LanguageModel:
             adapter=self._adapter_inputs,
             fingerprint=self._fingerprint,
             images=self.vision_encoder is not None,
+            images_adapter=self._images_adapter,
         )
 
     def _stream(
@@ -527,6 +559,9 @@ class LanguageModel:
     ) -> Stream:
         wanted = Settings.of(settings, options)
         self._check_lengths(prompts, wanted)
+        for ids in prompts:
+            if wanted.adapter != (needed := self.adapter_for(ids, wanted.adapter)):
+                wanted = replace(wanted, adapter=needed)
         loop = self._take_loop(prompts[0], wanted.adapter) if reuse_cache else self.loop()
         at_end = self._keep if reuse_cache else _forget
         stream = self.stream_on(loop, prompts, wanted, timings=timings, at_end=at_end)
@@ -668,6 +703,10 @@ class LanguageModel:
         context = self.manifest.context_tokens
         if len(ids) > context:
             raise ContextFull(f"the prompt has {len(ids)} tokens, but the model's context holds {context}.")
+
+
+def _has_images(ids: Sequence[int]) -> bool:
+    return max(ids) >= FIRST_IMAGE_TOKEN
 
 
 def _forget(generator: Generator) -> None:

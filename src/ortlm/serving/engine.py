@@ -206,6 +206,8 @@ class Engine:
         """
         wanted = Settings.of(settings, options)
         ids = self._checked(ids, wanted)
+        if wanted.adapter != (adapter := self.lm.adapter_for(ids, wanted.adapter)):
+            wanted = replace(wanted, adapter=adapter)
         lm, most = self.lm, self.context_tokens
         if most < lm.manifest.context_tokens and (wanted.max_length is None or wanted.max_length > most):
             wanted = replace(wanted, max_length=most)

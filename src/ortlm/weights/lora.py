@@ -269,4 +269,8 @@ def _other_names(places: Mapping[str, list[Parameter]], architecture: Architectu
                 other = new + tensor.removeprefix(old)
                 if tensor.startswith(old) and other not in places:
                     parameters_of.setdefault(other, parameters_there)
+        # A matrix may lie in the checkpoint as peft keeps it in memory, next to adapters.
+        plain = tensor.replace(".base_layer.", ".")
+        if plain not in places:
+            parameters_of.setdefault(plain, parameters_there)
     return parameters_of

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
+from typing import Any
 
 from ortlm.architectures import describe
 from ortlm.checkpoint.files import shown
@@ -14,13 +15,15 @@ from ortlm.errors import BadCheckpoint, UnsupportedModel
 from ortlm.spec import Architecture, Source
 
 
-def stored_architecture(checkpoint: Checkpoint) -> Architecture:
+def stored_architecture(checkpoint: Checkpoint, adapters: Container[str] = ()) -> Architecture:
     """Return what the model of ``checkpoint`` is, by its configuration and by the tensors that are there.
+
+    It has images that need an adapter if that is one of ``adapters``, which are names.
 
     Raises UnsupportedModel, and BadCheckpoint if tensors are missing, too many, or of other shapes.
     """
     try:
-        architecture = describe(checkpoint.config)
+        architecture = described(checkpoint.config, adapters)
         architecture = _renamed(checkpoint, _by_part(checkpoint, architecture))
         architecture = _own_head(checkpoint, architecture)
         _check_head(checkpoint, architecture)
@@ -31,6 +34,15 @@ def stored_architecture(checkpoint: Checkpoint) -> Architecture:
         # There is no config.json that could be looked at.
         reason = str(error).removeprefix("config.json: ")
         raise type(error)(f"{shown(checkpoint.file)}, its metadata read as config.json: {reason}") from error
+    return architecture
+
+
+def described(config: Mapping[str, Any], adapters: Container[str]) -> Architecture:
+    """Return the architecture of ``config``, with images that need one of ``adapters``."""
+    architecture = describe(config)
+    seeing = architecture.seeing
+    if seeing is not None and seeing.vision is not None and seeing.vision.adapter in adapters:
+        return seeing
     return architecture
 
 

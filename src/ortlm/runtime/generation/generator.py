@@ -425,6 +425,7 @@ class Generator:
             if past + len(more) > context:
                 what = f"the prompt has {len(more)}" if not past else f"{past} and {len(more)} more are"
                 raise ContextFull(f"{what} tokens, but the model's context holds {context}.")
+            self._check_adapter(more, self._decoding.settings)
             # Long prompts are checked one by one only if that finds something.
             inside = min(more) >= 0 and max(more) < (vocab or max(more) + 1)
             for at, token in enumerate(() if inside else more):
@@ -496,6 +497,15 @@ class Generator:
         if self._logits is not None:
             self._logits = self._logits[rows]
 
+    def _check_adapter(self, tokens: Sequence[int], settings: Settings) -> None:
+        """Refuse images among ``tokens`` without the adapter that they need."""
+        needed = self._rules.images_adapter
+        if needed not in (None, settings.adapter) and max(tokens, default=0) >= FIRST_IMAGE_TOKEN:
+            raise BadOption(
+                f"this model computes prompts with images with its adapter {needed!r}; the adapter here is "
+                f"{settings.adapter!r}. Ask for adapter={needed!r}."
+            )
+
     # --- settings ---------------------------------------------------------------------------------------
 
     def _take(self, settings: Settings) -> None:
@@ -525,6 +535,8 @@ class Generator:
         proposer, keeps_proposer = self.proposer, old is not None and settings.draft is old.draft
         if not keeps_proposer:
             proposer = rules.proposer(settings) if rules.proposer is not None else None
+        for row in range(self.rows):
+            self._check_adapter(self._rows.tokens(row).tolist(), settings)
         adapter_inputs = None
         if settings.adapter != (old.adapter if old is not None else None):
             if rules.adapter is None:

@@ -24,8 +24,9 @@ class Rules:
     there are none. ``guide`` makes a matcher of a Guidance, the stop tokens and the prompt; ``words`` turns a text
     into the token sequences that write it; ``proposer`` makes what drafts tokens for some settings; ``adapter``
     returns the tensors of an adapter by input, those of none for None; ``fingerprint`` tells the model with an
-    adapter from any other. ``images``: prompts may hold tokens of images. ``bound`` is above all ids that have a
-    token, None if all have one; ``gaps`` bool [bound] are those below it that have none, None if there are none.
+    adapter from any other. ``images``: prompts may hold tokens of images, and those only with the adapter
+    ``images_adapter`` if it has a name. ``bound`` is above all ids that have a token, None if all have one;
+    ``gaps`` bool [bound] are those below it that have none, None if there are none.
     """
 
     context_tokens: int
@@ -39,6 +40,7 @@ class Rules:
     adapter: Callable[[str | None], Mapping[str, DeviceTensor]] | None = None
     fingerprint: Callable[[str | None], str] | None = None
     images: bool = False
+    images_adapter: str | None = None
     # Ids without a token are nearly always the last ones, so that nothing need be looked up for the others.
     bound: int | None = field(init=False, default=None)
     gaps: NDArray[np.bool_] | None = field(init=False, default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,8 @@ from ortlm.runtime.multimodal.image_loading import _check_rgb
 
 # As in the reference; what is thinner says nothing.
 _MOST_RATIO = 200
+# Fewer pixels are too few for the reference, too.
+_LEAST_SEEN = 10
 
 
 def hd_size(width: int, height: int, *, side: int = 336, most: int) -> tuple[int, int]:
@@ -59,13 +62,77 @@ def hd_crops(
         page = Image.new("RGB", (width, height), (255, 255, 255))
         page.paste(image, ((width - wide) // 2, (height - high) // 2))
         image = page
-    whole = _normalized(image, mean, std)
-    rows, columns = height // side, width // side
-    pixels = np.empty((1 + rows * columns, 3, side, side), dtype=np.float32)
-    pixels[0] = _bicubic(whole, side)
-    crops = whole.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
-    pixels[1:] = crops.reshape(-1, 3, side, side)
-    return pixels, (height, width)
+    return _cut(_normalized(image, mean, std), side), (height, width)
+
+
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """An image that is cut up: ``size`` (height, width) in pixels of all crops side by side.
+
+    Its upper left ``seen`` (height, width) pixels are the image, the rest is padding. ``patches`` are rows and
+    columns of patches of which at least a part is no padding.
+    """
+
+    size: tuple[int, int]
+    seen: tuple[int, int]
+    patches: tuple[int, int]
+
+
+def even_crops(width: int, height: int, *, side: int, patch: int, most: int) -> Crops:
+    """Return how ``padded_crops`` cuts an image of ``width`` by ``height`` pixels.
+
+    Raises BadImage for a shape of which too little would be left, BadOption if ``most`` or ``side`` is below 1.
+    """
+    if min(width, height, side, most) < 1:
+        raise BadOption(
+            f"width, height, side and most must be at least 1; found {width}, {height}, {side}, {most}."
+        )
+    wide, high = math.ceil(width / side), math.ceil(height / side)
+    if wide * high > most:
+        wide, high = _nearest_shape(width, height, side, most)
+    page = (high * side, wide * side)
+    across, down = page[1] / width, page[0] / height
+    seen = (int(height * across), page[1]) if across < down else (page[0], int(width * down))
+    patches = tuple((n * side - m) // patch for n, m in zip((high, wide), seen, strict=True))
+    left = (page[0] // patch - patches[0], page[1] // patch - patches[1])
+    # Padding of a whole crop and more would leave a view without an image.
+    if min(seen) < _LEAST_SEEN or any((n - 1) * side >= m for n, m in zip((high, wide), seen, strict=True)):
+        raise BadImage(
+            f"the image has {width} by {height} pixels, which is too long: {seen[1]} by {seen[0]} would be left "
+            f"of {page[1]} by {page[0]}. Cut it, add a border, or allow more crops with num_crops."
+        )
+    return Crops(page, seen, left)
+
+
+def padded_crops(
+    image: Image.Image, crops: Crops, *, side: int, mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.float32]:
+    """Return what Phi-4-multimodal sees of an RGB ``image``: float32 [1 + n, 3, side, side].
+
+    The whole image with its padding comes first, then the crops row by row. The image is at the upper left, and
+    padding is white.
+    """
+    from PIL import Image
+
+    _check_rgb(image)
+    (height, width), (high, wide) = crops.size, crops.seen
+    page = Image.new("RGB", (width, height), (255, 255, 255))
+    page.paste(image.resize((wide, high), Image.Resampling.BILINEAR), (0, 0))
+    return _cut(_normalized(page, mean, std), side)
+
+
+def _nearest_shape(width: int, height: int, side: int, most: int) -> tuple[int, int]:
+    """Return columns and rows of at most ``most`` crops whose shape is nearest to an image's.
+
+    Of shapes that are equally near, the larger one is taken as long as the image fills more than half of it.
+    """
+    shapes = [(i, j) for i in range(1, most + 1) for j in range(1, most // i + 1)]
+    best, least = (1, 1), math.inf
+    for i, j in sorted(shapes, key=lambda shape: shape[0] * shape[1]):
+        off = abs(width / height - i / j)
+        if off < least or (off == least and width * height > 0.5 * side * side * i * j):
+            best, least = (i, j), off
+    return best
 
 
 def whole_pixels(
@@ -162,6 +229,16 @@ def _fitted(width: int, height: int, side: int, most: int) -> tuple[int, int]:
         scale += 1
     # A line of pixels would be resized to nothing, where the reference fails.
     return scale * side, max(1, int(scale * side / ratio))
+
+
+def _cut(whole: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Return ``whole`` [3, height, width] scaled to one view, and its crops row by row: [1 + n, 3, side, side]."""
+    rows, columns = whole.shape[1] // side, whole.shape[2] // side
+    pixels = np.empty((1 + rows * columns, 3, side, side), dtype=np.float32)
+    pixels[0] = _bicubic(whole, side)
+    crops = whole.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
+    pixels[1:] = crops.reshape(-1, 3, side, side)
+    return pixels
 
 
 def _normalized(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:

@@ -99,7 +99,7 @@ def flatten(messages: Sequence[Any], images: Images) -> tuple[list[Any], list[Im
                 parts.append(part)
                 continue
             sources.append(source)
-            tag = f"{images.tag.format(len(sources))}\n"
+            tag = f"{images.tag.format(len(sources))}{images.tag_end}"
             parts.append({"type": "text", "text": tag} if numbered else {"type": "image"})
         out.append({**message, "content": parts})
     return out, sources

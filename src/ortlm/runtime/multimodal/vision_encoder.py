@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections import OrderedDict
@@ -32,8 +33,10 @@ from ortlm.runtime.engine.token_ids import (
 from ortlm.runtime.multimodal.addresses import Allow
 from ortlm.runtime.multimodal.image_loading import ImageSource, image_key, open_image
 from ortlm.runtime.multimodal.image_processor import (
+    even_crops,
     hd_crops,
     hd_size,
+    padded_crops,
     patch_grid,
     patch_pixels,
     scanned,
@@ -122,11 +125,25 @@ class VisionEncoder:
         known = self._found(key, image_number(key))
         if known is not None:
             return known
+        if images.patch:
+            return self._read_padded(image, key, most)
         if images.tiled:
             self.check_crops(*image.size, most)
             pixels, size = hd_crops(image, most=most, side=images.side, mean=images.mean, std=images.std)
             return self.add(key, pixels[None], size)
         return self.add(key, whole_pixels(image, side=images.side, mean=images.mean, std=images.std), None)
+
+    def _read_padded(self, image: Image.Image, key: str, most: int) -> EncodedImage:
+        """Return what the model sees in an image and ``most`` crops, of which padding is left out."""
+        images = self.images
+        crops = even_crops(*image.size, side=images.side, patch=images.patch, most=most)
+        each = images.side // images.patch // images.merged
+        rows, columns = (math.ceil(count / each) for count in crops.patches)
+        tokens = rows * (columns + 1) + 1 + images.merged * (images.merged + 1)
+        self._check_tokens(tokens, most)
+        pixels = padded_crops(image, crops, side=images.side, mean=images.mean, std=images.std)
+        features = self._features(pixels[None], image_sizes=crops.size, image_patches=crops.patches)
+        return self._keep(key, image_number(key), features)
 
     def _read_patches(self, image: Image.Image, patches: Patches) -> EncodedImage:
         """Return what the model sees in an image of any size.
@@ -153,7 +170,11 @@ class VisionEncoder:
 
         Raises ContextFull.
         """
-        tokens = self.images.tokens_of(*hd_size(width, height, side=self.images.side, most=most))
+        self._check_tokens(
+            self.images.tokens_of(*hd_size(width, height, side=self.images.side, most=most)), most
+        )
+
+    def _check_tokens(self, tokens: int, most: int) -> None:
         limit = min(1 << TOKEN_BITS, self._context or sys.maxsize)
         if tokens >= limit:
             raise ContextFull(
