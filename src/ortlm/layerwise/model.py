@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,15 +153,21 @@ class LayerwiseModel:
             self._inputs(alongside or [], index, first, alongside=True),
         ]
         for at, part in enumerate(ready):
+            paired = None
             if part.piece.result is not None and change is not None:
-                self._multiply(part.piece, index, first, given, change)
+                paired = self._pair(part.piece, index, first, given, change)
             changed, plain = self._fed(part, index, first, given, change)
-            needed = {name for later in ready[at + 1 :] for name in _needed(later.piece)}
+            needed = {name for later in ready[at + 1 :] for name in _needed(later.piece)} | {RESULT}
+            if paired is not None:
+                # Products are wide: those of one batch at a time are in memory.
+                for values, others in zip(*given, strict=True):
+                    self._multiply(part.piece, paired, values, others)
+                    self._execute(part, values, changed, needed)
+                    self._execute(part, others, plain, needed)
+                continue
             for batches, fed in ((given[0], changed), (given[1], plain)):
                 for values in batches:
-                    self._execute(part, values, fed)
-                    for name in set(values) - needed - {RESULT}:
-                        del values[name]
+                    self._execute(part, values, fed, needed)
         done, other = ([values[RESULT] for values in batches] for batches in given)
         return done, other
 
@@ -181,18 +187,22 @@ class LayerwiseModel:
         states.clear()
         return batches
 
-    def _multiply(
+    def _pair(
         self, piece: Piece, index: int, first: int, given: list[list[Values]], change: Change
-    ) -> None:
-        """Compute the product before ``piece`` for both models."""
+    ) -> PairedProducts:
+        """Return what computes the product before ``piece`` for both models."""
+        product = piece.product
+        assert product is not None
+        real, weight = self._of(product, index, first)
+        inputs, floats = ([values[product.value] for values in batches] for batches in given)
+        return PairedProducts(change(real, inputs, floats, weight), weight, threads=self._threads)
+
+    @staticmethod
+    def _multiply(piece: Piece, paired: PairedProducts, values: Values, others: Values) -> None:
         product, result = piece.product, piece.result
         assert product is not None
         assert result is not None
-        real, weight = self._of(product, index, first)
-        inputs, floats = ([values[product.value] for values in batches] for batches in given)
-        paired = PairedProducts(change(real, inputs, floats, weight), weight, threads=self._threads)
-        for values, others in zip(*given, strict=True):
-            values[result], others[result] = paired(values[product.value], others[product.value])
+        values[result], others[result] = paired(values[product.value], others[product.value])
 
     def _of(self, product: Product, index: int, first: int) -> tuple[Product, Floats]:
         """Return the product of layer ``index`` that is like that of layer ``first``, and its matrix."""
@@ -294,17 +304,25 @@ class LayerwiseModel:
         return Session(path, threads=self._threads, options=options)
 
     @staticmethod
-    def _execute(part: _Ready, values: Values, fed: Mapping[str, Floats]) -> None:
-        if part.session is None:
-            return
-        binding = part.session.binding()
+    def _execute(
+        part: _Ready, values: Values, fed: Mapping[str, Floats], needed: Collection[str] | None = None
+    ) -> None:
+        """Add the results of a piece to ``values``, and remove what is not ``needed`` any longer."""
+        if part.session is not None:
+            LayerwiseModel._run(part, part.session, values, fed)
+        for name in set(values) - set(values if needed is None else needed):
+            del values[name]
+
+    @staticmethod
+    def _run(part: _Ready, session: Session, values: Values, fed: Mapping[str, Floats]) -> None:
+        binding = session.binding()
         for name in part.piece.inputs:
-            binding.input(name, part.session.tensor(values[name]))
+            binding.input(name, session.tensor(values[name]))
         for name, array in fed.items():
-            binding.input(name, part.session.tensor(array))
+            binding.input(name, session.tensor(array))
         for name in part.piece.outputs:
             binding.output(name, None)
-        part.session.run(binding)
+        session.run(binding)
         for name in part.piece.outputs:
             values[name] = binding.result(name).numpy()
 
