@@ -136,6 +136,8 @@ FAMILIES = [
     ("phi3-window", BuildOptions()),
     ("lfm2", BuildOptions()),
     ("qwen3.5", BuildOptions()),
+    ("gemma4-e", BuildOptions()),
+    ("gemma3n", BuildOptions()),
 ]
 
 

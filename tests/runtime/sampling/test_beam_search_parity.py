@@ -199,7 +199,7 @@ def test_the_settings_matter(name: str, subject: Any) -> None:
 
 
 @pytest.mark.parametrize("options", ["beams-3-all", "early-sum", "never", "long", "beams-repetition"])
-@pytest.mark.parametrize("name", ["phi3", "mistral", "gemma3", "gemma4-e"])
+@pytest.mark.parametrize("name", ["phi3", "mistral", "gemma3", "gemma4-e", "gemma3n"])
 def test_a_batch_equals_its_prompts(name: str, options: str, subject: Any) -> None:
     """Prompts of different lengths, each as transformers continues it alone."""
     this = subject(name)
