@@ -336,7 +336,8 @@ class Run:
             command = [self.args.auto_round, str(_SCRIPTS / "auto_round_export.py"), str(self.huggingface())]
             self._call([*command, str(out), str(self.written(0))])
 
-        exported = self._once("auto-round", make)
+        # Some versions write into a folder in it, named after model, bits and group.
+        exported = next(self._once("auto-round", make).rglob("config.json")).parent
         return self._ours(Recipe("int4", BuildOptions(recipe="fast"), calibrated=False), 0, exported)
 
     def _peer(self, python: str, script: str, source: Path, name: str, *more: str) -> dict[str, Any]:
