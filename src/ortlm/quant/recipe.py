@@ -161,7 +161,7 @@ WIDE = (
 class Calibration:
     """How a model is calibrated: on ``tokens`` tokens, in rows of ``length``.
 
-    ``tokens`` None is 32,768, and half of that for models above two billion parameters, whose layers are large.
+    ``tokens`` None is 24,576, and 16,384 for models above two billion parameters, whose layers are large.
     ``damping``: see ``quant.gptq.feedback``. ``sweeps``: see ``quant.gptq.gptq``. ``correct`` lets each matrix
     compensate for the errors of earlier layers too. ``seed`` is that of the text that the model writes itself.
     """
@@ -186,7 +186,7 @@ class Calibration:
 
     def of(self, parameters: int, context: int) -> tuple[int, int]:
         """Return how many rows of which length a model reads that has so many parameters, and such a context."""
-        tokens = self.tokens or (32768 if parameters < 2e9 else 16384)
+        tokens = self.tokens or (24576 if parameters < 2e9 else 16384)
         length = min(self.length, context)
         return max(1, tokens // length), length
 
