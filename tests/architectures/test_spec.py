@@ -443,7 +443,7 @@ def test_model_types() -> None:
     assert {json.loads(path.read_text())["model_type"] for path in CONFIGS.glob("*.json")} <= set(known)
     # Those that see images have tests of their own.
     text = {families.FAMILIES[name]().model_type for name in families.FAMILIES}
-    whole = {make().model_type for make in test_text_parts.MODELS.values()} | {"phi4mm"}
+    whole = {make().model_type for make in test_text_parts.MODELS.values()} | {"phi4mm", "gemma3n"}
     # What transformers makes of a Mistral with layer types.
     assert text | whole | SIGHTED | {"ministral"} == set(known)
 
