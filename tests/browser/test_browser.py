@@ -4,7 +4,7 @@ Takes packages from npm, so it is left out unless asked for:
 
     make test-browser                  in node and in Chromium, where there are
     make test-browser BROWSER=node     in node only
-    make test-browser BROWSER=quick    in node, and one graph in Chromium, on WebAssembly and on WebGPU
+    make test-browser BROWSER=quick    in node, families by transformers.js only, and one graph in Chromium, on WebAssembly and on WebGPU
     make test-browser BROWSER=page     the chat page only: test_chat_page.py
 """
 
@@ -53,7 +53,7 @@ ASKED = [
     if WANTED != "quick" or place.driver == "node" or (library, dtype) == QUICK
 ]
 # Where all families run.
-SEVERAL = [place for place in PLACES if wanted(place) and (WANTED != "quick" or place.driver == "node")]
+SEVERAL = [place for place in PLACES if wanted(place) and (WANTED != "quick" or place.name == "node cpu")]
 
 
 # Gemma 2 caps scores, which WebGPU's attention ignores; mixtures of experts and states of one size are refused.
