@@ -4,7 +4,7 @@ Takes packages from npm, so it is left out unless asked for:
 
     make test-browser                  in node and in Chromium, where there are
     make test-browser BROWSER=node     in node only
-    make test-browser BROWSER=quick    in node, families by transformers.js only, and one graph in Chromium, on WebAssembly and on WebGPU
+    make test-browser BROWSER=quick    in node, most families once, and one graph in Chromium (WebAssembly, WebGPU)
     make test-browser BROWSER=page     the chat page only: test_chat_page.py
 """
 
