@@ -45,10 +45,18 @@ async function answerWith(page, deltas, { end = true, status = 200, headers = {}
   }), { times: 1 });
 }
 
-/** Let the next answers run to the limit of tokens, so that there is something to stop. */
-const endless = (page) => page.route('**/v1/chat/completions', (route) => route.continue({
-  postData: JSON.stringify({ ...route.request().postDataJSON(), ignore_eos: true }),
-}));
+/**
+ * Let the next answers run to the limit of tokens, and over a slow line, so that there is something to stop: the model
+ * would be done before a busy machine has clicked.
+ */
+async function endless(page) {
+  const devtools = await page.context().newCDPSession(page);
+  const slow = { offline: false, latency: 0, downloadThroughput: 30_000, uploadThroughput: -1 };
+  await devtools.send('Network.emulateNetworkConditions', slow);
+  await page.route('**/v1/chat/completions', (route) => route.continue({
+    postData: JSON.stringify({ ...route.request().postDataJSON(), ignore_eos: true }),
+  }));
+}
 
 const requested = (page) => page.waitForRequest('**/v1/chat/completions').then((request) => request.postDataJSON());
 const refuse = (message, code = null) => JSON.stringify({ error: { message, type: 'x', param: null, code } });
