@@ -99,6 +99,8 @@ def _families() -> Iterable[Model]:
             linear = name in families.RECURRENT and not name.startswith("lfm2")
             needs = LINEAR_ATTENTION if linear else (1, 24)
             yield Model(f"{name} fp32", name, "fp32", needs=needs, exact=True)
+            if name == "gemma3n":
+                needs = (1, 27)  # an odd number of blocks in a row of its per-layer embeddings
             options = _fast("int4", accuracy_level=1)
             yield Model(
                 f"{name} int4, accuracy_level=1", name, "int4", options=options, needs=needs, exact=True
