@@ -15,8 +15,8 @@ from ortlm import architectures
 from ortlm.errors import BadCheckpoint, Error, UnsupportedModel
 from tests.architectures import changes, families, oracle
 
-# Every change of every row takes minutes: ORTLM_EVERY_KEY=1. By default a row's own keys are tried, of one family for each
-# way to read them, and those of others where families differ most.
+# Every change of every row takes minutes: ORTLM_EVERY_KEY=1. By default a row's own keys are tried, of one family
+# for each way to read them, and those of others where families differ most.
 EVERY = os.environ.get("ORTLM_EVERY_KEY") == "1"
 ROWS = (
     list(families.FAMILIES)
