@@ -37,7 +37,7 @@ demo-vision: $(VENV)/.tested
 		--image demo-vision-out/checkpoint/image.png
 
 # A trained model of 135 million parameters, which comes from the package registry as a GGUF file (98 MB): built and
-# asked. Its license is Apache-2.0. Without --recipe fast the build calibrates, which takes ten minutes and more
+# asked. Its license is Apache-2.0. Without --recipe fast the build calibrates, which takes three minutes
 # and loses much less: a KL divergence of 0.02 instead of 0.33 in the check at the end.
 REAL := .real-models
 .PHONY: demo-real
