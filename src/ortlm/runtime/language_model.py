@@ -33,7 +33,7 @@ from ortlm.runtime.engine.prefix_cache import PrefixCaches
 from ortlm.runtime.engine.prompt_cache import fingerprint, restore, save
 from ortlm.runtime.engine.session import Session
 from ortlm.runtime.engine.states import FIXED_KINDS, Shapes, bytes_per_token
-from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN
+from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN, has_images
 from ortlm.runtime.engine.types import Logits
 from ortlm.runtime.generation.generator import Generator
 from ortlm.runtime.generation.rules import Rules
@@ -286,7 +286,7 @@ class LanguageModel:
         # Rows with images are computed with an adapter, and others without.
         made: dict[int, Generation] = {}
         for with_images in (False, True):
-            places = [place for place, ids in enumerate(rows) if _has_images(ids) == with_images]
+            places = [place for place, ids in enumerate(rows) if has_images(ids) == with_images]
             if places:
                 found = self._stream([rows[place] for place in places], wanted, {}).generations()
                 made |= zip(places, found, strict=True)
@@ -310,7 +310,7 @@ class LanguageModel:
         timings = Timings() if timings is None else timings
         began = time.perf_counter()
         ids = self.encode(prompt, images=images, num_crops=num_crops)
-        timings.image_seconds = time.perf_counter() - began if max(ids) >= FIRST_IMAGE_TOKEN else 0.0
+        timings.image_seconds = time.perf_counter() - began if has_images(ids) else 0.0
         return self._stream([ids], settings, options, reuse_cache=reuse_cache, timings=timings)
 
     def astream(
@@ -387,7 +387,7 @@ class LanguageModel:
         Images may need one of their own. Raises BadOption if another one is asked for with them.
         """
         needed = self._images_adapter
-        if needed is None or not _has_images(ids):
+        if needed is None or not has_images(ids):
             return adapter
         if adapter not in (None, needed):
             raise BadOption(
@@ -605,7 +605,7 @@ class LanguageModel:
     def _check_lengths(self, prompts: list[list[int]], wanted: Settings) -> None:
         for ids in prompts:
             self._check_length(ids)
-        if isinstance(wanted.draft, LanguageModel) and any(max(ids) >= FIRST_IMAGE_TOKEN for ids in prompts):
+        if isinstance(wanted.draft, LanguageModel) and any(map(has_images, prompts)):
             raise BadOption(
                 'the draft model cannot see the prompt\'s images. Use draft="lookup", or no draft.'
             )
@@ -703,10 +703,6 @@ class LanguageModel:
         context = self.manifest.context_tokens
         if len(ids) > context:
             raise ContextFull(f"the prompt has {len(ids)} tokens, but the model's context holds {context}.")
-
-
-def _has_images(ids: Sequence[int]) -> bool:
-    return max(ids) >= FIRST_IMAGE_TOKEN
 
 
 def _forget(generator: Generator) -> None:

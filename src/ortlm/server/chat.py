@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ortlm.errors import BadOption
-from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN
+from ortlm.runtime.engine.token_ids import has_images
 from ortlm.runtime.sampling.logprobs import TokenLogprob
 from ortlm.runtime.structured_output.guidance import Guidance
 from ortlm.server.answer import AnswerParts
@@ -57,7 +57,7 @@ def submit(served: ServedModel, adapter: str | None, body: ChatBody) -> Chat:
     """Submit what ``body`` asks for. Raises ApiError for what cannot be honored."""
     tools = _tools(served, body)
     text, ids = _prompt(served, body, tools.shown)
-    if body.return_token_ids and max(ids, default=0) >= FIRST_IMAGE_TOKEN:
+    if body.return_token_ids and has_images(ids):
         raise refused("return_token_ids", "return_token_ids does not go with images, which are no tokens.")
     name, most = first_given(max_completion_tokens=body.max_completion_tokens, max_tokens=body.max_tokens)
     check_room(served, ids, most, name)

@@ -23,6 +23,11 @@ def text_tokens_only(ids: Iterable[int]) -> list[int]:
     return [token for token in ids if token < FIRST_IMAGE_TOKEN]
 
 
+def has_images(ids: Iterable[int]) -> bool:
+    """Return whether there are tokens of images among ``ids``."""
+    return max(ids, default=0) >= FIRST_IMAGE_TOKEN
+
+
 def image_number(key: str, columns: int = 0) -> int:
     """Return the number, of 48 bits, of the image whose content has the hash ``key``.
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ortlm.errors import BadOption, CannotRewind, ContextFull
 from ortlm.runtime.engine.decode_loop import Loop
 from ortlm.runtime.engine.prompt_cache import restore, save
-from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN, common_prefix_length
+from ortlm.runtime.engine.token_ids import FIRST_IMAGE_TOKEN, common_prefix_length, has_images
 from ortlm.runtime.engine.types import Logits, Tokens
 from ortlm.runtime.generation.batch import TokenRows, as_lengths, as_rows
 from ortlm.runtime.generation.decoding import (
@@ -500,7 +500,7 @@ class Generator:
     def _check_adapter(self, tokens: Sequence[int], settings: Settings) -> None:
         """Refuse images among ``tokens`` without the adapter that they need."""
         needed = self._rules.images_adapter
-        if needed not in (None, settings.adapter) and max(tokens, default=0) >= FIRST_IMAGE_TOKEN:
+        if needed not in (None, settings.adapter) and has_images(tokens):
             raise BadOption(
                 f"this model computes prompts with images with its adapter {needed!r}; the adapter here is "
                 f"{settings.adapter!r}. Ask for adapter={needed!r}."
