@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,17 +41,17 @@ class IntegerMoments:
 
     def __init__(self, *, threads: int | None = None) -> None:
         self._pool = ThreadPoolExecutor(threads or physical_cores())
-        self._folder = Path(tempfile.mkdtemp(prefix="ortlm-"))
-        self._cleaned = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        path = self._folder / "outer_products.onnx"
-        ir.save(outer_products(), path)
         # Threads that wait for it would keep the processor from rounding.
-        self._session = Session(path, threads=threads, options={"session.intra_op.allow_spinning": "0"})
+        self._session = Session(
+            Path("outer_products.onnx"),
+            threads=threads,
+            options={"session.intra_op.allow_spinning": "0"},
+            model=ir.to_proto(outer_products()).SerializeToString(),
+        )
 
     def close(self) -> None:
-        """Remove the graph's file."""
+        """End the threads."""
         self._pool.shutdown()
-        self._cleaned()
 
     def __call__(self, inputs: Sequence[Floats], floats: Sequence[Floats] | None = None) -> Moments:
         """Return what ``quant.gptq.moments`` does, nearly.
