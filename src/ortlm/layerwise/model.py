@@ -162,12 +162,14 @@ class LayerwiseModel:
                 # Products are wide: those of one batch at a time are in memory.
                 for values, others in zip(*given, strict=True):
                     self._multiply(part.piece, paired, values, others)
-                    self._execute(part, values, changed, needed)
-                    self._execute(part, others, plain, needed)
+                    for both, fed in ((values, changed), (others, plain)):
+                        self._execute(part, both, fed)
+                        _drop(both, needed)
                 continue
             for batches, fed in ((given[0], changed), (given[1], plain)):
                 for values in batches:
-                    self._execute(part, values, fed, needed)
+                    self._execute(part, values, fed)
+                    _drop(values, needed)
         done, other = ([values[RESULT] for values in batches] for batches in given)
         return done, other
 
@@ -304,17 +306,11 @@ class LayerwiseModel:
         return Session(path, threads=self._threads, options=options)
 
     @staticmethod
-    def _execute(
-        part: _Ready, values: Values, fed: Mapping[str, Floats], needed: Collection[str] | None = None
-    ) -> None:
-        """Add the results of a piece to ``values``, and remove what is not ``needed`` any longer."""
-        if part.session is not None:
-            LayerwiseModel._run(part, part.session, values, fed)
-        for name in set(values) - set(values if needed is None else needed):
-            del values[name]
-
-    @staticmethod
-    def _run(part: _Ready, session: Session, values: Values, fed: Mapping[str, Floats]) -> None:
+    def _execute(part: _Ready, values: Values, fed: Mapping[str, Floats]) -> None:
+        """Add the results of a piece to ``values``."""
+        session = part.session
+        if session is None:
+            return
         binding = session.binding()
         for name in part.piece.inputs:
             binding.input(name, session.tensor(values[name]))
@@ -325,6 +321,12 @@ class LayerwiseModel:
         session.run(binding)
         for name in part.piece.outputs:
             values[name] = binding.result(name).numpy()
+
+
+def _drop(values: Values, needed: Collection[str]) -> None:
+    """Remove what is not ``needed`` any longer."""
+    for name in set(values).difference(needed):
+        del values[name]
 
 
 def _needed(piece: Piece) -> set[str]:
