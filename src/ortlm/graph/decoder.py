@@ -177,70 +177,13 @@ def emit_layer(
     layer. ``shared_kv`` has the keys and values of earlier layers, which this one may share, and gets its own.
     ``per_layer`` [B, S, width] are the layer's vectors of ``PerLayerInputs``.
     """
-    altup, hidden = decoder.altup, decoder.hidden
-    inner, streams = stream, None
-    if altup is not None:
-        module, shape = f"layers.{index}", (*stream.shape[:-1], hidden)
-        streams = Streams(g, altup, stream.total(module), shape, weights, index)
-        inner = streams.inner
-    present = _emit_layer(
-        g, decoder, inner, past,
-        index=index, step=step, weights=weights, tables=tables, last=last, scales=scales, shared_kv=shared_kv,
-        per_layer=per_layer if streams is None else None,
-    )  # fmt: skip
-    if streams is not None:
-        _leave(g, decoder, stream, streams, per_layer, index=index, weights=weights, last=last)
-    return present
-
-
-def _leave(
-    g: Builder,
-    decoder: Decoder,
-    stream: Residual,
-    streams: Streams,
-    per_layer: Value | None,
-    *,
-    index: int,
-    weights: Parameters,
-    last: Selection | None,
-) -> None:
-    """Put all ``streams``, corrected by what layer ``index`` has computed, back onto ``stream``."""
-    spec, module = decoder.layers[index], f"layers.{index}"
-    if last is not None:
-        streams.keep(last)
-    x = streams.inner.total(module)
-    streams.corrected(x)
-    if spec.per_layer_post is not None and decoder.per_layer_inputs is not None and per_layer is not None:
-        if last is not None:
-            per_layer = last(
-                per_layer, decoder.per_layer_inputs.width, f"{node_path(module)}/per_layer_input"
-            )
-        y = per_layer_branch(
-            g, decoder.per_layer_inputs, streams.scaled(), per_layer, spec.per_layer_post,
-            layer=index, parameters=weights, shape=streams.inner.shape,
-        )  # fmt: skip
-        streams.add(y)
-    stream.replace(streams.total(), (*streams.inner.shape[:-1], decoder.streams * decoder.hidden))
-
-
-def _emit_layer(
-    g: Builder,
-    decoder: Decoder,
-    stream: Residual,
-    past: Sequence[Value],
-    *,
-    index: int,
-    step: Step,
-    weights: Parameters,
-    tables: RopeTables | None = None,
-    last: Selection | None = None,
-    scales: Mapping[int, CacheScales] | None = None,
-    shared_kv: dict[int, SharedKeyValue] | None = None,
-    per_layer: Value | None = None,
-) -> tuple[Value, ...]:
-    """Emit layer ``index`` onto the one residual stream that it computes."""
     at, module = f"layers.{index}", f"layers.{index}"
     spec, hidden = decoder.layers[index], decoder.hidden
+    around, streams = stream, None
+    if decoder.altup is not None:
+        shape = (*stream.shape[:-1], hidden)
+        streams = Streams(g, decoder.altup, stream.total(module), shape, weights, index)
+        stream = streams.inner
     tables = tables or RopeTables(g, decoder.max_tokens)
     mixer = spec.mixer
     x = stream.normed(spec.mixer_pre, f"{at}.mixer_pre", module=f"{module}.input_layernorm")
@@ -307,15 +250,48 @@ def _emit_layer(
             parameters=weights, module=f"{module}.post_feedforward_layernorm", shape=stream.shape,
         )  # fmt: skip
     stream.add(y, scale=spec.residual_scale, module=module)
-    if spec.per_layer_post is not None and decoder.per_layer_inputs is not None and per_layer is not None:
+    # Where there are several streams, all of them are given that.
+    inputs = decoder.per_layer_inputs if streams is None else None
+    if spec.per_layer_post is not None and inputs is not None and per_layer is not None:
         y = per_layer_branch(
-            g, decoder.per_layer_inputs, stream.total(module), per_layer, spec.per_layer_post,
+            g, inputs, stream.total(module), per_layer, spec.per_layer_post,
             layer=index, parameters=weights, shape=stream.shape,
         )  # fmt: skip
         stream.add(y, scale=1.0, module=module)
     if spec.scaled:
         stream.multiply(g.weight(weights[f"{at}.scale.weight"]), module)
+    if streams is not None:
+        _leave(g, decoder, around, streams, per_layer, index=index, weights=weights, last=last)
     return present
+
+
+def _leave(
+    g: Builder,
+    decoder: Decoder,
+    stream: Residual,
+    streams: Streams,
+    per_layer: Value | None,
+    *,
+    index: int,
+    weights: Parameters,
+    last: Selection | None,
+) -> None:
+    """Put all ``streams``, corrected by what layer ``index`` has computed, back onto ``stream``.
+
+    ``last`` has been done to all but what the layer does not see.
+    """
+    spec, module = decoder.layers[index], f"layers.{index}"
+    if last is not None:
+        streams.keep(last)
+    x = streams.inner.total(module)
+    streams.corrected(x)
+    if spec.per_layer_post is not None and decoder.per_layer_inputs is not None and per_layer is not None:
+        y = per_layer_branch(
+            g, decoder.per_layer_inputs, streams.scaled(), per_layer, spec.per_layer_post,
+            layer=index, parameters=weights, shape=streams.inner.shape,
+        )  # fmt: skip
+        streams.add(y)
+    stream.replace(streams.total(), (*streams.inner.shape[:-1], decoder.streams * decoder.hidden))
 
 
 def logits_of(
