@@ -59,8 +59,8 @@ def models(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 
 @contextlib.contextmanager
-def served(folders: list[Path], *options: str) -> Iterator[tuple[str, int]]:
-    """Serve ``folders``; yield the page's address and the process's id."""
+def served(folders: list[Path], *options: str) -> Iterator[str]:
+    """Serve ``folders``; yield the page's address."""
     command = [sys.executable, "-m", "ortlm", "serve", *map(str, folders), "--port", "0", "--threads", "1"]
     with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -73,7 +73,7 @@ def served(folders: list[Path], *options: str) -> Iterator[tuple[str, int]]:
             # So that it never waits for somebody to read its log.
             reader = threading.Thread(target=process.stderr.read)
             reader.start()
-            yield found[1], process.pid
+            yield found[1]
             process.terminate()
             reader.join()
         finally:
@@ -92,9 +92,8 @@ def results(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     shutil.copy(PROGRAMS / PLAYWRIGHT.program, program)
     place = tmp_path_factory.mktemp("page")
     with (
-        served(list(models.values())) as (url, _),
-        served([models["int4"]], "--api-key", "secret") as (closed, _),
-        served([models["int4"]]) as (mortal, pid),
+        served(list(models.values())) as url,
+        served([models["int4"]], "--api-key", "secret") as closed,
     ):
         given, answers = place / "given.json", place / "answers.json"
         given.write_text(
@@ -102,8 +101,6 @@ def results(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
                 {
                     "url": url,
                     "closed": closed,
-                    "mortal": mortal,
-                    "mortalPid": pid,
                     "browserPath": browser,
                     "image": str(models["vision"].parent / "image.png"),
                     "attack": ATTACK,

@@ -1,11 +1,13 @@
 // Uses the chat page of `ortlm serve` as people do. Each function of `checks` gets a page and fails by throwing.
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { readFileSync, writeFileSync } from 'node:fs';
+import http from 'node:http';
 import { createRequire } from 'node:module';
 import { chromium } from 'playwright-core';
 
 const [given, answers] = process.argv.slice(2);
-const { url, closed, mortal, mortalPid, browserPath, image, attack, shots, only } = JSON.parse(readFileSync(given, 'utf8'));
+const { url, closed, browserPath, image, attack, shots, only } = JSON.parse(readFileSync(given, 'utf8'));
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const WIDE = { viewport: { width: 1280, height: 800 } };
 const PHONE = { viewport: { width: 390, height: 844 }, hasTouch: true, isMobile: true };
@@ -56,6 +58,32 @@ async function endless(page) {
   await page.route('**/v1/chat/completions', (route) => route.continue({
     postData: JSON.stringify({ ...route.request().postDataJSON(), ignore_eos: true }),
   }));
+}
+
+/** A way to the server on which an answer stands still after its first `most` bytes, until it is cut. */
+async function halting(most) {
+  const line = http.createServer((request, response) => {
+    const { method, headers } = request;
+    const onward = http.request(new URL(request.url, url), { method, headers }, (answer) => {
+      response.writeHead(answer.statusCode, answer.headers);
+      if (request.url !== '/v1/chat/completions') return answer.pipe(response);
+      let passed = 0;
+      return answer.on('data', (chunk) => {
+        if (passed < most) response.write(chunk);
+        passed += chunk.length;
+      });
+    });
+    onward.on('error', () => response.destroy());
+    request.pipe(onward);
+  }).listen(0, '127.0.0.1');
+  await once(line, 'listening');
+  return {
+    url: `http://127.0.0.1:${line.address().port}/`,
+    cut() {
+      line.close();
+      line.closeAllConnections();
+    },
+  };
 }
 
 const requested = (page) => page.waitForRequest('**/v1/chat/completions').then((request) => request.postDataJSON());
@@ -352,13 +380,17 @@ const checks = {
   },
 
   async gone(page) {
-    await page.goto(mortal);
-    await loaded(page);
-    await endless(page);
-    await page.fill('#message', 'import os');
-    await page.press('#message', 'Enter');
-    await until(page, () => document.querySelector('.answer .text')?.textContent.length > 20);
-    process.kill(mortalPid, 'SIGKILL');
+    const line = await halting(4000);
+    try {
+      await page.goto(line.url);
+      await loaded(page);
+      await endless(page);
+      await page.fill('#message', 'import os');
+      await page.press('#message', 'Enter');
+      await until(page, () => document.querySelector('.answer .text')?.textContent.length > 20);
+    } finally {
+      line.cut();
+    }
     await idle(page);
     assert.match(await text(page, '.answer .error'), /connection to the server was lost|ended the answer early/);
     assert.ok((await text(page, '.answer .text')).length > 20);
