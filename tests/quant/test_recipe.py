@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ortlm.builder.extra_options import parse_extra_options
@@ -19,14 +21,14 @@ def bits(options: BuildOptions, place: MatrixLocation, precision: str = "int4", 
 
 
 def place(role: str, layer: int | None = None, node: str = "/n/MatMul") -> MatrixLocation:
-    return MatrixLocation(role, node, layer, 32)
+    return MatrixLocation(role, node, layer, 32, inputs=2048)
 
 
 def test_cpu_default() -> None:
     recipe = make_recipe("int4", CPU, BuildOptions(recipe="balanced"))
     large = 8_000_001
-    body = recipe(MatrixLocation("qkv", "/n/MatMul", 5, 32, large))
-    head = recipe(MatrixLocation("head", "/n/MatMul", None, 32, large))
+    body = recipe(MatrixLocation("qkv", "/n/MatMul", 5, 32, large, 2048))
+    head = recipe(MatrixLocation("head", "/n/MatMul", None, 32, large, 2048))
     assert body is not None
     assert (body.bits, body.block, body.symmetric, body.accuracy_level, body.scales) == (
         4,
@@ -47,7 +49,7 @@ def test_balanced_widens_what_loses_most() -> None:
         return scheme.bits if scheme else 0
 
     small, large = 8_000_000, 8_000_001
-    assert [at(role, 10, small) for role in ("qkv", "out", "gate_up", "down")] == [5, 6, 5, 6]
+    assert [at(role, 10, small) for role in ("qkv", "out", "gate_up", "down")] == [6, 6, 6, 6]
     assert [at(role, 10, large) for role in ("qkv", "out", "gate_up", "down")] == [4, 4, 4, 4]
     assert {at("down", i, small) for i in range(32)} == {6}
     eight = [i for i in range(32) if at("down", i, large) == 8]
@@ -58,6 +60,26 @@ def test_balanced_widens_what_loses_most() -> None:
     elsewhere = make_recipe("int4", find_target("mobile"), BuildOptions(recipe="balanced"))(down)
     assert elsewhere is not None
     assert elsewhere.bits == 4
+
+
+def test_small_models_have_6_bits_at_both_ends() -> None:
+    def ends(options: BuildOptions, inputs: int, precision: str = "int4", target: str = "cpu") -> list[int]:
+        recipe = make_recipe(precision, find_target(target), options)
+        schemes = [recipe(MatrixLocation(role, "/n", None, 32, 10**8, inputs)) for role in ("embed", "head")]
+        return [scheme.bits if scheme else 0 for scheme in schemes]
+
+    balanced = BuildOptions(recipe="balanced")
+    assert ends(balanced, 1024) == [6, 6]
+    assert ends(balanced, 1025) == [8, 8]
+    assert ends(replace(balanced, head_bits=4), 576) == [6, 4]
+    assert ends(replace(balanced, embed_bits=4), 576) == [4, 6]
+    assert ends(replace(balanced, bits=4), 576) == [8, 8]
+    assert ends(BuildOptions(recipe="quality"), 576) == [8, 8]
+    assert ends(BuildOptions(recipe="fast"), 576) == [8, 8]
+    assert ends(balanced, 576, target="mobile") == [4, 4]
+    # 8 bits everywhere is what int8 means, whatever the recipe.
+    assert ends(balanced, 576, precision="int8") == [8, 8]
+    assert bits(balanced, MatrixLocation("down", "/n", 0, 32, 10, 576), precision="int8") == 8
 
 
 def test_mixed_rule() -> None:

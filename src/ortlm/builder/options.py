@@ -191,8 +191,14 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
     if not block and target.block > FINE_BLOCK:
         rules += FINE
     # A width that was asked for wins over one that a named recipe implies.
-    if preset.wide and options.bits is None and target.wide:
-        rules += [replace(r, block=block or r.block) for r in WIDE]
+    if preset.wide and options.bits is None and target.wide and not eight:
+        named = {"head": (options.head_bits, preset.head_bits), "embed": (options.embed_bits, preset.embed_bits)}
+        asked = {role for role, choices in named.items() if choices != (None, None)}
+        rules += [
+            replace(r, block=block or r.block, roles=roles)
+            for r in WIDE
+            if (roles := tuple(role for role in r.roles if role not in asked))
+        ]
     rules += [r for r in preset.rules if not (options.recipe in (None, *PRESETS) and _too_wide(r, target))]
     if options.mixed:
         rules.append(Rule(roles=("qkv", "down"), layers=SENSITIVE, bits=8))

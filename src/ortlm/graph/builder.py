@@ -273,7 +273,8 @@ class Builder:
             # Few numbers, which decide what all others are for.
             return None
         names, weights = tuple(p.name for p in parameters), sum(p.size for p in parameters)
-        scheme = self.recipe(MatrixLocation(role, node, layer, self.layers, weights, names))
+        inputs = parameters[0].shape[-1]
+        scheme = self.recipe(MatrixLocation(role, node, layer, self.layers, weights, inputs, names))
         if scheme is not None and role in ("vision", "per_layer_embed") and scheme.algorithm in CALIBRATED:
             # Calibration reads text, which the vision encoder's weights have no part in; and a table is looked up.
             scheme = replace(scheme, algorithm="rtn")

@@ -21,8 +21,8 @@ class MatrixLocation:
     """Where a matrix sits: its ``role`` (see ``spec.Parameter``), its layer and how many layers there are.
 
     ``layer`` is None for embeddings and head. ``node`` is the name of the operator that uses the matrix,
-    "/model/layers.0/attn/qkv_proj/MatMul" for example. ``weights`` is how many numbers the matrix holds,
-    ``parameters`` are the names of the weights that it is made of.
+    "/model/layers.0/attn/qkv_proj/MatMul" for example. ``weights`` is how many numbers the matrix holds, ``inputs``
+    how many of them in a row; ``parameters`` are the names of the weights that it is made of.
     """
 
     role: str
@@ -30,6 +30,7 @@ class MatrixLocation:
     layer: int | None = None
     layers: int = 0
     weights: int = 0
+    inputs: int = 0
     parameters: tuple[str, ...] = ()
 
 
@@ -84,13 +85,15 @@ class Rule:
 
     It holds where every condition does that is given: ``roles``; ``layers``, numbers of which negative ones count
     from the end, or "sensitive"; ``nodes``, names of operators in which ``*`` stands for anything;
-    ``at_most``, the number of weights in the matrix. ``bits`` 0 keeps the weights float.
+    ``at_most``, the number of weights in the matrix; ``at_most_inputs``, that in a row of it. ``bits`` 0 keeps the
+    weights float.
     """
 
     roles: tuple[str, ...] = ()
     layers: tuple[int, ...] | str | None = None
     nodes: tuple[str, ...] = ()
     at_most: int | None = None
+    at_most_inputs: int | None = None
     bits: int | None = None
     block: int | None = None
     symmetric: bool | None = None
@@ -103,6 +106,8 @@ class Rule:
         if self.nodes and not any(fnmatch.fnmatchcase(place.node, pattern) for pattern in self.nodes):
             return False
         if self.at_most is not None and place.weights > self.at_most:
+            return False
+        if self.at_most_inputs is not None and place.inputs > self.at_most_inputs:
             return False
         if self.layers is None:
             return True
@@ -148,12 +153,13 @@ SMALL = 8_000_000
 # Blocks of 32 lose a third less than blocks of 128, for a tenth more space; what is only looked up takes no time.
 FINE_BLOCK = 32
 FINE = (Rule(at_most=SMALL, block=FINE_BLOCK), Rule(roles=("per_layer_embed",), block=FINE_BLOCK))
-# Every bit more quarters the error. Output projections, which add up in the residual stream, need one more than
-# the rest. In large matrices every byte costs time, so half of the layers get more for one of the two.
+# Every bit more quarters the error, so small models have 6 bits everywhere: embeddings and head too, which are large
+# next to the rest there. In large matrices every byte costs time, so half of the layers get more for one of them.
+SMALL_WIDTH = 1024
 WIDE = (
     Rule(roles=("down",), layers=SENSITIVE, bits=8),
-    Rule(roles=("qkv", "gate_up"), at_most=SMALL, bits=5, block=64),
-    Rule(roles=("out", "down"), at_most=SMALL, bits=6, block=64),
+    Rule(roles=("qkv", "out", "gate_up", "down"), at_most=SMALL, bits=6, block=64),
+    Rule(roles=("embed", "head"), at_most_inputs=SMALL_WIDTH, bits=6),
 )
 
 
@@ -196,7 +202,7 @@ class Preset:
     """A recipe as data. None leaves a choice to the target.
 
     ``algorithm`` finds the codes of all matrices but embeddings, and heads of 8 bits, which are rounded. ``wide``
-    gives 8 bits to the matrices of ``WIDE`` where the target has bits left over. ``rules`` come after that.
+    gives the matrices of ``WIDE`` more bits where the target has bits left over. ``rules`` come after that.
     ``rotate`` rotates the residual stream so that no channel stands out.
     """
 
@@ -219,7 +225,6 @@ BALANCED = Preset("balanced", "gptq", wide=True)
 QUALITY = Preset(
     "quality",
     "gptq",
-    wide=True,
     rules=(Rule(roles=("gate_up",), at_most=SMALL, bits=6), Rule(roles=("qkv", "out", "down"), bits=8)),
     calibration=Calibration(tokens=65536),
 )

@@ -24,8 +24,8 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "embed_bits": int, "vision_bits": int, "wide": bool, "rotate": bool, "rules": list, "calibration": Mapping,
 }  # fmt: skip
 _RULE_KEYS: dict[str, type | tuple[type, ...]] = {
-    "roles": (list, str), "layers": (list, str), "nodes": (list, str), "at_most": int, "bits": int, "block": int,
-    "symmetric": bool, "algorithm": str,
+    "roles": (list, str), "layers": (list, str), "nodes": (list, str), "at_most": int, "at_most_inputs": int,
+    "bits": int, "block": int, "symmetric": bool, "algorithm": str,
 }  # fmt: skip
 _CALIBRATION_KEYS: dict[str, type | tuple[type, ...]] = {
     "tokens": int, "length": int, "damping": (int, float), "sweeps": int, "correct": bool, "seed": int,
