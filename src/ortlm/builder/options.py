@@ -192,7 +192,10 @@ def make_recipe(precision: str, target: Target, options: BuildOptions) -> Recipe
         rules += FINE
     # A width that was asked for wins over one that a named recipe implies.
     if preset.wide and options.bits is None and target.wide and not eight:
-        named = {"head": (options.head_bits, preset.head_bits), "embed": (options.embed_bits, preset.embed_bits)}
+        named = {
+            "head": (options.head_bits, preset.head_bits),
+            "embed": (options.embed_bits, preset.embed_bits),
+        }
         asked = {role for role, choices in named.items() if choices != (None, None)}
         rules += [
             replace(r, block=block or r.block, roles=roles)

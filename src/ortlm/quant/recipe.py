@@ -21,8 +21,8 @@ class MatrixLocation:
     """Where a matrix sits: its ``role`` (see ``spec.Parameter``), its layer and how many layers there are.
 
     ``layer`` is None for embeddings and head. ``node`` is the name of the operator that uses the matrix,
-    "/model/layers.0/attn/qkv_proj/MatMul" for example. ``weights`` is how many numbers the matrix holds, ``inputs``
-    how many of them in a row; ``parameters`` are the names of the weights that it is made of.
+    "/model/layers.0/attn/qkv_proj/MatMul" for example. ``weights`` is how many numbers the matrix holds,
+    ``inputs`` how many of them in a row; ``parameters`` are the names of the weights that it is made of.
     """
 
     role: str
@@ -153,8 +153,8 @@ SMALL = 8_000_000
 # Blocks of 32 lose a third less than blocks of 128, for a tenth more space; what is only looked up takes no time.
 FINE_BLOCK = 32
 FINE = (Rule(at_most=SMALL, block=FINE_BLOCK), Rule(roles=("per_layer_embed",), block=FINE_BLOCK))
-# Every bit more quarters the error, so small models have 6 bits everywhere: embeddings and head too, which are large
-# next to the rest there. In large matrices every byte costs time, so half of the layers get more for one of them.
+# Every bit more quarters the error, so small models have 6 bits everywhere: embeddings and head too, which are
+# large next to the rest there. In large matrices every byte costs time, so half of the layers get more for one.
 SMALL_WIDTH = 1024
 WIDE = (
     Rule(roles=("down",), layers=SENSITIVE, bits=8),
