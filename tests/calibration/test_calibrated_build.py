@@ -252,7 +252,7 @@ def test_rules_and_kept_floats(tiny: Path, tmp_path: Path, text: Path) -> None:
     prepared = prepare(BuildRequest(tiny, options=options))
     schemes = {i.parameters[0]: i.scheme.bits for i in prepared.emitted.builder.plan.calibrated}
     assert schemes["layers.3.q.weight"] == 8
-    assert schemes["layers.2.q.weight"] == 5
+    assert schemes["layers.2.q.weight"] == 6
     assert not {"layers.1.gate.weight", "layers.1.down.weight"} & set(schemes)
     built = ortlm.build(tiny, tmp_path / "out", options=options)
     assert np.isfinite(ortlm.load(built.path, threads=1).logits([1, 2, 3])).all()

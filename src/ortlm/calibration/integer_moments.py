@@ -63,50 +63,53 @@ class IntegerMoments:
         if count < _ENOUGH:
             return moments(inputs, floats)
         pieces = list(_pieces(inputs, floats))
-        sums = np.zeros((width if floats is None else 2 * width, width), np.float32)
+        second = np.zeros((width, width), np.float32)
+        drift = None if floats is None else np.zeros((width, width), np.float32)
         squares = np.zeros(width, np.float32)
         # What is not finite is found in the result.
         with np.errstate(invalid="ignore", over="ignore"):
             for a in range(0, len(pieces), _GROUP):
-                sums += self._sums(pieces[a : a + _GROUP])
+                self._add(pieces[a : a + _GROUP], second, drift)
             for x, _ in pieces:
                 squares += np.einsum("tk,tk->k", x, x)
-            sums /= np.float32(count)
-            second = sums[:width]
             # What stands on the left and on the right is rounded in the same way, but summed in another order.
-            second = (second + second.T) / np.float32(2)
+            second += second.T
+            second /= np.float32(2 * count)
+            if drift is not None:
+                drift /= np.float32(count)
         np.fill_diagonal(second, squares / np.float32(count))
-        return Moments.checked(second, None if floats is None else sums[width:])
+        return Moments.checked(second, drift)
 
-    def _sums(self, pieces: Sequence[_Piece]) -> Floats:
-        """Return the sum of x xᵀ over tokens, [K, K]; below it that of (f - x) xᵀ."""
-        width = pieces[0][0].shape[1]
+    def _add(self, pieces: Sequence[_Piece], second: Floats, drift: Floats | None) -> None:
+        """Add the sum of x xᵀ over tokens to ``second`` [K, K], and that of (f - x) xᵀ to ``drift``."""
+        width = len(second)
         starts = [0, *itertools.accumulate(len(x) for x, _ in pieces)]
         reach = np.max(list(self._pool.map(_reach, pieces)), axis=0)
         # A channel of zeros has any step.
         step = np.maximum(reach / np.float32(127), np.float32(1e-30))
-        left = np.empty((starts[-1], len(step)), np.uint8)
+        left = np.empty((1 if drift is None else 2, starts[-1], width), np.uint8)
         right = np.empty((starts[-1], width), np.int8)
 
         def rounded(piece: _Piece, a: int) -> None:
             x, f = piece
             at = slice(a, a + len(x))
             right[at] = _rounded(x, step[:width])
-            np.bitwise_xor(right[at].view(np.uint8), _ZERO, out=left[at, :width])
+            np.bitwise_xor(right[at].view(np.uint8), _ZERO, out=left[0, at])
             if f is not None:
                 with np.errstate(invalid="ignore"):
-                    drift = f - x
-                np.bitwise_xor(_rounded(drift, step[width:]).view(np.uint8), _ZERO, out=left[at, width:])
+                    apart = f - x
+                np.bitwise_xor(_rounded(apart, step[width:]).view(np.uint8), _ZERO, out=left[1, at])
 
         list(self._pool.map(rounded, pieces, starts[:-1]))
-        binding = self._session.binding()
-        given = {"left": left, "right": right, "left_step": step[:, None], "right_step": step[:width]}
-        for name, array in given.items():
-            binding.input_array(name, array)
-        binding.output("result", None)
-        self._session.run(binding)
-        result: Floats = binding.result("result").numpy()
-        return result
+        for codes, sums, at in zip(left, (second, drift), step.reshape(-1, width), strict=False):
+            assert sums is not None
+            binding = self._session.binding()
+            given = {"left": codes, "right": right, "left_step": at[:, None], "right_step": step[:width]}
+            for name, array in given.items():
+                binding.input_array(name, array)
+            binding.output("result", None)
+            self._session.run(binding)
+            sums += binding.result("result").numpy()
 
 
 def _pieces(inputs: Sequence[Floats], floats: Sequence[Floats] | None) -> Iterator[_Piece]:

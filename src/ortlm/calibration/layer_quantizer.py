@@ -125,7 +125,8 @@ class LayerQuantizer:
                 "calibration text: the checkpoint is damaged or training diverged."
             )
         if any(m is not None and m.feeds_back for m in methods):
-            return feedback(seen, damping=self._settings.damping)
+            rows = sum(self._weights.parameters[name].shape[0] for name in product.parameters)
+            return feedback(seen, damping=self._settings.damping, rows=rows)
         return seen
 
     def head(self, states: Sequence[Floats], floats: Sequence[Floats] | None, item: Quantized) -> None:
@@ -133,7 +134,8 @@ class LayerQuantizer:
 
         ``floats`` are those of the float model.
         """
-        carry = feedback(self._moments_of(states, floats), damping=self._settings.damping)
+        seen = self._moments_of(states, floats)
+        carry = feedback(seen, damping=self._settings.damping, rows=item.rows)
         stack = self._weights.stack(item.parameters)
         step = max(1, _CHUNK // item.inputs)
         parts = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from ortlm.quant.gptq import moments
 from ortlm.quant.recipe import Calibration
 from ortlm.quant.rtn import Packed, dequantize
 from ortlm.quant.scheme import Scheme
+from ortlm.runtime.engine.huge_pages import give_back_at_once
 from ortlm.weights.reader import Weights
 from ortlm.weights.writer import Layout, write_packed, write_values
 
@@ -54,7 +56,11 @@ def calibrate(
     moments_of = by_integers or moments
     counts = [_matrices(plan, index) for index in range(len(spec.layers))]
     progress.start("calibrating", sum(counts), "matrices", done=sum(counts[: state.done]))
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(give_back_at_once())
+        stack.callback(model.close)
+        if by_integers is not None:
+            stack.callback(by_integers.close)
         streams = [model.embed(rows, change=_looked_up(plan, weights))]
         if settings.correct:
             streams.append(model.embed(rows, alongside=True))
@@ -75,10 +81,6 @@ def calibrate(
             floats = model.head_inputs(streams[1]) if settings.correct else None
             last.head(model.head_inputs(streams[0]), floats, head)
             _write(state, layout, last.results)
-    finally:
-        model.close()
-        if by_integers is not None:
-            by_integers.close()
 
 
 class _Counted:

@@ -197,7 +197,7 @@ class LayerwiseModel:
         assert product is not None
         real, weight = self._of(product, index, first)
         inputs, floats = ([values[product.value] for values in batches] for batches in given)
-        return PairedProducts(change(real, inputs, floats, weight), weight, threads=self._threads)
+        return PairedProducts(change(real, inputs, floats, weight), weight, self._pool, threads=self._threads)
 
     @staticmethod
     def _multiply(piece: Piece, paired: PairedProducts, values: Values, others: Values) -> None:

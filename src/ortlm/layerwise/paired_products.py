@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from ortlm.dtypes import Array, Floats
+from ortlm.dtypes import Floats
 from ortlm.graph.integer_matmul import paired_products
-from ortlm.quant.per_channel import round_columns
+from ortlm.quant.per_channel import turned_columns
 from ortlm.runtime.engine.session import Session
 
 # Tokens at once: what comes between two operators stays in the processor's cache, and kernels run at full speed.
@@ -25,12 +26,13 @@ class PairedProducts:
     been a slightly different one; the difference between them, which calibration looks at, is rounded by itself.
     """
 
-    def __init__(self, matrix: Floats, other: Floats, *, threads: int | None = None) -> None:
+    def __init__(self, matrix: Floats, other: Floats, pool: Executor, *, threads: int | None = None) -> None:
         self._pair = matrix, other
         self._session: Session | None = None
         if matrix.size > _MOST:
             return
-        model = paired_products(*(_columns(weight) for weight in (matrix, other, other - matrix)))
+        columns = [turned_columns(weight, pool) for weight in (matrix, other, other - matrix)]
+        model = paired_products(*columns)
         # Matrices in the graph are brought into the kernel's layout once. It is run a few times and forgotten.
         self._session = Session(
             Path("paired_products.onnx"),
@@ -59,8 +61,3 @@ class PairedProducts:
             if not np.isfinite(source.sum(dtype=np.float64)):
                 result[...] = np.nan
         return results[0], results[1]
-
-
-def _columns(weight: Floats) -> tuple[Array, Array]:
-    codes, scales = round_columns(weight)
-    return np.ascontiguousarray(codes.T), scales

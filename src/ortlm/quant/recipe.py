@@ -167,7 +167,7 @@ WIDE = (
 class Calibration:
     """How a model is calibrated: on ``tokens`` tokens, in rows of ``length``.
 
-    ``tokens`` None is 24,576, and 16,384 for models above two billion parameters, whose layers are large.
+    ``tokens`` None is 24,576, and 16,384 for models above one billion parameters, whose layers are large.
     ``damping``: see ``quant.gptq.feedback``. ``sweeps``: see ``quant.gptq.gptq``. ``correct`` lets each matrix
     compensate for the errors of earlier layers too. ``seed`` is that of the text that the model writes itself.
     """
@@ -192,7 +192,7 @@ class Calibration:
 
     def of(self, parameters: int, context: int) -> tuple[int, int]:
         """Return how many rows of which length a model reads that has so many parameters, and such a context."""
-        tokens = self.tokens or (24576 if parameters < 2e9 else 16384)
+        tokens = self.tokens or (24576 if parameters < 1e9 else 16384)
         length = min(self.length, context)
         return max(1, tokens // length), length
 

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ _SMALLEST_BYTES = 4 << 20
 # The system is asked for this much at a time: a page fault elsewhere waits for one call at most.
 _PIECE_BYTES = 4 << 20
 _LEAST_PRIORITY = 19
+_MMAP_THRESHOLD = -3  # mallopt(3)
+_LEAST_GIVEN_BACK_BYTES = (16 << 20) - (64 << 10)
 _MOST_KEPT_BYTES = (32 << 20) - (64 << 10)  # glibc's limit, less what it needs itself
 
 _threads: list[threading.Thread] = []
@@ -98,6 +101,24 @@ def keep_freed_memory() -> None:
     allocating and freeing one such array once is all it takes; other C libraries are not affected.
     """
     np.empty(_MOST_KEPT_BYTES, dtype=np.uint8)
+
+
+@contextlib.contextmanager
+def give_back_at_once() -> Iterator[None]:
+    """Let the C library give back what arrays of more than 16 MB free, as soon as they do.
+
+    Otherwise those of up to 32 MB lie on its heap, and where they come and go between what stays, it grows: to
+    twice what is in use while a model is calibrated. Smaller ones come and go so often that it would take time.
+    glibc only.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        _libc().mallopt(_MMAP_THRESHOLD, _LEAST_GIVEN_BACK_BYTES)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(AttributeError, OSError):
+            _libc().mallopt(_MMAP_THRESHOLD, _MOST_KEPT_BYTES)
+            _libc().malloc_trim(0)
 
 
 def _on_request() -> bool:
