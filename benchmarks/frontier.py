@@ -286,7 +286,7 @@ class Run:
             found[f"ortlm {name}"] = lambda recipe=recipe: self._ours(recipe, 0)
         for name in _OFFICIAL:
             found[f"official {name}"] = lambda name=name: self._peer(
-                self.args.official, "genai_quality.py", self.huggingface(), name
+                sys.executable, "genai_quality.py", self.huggingface(), name
             )
         if self.args.llama:
             for name in _LLAMA:
@@ -410,9 +410,6 @@ def main() -> int:
     run.add_argument("--seeds", type=int, default=3, help="how many texts to write for the default")
     run.add_argument("--only", nargs="*", default=[], help="parts of names, such as 'ortlm' or 'Q4_K'")
     run.add_argument("--llama", help="Python of an environment with llama-cpp-python")
-    run.add_argument(
-        "--official", default=sys.executable, help="Python of an environment with onnxruntime-genai"
-    )
     run.add_argument("--openvino", help="Python of an environment with optimum-intel and nncf")
     run.add_argument("--auto-round", help="Python of an environment with auto-round")
     run.add_argument("--json", type=Path, help="where to write the results")

@@ -180,12 +180,13 @@ def _calibration_bytes(spec: Decoder, tokens: int) -> int:
             inner = max(inner, layer.ffn.shared)
         widths = (spec.hidden, wide, spec.hidden, inner)
         matrices = {"qkv": 3 * wide * spec.hidden, "ffn": 2 * inner * spec.hidden}
-        # Moments and drift in fp32, their factors in fp64; and what is multiplied, by the float model and by ours:
-        # the matrices in fp32, and three in 8 bits in several layouts.
-        square = max(widths) ** 2
-        most = max(
-            most, 24 * square + 4 * tokens * (sum(widths) + 4 * max(widths)) + 28 * max(matrices.values())
-        )
+        # Moments, drift and factors in fp32; of each token the residual stream and what is multiplied, of the
+        # float model and of ours, and with experts what several of them return; the matrices in fp32, and three
+        # in 8 bits in several layouts.
+        values = 2 * (spec.hidden + max(widths))
+        if isinstance(layer.ffn, Experts):
+            values = sum(widths) + 4 * max(widths)
+        most = max(most, 16 * max(widths) ** 2 + 4 * tokens * values + 28 * max(matrices.values()))
     # Both models have all streams of every token.
     return most + 8 * tokens * (spec.streams - 1) * spec.hidden
 
