@@ -226,6 +226,8 @@ def test_a_model_of_text(tiny: Path, build: Any) -> None:
     ):
         with pytest.raises(BadOption, match="text model: it takes no images"):
             call()
+    with pytest.raises(BadOption, match=r"num_crops does not apply.*text model"):
+        lm.generate("x", num_crops=4)
 
 
 def test_ids_of_images_mean_nothing_to_a_model_of_text(build: Any) -> None:

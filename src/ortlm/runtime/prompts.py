@@ -83,6 +83,8 @@ class Prompts:
         self, prompt: Prompt, images: Sequence[ImageSource] | None = None, num_crops: int | None = None
     ) -> list[int]:
         """Return the token ids of ``prompt``, of any size; see LanguageModel.encode."""
+        if num_crops is not None and self._vision_encoder is None:
+            raise BadOption(f"num_crops does not apply: {self._folder} is a text model.")
         if self._vision_encoder is not None and (isinstance(prompt, str) or _are_messages(prompt)):
             ids = self._encode_seen(self._vision_encoder, prompt, list(images or ()), num_crops)
         elif images or (_are_messages(prompt) and any(map(_shows, cast("Sequence[Message]", prompt)))):
