@@ -33,6 +33,7 @@ from ortlm.quant.recipe import Rule
 from ortlm.quant.scheme import Scheme
 from ortlm.runtime.language_model import LanguageModel
 from ortlm.runtime.text.tokenizer import Tokenizer
+from ortlm.target import find_target
 
 # What sensitivities are measured on: chunks, and tokens in each, of which the second half counts.
 _CHUNKS, _CHUNK_TOKENS = 6, 256
@@ -103,12 +104,17 @@ def search(
             f"{_FLAGS} say nothing of the copy for --fast-prompts. Search first, and build what was found (rules "
             "in a recipe) with it."
         )
-    method = CALIBRATED.get(preset_of("int4", request.options).algorithm)
+    preset = preset_of("int4", request.options)
+    method = CALIBRATED.get(preset.algorithm)
     if method is not None and method.equalizes:
         raise BadOption(
             f"{_FLAGS} mix matrices of several builds, which AWQ scales differently. Choose another algorithm, "
             "gptq for example."
         )
+    if (request.options.embed_bits, preset.embed_bits) == (None, None):
+        # Nothing is chosen for embeddings, and fewer bits than usual would be in the way of a good model.
+        usual = find_target(request.target).embed_bits
+        request = replace(request, options=replace(request.options, embed_bits=usual))
     # Before anything is built, which takes long.
     least = prepare(_everywhere(request, _FEWEST, (*_ROLES, "experts"))).outline
     if target_bits is not None and least.bits_per_weight > target_bits:
