@@ -82,6 +82,9 @@ def recipes() -> dict[str, Recipe]:
     return {
         "fast": Recipe("int4", BuildOptions(recipe="fast"), calibrated=False),
         "int8": Recipe("int8", BuildOptions(), calibrated=False),
+        "int8, embeddings and head 6": Recipe(
+            "int8", BuildOptions(embed_bits=6, head_bits=6), calibrated=False
+        ),
         "balanced (default)": Recipe("int4", BuildOptions(recipe="balanced")),
         "balanced, 4 bits": Recipe("int4", BuildOptions(recipe="balanced", bits=4)),
         "balanced, 4 bits, block 32": body(4, 32),

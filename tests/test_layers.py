@@ -42,7 +42,9 @@ ALLOWED = {
     "builder.turn_ends": {"builder", "runtime"},
     # Only these measure what they built.
     "builder.verification": {"builder", "evaluation", "layerwise"},
-    "builder.bit_allocation": {"artifact", "builder", "evaluation", "graph", "layerwise", "quant", "runtime"},
+    "builder.bit_allocation": {
+        "artifact", "builder", "evaluation", "graph", "layerwise", "quant", "runtime", "target",
+    },
     "runtime": {"artifact", "tokenization"},
     "lm_eval": {"runtime", "serving"},
     "genai": {"artifact", "runtime"},
