@@ -24,8 +24,9 @@ Row = NDArray[np.int64]
 
 # Of a larger text, pieces from all over it are read: so many bytes for each token that is wanted.
 _BYTES_PER_TOKEN = 16
-# Memory for the cache while the model writes.
-_CACHE_BYTES = 1 << 30
+# Memory for the cache while the model writes, twice that where so few rows would fit into it that a step, which
+# reads all weights, would serve too few.
+_CACHE_BYTES, _FEW_ROWS = 1 << 29, 64
 # And for the logits of all rows, of which there are two copies.
 _LOGITS_BYTES = 1 << 27
 _MOST_ROWS = 256
@@ -181,7 +182,8 @@ def write_rows(
     options = {**artifact.manifest.session_options, "session.intra_op.allow_spinning": "0"}
     quiet = replace(artifact, manifest=replace(artifact.manifest, session_options=options))
     lm = LanguageModel(quiet, threads=threads, prefix_caches=0)
-    cached = _CACHE_BYTES // max(1, lm.cache_bytes_per_token * length)
+    row_bytes = max(1, lm.cache_bytes_per_token * length)
+    cached = max(_CACHE_BYTES // row_bytes, min(_FEW_ROWS, 2 * _CACHE_BYTES // row_bytes))
     at_once = max(1, min(_MOST_ROWS, cached, _LOGITS_BYTES // (4 * lm.vocab_size)))
     writer = _Writer(lm)
     rows: list[Row] = []
