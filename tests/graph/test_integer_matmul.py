@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ortlm.artifact import Graph
 from ortlm.bench.traffic import read_traffic
 from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadOption
-from ortlm.quant.per_channel import round_columns
+from ortlm.quant.per_channel import round_columns, turned_columns
 from tests.architectures import oracle
 from tests.architectures.oracle import relative_error
 
@@ -29,6 +30,15 @@ def test_columns() -> None:
     assert (codes.dtype, scales.dtype, codes.shape, scales.shape) == (np.int8, np.float32, (5, 70), (5,))
     assert np.abs(codes * scales[:, None] - weight).max() <= scales.max() / 2 * 1.001
     assert codes[[0, 1, 2, 4]].min(axis=1).min() >= -127
+
+
+def test_turned_columns() -> None:
+    weight = np.random.default_rng(0).standard_normal((200, 70)).astype(np.float32)
+    codes, scales = round_columns(weight)
+    with ThreadPoolExecutor(2) as pool:
+        turned, same = turned_columns(weight, pool)
+    assert np.array_equal(turned, codes.T)
+    assert np.array_equal(same, scales)
 
 
 @pytest.mark.parametrize("name", ["phi3", "llama-bias", "gemma2", "qwen3"])

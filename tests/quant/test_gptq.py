@@ -11,6 +11,7 @@ from ortlm.quant.gptq import corrected, feedback, gptq, moments
 from ortlm.quant.pack import unpack
 from ortlm.quant.rtn import clip_search, clipped_range, dequantize, rtn
 from ortlm.quant.scheme import Scheme
+from tests.architectures.oracle import relative_error
 
 
 def inputs(count: int = 600, width: int = 96, seed: int = 0) -> np.ndarray:
@@ -139,6 +140,33 @@ def test_correction_is_least_squares() -> None:
 
     assert off(corrected(w, carry)) < 1.01 * off(best) < off(w)
     assert corrected(w, feedback(moments([x]))) is w
+
+
+@pytest.mark.parametrize("damping", [0.2, 1e-3])
+def test_many_inputs(damping: float) -> None:
+    """More than are rounded and solved for between two large products; factors in float32 and in float64."""
+    width, scheme = 600, Scheme(bits=4, block=32)
+    x = inputs(1200, width)
+    f = x + 0.1 * inputs(1200, width, seed=1)
+    found, w = moments([x], [f]), weight(16, width)
+    carry, shared = feedback(found, damping=damping), feedback(found, damping=damping, rows=width)
+    added = damping * np.diagonal(found.second).mean() * np.eye(width)
+    h = found.second.astype(np.float64) + added
+    ordered = h[np.ix_(carry.order, carry.order)]
+    upper = carry.carried.astype(np.float64)
+    assert relative_error(upper @ np.diag(carry.spread) @ upper.T, ordered) < 1e-5
+    assert (np.tril(carry.carried, -1) == 0).all()
+    assert found.drift is not None
+    want = w + w @ found.drift @ np.linalg.inv(h)
+    for known in (carry, shared):
+        assert relative_error(corrected(w, known) - w, want - w) < 2e-3
+    assert shared.drift is None
+    scales, zeros = clipped_range(w, scheme, carry.importance)
+    codes = dequantize(gptq(w, scheme, carry, scales, zeros), scheme, width)
+    plain = plain_gptq(w, scheme, h, carry.order, scales, zeros)
+    # A near tie in one code changes those after it.
+    assert (np.abs(codes - plain) < 1e-4).mean() > 0.98
+    assert abs(loss(w, codes, x) / loss(w, plain, x) - 1) < 0.01
 
 
 def test_awq_scales_help_rounding() -> None:
