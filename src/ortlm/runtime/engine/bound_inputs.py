@@ -116,13 +116,15 @@ class BoundInputs:
 class BoundRun:
     """What runs of ``graph`` read and write: its integers, logits in memory of their own, and the rest.
 
-    ``logits`` is that memory, None if every run gets new one.
+    ``logits`` is that memory, None if every run gets new one. ``logits_memory`` is what was made for so many rows,
+    which serves whoever has this run next.
     """
 
     def __init__(self, backend: Backend, graph: Graph) -> None:
         self.binding = backend.binding()
         self.inputs = BoundInputs(backend, graph, self.binding)
         self.logits: DeviceTensor | None = None
+        self.logits_memory: tuple[int, DeviceTensor] | None = None
 
 
 def integer_types(backend: Backend, graph: Graph) -> dict[str, np.dtype[np.integer]]:

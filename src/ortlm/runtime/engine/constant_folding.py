@@ -25,12 +25,12 @@ from ortlm._utils import protobuf
 from ortlm.dtypes import BY_ONNX, Array, dtype
 from ortlm.runtime.engine.folding_operators import OPERATORS, Unknown
 from ortlm.runtime.engine.scratch_file import ScratchFile
+from ortlm.runtime.engine.small_graphs import SmallGraph
 
 _log = logging.getLogger(__name__)
 
 # Numbers of fields in onnx.proto.
-_MODEL_IR_VERSION, _MODEL_GRAPH, _MODEL_OPSET, _OPSET_VERSION = 1, 7, 8, 2
-_GRAPH_NAME = 2
+_MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
 _ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER, _ATTRIBUTE_TEXT = 1, 3, 4
@@ -38,7 +38,7 @@ _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL = 1, 2, 8, 9, 13
 _TENSOR_LOCATION, _EXTERNAL = 14, 1
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
-_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TYPE_ELEMENT = 1, 2, 1, 1
+_VALUE_NAME = 1
 # No file is so long: if anybody looked there for what is given with the graph, that would be an error.
 _BEYOND = 1 << 50
 
@@ -361,16 +361,11 @@ def _attributes(data: bytes, node: _Node) -> dict[bytes, int | bytes]:
 
 def _alone(kind: bytes) -> bytes:
     """Return a graph with one operator of this kind, from x to y, both fp32."""
-    node = protobuf.field(_NODE_INPUT, b"x") + protobuf.field(_NODE_OUTPUT, b"y")
-    graph = protobuf.field(_GRAPH_NODE, node + protobuf.field(_NODE_KIND, kind))
-    graph += protobuf.field(_GRAPH_NAME, kind)
-    kind_of_value = protobuf.field(_TYPE_TENSOR, protobuf.field(_TYPE_ELEMENT, _FP32))
-    for number, name in ((_GRAPH_INPUT, b"x"), (_GRAPH_OUTPUT, b"y")):
-        value = protobuf.field(_VALUE_NAME, name) + protobuf.field(_VALUE_TYPE, kind_of_value)
-        graph += protobuf.field(number, value)
-    model = protobuf.field(_MODEL_IR_VERSION, 8)
-    model += protobuf.field(_MODEL_OPSET, protobuf.field(_OPSET_VERSION, 17))
-    return model + protobuf.field(_MODEL_GRAPH, graph)
+    name = kind.decode()
+    graph = SmallGraph(name, 17)
+    graph.op(name, graph.input("x", _FP32), name="y")
+    graph.output("y", _FP32)
+    return graph.model()
 
 
 def _written(

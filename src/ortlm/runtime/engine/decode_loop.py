@@ -95,8 +95,6 @@ class Loop:
         self._own = self._bound = BoundRun(backend, graph)
         # Whether the next runs bind what no other run may find bound.
         self._apart = False
-        # Memory for the logits of so many rows.
-        self._logits_memory: tuple[int, DeviceTensor] | None = None
         fed = {*graph.inputs.values(), *graph.optional.values(), *(state.past for state in graph.states)}
         # What the graph must be given, and only ``use`` can give.
         self._missing = set(backend.inputs) - fed
@@ -818,18 +816,19 @@ class Loop:
             self._bound.logits = None
             self._bound.binding.output(self._logits, None, to_host=True)
             return
-        if self._logits_memory is None or self._logits_memory[0] != rows:
+        bound = self._bound
+        if bound.logits_memory is None or bound.logits_memory[0] != rows:
             many = rows > 1 and not self._in_place and info.dtype.name != "fp32"
             if many or self._backend.captures:
                 # A device converts many rows in less time than they take to come over, and finds the largest.
                 tensor = self._backend.memory.empty((rows, 1, vocab), info.dtype)
             else:
                 tensor = self._backend.tensor(np.zeros((rows, 1, vocab), info.dtype.numpy))
-            self._logits_memory = rows, tensor
-        tensor = self._logits_memory[1]
-        if self._bound.logits is not tensor:
-            self._bound.logits = tensor
-            self._bound.binding.output(self._logits, tensor)
+            bound.logits_memory = rows, tensor
+        tensor = bound.logits_memory[1]
+        if bound.logits is not tensor:
+            bound.logits = tensor
+            bound.binding.output(self._logits, tensor)
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

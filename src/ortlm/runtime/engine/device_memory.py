@@ -12,13 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ortlm.dtypes import BY_ONNX, Array, DType, Floats, as_float32
+from ortlm.dtypes import BY_ONNX, Array, DType, Floats, as_float32, dtype
 from ortlm.runtime.engine.backend import DeviceTensor
+from ortlm.runtime.engine.small_graphs import SmallGraph
 
 # From here on Slice, Expand, Concat and Gather take every element type that states have.
 _OPSET = 13
 # So many numbers come over as they are in less time than it takes to start a graph on them.
 _FEW = 1 << 17
+_FLOAT, _INT64 = dtype("fp32").onnx, dtype("int64").onnx
 
 
 class Runner(Protocol):
@@ -173,6 +175,10 @@ class DeviceMemory:
     def most_likely(self, logits: DeviceTensor) -> NDArray[np.int64] | None:
         """Return the id of the largest of ``logits`` [B, 1, V] in each row; None if one is not finite."""
         if self._device.reads and math.prod(_shape(logits)) <= _FEW:
+            if _kind(logits).name == "fp16":
+                best = _largest(self._device.read(logits)[:, 0])
+                if best is not None:
+                    return best
             few = self.float32(logits)[:, 0]
             return np.argmax(few, axis=1).astype(np.int64) if np.isfinite(few).all() else None
         found: Floats = np.empty(_shape(logits)[:2], np.float32)
@@ -216,6 +222,20 @@ class DeviceMemory:
         self._device.run(session, inputs, {f"y{i}": tensor for i, tensor in enumerate(new)})
 
 
+def _largest(logits: Array) -> NDArray[np.int64] | None:
+    """Return the place of the largest of fp16 ``logits`` [B, V] in each row, the lowest among equals.
+
+    None unless all are finite and the largest are above zero, which they are but for odd models: whole numbers
+    made of the bits have the same order there, and numpy compares those much faster.
+    """
+    bits = logits.view(np.int16)
+    best = bits.argmax(axis=1)
+    largest = bits[np.arange(len(bits)), best]
+    # From here on an exponent says infinite, or not a number.
+    finite = largest.max() < 0x7C00 and bits.view(np.uint16).max() < 0xFC00
+    return best if finite and largest.min() > 0 else None
+
+
 def _shape(tensor: DeviceTensor) -> tuple[int, ...]:
     return tuple(tensor.value.shape()) if tensor.array is None else tensor.array.shape
 
@@ -229,67 +249,56 @@ def _graph(what: str, kind: DType, count: int, rank: int, axis: int, width: int)
 
     ``width`` is the size of the last dimension for "largest".
     """
-    # Takes a while to import, and runs on a CPU never need it.
-    import onnx_ir as ir
+    graph = SmallGraph(what, _OPSET)
+    op, element = graph.op, kind.onnx
 
-    element, int64 = ir.DataType(kind.onnx), ir.DataType.INT64
+    def given(name: str, size: str) -> str:
+        return graph.input(name, _INT64, [size])
 
-    def value(name: str, of: ir.DataType, shape: list[str]) -> ir.Value:
-        return ir.Value(name=name, type=ir.TensorType(of), shape=ir.Shape(shape))
+    def sizes(name: str) -> list[str]:
+        return [f"{name}_{at}" for at in range(rank)]
 
-    def given(name: str, size: str) -> ir.Value:
-        inputs.append(value(name, int64, [size]))
-        return inputs[-1]
-
-    def constant(name: str, array: Array) -> ir.Value:
-        made = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        initializers.append(made)
-        return made
-
-    def op(kind: str, *of: ir.Value, **attributes: int) -> ir.Value:
-        nodes.append(ir.node(kind, of, attributes=attributes))
-        return nodes[-1].outputs[0]
-
-    inputs: list[ir.Value] = []
-    initializers: list[ir.Value] = []
-    nodes: list[ir.Node] = []
-    dimensions = [[f"{name}{i}_{at}" for at in range(rank)] for i in range(count) for name in "xy"]
-    tensors = [] if what == "zeros" else [value(f"x{i}", element, dimensions[2 * i]) for i in range(count)]
-    inputs.extend(tensors)
+    named = [(f"x{i}", f"y{i}") for i in range(count)]
+    result, dimensions = element, rank
+    if what != "zeros":
+        for x, _ in named:
+            graph.input(x, element, sizes(x))
     if what == "zeros":
-        shape, zero = given("shape", "rank"), constant("zero", np.zeros((), kind.numpy))
-        results = [op("Expand", zero, shape) for _ in range(count)]
+        shape, zero = given("shape", "rank"), graph.constant("zero", np.zeros((), kind.numpy))
+        for _, y in named:
+            op("Expand", zero, shape, name=y)
     elif what == "copy":
-        results = [op("Identity", tensor) for tensor in tensors]
+        for x, y in named:
+            op("Identity", x, name=y)
     elif what == "float32":
-        results = [op("Cast", tensor, to=ir.DataType.FLOAT.value) for tensor in tensors]
+        result = _FLOAT
+        for x, y in named:
+            op("Cast", x, name=y, to=_FLOAT)
     elif what == "largest":
-        wide = [op("Cast", tensor, to=ir.DataType.FLOAT.value) for tensor in tensors]
-        ids = [op("Cast", op("ArgMax", x, axis=2, keepdims=0), to=ir.DataType.FLOAT.value) for x in wide]
         # 0 times what is not finite is not a number, and ArgMax passes over those.
-        none = constant("none", np.zeros((width, 1), np.float32))
-        size = constant("size", np.array([-1, 1], np.int64))
-        results = [
-            op("Add", at, op("Reshape", op("MatMul", x, none), size)) for at, x in zip(ids, wide, strict=True)
-        ]
-        dimensions = [sizes[:2] for sizes in dimensions]
+        none = graph.constant("none", np.zeros((width, 1), np.float32))
+        size = graph.constant("size", np.array([-1, 1], np.int64))
+        result, dimensions = _FLOAT, 2
+        for x, y in named:
+            wide = op("Cast", x, to=_FLOAT)
+            at = op("Cast", op("ArgMax", wide, axis=2, keepdims=0), to=_FLOAT)
+            op("Add", at, op("Reshape", op("MatMul", wide, none), size), name=y)
     elif what == "rows":
         rows = given("rows", "rows")
-        results = [op("Gather", tensor, rows, axis=axis - 2) for tensor in tensors]
+        for x, y in named:
+            op("Gather", x, rows, name=y, axis=axis - 2)
     elif what == "cut":
         start, stop = given("start", "axes"), given("stop", "axes")
-        axes = constant("axes", np.array([axis - 2, axis], np.int64))
-        results = [op("Slice", tensor, start, stop, axes) for tensor in tensors]
+        axes = graph.constant("axes", np.array([axis - 2, axis], np.int64))
+        for x, y in named:
+            op("Slice", x, start, stop, axes, name=y)
     else:
-        start, axes = constant("start", np.array([0], np.int64)), constant("axes", np.array([axis], np.int64))
+        start = graph.constant("start", np.array([0], np.int64))
+        axes = graph.constant("axes", np.array([axis], np.int64))
         stop, tail = given("stop", "one"), given("tail", "rank")
-        end = op("Expand", constant("zero", np.zeros((), kind.numpy)), tail)
-        results = [op("Concat", op("Slice", tensor, start, stop, axes), end, axis=axis) for tensor in tensors]
-    for i, result in enumerate(results):
-        wide_result = what in ("float32", "largest")
-        result.name, result.type = f"y{i}", ir.TensorType(ir.DataType.FLOAT if wide_result else element)
-        result.shape = ir.Shape(dimensions[2 * i + 1])
-    graph = ir.Graph(
-        inputs, results, nodes=nodes, initializers=initializers, opset_imports={"": _OPSET}, name=what
-    )
-    return bytes(ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString())
+        end = op("Expand", graph.constant("zero", np.zeros((), kind.numpy)), tail)
+        for x, y in named:
+            op("Concat", op("Slice", x, start, stop, axes), end, name=y, axis=axis)
+    for _, y in named:
+        graph.output(y, result, sizes(y)[:dimensions])
+    return graph.model()
