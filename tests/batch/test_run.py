@@ -23,6 +23,7 @@ from ortlm.batch.run import BatchOptions, run_batch
 from ortlm.cli import main
 from ortlm.errors import BadOption
 from tests.batch.conftest import Silent, mixed, request, results, said, write
+from tests.serving.alone import says_alone
 
 
 def test_answers_are_those_of_single_requests(
@@ -37,7 +38,7 @@ def test_answers_are_those_of_single_requests(
     for row in rows:
         body = row["body"]
         prompt = body["prompt"] if "prompt" in body else body["messages"]
-        alone = lm.generate(prompt, max_new_tokens=body["max_tokens"], temperature=0, reuse_cache=False)
+        alone = says_alone(lm, prompt, max_new_tokens=body["max_tokens"], temperature=0)
         assert said(found[row["custom_id"]]) == alone.text
     one = found["r1"]
     assert one.keys() == {"id", "custom_id", "response", "error"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,23 @@ def test_what_is_stored(build: Any, saved: Any, tmp_path: Path) -> None:
     reads = [read_traffic(folder / "model.onnx", graph).weight_bytes for folder in (fast, usual)]
     assert reads[0] == reads[1]
     onnx.checker.check_model(fast / "model.onnx", full_check=True)
+
+
+def test_no_overflow_without_vnni(build: Any) -> None:
+    """There ONNX Runtime stores codes in another way, if it is told to and finds them in the operator's graph."""
+    folder = build("phi3", "int4", FAST).artifact.path
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    branches = [a.g for node in graph.node if node.op_type == "If" for a in node.attribute]
+    products = 0
+    for branch in branches:
+        stored = {tensor.name for tensor in branch.initializer}
+        for node in branch.node:
+            if node.op_type == "MatMulIntegerToFloat":
+                products += 1
+                assert node.input[1] in stored
+    assert products
+    config = json.loads((folder / "genai_config.json").read_text())
+    assert config["model"]["decoder"]["session_options"]["session.x64quantprecision"] == "1"
 
 
 def test_images(tmp_path: Path) -> None:

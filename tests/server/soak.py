@@ -31,6 +31,7 @@ import psutil
 
 import ortlm
 from ortlm.builder.options import BuildOptions
+from tests.serving.alone import says_alone
 
 # How often clients behave in each way, in percent: a fifth of them leaves.
 WAYS = {"whole": 32, "stream": 30, "leaves": 20, "bad": 5, "large": 3, "slow reader": 5, "slow writer": 5}
@@ -63,12 +64,12 @@ def questions(lm: ortlm.LanguageModel, count: int, random_: random.Random) -> li
         text = " ".join(random_.choices(WORDS.split(), k=random_.choice((1, 5, 20, 80))))
         new = random_.choice((1, 4, 16, 48))
         drawn = {"temperature": 0.9, "seed": number} if number % 3 == 0 else {"temperature": 0.0}
-        how = {"max_new_tokens": new, "reuse_cache": False, **drawn}
+        how = {"max_new_tokens": new, **drawn}
         if number % 2:
-            said, body = lm.generate(text, **how), {"prompt": text}
+            said, body = says_alone(lm, text, **how), {"prompt": text}
         else:
             messages = [{"role": "user", "content": text}]
-            said, body = lm.generate(messages, **how), {"messages": messages}
+            said, body = says_alone(lm, messages, **how), {"messages": messages}
         path = "/v1/completions" if number % 2 else "/v1/chat/completions"
         found.append(Asked(path, {**body, "max_tokens": new, **drawn}, said.text))
     return found

@@ -18,6 +18,7 @@ from ortlm import Guidance
 from ortlm.builder.options import BuildOptions
 from ortlm.errors import BadOption, ContextFull, Error, Overloaded, ShutDown, TimedOut
 from ortlm.serving.engine import Engine, EngineOptions
+from tests.serving.alone import says_alone
 
 TEXTS = [
     "def read_lines(path):\n    with open(path) as file:\n",
@@ -60,7 +61,7 @@ def prompt(lm, text, copies):
 @cache
 def alone(lm, text, copies, asked):
     options = {"max_new_tokens": 10, **ASKED[asked]}
-    return lm.generate(prompt(lm, text, copies), reuse_cache=False, **options)
+    return says_alone(lm, prompt(lm, text, copies), **options)
 
 
 def same(found, wanted):

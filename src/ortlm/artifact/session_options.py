@@ -17,6 +17,8 @@ from ortlm.errors import BadArtifact, nearest
 
 _log = logging.getLogger(__name__)
 
+# Lets processors without VNNI multiply integers exactly, where they would overflow otherwise.
+INTEGERS_DO_NOT_OVERFLOW = "session.x64quantprecision"
 _SWITCH = one_of("0", "1", 0, 1, True, False)
 _NAMES = re.compile(r"[A-Za-z0-9_;]{0,1000}")
 _DEVICE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,60}")
@@ -40,6 +42,7 @@ _ALLOWED: Mapping[str, Field] = {
         "names of optimizers, separated by ;",
     ),
     "session.use_device_allocator_for_initializers": _SWITCH,
+    INTEGERS_DO_NOT_OVERFLOW: _SWITCH,
 }
 
 # What configurations for onnxruntime-genai carry too, and what is known of the machine here decides instead. They

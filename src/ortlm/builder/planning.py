@@ -20,6 +20,7 @@ from ortlm.artifact import (
     read_templates,
     to_genai,
 )
+from ortlm.artifact.session_options import INTEGERS_DO_NOT_OVERFLOW
 from ortlm.builder import transformers_js
 from ortlm.builder.adapter_export import adapter_bytes
 from ortlm.builder.estimate import OWN_TEXT, CalibrationPlan, Outline, make_outline
@@ -365,7 +366,11 @@ def _manifest(model: _Model, choices: _Choices, graphs: _Graphs, outline: Outlin
         adapters=model.adapters,
         ragged=(ragged_file(filename), graphs.ragged) if graphs.ragged is not None else None,
     )
-    return replace(manifest, session_options=dict(choices.options.session_options))
+    options = dict(choices.options.session_options)
+    if choices.options.fast_prompts or choices.options.integer_only:
+        # For the official runtime; ours always says so.
+        options = {INTEGERS_DO_NOT_OVERFLOW: "1", **options}
+    return replace(manifest, session_options=options)
 
 
 def weights_of(prepared: Prepared, *, rotated: bool = True) -> Weights:

@@ -106,6 +106,9 @@ class Builder:
         self._inputs: list[Value] = []
         self.outputs: list[Value] = []
         self._initializers: dict[str, Value] = {}
+        # Those that lie in a branch, by the branch.
+        self._inside: list[tuple[ir.Graph, list[str]]] = []
+        self._branch: list[str] = []
         self._used: dict[str, int] = {}
 
     # --- values -------------------------------------------------------------------------------------------
@@ -222,11 +225,12 @@ class Builder:
         """
         branches = {}
         for branch, emit in (("then_branch", then), ("else_branch", other)):
-            outside, self.nodes = self.nodes, []
+            outside, self.nodes, self._branch = self.nodes, [], []
             values = emit()
             graph = ir.Graph([], values, nodes=self.nodes, name=f"{name}/{branch}")
             branches[branch] = ir.AttrGraph(branch, graph)
-            self.nodes = outside
+            self._inside.append((graph, self._branch))
+            self.nodes, self._branch = outside, []
         outputs = [_value(self._unique(f"{name}/If"), self.dtype, shape) for shape in shapes]
         self.nodes.append(ir.node("If", [flag], branches, outputs=outputs, name=str(outputs[0].name)))
         return outputs
@@ -340,11 +344,16 @@ class Builder:
         return self._plain(parameters, name, shape, interleaved=interleaved)
 
     def columns(self, parameters: Sequence[Parameter], name: str) -> tuple[Value, Value]:
-        """Return initializers for a matrix in 8 bits by columns: codes int8 [in, out] and scales float32 [out]."""
+        """Return initializers for a matrix in 8 bits by columns: codes int8 [in, out] and scales float32 [out].
+
+        Within a branch the codes lie there. Processors without VNNI overflow on products of 8 bits unless ONNX
+        Runtime stores the codes in another way, and it looks for them in the operator's own graph only.
+        """
         rows, inputs = sum(p.shape[0] for p in parameters), parameters[0].shape[1]
         codes = Initializer(f"{name}.columns", "int8", (inputs, rows))
         scales = Initializer(f"{name}.column_scales", "fp32", (rows,))
         self.plan.items.append(Columns(tuple(p.name for p in parameters), rows, inputs, codes, scales))
+        self._branch.append(codes.name)
         return self._initializer(codes), self._initializer(scales)
 
     def _plain(
@@ -382,11 +391,15 @@ class Builder:
                     shape=ir.Shape(tensor.shape),
                     name=tensor.name,
                 )
+        for branch, names in self._inside:
+            for name in names:
+                branch.register_initializer(self._initializers[name])
+        inside = {name for _, names in self._inside for name in names}
         graph = ir.Graph(
             self._inputs,
             self.outputs,
             nodes=self.nodes,
-            initializers=list(self._initializers.values()),
+            initializers=[value for name, value in self._initializers.items() if name not in inside],
             opset_imports={"": OPSET, MICROSOFT: 1},
             name=self.name,
         )

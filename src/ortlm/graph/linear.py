@@ -101,10 +101,10 @@ def _quantized_product(
     parts = (
         [(f"{module}.{i}", [weight]) for i, weight in enumerate(weights)] if apart else [(module, weights)]
     )
-    matrices = [g.columns(part, name) for name, part in parts]
     shapes = [(*out[:-1], sum(p.shape[0] for p in part)) for _, part in parts]
 
     def many() -> list[Value]:
+        matrices = [g.columns(part, name) for name, part in parts]
         return integer_products(g, x, rows, matrices, inputs=inputs, shapes=shapes, path=path)
 
     def few() -> list[Value]:

@@ -837,6 +837,8 @@ def _pad(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.i
     Padding repeats a row's first token: any id that the model knows will do.
     """
     counts = np.array([len(row) for row in rows], dtype=np.int64)
+    if len(rows) == 1:
+        return np.array(rows, dtype=np.int64), counts
     ids = np.zeros((len(rows), int(counts.max())), dtype=np.int64)
     for padded, row in zip(ids, rows, strict=True):
         padded[: len(row)] = row
