@@ -12,6 +12,7 @@ has not been run, and the page says so.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def section(results: Sequence[Mapping[str, Any]]) -> str:
     for number, result in enumerate(results):
         parts += [heading(result), *([PARITY] if number == 0 else []), parity(result["parity"])]
         if result.get("speed"):
-            parts.append(speed(result["speed"]))
+            parts.append(speed(result["speed"], result.get("again", ())))
     if emulated is not None:
         parts.append(arm64(emulated))
     return "\n".join(parts)
@@ -111,6 +112,29 @@ def matrix(results: Sequence[Mapping[str, Any]], emulated: Mapping[str, Any] | N
             run = run or ("" if "families" in tested else "by graph only")
             lines.append(f"| `{target.name}` | {precision} | {run} | {tested} | {refused} |")
     return MATRIX + "\n".join(lines) + "\n"
+
+
+def ranges(runs: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """Return how far runs of the same script on one machine are apart, for a single row."""
+    single = [{row["engine"]: row for row in rows if row.get("batch") == 1} for rows in runs]
+
+    def ratios(key: str) -> str:
+        found = [run["genai"][key] / run["ortlm"][key] for run in single]
+        return f"{min(found):.2f} to {max(found):.2f} (median {statistics.median(found):.2f})"
+
+    def cold(engine: str) -> str:
+        found = [run[engine]["first_token_cold_ms"] / 1e3 for run in single]
+        return f"{min(found):.2f} to {max(found):.2f} s"
+
+    return "\n" + "\n".join(
+        (
+            f"One row in {len(runs)} runs of the script, as a ratio to onnxruntime-genai:",
+            f"prefill {ratios('prefill_ms')}; from making the generator, which is where that one",
+            "allocates its cache, to the first token",
+            f"{ratios('first_token_ms')}. The first token of a new process comes after {cold('ortlm')}, with",
+            f"onnxruntime-genai after {cold('genai')}.",
+        )
+    )
 
 
 def arm64(found: Mapping[str, Any]) -> str:
@@ -167,8 +191,8 @@ def parity(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def speed(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of speeds, each next to onnxruntime-genai's on the same folder."""
+def speed(rows: Sequence[Mapping[str, Any]], again: Sequence[Sequence[Mapping[str, Any]]] = ()) -> str:
+    """Return the table of speeds next to onnxruntime-genai's on the same folder; ``again`` are more runs."""
     lines = [
         SPEED,
         "| batch | prefill, tokens/s | ratio | decode, tokens/s | ratio | first token | memory |",
@@ -190,6 +214,8 @@ def speed(rows: Sequence[Mapping[str, Any]]) -> str:
     loads = [row for row in rows if "load_s" in row]
     lines.append("")
     lines.append("Loading: " + ", ".join(f"{row['engine']} {row['load_s']} s" for row in loads) + ".")
+    if again:
+        lines.append(ranges([rows, *again]))
     return "\n".join(lines) + "\n"
 
 
