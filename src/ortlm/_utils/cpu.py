@@ -13,6 +13,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 # Instructions that decide which int8 kernels ONNX Runtime has.
 _INT8_FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
+# ONNX Runtime's option that lets x86 processors without VNNI multiply integers exactly, where they would overflow.
+INTEGERS_DO_NOT_OVERFLOW = "session.x64quantprecision"
+
 
 def cpu_name() -> str:
     """Return the processor's name as its maker writes it, as far as the system tells."""

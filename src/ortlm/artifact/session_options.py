@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ortlm._utils.checked_json import Field, check, check_value, flag, integer, one_of, place, shown
+from ortlm._utils.cpu import INTEGERS_DO_NOT_OVERFLOW
 from ortlm.errors import BadArtifact, nearest
 
 _log = logging.getLogger(__name__)
 
-# Lets processors without VNNI multiply integers exactly, where they would overflow otherwise.
-INTEGERS_DO_NOT_OVERFLOW = "session.x64quantprecision"
 _SWITCH = one_of("0", "1", 0, 1, True, False)
 _NAMES = re.compile(r"[A-Za-z0-9_;]{0,1000}")
 _DEVICE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,60}")

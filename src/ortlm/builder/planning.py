@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ortlm._utils.cpu import INTEGERS_DO_NOT_OVERFLOW
 from ortlm.artifact import (
     GENAI_FILE,
     PROCESSOR_FILE,
@@ -20,7 +21,6 @@ from ortlm.artifact import (
     read_templates,
     to_genai,
 )
-from ortlm.artifact.session_options import INTEGERS_DO_NOT_OVERFLOW
 from ortlm.builder import transformers_js
 from ortlm.builder.adapter_export import adapter_bytes
 from ortlm.builder.estimate import OWN_TEXT, CalibrationPlan, Outline, make_outline
@@ -368,7 +368,6 @@ def _manifest(model: _Model, choices: _Choices, graphs: _Graphs, outline: Outlin
     )
     options = dict(choices.options.session_options)
     if choices.options.fast_prompts or choices.options.integer_only:
-        # For the official runtime; ours always says so.
         options = {INTEGERS_DO_NOT_OVERFLOW: "1", **options}
     return replace(manifest, session_options=options)
 

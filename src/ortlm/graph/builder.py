@@ -106,9 +106,9 @@ class Builder:
         self._inputs: list[Value] = []
         self.outputs: list[Value] = []
         self._initializers: dict[str, Value] = {}
-        # Those that lie in a branch, by the branch.
+        # Those that lie in branches, and in the one that is being emitted.
         self._inside: list[tuple[ir.Graph, list[str]]] = []
-        self._branch: list[str] = []
+        self._branch: list[str] | None = None
         self._used: dict[str, int] = {}
 
     # --- values -------------------------------------------------------------------------------------------
@@ -140,6 +140,12 @@ class Builder:
             value.const_value = ir.tensor(array, name=name)
             self._initializers[name] = value
         return self._initializers[name]
+
+    def constant_here(self, array: Array, name: str) -> Value:
+        """Return a small constant of its own name, which lies in the branch that is being emitted, if one is."""
+        if self._branch is not None:
+            self._branch.append(name)
+        return self.constant(array, name)
 
     def integers(self, *numbers: int) -> Value:
         """Return the constant int64 vector of ``numbers``."""
@@ -225,12 +231,13 @@ class Builder:
         """
         branches = {}
         for branch, emit in (("then_branch", then), ("else_branch", other)):
-            outside, self.nodes, self._branch = self.nodes, [], []
+            inside: list[str] = []
+            outside, self.nodes, self._branch = (self.nodes, self._branch), [], inside
             values = emit()
             graph = ir.Graph([], values, nodes=self.nodes, name=f"{name}/{branch}")
             branches[branch] = ir.AttrGraph(branch, graph)
-            self._inside.append((graph, self._branch))
-            self.nodes, self._branch = outside, []
+            self._inside.append((graph, inside))
+            self.nodes, self._branch = outside
         outputs = [_value(self._unique(f"{name}/If"), self.dtype, shape) for shape in shapes]
         self.nodes.append(ir.node("If", [flag], branches, outputs=outputs, name=str(outputs[0].name)))
         return outputs
@@ -353,7 +360,8 @@ class Builder:
         codes = Initializer(f"{name}.columns", "int8", (inputs, rows))
         scales = Initializer(f"{name}.column_scales", "fp32", (rows,))
         self.plan.items.append(Columns(tuple(p.name for p in parameters), rows, inputs, codes, scales))
-        self._branch.append(codes.name)
+        if self._branch is not None:
+            self._branch.append(codes.name)
         return self._initializer(codes), self._initializer(scales)
 
     def _plain(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from ortlm._utils.cpu import INTEGERS_DO_NOT_OVERFLOW
 from ortlm.dtypes import Floats
 from ortlm.graph.integer_matmul import paired_products
 from ortlm.quant.per_channel import turned_columns
@@ -37,7 +38,7 @@ class PairedProducts:
         self._session = Session(
             Path("paired_products.onnx"),
             threads=threads,
-            options={"session.intra_op.allow_spinning": "0"},
+            options={"session.intra_op.allow_spinning": "0", INTEGERS_DO_NOT_OVERFLOW: "1"},
             model=ir.to_proto(model).SerializeToString(),
         )
 

@@ -18,7 +18,6 @@ from ortlm._utils.cpu import physical_cores
 from ortlm._utils.formatting import one_line
 from ortlm._utils.limits import MOST_THREADS
 from ortlm.artifact.external_data import check_external_data
-from ortlm.artifact.session_options import INTEGERS_DO_NOT_OVERFLOW
 from ortlm.dtypes import BY_ORT, Array, DType, dtype
 from ortlm.errors import BadArtifact, BadOption, Cancelled, Error, NoDevice
 from ortlm.runtime.engine.backend import Binding, DeviceTensor, Memory, TensorInfo
@@ -35,8 +34,7 @@ from ortlm.runtime.engine.huge_pages import (
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LARGE_BYTES = 64 << 20
 # Weights are brought into the kernels' layout on all threads; ONNX Runtimes before 1.32 do not know the option.
-# Processors without VNNI compute integer products in a way that does not overflow, others as before.
-_DEFAULTS = {"session.prepack.enable_parallel": "1", INTEGERS_DO_NOT_OVERFLOW: "1"}
+_DEFAULTS = {"session.prepack.enable_parallel": "1"}
 # The highest of ONNX Runtime's log levels.
 _FATAL = 4
 # Which captured run a run is, for every provider.
