@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import onnx
 import pytest
 
 import ortlm
+from ortlm._utils import cpu
 from ortlm.artifact import Graph
 from ortlm.bench.traffic import read_traffic
 from ortlm.builder.options import BuildOptions
-from ortlm.errors import BadOption
+from ortlm.errors import BadArtifact, BadOption
 from ortlm.quant.per_channel import round_columns, turned_columns
 from tests.architectures import oracle
 from tests.architectures.oracle import relative_error
@@ -142,6 +145,21 @@ def test_no_overflow_without_vnni(build: Any) -> None:
     assert products
     config = json.loads((folder / "genai_config.json").read_text())
     assert config["model"]["decoder"]["session_options"]["session.x64quantprecision"] == "1"
+
+
+def test_what_would_overflow_is_refused(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of before say nothing of it."""
+    folder = shutil.copytree(build("phi3", "int4", FAST).artifact.path, tmp_path / "old")
+    for name in ("ortlm.json", "genai_config.json"):
+        text = (folder / name).read_text()
+        assert "session.x64quantprecision" in text
+        lines = [line for line in text.splitlines() if "session.x64quantprecision" not in line]
+        (folder / name).write_text(re.sub(r",(\s*})", r"\1", "\n".join(lines)))
+    monkeypatch.setattr(cpu, "instruction_sets", lambda: ["avx2", "avx512_vnni"])
+    ortlm.load(folder)
+    monkeypatch.setattr(cpu, "instruction_sets", lambda: ["avx2"])
+    with pytest.raises(BadArtifact, match="no VNNI, prompts would be computed wrongly"):
+        ortlm.load(folder)
 
 
 def test_images(tmp_path: Path) -> None:

@@ -39,6 +39,12 @@ def instruction_sets() -> list[str]:
     return [flag for flag in _INT8_FLAGS if flag in flags]
 
 
+def integers_overflow() -> bool:
+    """Return whether ONNX Runtime's usual integer matmuls overflow here: on x86 without VNNI."""
+    found = instruction_sets()
+    return "avx2" in found and not any("vnni" in flag for flag in found)
+
+
 def fast_integer_matmul() -> bool:
     """Return whether integer matmuls of many rows are several times as fast here as those in fp32."""
     return "amx_int8" in instruction_sets()

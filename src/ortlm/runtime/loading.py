@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ortlm._utils.cpu import INTEGERS_DO_NOT_OVERFLOW, integers_overflow
 from ortlm.artifact import Artifact, Manifest, graph_named
 from ortlm.errors import BadArtifact, BadOption
 from ortlm.runtime.engine.constant_inputs import with_constant_defaults
@@ -64,6 +65,19 @@ def open_embedding(
     return open_session(artifact, "embedding", threads, device), encoder
 
 
+def _check_integers(artifact: Artifact, device: Device) -> None:
+    """Raise BadArtifact for integer matmuls that would overflow on this processor, and not say so."""
+    manifest = artifact.manifest
+    told = manifest.session_options.get(INTEGERS_DO_NOT_OVERFLOW)
+    if manifest.prompt_tokens is None or str(int(told or 0)) == "1":
+        return
+    if device.is_cpu and integers_overflow():
+        raise BadArtifact(
+            f"{artifact.path} was built with --fast-prompts and without {INTEGERS_DO_NOT_OVERFLOW}=1: on this "
+            "processor, which has no VNNI, prompts would be computed wrongly. Build it again."
+        )
+
+
 def open_session(
     artifact: Artifact,
     name: str,
@@ -78,6 +92,7 @@ def open_session(
     ``meanwhile`` is as for Session.
     """
     graph_named(artifact.manifest, name)
+    _check_integers(artifact, device)
     graph = graph_named(manifest or artifact.manifest, name)
     path = artifact.path / graph.file
     return Session(
