@@ -143,8 +143,7 @@ class Builder:
 
     def constant_here(self, array: Array, name: str) -> Value:
         """Return a small constant of its own name, which lies in the branch that is being emitted, if one is."""
-        if self._branch is not None:
-            self._branch.append(name)
+        self._lies_here(name)
         return self.constant(array, name)
 
     def integers(self, *numbers: int) -> Value:
@@ -360,8 +359,7 @@ class Builder:
         codes = Initializer(f"{name}.columns", "int8", (inputs, rows))
         scales = Initializer(f"{name}.column_scales", "fp32", (rows,))
         self.plan.items.append(Columns(tuple(p.name for p in parameters), rows, inputs, codes, scales))
-        if self._branch is not None:
-            self._branch.append(codes.name)
+        self._lies_here(codes.name)
         return self._initializer(codes), self._initializer(scales)
 
     def _plain(
@@ -378,6 +376,11 @@ class Builder:
         tensor = Initializer(name, self.dtype, shape)
         self.plan.items.append(Plain(tuple(p.name for p in parameters), tensor, transposed, interleaved))
         return self._initializer(tensor)
+
+    def _lies_here(self, name: str) -> None:
+        """Let the initializer ``name`` belong to the branch that is being emitted, if one is."""
+        if self._branch is not None:
+            self._branch.append(name)
 
     def _initializer(self, tensor: Initializer) -> Value:
         value = _value(tensor.name, tensor.dtype, tensor.shape)

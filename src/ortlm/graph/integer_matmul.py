@@ -70,8 +70,8 @@ def integer_products(
     step = op("Unsqueeze", step, g.integers(-1), out=(*lead, 1))
     made = []
     for (codes, scales), shape in zip(matrices, shapes, strict=True):
-        # What changes codes for processors without VNNI changes this too. Without one, or with one for several
-        # matrices, ONNX Runtime 1.24 ends the process there.
+        # What changes codes for processors without VNNI changes this too. Without one ONNX Runtime 1.24 ends the
+        # process there, and graphs with one for several matrices do not load.
         symmetric = g.constant_here(np.array(0, np.int8), f"{codes.name}.zero")
         y = g.op(
             "MatMulIntegerToFloat", unsigned, codes, g.number(1.0, "fp32"), scales, zero, symmetric,

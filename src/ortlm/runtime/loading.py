@@ -69,7 +69,7 @@ def _check_integers(artifact: Artifact, device: Device) -> None:
     """Raise BadArtifact for integer matmuls that would overflow on this processor, and not say so."""
     manifest = artifact.manifest
     told = manifest.session_options.get(INTEGERS_DO_NOT_OVERFLOW)
-    if manifest.prompt_tokens is None or str(int(told or 0)) == "1":
+    if manifest.prompt_tokens is None or int(told or 0) == 1:
         return
     if device.is_cpu and integers_overflow():
         raise BadArtifact(
