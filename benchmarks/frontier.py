@@ -34,7 +34,9 @@ from numpy.typing import NDArray
 
 import ortlm
 from ortlm.artifact.reader import open_artifact
+from ortlm.builder.bit_allocation import search
 from ortlm.builder.options import BuildOptions
+from ortlm.builder.request import BuildRequest
 from ortlm.calibration.dataset import write_rows
 from ortlm.checkpoint.hub import find_checkpoint
 from ortlm.dtypes import Floats
@@ -56,6 +58,7 @@ _LLAMA = ("Q2_K", "Q3_K_M", "Q4_0", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_
 _OFFICIAL = ("default", "k_quant", "k_quant_mixed")
 _OPENVINO = ("int4_64", "int4_32", "int8", "int4_64_awq")
 _BODY = ("qkv", "out", "gate_up", "down")
+_TARGET_BITS = (3.5, 4, 4.5, 5, 5.5, 6, 6.5)
 # What llama.cpp calls the matrices of a layer; some families have several in one.
 _TENSORS = {
     "q": ("attn_q", "attn_qkv"), "k": ("attn_k",), "v": ("attn_v",), "o": ("attn_output",),
@@ -65,11 +68,15 @@ _TENSORS = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What ortlm is asked for; ``calibrated`` says whether text has an influence."""
+    """What ortlm is asked for; ``calibrated`` says whether text has an influence.
+
+    With ``target_bits`` the search finds which matrix gets how many bits (``--target-bits``).
+    """
 
     precision: str
     options: BuildOptions
     calibrated: bool = True
+    target_bits: float | None = None
 
 
 def recipes() -> dict[str, Recipe]:
@@ -96,6 +103,10 @@ def recipes() -> dict[str, Recipe]:
         "balanced, 2 bits, block 32": body(2, 32),
         "balanced, 4 bits, embeddings 4, head 6": body(4, 32, embed_bits=4, head_bits=6),
         "balanced, 5 bits, embeddings 5, head 6": body(5, 64, embed_bits=5, head_bits=6),
+        **{
+            f"--target-bits {bits:g}": Recipe("int4", BuildOptions(recipe="balanced"), target_bits=bits)
+            for bits in _TARGET_BITS
+        },
     }
 
 
@@ -323,9 +334,11 @@ class Run:
             options = replace(options, calibration=str(self.flat(seed)))
         out = self.work / "out"
         began = time.process_time()
-        ortlm.build(
-            checkpoint or self.checkpoint, out, precision=recipe.precision, options=options, force=True
-        )
+        source = checkpoint or self.checkpoint
+        if recipe.target_bits is not None:
+            request = BuildRequest(source, precision=recipe.precision, options=options)
+            options = search(request, out, target_bits=recipe.target_bits).request.options
+        ortlm.build(source, out, precision=recipe.precision, options=options, force=True)
         seconds = time.process_time() - began
         found = measure(out, np.load(self.rows()), np.load(self.logits(), mmap_mode="r"))
         shutil.rmtree(out)

@@ -1,6 +1,6 @@
 """Train two more small models, of other architectures and widths, to measure quantization on.
 
-    python benchmarks/train_models.py --out FOLDER --steps 700
+    python benchmarks/train_models.py --out FOLDER --steps 700 [--only qwen3-192] [--float32]
 
 Writes FOLDER/llama-384 (Llama, tied embeddings) and FOLDER/qwen3-192 (Qwen3, its own head), and next to them
 held-out.txt and in-domain.txt: text that the models never saw, and text that they were trained on. Text,
@@ -50,6 +50,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=700, help="batches of 4096 tokens")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=sorted(make_models()), help="this one alone")
+    parser.add_argument("--float32", action="store_true", help="for processors that compute slowly in bf16")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     corpus, held, _ = tiny.read_corpora()
@@ -60,8 +62,10 @@ def main() -> int:
         (args.out / f"{name}.txt").write_text(text, encoding="utf-8")
     streams, held_streams = tiny.encode(tokenizer, corpus, seed=1), tiny.encode(tokenizer, held, seed=2)
     for name, model in make_models().items():
+        if args.only not in (None, name):
+            continue
         print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-        tiny.train(model, streams, steps=args.steps, rate=args.rate, bf16=True)
+        tiny.train(model, streams, steps=args.steps, rate=args.rate, bf16=not args.float32)
         model.generation_config = GenerationConfig(
             bos_token_id=tiny.END_OF_TEXT,
             eos_token_id=[tiny.END_OF_TEXT, tiny.ASSISTANT, tiny.END],

@@ -1,9 +1,11 @@
-"""Bit allocation: which matrices get how many bits, for a wanted quality or a wanted size."""
+"""Bit allocation: which matrix gets how many bits, for a wanted quality or a wanted size."""
 
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left
+import shutil
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +19,6 @@ from ortlm._utils.formatting import readable_bytes
 from ortlm._utils.progress import NullProgress, Progress
 from ortlm._version import __version__
 from ortlm.artifact import Artifact, portable
-from ortlm.builder.estimate import Outline
 from ortlm.builder.options import preset_of
 from ortlm.builder.output_dir import unfinished
 from ortlm.builder.pipeline import write
@@ -30,23 +31,25 @@ from ortlm.graph.weight_plan import Quantized
 from ortlm.layerwise.reference import Reference
 from ortlm.quant.algorithms import CALIBRATED
 from ortlm.quant.recipe import Rule
-from ortlm.quant.scheme import Scheme
 from ortlm.runtime.language_model import LanguageModel
 from ortlm.runtime.text.tokenizer import Tokenizer
-from ortlm.target import find_target
 
 # What sensitivities are measured on: chunks, and tokens in each, of which the second half counts.
 _CHUNKS, _CHUNK_TOKENS = 6, 256
 # How many points of the frontier are measured, in addition to its ends.
 _POINTS = 5
-_FEWEST, _MOST = 4, 8
+# Sensitivities are measured at this many bits. Up to as many, codes are calibrated; fewer are built only when the
+# search comes to them, on so many tokens.
+_USUAL, _MOST = 4, 8
+_TOKENS_BELOW = 8192
+# Of the median of all matrices, per weight: what a matrix is taken to lose at least, whatever was measured.
+_LEAST_LOSS = 0.1
 _FLAGS = "--target-kld, --target-size and --target-bits"
-_ROLES = ("qkv", "out", "gate_up", "down", "head")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A model on the frontier: ``bits`` of nodes that have more than 4, size, and mean KL divergence in nats."""
+    """A model on the frontier: how many ``bits`` its matrices have, size, and mean KL divergence in nats."""
 
     bits: Mapping[str, int]
     bytes: int
@@ -55,10 +58,8 @@ class Point:
     @property
     def name(self) -> str:
         """How many matrices have how many bits, such as "3 at 8 bits, 12 at 6"."""
-        counts = {
-            bits: list(self.bits.values()).count(bits) for bits in sorted({*self.bits.values()}, reverse=True)
-        }
-        first, *rest = [f"{count} at {bits}" for bits, count in counts.items()] or ["0 at 8"]
+        counts = Counter(self.bits.values())
+        first, *rest = [f"{counts[bits]} at {bits}" for bits in sorted(counts, reverse=True)]
         return ", ".join([f"{first} bits", *rest])
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """Which matrices get more bits: what to build, the point that it stands for, and the frontier by size."""
+    """How many bits each matrix gets: what to build, the point that it stands for, and the frontier by size."""
 
     request: BuildRequest
     chosen: Point
@@ -91,8 +92,9 @@ def search(
     The model is built next to ``out`` with 4 bits for every matrix, and by round-to-nearest with each number of
     bits up to 8 that the target stores; from these, models with any mixture are put together without writing
     weights again. The sensitivity of a matrix is how much the KL divergence from fp32 grows if it alone has 4
-    bits, and each bit more leaves a quarter of that; steps that save most for what they cost go first. Raises
-    BadOption if no mixture reaches what is wanted, saying what can be reached.
+    bits; each bit more leaves a quarter of that, each bit fewer makes it four times as much, and steps that save
+    most for what they cost go first. Where that leads below 4 bits, the model is built with 3 and 2 as well.
+    Raises BadOption if no mixture reaches what is wanted, saying what can be reached.
     """
     progress = progress or NullProgress()
     if request.precision != "int4":
@@ -104,40 +106,35 @@ def search(
             f"{_FLAGS} say nothing of the copy for --fast-prompts. Search first, and build what was found (rules "
             "in a recipe) with it."
         )
-    preset = preset_of("int4", request.options)
-    method = CALIBRATED.get(preset.algorithm)
+    method = CALIBRATED.get(preset_of("int4", request.options).algorithm)
     if method is not None and method.equalizes:
         raise BadOption(
             f"{_FLAGS} mix matrices of several builds, which AWQ scales differently. Choose another algorithm, "
             "gptq for example."
         )
-    if (request.options.embed_bits, preset.embed_bits) == (None, None):
-        # Nothing is chosen for embeddings, and fewer bits than usual would be in the way of a good model.
-        usual = find_target(request.target).embed_bits
-        request = replace(request, options=replace(request.options, embed_bits=usual))
+    choices = _Choices(request)
     # Before anything is built, which takes long.
-    least = prepare(_everywhere(request, _FEWEST, (*_ROLES, "experts"))).outline
+    least = choices.prepare(choices.nearest(0)).outline
     if target_bits is not None and least.bits_per_weight > target_bits:
         raise BadOption(
-            f"--target-bits {target_bits:g} cannot be reached: with 4 bits in every matrix the model has "
+            f"--target-bits {target_bits:g} cannot be reached: with the fewest bits in every matrix the model has "
             f"{least.bits_per_weight:.2f} per weight, scales, embeddings and head included. Allowed: that or more."
         )
     if target_size is not None and least.output_bytes > target_size:
         raise BadOption(
-            f"--target-size {readable_bytes(target_size)} cannot be reached: with 4 bits everywhere the model "
-            f"takes {readable_bytes(least.output_bytes)}. Allowed: that or more."
+            f"--target-size {readable_bytes(target_size)} cannot be reached: with the fewest bits in every matrix "
+            f"the model takes {readable_bytes(least.output_bytes)}. Allowed: that or more."
         )
     with unfinished(out) as folder:
-        builds = _Builds(request, folder, threads, progress)
-        nodes = builds.nodes()
-        best = builds.point(dict.fromkeys(nodes, _MOST))
+        builds = _Builds(choices, folder, threads, progress)
+        best = builds.point(choices.nearest(_MOST))
         if target_kld is not None and best.kld > target_kld:
             raise BadOption(
                 f"--target-kld {target_kld:g} cannot be reached: with 8 bits everywhere the mean KL divergence is "
                 f"{best.kld:.5f}. Allowed: that or more."
             )
-        progress.start("measuring sensitivity", len(nodes) + _POINTS + 2, "models")
-        mixtures = builds.mixtures(nodes, best)
+        progress.start("measuring sensitivity", len(choices.levels) + _POINTS + 2, "models")
+        mixtures = builds.mixtures(best)
         measured = {0: best}
 
         def at(i: int) -> Point:
@@ -146,24 +143,31 @@ def search(
                 progress.advance(1)
             return measured[i]
 
-        last = len(mixtures) - 1
-        for i in np.linspace(0, last, _POINTS + 2).round().astype(int):
-            at(int(i))
+        def frontier_to(last: int) -> None:
+            for i in np.linspace(0, last, _POINTS + 2).round().astype(int):
+                at(int(i))
+
+        # Up to here nothing has to be built with fewer bits than usual.
+        usual = bisect_right(mixtures, False, key=lambda bits: min(bits.values()) < _USUAL) - 1
         if target_kld is not None:
+            frontier_to(usual)
+            last = len(mixtures) - 1 if at(usual).kld <= target_kld else usual
             chosen = _smallest_within(at, last, target_kld)
         else:
 
             def fits(i: int) -> bool:
-                outline = builds.outline(mixtures[i])
+                outline = choices.prepare(mixtures[i]).outline
                 if target_bits is not None:
                     return outline.bits_per_weight <= target_bits
                 assert target_size is not None
                 return outline.output_bytes <= target_size
 
             # The first that fits; they come by size, the largest first.
-            chosen = at(bisect_left(range(last), True, key=fits))
+            first = bisect_left(range(len(mixtures) - 1), True, key=fits)
+            frontier_to(max(usual, first))
+            chosen = at(first)
         frontier = tuple(sorted(measured.values(), key=lambda p: p.bytes))
-        return Allocation(builds.request_for(chosen.bits), chosen, frontier)
+        return Allocation(choices.request_for(chosen.bits), chosen, frontier)
 
 
 def _smallest_within(at: Callable[[int], Point], last: int, limit: float) -> Point:
@@ -175,115 +179,129 @@ def _smallest_within(at: Callable[[int], Point], last: int, limit: float) -> Poi
     return at(low)
 
 
-class _Builds:
-    """The same model with one number of bits everywhere, for each number that there is, and mixtures of them."""
+class _Choices:
+    """Which matrices there are, by the names of their operators, and the numbers of bits that each can have.
 
-    def __init__(self, request: BuildRequest, folder: Path, threads: int | None, progress: Progress) -> None:
-        self._request, self._folder = request, folder
+    ``levels`` has those, in ascending order; ``of`` names the operator that codes are stored for.
+    """
+
+    def __init__(self, request: BuildRequest) -> None:
+        self._request = request
+        usual = prepare(request).emitted.builder
+        self.of = dict(usual.stored_for)
+        known, oldest = usual.target.weight_bits, usual.onnxruntime
+        items = {item.tensors[0].name: item for item in usual.plan.items if isinstance(item, Quantized)}
+        experts = {node for codes, node in self.of.items() if codes in items and items[codes].experts > 1}
+        found: dict[str, list[int]] = {self.of[codes]: [] for codes in self.of if codes in items}
+        for bits in (bits for bits in known if bits <= _MOST):
+            asked = [node for node in found if node not in experts or bits in usual.target.expert_bits]
+            builder = self.prepare(dict.fromkeys(asked, bits)).emitted.builder
+            for item in builder.plan.items:
+                if not isinstance(item, Quantized) or item.scheme.bits != bits:
+                    continue
+                codes = item.tensors[0].name
+                node = self.of.get(codes, "")
+                # Products know all of them; lookups and experts that need a newer ONNX Runtime are not worth it.
+                product = node not in experts and not codes.startswith("embed_tokens.")
+                if node in asked and bits not in found[node] and (product or builder.onnxruntime <= oldest):
+                    found[node].append(bits)
+        self.levels = {node: sorted(levels) for node, levels in found.items() if len(levels) > 1}
+        if not self.levels:
+            raise BadOption(
+                f"{_FLAGS} choose between numbers of bits, of which {usual.target.name} has "
+                f"{', '.join(map(str, known))}, for matrices that the recipe quantizes; there is no choice here."
+            )
+
+    def nearest(self, bits: int) -> dict[str, int]:
+        """Return for each node the number of bits that is nearest to ``bits``, or the larger of two."""
+        return {node: min(levels, key=lambda n: (abs(n - bits), -n)) for node, levels in self.levels.items()}
+
+    def request_for(self, bits: Mapping[str, int], **options: Any) -> BuildRequest:
+        """Return the request for the model in which nodes have these ``bits``, and other ``options``."""
+        rules = tuple(
+            Rule(nodes=tuple(node for node, its in bits.items() if its == count), bits=count)
+            for count in sorted({*bits.values()})
+        )
+        usual = self._request.options
+        return replace(self._request, options=replace(usual, rules=(*usual.rules, *rules), **options))
+
+    def prepare(self, bits: Mapping[str, int]) -> Prepared:
+        """Return the model in which nodes have these ``bits``."""
+        return prepare(self.request_for(bits, filename="mixture.onnx"))
+
+
+class _Builds:
+    """The same model with one number of bits everywhere, each built when it is asked for, and mixtures of them."""
+
+    def __init__(self, choices: _Choices, folder: Path, threads: int | None, progress: Progress) -> None:
+        self._choices, self._folder = choices, folder
         self._threads, self._progress = threads, progress
-        # The graph of a mixture names all files of weights, so each has its own name.
-        self._built = {_FEWEST: self._build(_FEWEST)}
-        for bits in self._built[_FEWEST].emitted.builder.target.weight_bits:
-            if _FEWEST < bits <= _MOST:
-                self._built[bits] = self._build(bits)
-        self._schemes = {
-            bits: {
-                item.tensors[0].name: _form(item)
-                for item in prepared.emitted.builder.plan.items
-                if isinstance(item, Quantized)
-            }
-            for bits, prepared in self._built.items()
-        }
+        self._built: dict[int, Prepared] = {}
+        levels = {bits for levels in choices.levels.values() for bits in levels}
+        for bits in sorted({_USUAL, *(bits for bits in levels if bits > _USUAL)}):
+            self._build(bits)
         self._chunks, self._wanted = self._reference()
 
     def _build(self, bits: int) -> Prepared:
-        request = self._everywhere(bits)
-        options = replace(request.options, filename=_file(bits))
-        if bits > _FEWEST:
+        if bits in self._built:
+            return self._built[bits]
+        # The graph of a mixture names all files of weights, so each has its own name.
+        request = self._choices.request_for(self._choices.nearest(bits), filename=_file(bits))
+        options, preset = request.options, preset_of("int4", request.options)
+        if bits > _USUAL:
             # What is lost in rounding is below what is asked about. The recipe stays: it says the blocks.
             options = replace(options, algorithm="rtn", calibration=None, calibration_tokens=None)
+        elif bits < _USUAL and preset.algorithm in CALIBRATED:
+            tokens = min(preset.calibration.tokens or _TOKENS_BELOW, _TOKENS_BELOW)
+            options = replace(options, calibration_tokens=tokens)
         prepared = prepare(replace(request, options=options))
         built = self._folder / str(bits)
         write(prepared, built, force=True, threads=self._threads, progress=self._progress)
         for file in built.iterdir():
-            file.replace(self._folder / file.name)
-        built.rmdir()
+            # What all have, such as a graph of embeddings, is that with the most bits.
+            if bits >= _USUAL or not (self._folder / file.name).exists():
+                file.replace(self._folder / file.name)
+        shutil.rmtree(built)
+        self._built[bits] = prepared
         return prepared
 
-    def _everywhere(self, bits: int) -> BuildRequest:
-        known = (_FEWEST,) if bits == _FEWEST else self._built[_FEWEST].emitted.builder.target.expert_bits
-        return _everywhere(self._request, bits, (*_ROLES, "experts") if bits in known else _ROLES)
-
-    def request_for(self, bits: Mapping[str, int]) -> BuildRequest:
-        """Return the request for the model in which nodes have these ``bits``, and all others 4."""
-        rules = [
-            Rule(nodes=tuple(node for node, its in bits.items() if its == count), bits=count)
-            for count in sorted({*bits.values()})
-        ]
-        return _with_rules(self._everywhere(_FEWEST), *rules)
-
-    def nodes(self) -> list[str]:
-        """Return every product whose weights have 4 bits in one model and 8 in another."""
-        found = (
-            node
-            for tensor, node in self._built[_FEWEST].emitted.builder.stored_for.items()
-            if self._bits_of(tensor)[-1] > _FEWEST
-        )
-        # One of experts has two matrices.
-        return list(dict.fromkeys(found))
-
-    def _bits_of(self, tensor: str) -> list[int]:
-        """Return the numbers of bits that there are of the matrix whose codes are ``tensor``."""
-        forms = {bits: schemes.get(tensor) for bits, schemes in self._schemes.items()}
-        return [bits for bits, form in forms.items() if form is not None and form.bits == bits] or [_FEWEST]
-
-    def outline(self, bits: Mapping[str, int]) -> Outline:
-        """Return the sizes of a mixture."""
-        return self._prepare(bits).outline
-
-    def _prepare(self, bits: Mapping[str, int]) -> Prepared:
-        request = self.request_for(bits)
-        return prepare(replace(request, options=replace(request.options, filename="mixture.onnx")))
-
-    def mixtures(self, nodes: list[str], best: Point) -> list[dict[str, int]]:
-        """Return mixtures from all ``nodes`` at 8 bits, which ``best`` is, down to none that has more than 4.
+    def mixtures(self, best: Point) -> list[dict[str, int]]:
+        """Return mixtures from all matrices at 8 bits, which ``best`` is, down to the fewest that they can have.
 
         Each has fewer bits than the one before in one matrix: where that saves most for what it costs.
         """
-        tensors = {node: tensor for tensor, node in self._built[_FEWEST].emitted.builder.stored_for.items()}
-        steps: list[tuple[float, int, str]] = []
-        for node in nodes:
-            point = self.point({other: _MOST for other in nodes if other != node})
-            cost = max(point.kld - best.kld, 0.0) / max(best.bytes - point.bytes, 1)
-            levels = self._bits_of(tensors[node])
-            for fewer, more in itertools.pairwise(levels):
-                # Of what 4 bits cost, a quarter is left for each bit more.
-                left = 4.0 ** (_FEWEST - fewer) - 4.0 ** (_FEWEST - more)
-                steps.append((cost * left / (more - fewer), -fewer, node))
+        losses: dict[str, float] = {}
+        for node, levels in self._choices.levels.items():
+            # Few matrices cannot have the usual number, and tell as much at another.
+            tried = min((n for n in levels if n >= _USUAL), default=levels[-1])
+            point = self.point({**best.bits, node: tried})
+            saved = max(best.bytes - point.bytes, 1) / max(best.bits[node] - tried, 1)
+            losses[node] = (point.kld - best.kld) * 4.0 ** (tried - _USUAL) / saved
             self._progress.advance(1)
-        mixture = dict.fromkeys(nodes, _MOST)
+        # What is measured of a matrix that loses next to nothing may be chance, and below 4 bits it is multiplied.
+        least = max(float(np.median([*losses.values()])) * _LEAST_LOSS, 0.0)
+        steps: list[tuple[float, int, str]] = []
+        for node, levels in self._choices.levels.items():
+            for fewer, more in itertools.pairwise(levels):
+                left = 4.0 ** (_USUAL - fewer) - 4.0 ** (_USUAL - more)
+                steps.append((max(losses[node], least) * left / (more - fewer), -fewer, node))
+        mixture = dict(best.bits)
         found = [dict(mixture)]
         for _, fewer, node in sorted(steps):
-            if -fewer > _FEWEST:
-                mixture[node] = -fewer
-            else:
-                del mixture[node]
+            mixture[node] = -fewer
             found.append(dict(mixture))
         return found
 
     def point(self, bits: Mapping[str, int]) -> Point:
         """Put the mixture together in which nodes have these ``bits``, and measure it."""
-        mixed = self._prepare(bits)
+        mixed = self._choices.prepare(bits)
         placed = {}
         for item in mixed.emitted.builder.plan.items:
-            source, tensors = _FEWEST, item.tensors
+            source, tensors = _USUAL, item.tensors
             if isinstance(item, Quantized):
                 tensors = (*tensors, *item.views[1:])
-                form = _form(item)
-                source = next(
-                    b for b, schemes in self._schemes.items() if schemes.get(tensors[0].name) == form
-                )
-            offsets = self._built[source].layout.offsets
+                source = bits.get(self._choices.of.get(tensors[0].name, ""), _USUAL)
+            offsets = self._build(source).layout.offsets
             for tensor in tensors:
                 placed[tensor.name] = (f"{_file(source)}.data", offsets[tensor.name])
         ir.save(mixed.emitted.builder.model(placed, __version__), self._folder / "mixture.onnx")
@@ -297,7 +315,7 @@ class _Builds:
 
     def _reference(self) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float32]]]:
         """Return the chunks that are read, and the float model's log-probabilities for the second half of each."""
-        prepared = self._built[_FEWEST]
+        prepared = self._built[_USUAL]
         size = min(_CHUNK_TOKENS, prepared.spec.max_tokens)
         all_chunks = make_chunks(read_text(None), Tokenizer.open(self._folder), size=size).tokens
         apart = max(1, len(all_chunks) // _CHUNKS)
@@ -314,17 +332,3 @@ class _Builds:
 
 def _file(bits: int) -> str:
     return f"all-{bits}.onnx"
-
-
-def _everywhere(request: BuildRequest, bits: int, roles: tuple[str, ...]) -> BuildRequest:
-    return _with_rules(request, Rule(roles=roles, bits=bits))
-
-
-def _with_rules(request: BuildRequest, *rules: Rule) -> BuildRequest:
-    options = request.options
-    return replace(request, options=replace(options, rules=(*options.rules, *rules)))
-
-
-def _form(item: Quantized) -> Scheme:
-    """Return how ``item`` is stored, however its codes were found."""
-    return replace(item.scheme, algorithm="rtn")

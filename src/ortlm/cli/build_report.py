@@ -168,7 +168,7 @@ def show_frontier(console: Console, frontier: Iterable[Point], chosen: Point) ->
     from rich.table import Table
 
     table = Table(title="size against KL divergence", title_justify="left", box=None)
-    for name in ("matrices above 4 bits", "size", "mean KL divergence", ""):
+    for name in ("matrices", "size", "mean KL divergence", ""):
         table.add_column(name, justify="right" if name else "left")
     for point in frontier:
         mark = "chosen" if point == chosen else ""

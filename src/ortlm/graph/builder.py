@@ -98,7 +98,7 @@ class Builder:
         self.plan = Plan()
         self.asked: set[str] = set()
         self.products: list[Product] = []
-        # Of quantized products: codes to the operator's name, as recipes know it.
+        # Of quantized matrices: codes to the name of the operator that reads them, as recipes know it.
         self.stored_for: dict[str, str] = {}
         # Major and minor version of the first ONNX Runtime that loads what has been emitted.
         self.onnxruntime = FIRST_ONNXRUNTIME

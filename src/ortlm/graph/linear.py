@@ -17,6 +17,8 @@ Parameters = Mapping[str, Parameter]
 
 # The first ONNX Runtime whose GatherBlockQuantized is right for 2 bits, and for 4 with a padded zero point.
 _NARROW_LOOKUP = (1, 27)
+# The operators of the vocabulary, as recipes know them.
+_HEAD, _LOOKUP = "/lm_head/MatMul", "/model/embed_tokens/Gather"
 
 
 def linear(
@@ -152,8 +154,8 @@ class Vocabulary:
     ) -> None:
         self._g, self._spec, self._parameters = g, spec, parameters
         self._embed = parameters["embed.weight"]
-        head_scheme = g.scheme([self._embed], "/lm_head/MatMul", None, role="head")
-        embed_scheme = g.scheme([self._embed], "/model/embed_tokens/Gather", None)
+        head_scheme = g.scheme([self._embed], _HEAD, None, role="head")
+        embed_scheme = g.scheme([self._embed], _LOOKUP, None)
         if spec.tied_head and head_scheme is not None and head_scheme.algorithm in CALIBRATED:
             # What is looked up as well must not lean on what the head alone is multiplied by.
             head_scheme = replace(head_scheme, algorithm="rtn")
@@ -169,6 +171,9 @@ class Vocabulary:
             self._matrix = stored_codes(
                 g, [self._embed], "embed_tokens", self._scheme, gather=embed, matmul=matmul
             )
+            # One that serves both is the head's.
+            node = _HEAD if self._shared else _LOOKUP
+            g.stored_for |= {"embed_tokens.codes": node, "embed_tokens.rows": node}
 
     def embed(self, ids: Value, shape: Shape) -> Value:
         """Return the embeddings [B, S, H] of token ``ids`` int64 [B, S]."""
@@ -192,6 +197,7 @@ class Vocabulary:
             matrix = self._matrix
             if matrix is None or not self._shared:
                 matrix = stored_codes(g, [self._embed], "lm_head", self._head_scheme)
+                g.stored_for["lm_head.codes"] = _HEAD
             y = matmul_nbits(
                 g, x, matrix,
                 scheme=self._head_scheme, inputs=spec.hidden, out=out, path=path,
