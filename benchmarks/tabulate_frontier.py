@@ -115,9 +115,11 @@ def frontier(found: Mapping[str, Any]) -> str:
     ]
     for row in rows:
         name = f"**{row['name']}**" if row["name"] in front else row["name"]
-        kld = f"{row['kld']:.4f}"
+        # Four digits after the point, or two that count.
+        places = max(4, 1 - math.floor(math.log10(row["kld"])))
+        kld = f"{row['kld']:.{places}f}"
         if len(row["klds"]) > 1:
-            spread = f"{row['klds'][0]:.4f} to {row['klds'][-1]:.4f}"
+            spread = f"{row['klds'][0]:.{places}f} to {row['klds'][-1]:.{places}f}"
             kld += f" (median of {len(row['klds'])} seeds, {spread})"
         bits = 8 * row["bytes"] / found["parameters"]
         lines.append(f"| {name} | {row['bytes'] / 1e6:.2f} | {bits:.2f} | {kld} | {row['top1']:.1%} |")

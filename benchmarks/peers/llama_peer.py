@@ -27,7 +27,15 @@ _LAYER = {
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
 }
+_KINDS = ("phi3", "qwen3")
 
 
 def make(checkpoint: Path, out: Path, options: dict[str, str]) -> None:
@@ -48,13 +56,13 @@ def make(checkpoint: Path, out: Path, options: dict[str, str]) -> None:
 
 
 def write_gguf(checkpoint: Path, path: Path) -> None:
-    """Write a checkpoint of Phi-3's kind as GGUF: weights as they are, norms in float32, words are numbers."""
+    """Write a checkpoint of one of ``_KINDS`` as GGUF: weights as they are, norms in fp32, words are numbers."""
     import gguf
 
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") != "phi3":
-        raise SystemExit(f"the GGUF writer knows phi3 only, found {config.get('model_type')!r}")
-    writer = gguf.GGUFWriter(path, "phi3")
+    if config.get("model_type") not in _KINDS:
+        raise SystemExit(f"the GGUF writer knows {', '.join(_KINDS)}, found {config.get('model_type')!r}")
+    writer = gguf.GGUFWriter(path, config["model_type"])
     _describe(writer, config)
     kind = gguf.GGMLQuantizationType.BF16
     for name, bits in tensors(checkpoint):
@@ -80,7 +88,10 @@ def _describe(writer: Any, config: dict[str, Any]) -> None:
     writer.add_head_count(heads)
     writer.add_head_count_kv(config.get("num_key_value_heads", heads))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_dimension_count(int(width // heads * config.get("partial_rotary_factor", 1.0)))
+    head = config.get("head_dim") or width // heads
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_dimension_count(int(head * config.get("partial_rotary_factor", 1.0)))
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     writer.add_rope_freq_base(config.get("rope_theta", scaling.get("rope_theta", 10_000.0)))
     writer.add_rope_scaling_orig_ctx_len(

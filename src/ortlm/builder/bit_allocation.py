@@ -34,8 +34,10 @@ from ortlm.quant.recipe import Rule
 from ortlm.runtime.language_model import LanguageModel
 from ortlm.runtime.text.tokenizer import Tokenizer
 
-# What sensitivities are measured on: chunks, and tokens in each, of which the second half counts.
+# What models are measured on: chunks, and tokens in each, of which the second half counts. Sensitivities of large
+# models are measured on fewer, since there are as many models as matrices.
 _CHUNKS, _CHUNK_TOKENS = 6, 256
+_LARGE, _CHUNKS_OF_LARGE = 1e9, 2
 # How many points of the frontier are measured, in addition to its ends.
 _POINTS = 5
 # Sensitivities are measured at this many bits. Up to as many, codes are calibrated; fewer are built only when the
@@ -191,20 +193,29 @@ class _Choices:
         self.of = dict(usual.stored_for)
         known, oldest = usual.target.weight_bits, usual.onnxruntime
         items = {item.tensors[0].name: item for item in usual.plan.items if isinstance(item, Quantized)}
-        experts = {node for codes, node in self.of.items() if codes in items and items[codes].experts > 1}
-        found: dict[str, list[int]] = {self.of[codes]: [] for codes in self.of if codes in items}
-        for bits in (bits for bits in known if bits <= _MOST):
-            asked = [node for node in found if node not in experts or bits in usual.target.expert_bits]
-            builder = self.prepare(dict.fromkeys(asked, bits)).emitted.builder
-            for item in builder.plan.items:
-                if not isinstance(item, Quantized) or item.scheme.bits != bits:
+        nodes = list(dict.fromkeys(self.of[codes] for codes in self.of if codes in items))
+        experts = {self.of[codes] for codes in self.of if codes in items and items[codes].experts > 1}
+        lookups = {node for codes, node in self.of.items() if codes.startswith("embed_tokens.")}
+        found: dict[str, list[int]] = {node: [] for node in nodes}
+        # One after the other, since what one needs would rule out the others.
+        for group, possible in (
+            ([node for node in nodes if node not in experts | lookups], known),
+            ([node for node in nodes if node in experts], usual.target.expert_bits),
+            ([node for node in nodes if node in lookups], known),
+        ):
+            for bits in possible if group else ():
+                builder = self.prepare(dict.fromkeys(group, bits)).emitted.builder
+                if builder.onnxruntime > oldest:
+                    # Not worth it: the folder would run in fewer places than without a search.
                     continue
-                codes = item.tensors[0].name
-                node = self.of.get(codes, "")
-                # Products know all of them; lookups and experts that need a newer ONNX Runtime are not worth it.
-                product = node not in experts and not codes.startswith("embed_tokens.")
-                if node in asked and bits not in found[node] and (product or builder.onnxruntime <= oldest):
-                    found[node].append(bits)
+                schemes = {
+                    self.of.get(item.tensors[0].name): item.scheme
+                    for item in builder.plan.items
+                    if isinstance(item, Quantized)
+                }
+                for node in group:
+                    if node in schemes and schemes[node].bits == bits:
+                        found[node].append(bits)
         self.levels = {node: sorted(levels) for node, levels in found.items() if len(levels) > 1}
         if not self.levels:
             raise BadOption(
@@ -270,11 +281,14 @@ class _Builds:
 
         Each has fewer bits than the one before in one matrix: where that saves most for what it costs.
         """
+        chunks = _CHUNKS if self._built[_USUAL].outline.parameters < _LARGE else _CHUNKS_OF_LARGE
+        if chunks < _CHUNKS:
+            best = self.point(best.bits, chunks)
         losses: dict[str, float] = {}
         for node, levels in self._choices.levels.items():
             # Few matrices cannot have the usual number, and tell as much at another.
             tried = min((n for n in levels if n >= _USUAL), default=levels[-1])
-            point = self.point({**best.bits, node: tried})
+            point = self.point({**best.bits, node: tried}, chunks)
             saved = max(best.bytes - point.bytes, 1) / max(best.bits[node] - tried, 1)
             losses[node] = (point.kld - best.kld) * 4.0 ** (tried - _USUAL) / saved
             self._progress.advance(1)
@@ -292,8 +306,8 @@ class _Builds:
             found.append(dict(mixture))
         return found
 
-    def point(self, bits: Mapping[str, int]) -> Point:
-        """Put the mixture together in which nodes have these ``bits``, and measure it."""
+    def point(self, bits: Mapping[str, int], chunks: int = _CHUNKS) -> Point:
+        """Put the mixture together in which nodes have these ``bits``, and measure it on so many ``chunks``."""
         mixed = self._choices.prepare(bits)
         placed = {}
         for item in mixed.emitted.builder.plan.items:
@@ -308,7 +322,7 @@ class _Builds:
         mixture = Artifact(self._folder, portable(mixed.manifest))
         lm = LanguageModel(mixture, threads=self._threads, prefix_caches=0)
         divergences = []
-        for chunk, wanted in zip(self._chunks, self._wanted, strict=True):
+        for chunk, wanted in list(zip(self._chunks, self._wanted, strict=True))[:chunks]:
             measured = log_softmax(lm.logits(chunk.tolist())[len(chunk) // 2 :])
             divergences.append((np.exp(wanted) * (wanted - measured)).sum(axis=-1))
         return Point(dict(bits), mixed.outline.output_bytes, float(np.concatenate(divergences).mean()))
