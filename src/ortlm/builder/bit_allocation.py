@@ -35,15 +35,15 @@ from ortlm.runtime.language_model import LanguageModel
 from ortlm.runtime.text.tokenizer import Tokenizer
 
 # What models are measured on: chunks, and tokens in each, of which the second half counts. Sensitivities of large
-# models are measured on fewer, since there are as many models as matrices.
+# models are measured on fewer, since there are as many models as matrices: on all up to so many parameters.
 _CHUNKS, _CHUNK_TOKENS = 6, 256
-_LARGE, _CHUNKS_OF_LARGE = 1e9, 2
+_FEWEST_CHUNKS, _PARAMETERS_FOR_ALL = 2, 70e6
 # How many points of the frontier are measured, in addition to its ends.
 _POINTS = 5
-# Sensitivities are measured at this many bits. Up to as many, codes are calibrated; fewer are built only when the
-# search comes to them, on so many tokens.
+# Sensitivities are measured at this many bits. Up to as many, codes are calibrated, on at most so many tokens, as
+# they are for measuring only; fewer bits are built when the search comes to them.
 _USUAL, _MOST = 4, 8
-_TOKENS_BELOW = 8192
+_TOKENS = 8192
 # Of the median of all matrices, per weight: what a matrix is taken to lose at least, whatever was measured.
 _LEAST_LOSS = 0.1
 _FLAGS = "--target-kld, --target-size and --target-bits"
@@ -262,8 +262,8 @@ class _Builds:
         if bits > _USUAL:
             # What is lost in rounding is below what is asked about. The recipe stays: it says the blocks.
             options = replace(options, algorithm="rtn", calibration=None, calibration_tokens=None)
-        elif bits < _USUAL and preset.algorithm in CALIBRATED:
-            tokens = min(preset.calibration.tokens or _TOKENS_BELOW, _TOKENS_BELOW)
+        elif preset.algorithm in CALIBRATED:
+            tokens = min(preset.calibration.tokens or _TOKENS, _TOKENS)
             options = replace(options, calibration_tokens=tokens)
         prepared = prepare(replace(request, options=options))
         built = self._folder / str(bits)
@@ -281,9 +281,9 @@ class _Builds:
 
         Each has fewer bits than the one before in one matrix: where that saves most for what it costs.
         """
-        chunks = _CHUNKS if self._built[_USUAL].outline.parameters < _LARGE else _CHUNKS_OF_LARGE
-        if chunks < _CHUNKS:
-            best = self.point(best.bits, chunks)
+        share = _PARAMETERS_FOR_ALL / self._built[_USUAL].outline.parameters
+        chunks = max(_FEWEST_CHUNKS, min(_CHUNKS, round(_CHUNKS * share)))
+        best = self.point(best.bits, chunks)
         losses: dict[str, float] = {}
         for node, levels in self._choices.levels.items():
             # Few matrices cannot have the usual number, and tell as much at another.
