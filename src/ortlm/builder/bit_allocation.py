@@ -6,7 +6,7 @@ import itertools
 import shutil
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ortlm.builder.output_dir import unfinished
 from ortlm.builder.pipeline import write
 from ortlm.builder.planning import Prepared, prepare, weights_of
 from ortlm.builder.request import BuildRequest
+from ortlm.dtypes import Floats
 from ortlm.errors import BadOption
 from ortlm.evaluation.chunks import make_chunks, read_text
 from ortlm.evaluation.compare import log_softmax
@@ -93,9 +94,9 @@ def search(
     ``target_size`` is that of the whole folder in bytes, ``target_bits`` what a build reports as bits per weight.
     The model is built next to ``out`` with 4 bits for every matrix, and by round-to-nearest with each number of
     bits up to 8 that the target stores; from these, models with any mixture are put together without writing
-    weights again. The sensitivity of a matrix is how much the KL divergence from fp32 grows if it alone has 4
-    bits; each bit more leaves a quarter of that, each bit fewer makes it four times as much, and steps that save
-    most for what they cost go first. Where that leads below 4 bits, the model is built with 3 and 2 as well.
+    weights again. The sensitivity of a matrix is the KL divergence from the model with 8 bits if it alone has 4;
+    each bit more leaves a quarter of that, each bit fewer makes it four times as much, and steps that save most
+    for what they cost go first. Where that leads below 4 bits, the model is built with 3 and 2 as well.
     Raises BadOption if no mixture reaches what is wanted, saying what can be reached.
     """
     progress = progress or NullProgress()
@@ -114,9 +115,9 @@ def search(
             f"{_FLAGS} mix matrices of several builds, which AWQ scales differently. Choose another algorithm, "
             "gptq for example."
         )
-    choices = _Choices(request)
+    matrices = _Matrices(request)
     # Before anything is built, which takes long.
-    least = choices.prepare(choices.nearest(0)).outline
+    least = matrices.prepare(matrices.nearest(0)).outline
     if target_bits is not None and least.bits_per_weight > target_bits:
         raise BadOption(
             f"--target-bits {target_bits:g} cannot be reached: with the fewest bits in every matrix the model has "
@@ -128,14 +129,14 @@ def search(
             f"the model takes {readable_bytes(least.output_bytes)}. Allowed: that or more."
         )
     with unfinished(out) as folder:
-        builds = _Builds(choices, folder, threads, progress)
-        best = builds.point(choices.nearest(_MOST))
+        builds = _Builds(matrices, folder, threads, progress)
+        best = builds.point(matrices.nearest(_MOST))
         if target_kld is not None and best.kld > target_kld:
             raise BadOption(
                 f"--target-kld {target_kld:g} cannot be reached: with 8 bits everywhere the mean KL divergence is "
                 f"{best.kld:.5f}. Allowed: that or more."
             )
-        progress.start("measuring sensitivity", len(choices.levels) + _POINTS + 2, "models")
+        progress.start("measuring sensitivity", len(matrices.levels) + _POINTS + 2, "models")
         mixtures = builds.mixtures(best)
         measured = {0: best}
 
@@ -158,7 +159,7 @@ def search(
         else:
 
             def fits(i: int) -> bool:
-                outline = choices.prepare(mixtures[i]).outline
+                outline = matrices.prepare(mixtures[i]).outline
                 if target_bits is not None:
                     return outline.bits_per_weight <= target_bits
                 assert target_size is not None
@@ -169,7 +170,7 @@ def search(
             frontier_to(max(usual, first))
             chosen = at(first)
         frontier = tuple(sorted(measured.values(), key=lambda p: p.bytes))
-        return Allocation(choices.request_for(chosen.bits), chosen, frontier)
+        return Allocation(matrices.request_for(chosen.bits), chosen, frontier)
 
 
 def _smallest_within(at: Callable[[int], Point], last: int, limit: float) -> Point:
@@ -181,15 +182,17 @@ def _smallest_within(at: Callable[[int], Point], last: int, limit: float) -> Poi
     return at(low)
 
 
-class _Choices:
+class _Matrices:
     """Which matrices there are, by the names of their operators, and the numbers of bits that each can have.
 
     ``levels`` has those, in ascending order; ``of`` names the operator that codes are stored for.
     """
 
     def __init__(self, request: BuildRequest) -> None:
-        self._request = request
-        usual = prepare(request).emitted.builder
+        self._request, self.options = request, request.options
+        prepared = prepare(request)
+        self._checkpoint = prepared.checkpoint
+        usual = prepared.emitted.builder
         self.of = dict(usual.stored_for)
         known, oldest = usual.target.weight_bits, usual.onnxruntime
         items = {item.tensors[0].name: item for item in usual.plan.items if isinstance(item, Quantized)}
@@ -236,19 +239,20 @@ class _Choices:
         usual = self._request.options
         return replace(self._request, options=replace(usual, rules=(*usual.rules, *rules), **options))
 
-    def prepare(self, bits: Mapping[str, int]) -> Prepared:
-        """Return the model in which nodes have these ``bits``."""
-        return prepare(self.request_for(bits, filename="mixture.onnx"))
+    def prepare(self, bits: Mapping[str, int], filename: str = "mixture.onnx", **options: Any) -> Prepared:
+        """Return the model in which nodes have these ``bits``, for a graph ``filename``, with ``options``."""
+        request = self.request_for(bits, filename=filename, **options)
+        return prepare(request, checkpoint=self._checkpoint)
 
 
 class _Builds:
     """The same model with one number of bits everywhere, each built when it is asked for, and mixtures of them."""
 
-    def __init__(self, choices: _Choices, folder: Path, threads: int | None, progress: Progress) -> None:
-        self._choices, self._folder = choices, folder
+    def __init__(self, matrices: _Matrices, folder: Path, threads: int | None, progress: Progress) -> None:
+        self._matrices, self._folder = matrices, folder
         self._threads, self._progress = threads, progress
         self._built: dict[int, Prepared] = {}
-        levels = {bits for levels in choices.levels.values() for bits in levels}
+        levels = {bits for levels in matrices.levels.values() for bits in levels}
         for bits in sorted({_USUAL, *(bits for bits in levels if bits > _USUAL)}):
             self._build(bits)
         self._chunks, self._wanted = self._reference()
@@ -256,16 +260,15 @@ class _Builds:
     def _build(self, bits: int) -> Prepared:
         if bits in self._built:
             return self._built[bits]
-        # The graph of a mixture names all files of weights, so each has its own name.
-        request = self._choices.request_for(self._choices.nearest(bits), filename=_file(bits))
-        options, preset = request.options, preset_of("int4", request.options)
+        usual = preset_of("int4", self._matrices.options)
+        options: dict[str, Any] = {}
         if bits > _USUAL:
             # What is lost in rounding is below what is asked about. The recipe stays: it says the blocks.
-            options = replace(options, algorithm="rtn", calibration=None, calibration_tokens=None)
-        elif preset.algorithm in CALIBRATED:
-            tokens = min(preset.calibration.tokens or _TOKENS, _TOKENS)
-            options = replace(options, calibration_tokens=tokens)
-        prepared = prepare(replace(request, options=options))
+            options = {"algorithm": "rtn", "calibration": None, "calibration_tokens": None}
+        elif usual.algorithm in CALIBRATED:
+            options = {"calibration_tokens": min(usual.calibration.tokens or _TOKENS, _TOKENS)}
+        # The graph of a mixture names all files of weights, so each has its own name.
+        prepared = self._matrices.prepare(self._matrices.nearest(bits), _file(bits), **options)
         built = self._folder / str(bits)
         write(prepared, built, force=True, threads=self._threads, progress=self._progress)
         for file in built.iterdir():
@@ -282,20 +285,21 @@ class _Builds:
         Each has fewer bits than the one before in one matrix: where that saves most for what it costs.
         """
         share = _PARAMETERS_FOR_ALL / self._built[_USUAL].outline.parameters
-        chunks = max(_FEWEST_CHUNKS, min(_CHUNKS, round(_CHUNKS * share)))
-        best = self.point(best.bits, chunks)
+        chunks = self._chunks[: max(_FEWEST_CHUNKS, min(_CHUNKS, round(_CHUNKS * share)))]
+        # Against the model with 8 bits: next to fp32, what both models lose would hide the difference.
+        wanted = list(self._read(self._matrices.prepare(best.bits), chunks))
         losses: dict[str, float] = {}
-        for node, levels in self._choices.levels.items():
+        for node, levels in self._matrices.levels.items():
             # Few matrices cannot have the usual number, and tell as much at another.
             tried = min((n for n in levels if n >= _USUAL), default=levels[-1])
-            point = self.point({**best.bits, node: tried}, chunks)
-            saved = max(best.bytes - point.bytes, 1) / max(best.bits[node] - tried, 1)
-            losses[node] = (point.kld - best.kld) * 4.0 ** (tried - _USUAL) / saved
+            mixed = self._matrices.prepare({**best.bits, node: tried})
+            bit = max(best.bytes - mixed.outline.output_bytes, 1) / max(best.bits[node] - tried, 1)
+            losses[node] = _divergence(wanted, self._read(mixed, chunks)) * 4.0 ** (tried - _USUAL) / bit
             self._progress.advance(1)
         # What is measured of a matrix that loses next to nothing may be chance, and below 4 bits it is multiplied.
         least = max(float(np.median([*losses.values()])) * _LEAST_LOSS, 0.0)
         steps: list[tuple[float, int, str]] = []
-        for node, levels in self._choices.levels.items():
+        for node, levels in self._matrices.levels.items():
             for fewer, more in itertools.pairwise(levels):
                 left = 4.0 ** (_USUAL - fewer) - 4.0 ** (_USUAL - more)
                 steps.append((max(losses[node], least) * left / (more - fewer), -fewer, node))
@@ -306,28 +310,32 @@ class _Builds:
             found.append(dict(mixture))
         return found
 
-    def point(self, bits: Mapping[str, int], chunks: int = _CHUNKS) -> Point:
-        """Put the mixture together in which nodes have these ``bits``, and measure it on so many ``chunks``."""
-        mixed = self._choices.prepare(bits)
+    def point(self, bits: Mapping[str, int]) -> Point:
+        """Measure the mixture in which nodes have these ``bits``."""
+        mixed = self._matrices.prepare(bits)
+        kld = _divergence(self._wanted, self._read(mixed, self._chunks))
+        return Point(dict(bits), mixed.outline.output_bytes, kld)
+
+    def _read(self, mixed: Prepared, chunks: Sequence[NDArray[np.int64]]) -> Iterator[Floats]:
+        """Put ``mixed`` together of what was built, and yield its log-probabilities for half of each chunk."""
         placed = {}
         for item in mixed.emitted.builder.plan.items:
             source, tensors = _USUAL, item.tensors
             if isinstance(item, Quantized):
                 tensors = (*tensors, *item.views[1:])
-                source = bits.get(self._choices.of.get(tensors[0].name, ""), _USUAL)
+                if self._matrices.of.get(tensors[0].name) in self._matrices.levels:
+                    source = item.scheme.bits
             offsets = self._build(source).layout.offsets
             for tensor in tensors:
                 placed[tensor.name] = (f"{_file(source)}.data", offsets[tensor.name])
         ir.save(mixed.emitted.builder.model(placed, __version__), self._folder / "mixture.onnx")
-        mixture = Artifact(self._folder, portable(mixed.manifest))
-        lm = LanguageModel(mixture, threads=self._threads, prefix_caches=0)
-        divergences = []
-        for chunk, wanted in list(zip(self._chunks, self._wanted, strict=True))[:chunks]:
-            measured = log_softmax(lm.logits(chunk.tolist())[len(chunk) // 2 :])
-            divergences.append((np.exp(wanted) * (wanted - measured)).sum(axis=-1))
-        return Point(dict(bits), mixed.outline.output_bytes, float(np.concatenate(divergences).mean()))
+        lm = LanguageModel(
+            Artifact(self._folder, portable(mixed.manifest)), threads=self._threads, prefix_caches=0
+        )
+        for chunk in chunks:
+            yield log_softmax(lm.logits(chunk.tolist())[len(chunk) // 2 :]).astype(np.float32)
 
-    def _reference(self) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float32]]]:
+    def _reference(self) -> tuple[list[NDArray[np.int64]], list[Floats]]:
         """Return the chunks that are read, and the float model's log-probabilities for the second half of each."""
         prepared = self._built[_USUAL]
         size = min(_CHUNK_TOKENS, prepared.spec.max_tokens)
@@ -342,6 +350,12 @@ class _Builds:
         ]
         reference.close()
         return chunks, wanted
+
+
+def _divergence(wanted: Iterable[Floats], found: Iterable[Floats]) -> float:
+    """Return the mean KL divergence of log-probabilities, in nats, from those that are ``wanted``."""
+    each = [(np.exp(p) * (p - q)).sum(axis=-1) for p, q in zip(wanted, found, strict=True)]
+    return float(np.concatenate(each).mean())
 
 
 def _file(bits: int) -> str:
