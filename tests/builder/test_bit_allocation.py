@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def test_a_tied_head_is_searched(saved: Any, tmp_path: Path) -> None:
     allocation = search(request, tmp_path / "out", target_kld=0.05, threads=1)
     assert "/lm_head/MatMul" in allocation.chosen.bits
     assert "/model/embed_tokens/Gather" not in allocation.chosen.bits
+
+
+@pytest.mark.parametrize("target", ["cuda", "webgpu", "mobile"])
+def test_for_devices_that_are_not_here(tiny: Path, tmp_path: Path, target: str) -> None:
+    """The processor measures, and matrices have the bits that the target has kernels for."""
+    request = BuildRequest(tiny, target=target, options=replace(FAST, layers=1))
+    allocation = search(request, tmp_path / "out", target_bits=7, threads=1)
+    assert {bits for point in allocation.frontier for bits in point.bits.values()} == {4, 8}
+    assert allocation.frontier[-1].kld < 0.01
 
 
 def test_names_of_mixtures() -> None:

@@ -329,9 +329,9 @@ class _Builds:
             for tensor in tensors:
                 placed[tensor.name] = (f"{_file(source)}.data", offsets[tensor.name])
         ir.save(mixed.emitted.builder.model(placed, __version__), self._folder / "mixture.onnx")
-        lm = LanguageModel(
-            Artifact(self._folder, portable(mixed.manifest)), threads=self._threads, prefix_caches=0
-        )
+        mixture = Artifact(self._folder, portable(mixed.manifest))
+        # On the processor whatever it is for, as the check at the end of a build.
+        lm = LanguageModel(mixture, threads=self._threads, device="cpu", prefix_caches=0)
         for chunk in chunks:
             yield log_softmax(lm.logits(chunk.tolist())[len(chunk) // 2 :]).astype(np.float32)
 
