@@ -135,6 +135,8 @@ class Hub:
                 "PATH": "/usr/bin:/bin",
                 "PYTHONPATH": ":".join(sys.path),
                 "HF_ENDPOINT": self.address,
+                # Ten by default, which a hub that never answers takes several times.
+                "HF_HUB_ETAG_TIMEOUT": "5",
                 "HF_HOME": str(cache / "home"),
                 "XDG_CACHE_HOME": str(cache / "notes"),
                 "HF_HUB_DISABLE_XET": "1",

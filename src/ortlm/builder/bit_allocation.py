@@ -41,9 +41,10 @@ _CHUNKS, _CHUNK_TOKENS = 6, 256
 _FEWEST_CHUNKS, _PARAMETERS_FOR_ALL = 2, 70e6
 # How many points of the frontier are measured, in addition to its ends.
 _POINTS = 5
-# Sensitivities are measured at this many bits. Up to as many, codes are calibrated, on at most so many tokens, as
-# they are for measuring only; fewer bits are built when the search comes to them.
+# Sensitivities are measured at this many bits. Up to as many, codes are calibrated; fewer are built when the
+# search comes to them.
 _USUAL, _MOST = 4, 8
+# What is calibrated for measuring only reads no more tokens.
 _TOKENS = 8192
 # Of the median of all matrices, per weight: what a matrix is taken to lose at least, whatever was measured.
 _LEAST_LOSS = 0.1
