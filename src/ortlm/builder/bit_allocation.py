@@ -298,7 +298,7 @@ class _Builds:
             losses[node] = _divergence(wanted, self._read(mixed, chunks)) * 4.0 ** (tried - _USUAL) / bit
             self._progress.advance(1)
         # What is measured of a matrix that loses next to nothing may be chance, and below 4 bits it is multiplied.
-        least = max(float(np.median([*losses.values()])) * _LEAST_LOSS, 0.0)
+        least = float(np.median([*losses.values()])) * _LEAST_LOSS
         steps: list[tuple[float, int, str]] = []
         for node, levels in self._matrices.levels.items():
             for fewer, more in itertools.pairwise(levels):

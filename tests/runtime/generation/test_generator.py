@@ -300,7 +300,7 @@ class Drawing:
 @pytest.mark.parametrize("drawn", [True, False])
 def test_drafts_keep_the_distribution(drawn):
     """The second and third token after a prompt, many times, against their exact probabilities."""
-    prompt, draws = [1, 2, 3, 4], 1500
+    prompt, draws = [1, 2, 3, 4], 3000
     generator = generator_of(
         rules={"proposer": lambda settings: Drawing(drawn=drawn)}, temperature=1.0, top_k=3, seed=0
     )
