@@ -59,7 +59,9 @@ doc_to_target: "{{{{answer}}}}"
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 
-
+# With the filter in the kernel, calls that are not asked for do not stop: lm-evaluation-harness takes a third of
+# the time.
+_STRACE = ("strace", "--seccomp-bpf", "-f", "-qq", "-e", "trace=network")
 _HARMLESS = re.compile(r'socket\(AF_INET6, SOCK_STREAM|bind\(\d+, .*"::1"|^socket.__new__ \((10|30), 1, ')
 
 
@@ -124,7 +126,7 @@ class Watched:
         self._trace = folder / "trace" if strace else None
         words = [sys.executable, "-c", _RUN, str(seconds), program, *arguments]
         if strace:
-            words = ["strace", "-f", "-qq", "-e", "trace=network", "-o", str(self._trace), *words]
+            words = [*_STRACE, "-o", str(self._trace), *words]
         self._process = subprocess.Popen(
             words,
             stdin=subprocess.PIPE,
@@ -179,7 +181,7 @@ def has_strace() -> bool:
     """Whether strace is there and may trace."""
     if shutil.which("strace") is None:
         return False
-    tried = subprocess.run(["strace", "-qq", "-o", os.devnull, "true"], capture_output=True, check=False)
+    tried = subprocess.run([*_STRACE, "-o", os.devnull, "true"], capture_output=True, check=False)
     return not tried.returncode
 
 
