@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ortlm._utils.cpu import fast_integer_matmul, physical_cores
+from ortlm.calibration.writing import writing_bytes
 from ortlm.checkpoint.reader import Checkpoint
 from ortlm.dtypes import BY_NAME
 from ortlm.graph.weight_plan import Columns, Plan, Quantized
@@ -144,7 +145,7 @@ def make_outline(
         + 20_000_000 * (physical_cores() or os.cpu_count() or 1)
         + (0 if kv_cache == "none" else 100_000_000 + 3 * data_bytes // 2)
         + (50_000_000 + 3 * max(adapter_bytes.values()) if adapter_bytes else 0)
-        + (0 if calibration is None else _calibration_bytes(spec, calibration.tokens)),
+        + (0 if calibration is None else _calibration_bytes(spec, calibration, count)),
         cache_bytes_per_token=sum(
             2 * mixer.kv_heads * mixer.head_dim * BY_NAME[kind_of_cache].bytes for _, mixer in spec.cached
         ),
@@ -169,9 +170,12 @@ def _graph_bytes(spec: Decoder, kv_cache: str) -> int:
     return 15_000 * len(spec.layers) + scales
 
 
-def _calibration_bytes(spec: Decoder, tokens: int) -> int:
-    """Return about how much memory calibration takes: of one layer the weights, moments and inputs of products."""
-    most = 0
+def _calibration_bytes(spec: Decoder, plan: CalibrationPlan, parameters: int) -> int:
+    """Return about how much memory calibration takes, or writing its text if that is more.
+
+    That is of one layer the weights, moments and inputs of products; then the whole model, and a cache.
+    """
+    most, tokens = 0, plan.tokens
     for layer in spec.layers:
         wide = layer.mixer.width
         # Of experts one is in memory at a time, next to the one that computes all tokens.
@@ -188,7 +192,11 @@ def _calibration_bytes(spec: Decoder, tokens: int) -> int:
             values = sum(widths) + 4 * max(widths)
         most = max(most, 16 * max(widths) ** 2 + 4 * tokens * values + 28 * max(matrices.values()))
     # Both models have all streams of every token.
-    return most + 8 * tokens * (spec.streams - 1) * spec.hidden
+    most += 8 * tokens * (spec.streams - 1) * spec.hidden
+    if plan.source != OWN_TEXT:
+        return most
+    row_bytes = 8 * plan.length * sum(mixer.kv_heads * mixer.head_dim for _, mixer in spec.cached)
+    return max(most, writing_bytes(parameters, rows=plan.rows, row_bytes=row_bytes, vocab=spec.vocab))
 
 
 def measure_seconds(outline: Outline, plan: Plan) -> float:

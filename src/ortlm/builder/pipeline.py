@@ -35,6 +35,7 @@ from ortlm.builder.output_dir import check_output, put_in_place, recover, resuma
 from ortlm.builder.planning import Prepared, files_along, installed_onnxruntime, prepare, weights_of
 from ortlm.builder.request import BuildRequest, MergeAdapter
 from ortlm.builder.transformers_js import DataFile, laid_out, with_options
+from ortlm.calibration.writing import draft_in_8_bits
 from ortlm.checkpoint.files import copy_file
 from ortlm.errors import BadOption, NotEnoughSpace
 from ortlm.graph.decoder import Emitted
@@ -348,7 +349,7 @@ def _draft(prepared: Prepared, out: Path, threads: int) -> Artifact:
                 recipe="fast",
                 layers=prepared.options.layers,
                 ragged_append=False,
-                integer_only=fast_integer_matmul(),
+                integer_only=draft_in_8_bits(prepared.outline.parameters),
             ),
             merge_adapter=prepared.merged.adapters if prepared.merged else None,
         ),
@@ -375,6 +376,7 @@ def _fingerprint(prepared: Prepared, settings: Calibration, threads: int) -> str
         sha256_of(text) if text is not None and text.is_file() else str(text),
         threads,
         fast_integer_matmul(),
+        draft_in_8_bits(prepared.outline.parameters),
         [version(name) for name in ("numpy", "onnx-ir")],
         installed_onnxruntime(),
     ]

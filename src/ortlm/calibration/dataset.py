@@ -15,6 +15,7 @@ from ortlm._utils.checked_json import parse
 from ortlm._utils.formatting import printable
 from ortlm.artifact import Artifact
 from ortlm.calibration.openings import OPENINGS
+from ortlm.calibration.writing import rows_at_once
 from ortlm.errors import BadOption
 from ortlm.runtime.language_model import LanguageModel
 from ortlm.runtime.text.chat_template import ChatTemplate
@@ -24,12 +25,6 @@ Row = NDArray[np.int64]
 
 # Of a larger text, pieces from all over it are read: so many bytes for each token that is wanted.
 _BYTES_PER_TOKEN = 16
-# Memory for the cache while the model writes, twice that where so few rows would fit into it that a step, which
-# reads all weights, would serve too few.
-_CACHE_BYTES, _FEW_ROWS = 1 << 29, 64
-# And for the logits of all rows, of which there are two copies.
-_LOGITS_BYTES = 1 << 27
-_MOST_ROWS = 256
 # Probabilities that are added up at once when a token is drawn.
 _STRETCH = 256
 # So much of an opening is given, and so long it is then with what the model writes.
@@ -180,11 +175,12 @@ def write_rows(
     """
     # Threads that wait in a loop between small operators take as much of the processor as those that compute.
     options = {**artifact.manifest.session_options, "session.intra_op.allow_spinning": "0"}
-    quiet = replace(artifact, manifest=replace(artifact.manifest, session_options=options))
+    # The cache has room for the context if that is shorter than what it would have room for.
+    context = min(artifact.manifest.context_tokens, length)
+    manifest = replace(artifact.manifest, session_options=options, context_tokens=context)
+    quiet = replace(artifact, manifest=manifest)
     lm = LanguageModel(quiet, threads=threads, prefix_caches=0)
-    row_bytes = max(1, lm.cache_bytes_per_token * length)
-    cached = max(_CACHE_BYTES // row_bytes, min(_FEW_ROWS, 2 * _CACHE_BYTES // row_bytes))
-    at_once = max(1, min(_MOST_ROWS, cached, _LOGITS_BYTES // (4 * lm.vocab_size)))
+    at_once = rows_at_once(lm.cache_bytes_per_token * length, lm.vocab_size)
     writer = _Writer(lm)
     rows: list[Row] = []
     while len(rows) < count:
