@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from ortlm._utils.formatting import parse_bytes
-from ortlm.builder.bit_allocation import Point, search
+from ortlm.builder.bit_allocation import Point, _groups, _Matrices, search
 from ortlm.builder.options import BuildOptions
 from ortlm.builder.planning import prepare
 from ortlm.builder.request import BuildRequest
 from ortlm.cli import main
 from ortlm.errors import BadOption
+from ortlm.quant.recipe import Rule
 
 FAST = BuildOptions(recipe="fast", layers=2)
 
@@ -65,6 +66,33 @@ def test_fewer_bits_than_usual(tiny: Path, tmp_path: Path) -> None:
     again = search(BuildRequest(tiny, options=FAST), tmp_path / "out", target_kld=wanted, threads=1)
     assert again.chosen.kld <= wanted
     assert again.chosen.bytes <= allocation.chosen.bytes
+
+
+def test_never_behind_what_needs_no_search(tiny: Path, tmp_path: Path) -> None:
+    """At the size of a recipe, or of as many bits for all, the search is at least as near."""
+    rules = (Rule(bits=5), Rule(roles=("down",), bits=6))
+    recipe = BuildRequest(tiny, options=replace(FAST, rules=rules))
+    plain = [Point(bits, 0, 0.0).name for bits in _Matrices(recipe).plain()]
+    assert plain == ["10 at 4 bits", "10 at 5 bits", "10 at 6 bits", "2 at 6 bits, 8 at 5"]
+    limit = prepare(recipe).outline.bits_per_weight
+    allocation = search(recipe, tmp_path / "out", target_bits=limit + 0.001, threads=1)
+    # Of the four, three are small enough, and each was measured: what is chosen is none of them, or the nearest.
+    known = {point.name: point.kld for point in allocation.frontier}
+    assert all(known[name] >= allocation.chosen.kld for name in plain if name in known and name != plain[2])
+    assert allocation.frontier == tuple(sorted(allocation.frontier, key=lambda point: -point.kld))
+
+
+def test_matrices_of_neighbors_are_measured_together() -> None:
+    kinds = ("attn/qkv", "mlp/down")
+    levels = {f"/model/layers.{i}/{kind}": [4, 8] for i in range(40) for kind in kinds} | {"/lm_head": [4, 8]}
+    groups = _groups(levels)
+    assert sorted(node for group in groups for node in group) == sorted(levels)
+    assert len(groups) <= 34
+    for single in ("/model/layers.0/attn/qkv", "/model/layers.39/mlp/down", "/lm_head"):
+        assert (single,) in groups
+    assert tuple(f"/model/layers.{i}/attn/qkv" for i in (1, 2, 3)) in groups
+    few = {node: its for node, its in levels.items() if "/layers.1" in node}
+    assert [len(group) for group in _groups(few)] == [1] * len(few)
 
 
 def test_a_tied_head_is_searched(saved: Any, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import shutil
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -24,6 +26,7 @@ from ortlm.builder.output_dir import unfinished
 from ortlm.builder.pipeline import write
 from ortlm.builder.planning import Prepared, prepare, weights_of
 from ortlm.builder.request import BuildRequest
+from ortlm.builder.tokenizer_files import TokenizerFiles, read_tokenizer
 from ortlm.dtypes import Floats
 from ortlm.errors import BadOption
 from ortlm.evaluation.chunks import make_chunks, read_text
@@ -36,16 +39,21 @@ from ortlm.runtime.language_model import LanguageModel
 from ortlm.runtime.text.tokenizer import Tokenizer
 
 # What models are measured on: chunks, and tokens in each, of which the second half counts. Sensitivities of large
-# models are measured on fewer, since there are as many models as matrices: on all up to so many parameters.
+# models are measured on fewer chunks, since there are many models: on all up to so many parameters.
 _CHUNKS, _CHUNK_TOKENS = 6, 256
 _FEWEST_CHUNKS, _PARAMETERS_FOR_ALL = 2, 70e6
+# Of a chunk for sensitivities, these tokens do not count: they have little before them.
+_UNCOUNTED_TOKENS = 32
+# If there are more matrices, those of layers next to each other are measured together.
+_MOST_MEASURED = 32
 # How many points of the frontier are measured, in addition to its ends.
-_POINTS = 5
+_POINTS = 3
 # Sensitivities are measured at this many bits. Up to as many, codes are calibrated; fewer are built when the
 # search comes to them.
 _USUAL, _MOST = 4, 8
-# What is calibrated for measuring only reads no more tokens.
-_TOKENS = 8192
+# What is calibrated for measuring only reads the first number of tokens, up to the second where matrices have as
+# many inputs.
+_TOKENS, _MOST_TOKENS = 4096, 8192
 # Of the median of all matrices, per weight: what a matrix is taken to lose at least, whatever was measured.
 _LEAST_LOSS = 0.1
 _FLAGS = "--target-kld, --target-size and --target-bits"
@@ -95,9 +103,10 @@ def search(
     ``target_size`` is that of the whole folder in bytes, ``target_bits`` what a build reports as bits per weight.
     The model is built next to ``out`` with 4 bits for every matrix, and by round-to-nearest with each number of
     bits up to 8 that the target stores; from these, models with any mixture are put together without writing
-    weights again. The sensitivity of a matrix is the KL divergence from the model with 8 bits if it alone has 4;
-    each bit more leaves a quarter of that, each bit fewer makes it four times as much, and steps that save most
-    for what they cost go first. Where that leads below 4 bits, the model is built with 3 and 2 as well.
+    weights again. The sensitivity of a matrix is the KL divergence from the model with 8 bits if it alone, or it
+    and its neighbors of the same kind, have 4; each bit more leaves a quarter of that, each bit fewer makes it
+    four times as much, and steps that save most for what they cost go first. Where that leads below 4 bits, the
+    model is built with 3 and 2 as well. The recipe's own bits, and as many for all, are chosen if they are nearer.
     Raises BadOption if no mixture reaches what is wanted, saying what can be reached.
     """
     progress = progress or NullProgress()
@@ -137,41 +146,50 @@ def search(
                 f"--target-kld {target_kld:g} cannot be reached: with 8 bits everywhere the mean KL divergence is "
                 f"{best.kld:.5f}. Allowed: that or more."
             )
-        progress.start("measuring sensitivity", len(matrices.levels) + _POINTS + 2, "models")
+        plain = matrices.plain()
+        progress.start("measuring sensitivity", len(matrices.groups) + _POINTS + len(plain) + 2, "models")
         mixtures = builds.mixtures(best)
-        measured = {0: best}
+        measured = {frozenset(best.bits.items()): best}
 
-        def at(i: int) -> Point:
-            if i not in measured:
-                measured[i] = builds.point(mixtures[i])
+        def measure(bits: Mapping[str, int]) -> Point:
+            key = frozenset(bits.items())
+            if key not in measured:
+                measured[key] = builds.point(bits)
                 progress.advance(1)
-            return measured[i]
+            return measured[key]
 
         def frontier_to(last: int) -> None:
             for i in np.linspace(0, last, _POINTS + 2).round().astype(int):
-                at(int(i))
+                measure(mixtures[i])
+
+        def fits(bits: Mapping[str, int]) -> bool:
+            outline = matrices.prepare(bits).outline
+            if target_bits is not None:
+                return outline.bits_per_weight <= target_bits
+            assert target_size is not None
+            return outline.output_bytes <= target_size
 
         # Up to here nothing has to be built with fewer bits than usual.
         usual = bisect_right(mixtures, False, key=lambda bits: min(bits.values()) < _USUAL) - 1
         if target_kld is not None:
             frontier_to(usual)
-            last = len(mixtures) - 1 if at(usual).kld <= target_kld else usual
-            chosen = _smallest_within(at, last, target_kld)
+            last = len(mixtures) - 1 if measure(mixtures[usual]).kld <= target_kld else usual
+            smallest = _smallest_within(lambda i: measure(mixtures[i]), last, target_kld)
+            for bits in plain:
+                if matrices.prepare(bits).outline.output_bytes < smallest.bytes:
+                    measure(bits)
+            within = [point for point in measured.values() if point.kld <= target_kld]
+            chosen = min(within, key=lambda point: (point.bytes, point.kld))
         else:
-
-            def fits(i: int) -> bool:
-                outline = matrices.prepare(mixtures[i]).outline
-                if target_bits is not None:
-                    return outline.bits_per_weight <= target_bits
-                assert target_size is not None
-                return outline.output_bytes <= target_size
-
             # The first that fits; they come by size, the largest first.
-            first = bisect_left(range(len(mixtures) - 1), True, key=fits)
+            first = bisect_left(mixtures, True, hi=len(mixtures) - 1, key=fits)
             frontier_to(max(usual, first))
-            chosen = at(first)
-        frontier = tuple(sorted(measured.values(), key=lambda p: p.bytes))
-        return Allocation(matrices.request_for(chosen.bits), chosen, frontier)
+            measure(mixtures[first])
+            for bits in filter(fits, plain):
+                measure(bits)
+            within = [point for point in measured.values() if fits(point.bits)]
+            chosen = min(within, key=lambda point: (point.kld, point.bytes))
+        return Allocation(matrices.request_for(chosen.bits), chosen, _frontier(measured.values()))
 
 
 def _smallest_within(at: Callable[[int], Point], last: int, limit: float) -> Point:
@@ -186,13 +204,16 @@ def _smallest_within(at: Callable[[int], Point], last: int, limit: float) -> Poi
 class _Matrices:
     """Which matrices there are, by the names of their operators, and the numbers of bits that each can have.
 
-    ``levels`` has those, in ascending order; ``of`` names the operator that codes are stored for.
+    ``levels`` has those, in ascending order; ``of`` names the operator that codes are stored for; ``groups`` are
+    matrices that are measured together; ``widest`` is the number of inputs of the one that has most.
     """
 
     def __init__(self, request: BuildRequest) -> None:
         self._request, self.options = request, request.options
+        self._tokenizer: TokenizerFiles | None = None
         prepared = prepare(request)
         self._checkpoint = prepared.checkpoint
+        self._tokenizer = read_tokenizer(self._checkpoint.folder, self._checkpoint.config)
         usual = prepared.emitted.builder
         self.of = dict(usual.stored_for)
         known, oldest = usual.target.weight_bits, usual.onnxruntime
@@ -227,9 +248,21 @@ class _Matrices:
                 f"{', '.join(map(str, known))}, for matrices that the recipe quantizes; there is no choice here."
             )
 
+        self.groups = _groups(self.levels)
+        self.widest = max(item.inputs for item in items.values())
+        self._usual = {self.of[codes]: items[codes].scheme.bits for codes in self.of if codes in items}
+
     def nearest(self, bits: int) -> dict[str, int]:
         """Return for each node the number of bits that is nearest to ``bits``, or the larger of two."""
         return {node: min(levels, key=lambda n: (abs(n - bits), -n)) for node, levels in self.levels.items()}
+
+    def plain(self) -> list[dict[str, int]]:
+        """Return what a search has to be better than: the recipe's bits, and 4, 5 and 6 for all matrices."""
+        recipe = {node: self._usual[node] for node in self.levels}
+        found = [self.nearest(bits) for bits in range(_USUAL, 7)]
+        if all(bits in self.levels[node] for node, bits in recipe.items()):
+            found.append(recipe)
+        return [bits for i, bits in enumerate(found) if bits not in found[:i]]
 
     def request_for(self, bits: Mapping[str, int], **options: Any) -> BuildRequest:
         """Return the request for the model in which nodes have these ``bits``, and other ``options``."""
@@ -243,7 +276,7 @@ class _Matrices:
     def prepare(self, bits: Mapping[str, int], filename: str = "mixture.onnx", **options: Any) -> Prepared:
         """Return the model in which nodes have these ``bits``, for a graph ``filename``, with ``options``."""
         request = self.request_for(bits, filename=filename, **options)
-        return prepare(request, checkpoint=self._checkpoint)
+        return prepare(request, checkpoint=self._checkpoint, tokenizer=self._tokenizer)
 
 
 class _Builds:
@@ -267,7 +300,8 @@ class _Builds:
             # What is lost in rounding is below what is asked about. The recipe stays: it says the blocks.
             options = {"algorithm": "rtn", "calibration": None, "calibration_tokens": None}
         elif usual.algorithm in CALIBRATED:
-            options = {"calibration_tokens": min(usual.calibration.tokens or _TOKENS, _TOKENS)}
+            most = min(max(_TOKENS, self._matrices.widest), _MOST_TOKENS)
+            options = {"calibration_tokens": min(usual.calibration.tokens or most, most)}
         # The graph of a mixture names all files of weights, so each has its own name.
         prepared = self._matrices.prepare(self._matrices.nearest(bits), _file(bits), **options)
         built = self._folder / str(bits)
@@ -287,15 +321,26 @@ class _Builds:
         """
         share = _PARAMETERS_FOR_ALL / self._built[_USUAL].outline.parameters
         chunks = self._chunks[: max(_FEWEST_CHUNKS, min(_CHUNKS, round(_CHUNKS * share)))]
+        skipped = min(_UNCOUNTED_TOKENS, len(chunks[0]) // 2)
+
+        def read(bits: Mapping[str, int]) -> tuple[Prepared, Iterator[Floats]]:
+            # One graph is enough, and takes half the time.
+            mixed = self._matrices.prepare(bits, ragged_append=False)
+            return mixed, self._read(mixed, chunks, skipped)
+
         # Against the model with 8 bits: next to fp32, what both models lose would hide the difference.
-        wanted = list(self._read(self._matrices.prepare(best.bits), chunks))
+        whole, log_probabilities = read(best.bits)
+        wanted = list(log_probabilities)
         losses: dict[str, float] = {}
-        for node, levels in self._matrices.levels.items():
+        for group in self._matrices.groups:
+            levels = self._matrices.levels[group[0]]
             # Few matrices cannot have the usual number, and tell as much at another.
             tried = min((n for n in levels if n >= _USUAL), default=levels[-1])
-            mixed = self._matrices.prepare({**best.bits, node: tried})
-            bit = max(best.bytes - mixed.outline.output_bytes, 1) / max(best.bits[node] - tried, 1)
-            losses[node] = _divergence(wanted, self._read(mixed, chunks)) * 4.0 ** (tried - _USUAL) / bit
+            mixed, found = read({**best.bits, **dict.fromkeys(group, tried)})
+            saved = whole.outline.output_bytes - mixed.outline.output_bytes
+            bit = max(saved, 1) / max(best.bits[group[0]] - tried, 1)
+            lost = _divergence(wanted, found) * 4.0 ** (tried - _USUAL) / bit
+            losses |= dict.fromkeys(group, lost)
             self._progress.advance(1)
         # What is measured of a matrix that loses next to nothing may be chance, and below 4 bits it is multiplied.
         least = float(np.median([*losses.values()])) * _LEAST_LOSS
@@ -305,20 +350,20 @@ class _Builds:
                 left = 4.0 ** (_USUAL - fewer) - 4.0 ** (_USUAL - more)
                 steps.append((max(losses[node], least) * left / (more - fewer), -fewer, node))
         mixture = dict(best.bits)
-        found = [dict(mixture)]
+        mixtures = [dict(mixture)]
         for _, fewer, node in sorted(steps):
             mixture[node] = -fewer
-            found.append(dict(mixture))
-        return found
+            mixtures.append(dict(mixture))
+        return mixtures
 
     def point(self, bits: Mapping[str, int]) -> Point:
         """Measure the mixture in which nodes have these ``bits``."""
         mixed = self._matrices.prepare(bits)
-        kld = _divergence(self._wanted, self._read(mixed, self._chunks))
+        kld = _divergence(self._wanted, self._read(mixed, self._chunks, len(self._chunks[0]) // 2))
         return Point(dict(bits), mixed.outline.output_bytes, kld)
 
-    def _read(self, mixed: Prepared, chunks: Sequence[NDArray[np.int64]]) -> Iterator[Floats]:
-        """Put ``mixed`` together of what was built, and yield its log-probabilities for half of each chunk."""
+    def _read(self, mixed: Prepared, chunks: Sequence[NDArray[np.int64]], skipped: int) -> Iterator[Floats]:
+        """Put ``mixed`` together of what was built; yield log-probabilities of chunks without their beginnings."""
         placed = {}
         for item in mixed.emitted.builder.plan.items:
             source, tensors = _USUAL, item.tensors
@@ -334,7 +379,7 @@ class _Builds:
         # On the processor whatever it is for, as the check at the end of a build.
         lm = LanguageModel(mixture, threads=self._threads, device="cpu", prefix_caches=0)
         for chunk in chunks:
-            yield log_softmax(lm.logits(chunk.tolist())[len(chunk) // 2 :]).astype(np.float32)
+            yield log_softmax(lm.logits(chunk.tolist())[skipped:]).astype(np.float32)
 
     def _reference(self) -> tuple[list[NDArray[np.int64]], list[Floats]]:
         """Return the chunks that are read, and the float model's log-probabilities for the second half of each."""
@@ -351,6 +396,33 @@ class _Builds:
         ]
         reference.close()
         return chunks, wanted
+
+
+def _frontier(points: Iterable[Point]) -> tuple[Point, ...]:
+    """Return the points that none of the others is both smaller and nearer than, by size."""
+    found: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.bytes, point.kld)):
+        if not found or point.kld < found[-1].kld:
+            found.append(point)
+    return tuple(found)
+
+
+def _groups(levels: Mapping[str, Sequence[int]]) -> list[tuple[str, ...]]:
+    """Return the matrices by those that are measured together: of a kind, and in layers next to each other.
+
+    There are so few groups that about ``_MOST_MEASURED`` models are measured. The first and the last layer, which
+    differ most from those next to them, are apart, and so is what is in no layer.
+    """
+    kinds: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for node, its in levels.items():
+        kinds.setdefault((re.sub(r"\d+", "", node), tuple(its)), []).append(node)
+    most = math.ceil(len(levels) / _MOST_MEASURED)
+    groups = []
+    for nodes in kinds.values():
+        inner = nodes[1:-1]
+        groups += [tuple(nodes[:1]), *(tuple(inner[i : i + most]) for i in range(0, len(inner), most))]
+        groups += [tuple(nodes[1:][-1:])] if len(nodes) > 1 else []
+    return groups
 
 
 def _divergence(wanted: Iterable[Floats], found: Iterable[Floats]) -> float:

@@ -151,14 +151,16 @@ class _Graphs:
     layout: Layout
 
 
-def prepare(request: BuildRequest, *, checkpoint: Checkpoint | None = None) -> Prepared:
+def prepare(
+    request: BuildRequest, *, checkpoint: Checkpoint | None = None, tokenizer: TokenizerFiles | None = None
+) -> Prepared:
     """Open and check what is asked for and lay out the artifact, as ``build`` does before it writes.
 
-    ``checkpoint`` is what the request's source is, if that is open already.
+    ``checkpoint`` is what the request's source is, if that is open already; so is its ``tokenizer``.
     Raises BadOption, UnsupportedModel and BadCheckpoint.
     """
     choices = _validate(request)
-    model = _load(request, choices, checkpoint)
+    model = _load(request, choices, checkpoint, tokenizer)
     graphs = _emit(model, choices)
     outline = _estimate(model, choices, graphs)
     manifest = _manifest(model, choices, graphs, outline)
@@ -249,7 +251,9 @@ def _portable_target(target: Target, options: BuildOptions) -> Target:
     )
 
 
-def _load(request: BuildRequest, choices: _Choices, checkpoint: Checkpoint | None) -> _Model:
+def _load(
+    request: BuildRequest, choices: _Choices, checkpoint: Checkpoint | None, tokenizer: TokenizerFiles | None
+) -> _Model:
     """Open the checkpoint, if it is not open, and the adapters, and check that the options fit them."""
     options = choices.options
     checkpoint = checkpoint or find_checkpoint(
@@ -263,7 +267,7 @@ def _load(request: BuildRequest, choices: _Choices, checkpoint: Checkpoint | Non
     architecture = stored_architecture(checkpoint, request.adapters)
     if choices.dtype is not None:
         architecture = transformers_js.for_browsers(architecture, checkpoint.config)
-    tokenizer = tried_tokenizer(checkpoint.folder, checkpoint.config, architecture.decoder.vocab)
+    tokenizer = tokenizer or tried_tokenizer(checkpoint.folder, checkpoint.config, architecture.decoder.vocab)
     adapters = {name: open_adapter(path, checkpoint, architecture) for name, path in request.adapters.items()}
     architecture, merged = merge(request.merged, checkpoint, architecture)
     if options.layers is not None:
