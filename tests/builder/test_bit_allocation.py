@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ortlm._utils.formatting import parse_bytes
-from ortlm.builder.bit_allocation import Point, _groups, _Matrices, search
+from ortlm.builder.bit_allocation import Point, _Builds, _groups, _Matrices, search
 from ortlm.builder.options import BuildOptions
 from ortlm.builder.planning import prepare
 from ortlm.builder.request import BuildRequest
@@ -68,17 +68,28 @@ def test_fewer_bits_than_usual(tiny: Path, tmp_path: Path) -> None:
     assert again.chosen.bytes <= allocation.chosen.bytes
 
 
-def test_never_behind_what_needs_no_search(tiny: Path, tmp_path: Path) -> None:
+def test_never_behind_what_needs_no_search(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the size of a recipe, or of as many bits for all, the search is at least as near."""
     rules = (Rule(bits=5), Rule(roles=("down",), bits=6))
     recipe = BuildRequest(tiny, options=replace(FAST, rules=rules))
     plain = [Point(bits, 0, 0.0).name for bits in _Matrices(recipe).plain()]
     assert plain == ["10 at 4 bits", "10 at 5 bits", "10 at 6 bits", "2 at 6 bits, 8 at 5"]
     limit = prepare(recipe).outline.bits_per_weight
+    measured: list[Point] = []
+    point = _Builds.point
+
+    def watched(self: _Builds, bits: Any) -> Point:
+        measured.append(point(self, bits))
+        return measured[-1]
+
+    monkeypatch.setattr(_Builds, "point", watched)
     allocation = search(recipe, tmp_path / "out", target_bits=limit + 0.001, threads=1)
-    # Of the four, three are small enough, and each was measured: what is chosen is none of them, or the nearest.
-    known = {point.name: point.kld for point in allocation.frontier}
-    assert all(known[name] >= allocation.chosen.kld for name in plain if name in known and name != plain[2])
+    # Of the four, three are small enough, and each was measured, once.
+    known = {point.name: point.kld for point in measured}
+    assert all(known[name] >= allocation.chosen.kld for name in plain if name != plain[2])
+    assert len({frozenset(point.bits.items()) for point in measured}) == len(measured)
     assert allocation.frontier == tuple(sorted(allocation.frontier, key=lambda point: -point.kld))
 
 

@@ -46,18 +46,18 @@ def test_the_cache_holds_a_row_and_no_more(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact = ortlm.build(tiny, tmp_path / "fast", options=BuildOptions(recipe="fast", layers=1))
-    capacities = []
+    loops = []
 
     class Watched(LanguageModel):
         def loop(self, **given: Any) -> Any:
             loop = super().loop(**given)
-            capacities.append(loop)
+            loops.append(loop)
             return loop
 
     monkeypatch.setattr(dataset, "LanguageModel", Watched)
     rows = dataset.write_rows(artifact, count=3, length=40, seed=0, threads=1, advance=lambda count: None)
     assert [len(row) for row in rows] == [40] * 3
-    assert [loop.cache.capacity for loop in capacities] == [40]
+    assert [loop.cache.capacity for loop in loops] == [40]
 
 
 def test_memory_that_is_told_before(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

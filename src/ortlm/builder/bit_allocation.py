@@ -26,7 +26,7 @@ from ortlm.builder.output_dir import unfinished
 from ortlm.builder.pipeline import write
 from ortlm.builder.planning import Prepared, prepare, weights_of
 from ortlm.builder.request import BuildRequest
-from ortlm.builder.tokenizer_files import TokenizerFiles, read_tokenizer
+from ortlm.builder.tokenizer_files import read_tokenizer
 from ortlm.dtypes import Floats
 from ortlm.errors import BadOption
 from ortlm.evaluation.chunks import make_chunks, read_text
@@ -210,7 +210,6 @@ class _Matrices:
 
     def __init__(self, request: BuildRequest) -> None:
         self._request, self.options = request, request.options
-        self._tokenizer: TokenizerFiles | None = None
         prepared = prepare(request)
         self._checkpoint = prepared.checkpoint
         self._tokenizer = read_tokenizer(self._checkpoint.folder, self._checkpoint.config)
